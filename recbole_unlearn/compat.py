@@ -1,0 +1,90 @@
+"""Every patch of RecBole 1.2.1, and every private name of it that we rely on, in one place.
+
+``apply()`` is idempotent and runs at ``import recbole_unlearn``. It makes stock RecBole train, save and load on
+the versions that ``pyproject.toml`` admits, and changes no number.
+"""
+
+import torch
+from scipy.sparse import dok_matrix
+
+PLAIN = (str, int, float, bool, type(None))
+
+
+def plain(value):
+    """``value`` with everything dropped that ``torch.load(weights_only=True)`` refuses.
+
+    Returns a str, int, float, bool, None, torch.Tensor, or list/dict of these; other things become ``str(value)``.
+    """
+    if isinstance(value, PLAIN) or isinstance(value, torch.Tensor):
+        # bool and str subclasses (enums, numpy scalars) would be pickled by their own class
+        return value if isinstance(value, torch.Tensor) or type(value) in PLAIN else str(value)
+    if isinstance(value, dict):
+        return {plain(k): plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(v) for v in value]
+    if hasattr(value, "item") and getattr(value, "ndim", None) == 0:
+        return plain(value.item())
+    return str(value)
+
+
+def checkpoint_state(trainer, epoch):
+    """What RecBole's ``Trainer._save_checkpoint`` stores, in a form that loads with ``weights_only=True``.
+
+    RecBole pickles its ``Config`` object, which torch >= 2.6 refuses to load; here it is a plain dict. Of the
+    model's ``other_parameter`` only tensors and plain values are kept: some models put whole layers, or the data
+    set with all its interactions, there.
+    """
+    other = {
+        name: value
+        for name, value in (trainer.model.other_parameter() or {}).items()
+        if isinstance(value, PLAIN) or isinstance(value, torch.Tensor)
+    }
+    return {
+        "config": plain(trainer.config.final_config_dict),
+        "epoch": int(epoch),
+        "cur_step": int(trainer.cur_step),
+        "best_valid_score": float(trainer.best_valid_score),
+        "state_dict": {name: value.detach() for name, value in trainer.model.state_dict().items()},
+        "other_parameter": other,
+        "optimizer": trainer.optimizer.state_dict(),
+    }
+
+
+def _save_checkpoint(self, epoch, verbose=True, **kwargs):
+    if not self.config["single_spec"] and self.config["local_rank"] != 0:
+        return
+    path = kwargs.pop("saved_model_file", self.saved_model_file)
+    torch.save(checkpoint_state(self, epoch), path)
+    if verbose:
+        self.logger.info(f"Saving current: {path}")
+
+
+def _dok_update(self, values):
+    self._dict.update(values)
+
+
+def apply():
+    """Patch RecBole and scipy for the installed versions."""
+    from recbole.trainer.trainer import Trainer
+
+    Trainer._save_checkpoint = _save_checkpoint
+    if not hasattr(dok_matrix, "_update"):  # removed in scipy 1.13; LightGCN, NGCF and others call it
+        dok_matrix._update = _dok_update
+
+
+def model_class(name):
+    """RecBole's ``get_model`` without its side effect: importing sine.py turns anomaly detection on, up to 5x slower."""
+    from recbole.utils import get_model
+
+    anomaly = torch.is_anomaly_enabled()
+    try:
+        return get_model(name)
+    finally:
+        torch.autograd.set_detect_anomaly(anomaly)
+
+
+def clear_caches(model):
+    """Drop the embeddings that graph models keep between ``full_sort_predict`` calls; they outlive a weight change."""
+    for name in ("restore_user_e", "restore_item_e", "restore_entity_e"):
+        if hasattr(model, name):
+            setattr(model, name, None)

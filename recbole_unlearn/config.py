@@ -1,0 +1,189 @@
+"""RecBole's ``Config`` with this package's own keys."""
+
+import ast
+import copy
+import difflib
+import re
+from pathlib import Path
+
+import yaml
+from recbole.config import Config
+from recbole.config import configurator as recbole_configurator
+
+from recbole_unlearn.compat import model_class
+from recbole_unlearn.input_error import InputError
+
+CHOICES = {
+    "negatives": ("redrawn", "static"),
+    "curvature": ("gauss_newton", "hessian"),
+    "damping": ("adam", "scalar", "none"),
+    "compare": ("retrain", "none"),
+}
+# Keys that RecBole reads without listing them in any properties file.
+RECBOLE_EXTRA = ("config_files", "local_rank", "nproc", "world_size", "offset", "ip", "port", "seq_len", "preload_weight")
+
+
+def properties_dir():
+    """Folder of the YAML files: inside the installed package, or beside it in a source checkout."""
+    here = Path(__file__).resolve().parent
+    return here / "properties" if (here / "properties").is_dir() else here.parent / "properties"
+
+
+def own_options():
+    """Own keys in file order: ``[(key, default, "(type) meaning")]``, read from ``properties/overall.yaml``."""
+    text = (properties_dir() / "overall.yaml").read_text("utf-8")
+    defaults = yaml.safe_load(text)
+    return [
+        (key, defaults[key], meaning.strip()) for key, meaning in re.findall(r"^(\w+):[^#\n]*#\s*(.*)$", text, re.MULTILINE)
+    ]
+
+
+def parse_value(text):
+    """A command-line string as a Python literal where it is one, else as it is. Unlike RecBole, runs nothing."""
+    if not isinstance(text, str):
+        return text
+    lowered = text.strip().lower()
+    if lowered in ("true", "false"):
+        return lowered == "true"
+    if lowered in ("none", "null", "~"):
+        return None
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return text
+
+
+def recbole_keys():
+    """Every key that RecBole's own properties files and argument lists name."""
+    keys = set(RECBOLE_EXTRA)
+    for group in ("general", "training", "evaluation", "dataset"):
+        keys.update(getattr(recbole_configurator, f"{group}_arguments"))
+    for file in (Path(recbole_configurator.__file__).parent.parent / "properties").rglob("*.yaml"):
+        keys.update(re.findall(r"^(\w+)\s*:", file.read_text("utf-8"), re.MULTILINE))
+    return keys
+
+
+class UnlearnConfig(Config):
+    """RecBole's configuration with the keys of ``properties/overall.yaml``.
+
+    Differs from ``Config`` in that the command line is not read here (``run_unlearn.py`` passes it in
+    ``config_dict``), strings are never evaluated, ``config_dict`` is not changed, and misspelt keys are refused.
+
+    Args:
+        checkpoint_config (dict, optional): configuration stored in a checkpoint; below config files in priority.
+
+    Raises:
+        InputError: unknown key, value or file.
+    """
+
+    def __init__(self, model=None, dataset=None, config_file_list=None, config_dict=None, checkpoint_config=None):
+        self._checkpoint_config = checkpoint_config or {}
+        self._own = {key: default for key, default, _ in own_options()}
+        config_dict = {key: parse_value(value) for key, value in copy.deepcopy(config_dict or {}).items()}
+        try:
+            super().__init__(model, dataset, config_file_list, config_dict)
+        except KeyError as error:
+            raise InputError(str(error.args[0])) from None
+        except (ValueError, TypeError, NotImplementedError, RuntimeError, yaml.YAMLError) as error:
+            raise InputError(f"configuration: {' '.join(str(error).split())}") from None
+        self._check_own()
+
+    @classmethod
+    def peek(cls, key, config_file_list=None, config_dict=None):
+        """Value of one key in ``config_dict`` or the files, without building a configuration; None if absent."""
+        if key in (config_dict or {}):
+            return config_dict[key]
+        reader = cls.__new__(cls)
+        reader._checkpoint_config = {}
+        reader.yaml_loader = reader._build_yaml_loader()
+        return reader._load_config_files(config_file_list).get(key)
+
+    def _init_parameters_category(self):
+        super()._init_parameters_category()
+        self.parameters = {name: list(keys) for name, keys in self.parameters.items()}
+        self.parameters["Unlearning"] = [key for key in self._own if key != "eval_batch_size"]
+
+    def _load_config_files(self, file_list):
+        loaded = dict(self._checkpoint_config)
+        for file in file_list or []:
+            path = Path(file)
+            if not path.is_file() and path.parts[:1] == ("properties",):
+                path = properties_dir().joinpath(*path.parts[1:])
+            try:
+                content = yaml.load(path.read_text("utf-8"), Loader=self.yaml_loader)
+            except (OSError, UnicodeDecodeError) as error:
+                raise InputError(f"cannot read config file {file}: {error}") from None
+            except yaml.YAMLError as error:
+                raise InputError(f"config file {file} is not valid YAML: {' '.join(str(error).split())}") from None
+            if not isinstance(content or {}, dict):
+                raise InputError(f"config file {file} must hold 'key: value' lines")
+            loaded.update(content or {})
+        return loaded
+
+    def _load_cmd_line(self):
+        return {}
+
+    def _convert_config_dict(self, config_dict):
+        return config_dict
+
+    def _get_model_and_dataset(self, model, dataset):
+        self._refuse_misspelt()
+        model = model or self.external_config_dict.get("model")
+        if isinstance(model, str):
+            try:
+                model = model_class(model)
+            except (ValueError, ImportError, AttributeError) as error:
+                raise InputError(f"model {model!r} cannot be loaded from RecBole: {error}") from None
+        return super()._get_model_and_dataset(model, dataset)
+
+    def _load_internal_config_dict(self, model, model_class, dataset):
+        super()._load_internal_config_dict(model, model_class, dataset)
+        self._update_internal_config_dict(properties_dir() / "overall.yaml")
+
+    def _refuse_misspelt(self):
+        known = recbole_keys() | set(self._own) | {"model", "dataset", "log_wandb"}
+        for key in self.external_config_dict:
+            if key in known or key in self._checkpoint_config:
+                continue
+            near = difflib.get_close_matches(key, known, n=1, cutoff=0.7)
+            if near:
+                raise InputError(f"unknown key {key!r}; did you mean {near[0]!r}?")
+            if key.startswith(("forget", "unlearn", "damping", "cg_", "curvature", "log_")):
+                raise InputError(f"unknown key {key!r}; --help lists the keys of recbole_unlearn")
+
+    def _check_own(self):
+        given = self.external_config_dict
+        for key, allowed in CHOICES.items():
+            value = self[key]
+            if value is None and "none" in allowed:
+                value = self.final_config_dict[key] = "none"
+            if value not in allowed:
+                near = difflib.get_close_matches(str(value), allowed, n=1)
+                hint = f"; did you mean {near[0]!r}?" if near else ""
+                raise InputError(f"{key} must be one of {', '.join(allowed)}, not {value!r}{hint}")
+        for key in ("paper", "pool_return", "log_negatives", "purge"):
+            if not isinstance(self[key], bool):
+                raise InputError(f"{key} must be True or False, not {self[key]!r}")
+        for key, low in (("damping_strength", 0), ("cg_tolerance", 0)):
+            if not isinstance(self[key], (int, float)) or isinstance(self[key], bool) or not self[key] >= low:
+                raise InputError(f"{key} must be a number of at least {low}, not {self[key]!r}")
+        for key in ("curvature_triples", "cg_max_iterations"):
+            if not isinstance(self[key], int) or isinstance(self[key], bool) or self[key] < 1:
+                raise InputError(f"{key} must be a whole number of at least 1, not {self[key]!r}")
+        epochs = self["log_epochs"]
+        if epochs != "all" and (not isinstance(epochs, int) or isinstance(epochs, bool) or epochs < 1):
+            raise InputError(f"log_epochs must be 'all' or a whole number of at least 1, not {epochs!r}")
+        if self["paper"]:
+            for key, value in PAPER.items():
+                if key in given and key not in self._checkpoint_config and given[key] != value:
+                    raise InputError(f"paper: True fixes {key} at {value!r}; leave {key} out or set paper: False")
+            self.final_config_dict.update(PAPER)
+
+
+# UBPR, equation (7): nothing of design beyond the paper.
+PAPER = {
+    "curvature": "hessian",
+    "damping": "none",
+    "pool_return": False,
+    "log_epochs": 1,
+}

@@ -1,0 +1,31 @@
+"""What ties a checkpoint and its log to a data set."""
+
+import hashlib
+
+import numpy as np
+
+
+def fingerprint(dataset):
+    """Checksums of a built RecBole data set.
+
+    Returns:
+        dict of sha256 hex digests: ``users`` and ``items`` of the id maps (token of every id), ``rows`` of the
+        interactions in log order (ids, grouped by user).
+    """
+    users = dataset.inter_feat[dataset.uid_field].numpy()
+    items = dataset.inter_feat[dataset.iid_field].numpy()
+    order = np.argsort(users, kind="stable")
+    return {
+        "users": _tokens(dataset.field2id_token[dataset.uid_field]),
+        "items": _tokens(dataset.field2id_token[dataset.iid_field]),
+        "rows": rows_checksum(users[order], items[order]),
+    }
+
+
+def rows_checksum(users, items):
+    """sha256 of interactions in order: int arrays ``[rows]``."""
+    return hashlib.sha256(np.stack([users, items]).astype("<i8").tobytes()).hexdigest()
+
+
+def _tokens(tokens):
+    return hashlib.sha256("\n".join(map(str, tokens)).encode()).hexdigest()

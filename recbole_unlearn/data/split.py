@@ -1,0 +1,184 @@
+"""One frozen split of a RecBole data set, and what remains of it without a forget set."""
+
+import copy
+import tempfile
+
+import numpy as np
+import pandas as pd
+import torch
+from recbole.data import create_dataset, data_preparation
+from recbole.data.dataloader import FullSortEvalDataLoader, NegSampleEvalDataLoader
+from recbole.data.utils import get_dataloader
+from recbole.sampler import Sampler
+
+from recbole_unlearn.data.fingerprint import fingerprint, rows_checksum
+from recbole_unlearn.input_error import InputError
+
+
+def eval_loader(config, dataset, sampler, sampled=0):
+    """A RecBole evaluation loader: full ranking, or ``sampled`` uniform negatives a positive.
+
+    Either way a batch holds at most ``eval_batch_size`` scores (RecBole's own rule would give one user a batch in
+    full ranking, and ``users x items`` scores without limit in sampled ranking). The metrics do not depend on it.
+    """
+    config = copy.copy(config)
+    config.final_config_dict = dict(config.final_config_dict)
+    if not sampled:
+        return FullSortEvalDataLoader(config, dataset, sampler, shuffle=False)
+    config[f"{sampler.phase}_neg_sample_args"] = {"distribution": "uniform", "sample_num": sampled}
+    users = max(config["eval_batch_size"] // dataset.item_num, 1)
+    config["eval_batch_size"] = users * (1 + sampled)
+    return NegSampleEvalDataLoader(config, dataset, sampler, shuffle=False)
+
+
+class Split:
+    """Training, validation and test data of one run, built once and kept.
+
+    Attributes:
+        train, valid, test: RecBole loaders.
+        users, items: training interactions, int64 ``[rows]``, grouped by user as in the triple log.
+        data_row: row in RecBole's training data set of each of these, int64 ``[rows]``.
+        n_users, n_items: sizes of the id spaces, padding id 0 included.
+    """
+
+    def __init__(self, config):
+        self.config = config
+        with tempfile.TemporaryDirectory() as empty:
+            # RecBole unpickles data set and loader caches that it finds in checkpoint_dir: show it an empty one
+            changed = {"checkpoint_dir": empty, "dataset_save_path": None, "dataloaders_save_path": None}
+            changed |= {"save_dataset": False, "save_dataloaders": False}
+            kept = {key: config[key] for key in changed}
+            config.final_config_dict.update(changed)
+            try:
+                dataset = create_dataset(config)
+                self.train, valid, test = data_preparation(config, dataset)
+            except InputError:
+                raise
+            except Exception as error:  # RecBole raises anything from KeyError to zipfile errors here
+                raise InputError(
+                    f"cannot load data set {config['dataset']!r} from {config['data_path']}: "
+                    f"{type(error).__name__}: {' '.join(str(error).split())}; check dataset and data_path"
+                ) from error
+            finally:
+                config.final_config_dict.update(kept)
+        self.valid = self._resized(valid)
+        self.test = self._resized(test)
+        data = self.train._dataset
+        users = data.inter_feat[data.uid_field].numpy()
+        self.data_row = np.argsort(users, kind="stable")
+        self.users = users[self.data_row]
+        self.items = data.inter_feat[data.iid_field].numpy()[self.data_row]
+        self.n_users, self.n_items = data.user_num, data.item_num
+        self.fingerprint = fingerprint(data)
+
+    def _resized(self, loader):
+        args = getattr(loader, "neg_sample_args", None)
+        sampled = args["sample_num"] if args else 0
+        if sampled == "none":
+            return loader
+        return eval_loader(self.config, loader._dataset, loader._sampler, sampled)
+
+    @property
+    def n_rows(self):
+        return len(self.users)
+
+    def test_loader(self, sampled):
+        """The test data under full ranking (``sampled=0``) or against ``sampled`` negatives."""
+        return eval_loader(self.config, self.test._dataset, self.test._sampler, sampled)
+
+    def token(self, field, ids):
+        """RecBole tokens of user (``field='user'``) or item ids."""
+        data = self.train._dataset
+        return data.id2token(data.uid_field if field == "user" else data.iid_field, ids)
+
+    def remaining(self, forgotten):
+        """A training loader without some rows, with the negative pool that retraining would have.
+
+        Ids, sizes, validation and test data stay; the forgotten items become drawable negatives of their users.
+
+        Args:
+            forgotten: int array of rows (of `users`, `items`).
+        """
+        data = self.train._dataset
+        keep = np.ones(len(data), dtype=bool)
+        keep[self.data_row[forgotten]] = False
+        rest = data.copy(data.inter_feat[torch.from_numpy(np.flatnonzero(keep))])
+        args = self.config["train_neg_sample_args"]
+        built = [rest, self.valid._dataset, self.test._dataset]
+        sampler = Sampler(["train", "valid", "test"], built, args["distribution"], args["alpha"]).set_phase("train")
+        return get_dataloader(self.config, "train")(self.config, rest, sampler, shuffle=self.config["shuffle"])
+
+    def fingerprint_without(self, forgotten):
+        """Fingerprint of the training data without some rows; remembers the checksum of the data that it came from."""
+        keep = np.delete(np.arange(self.n_rows), forgotten)
+        origin = self.fingerprint.get("origin", self.fingerprint["rows"])
+        return {**self.fingerprint, "rows": rows_checksum(self.users[keep], self.items[keep]), "origin": origin}
+
+    def align(self, log):
+        """This split without the rows that were already forgotten, according to the log of an unlearned model.
+
+        Raises:
+            InputError: the log belongs to another data set, or to another split of it.
+        """
+        theirs = log.metadata["fingerprint"]
+        name = self.config["dataset"]
+        for part, what in (("users", "user tokens"), ("items", "item tokens")):
+            if theirs.get(part) != self.fingerprint[part]:
+                raise InputError(
+                    f"the triple log {log.path} was written for another data set: its {what} are not those of {name}; "
+                    "check dataset, data_path and the filtering keys"
+                )
+        if theirs.get("rows") == self.fingerprint["rows"]:
+            return self
+        if theirs.get("origin") != self.fingerprint["rows"]:
+            raise InputError(
+                f"the triple log {log.path} was written for other training interactions than {name} now gives; "
+                "use the same .inter file, seed and eval_args as in training"
+            )
+        kept = _match(log, self)
+        split = copy.copy(self)
+        split.train = self.remaining(np.setdiff1d(np.arange(self.n_rows), kept))
+        split.users, split.items = self.users[kept], self.items[kept]
+        # rows of the remaining data set are numbered anew, in its own order
+        split.data_row = np.argsort(np.argsort(self.data_row[kept]))
+        split.fingerprint = theirs
+        return split
+
+    def popularity(self):
+        """Sampling weight of each item id, ``[n_items]``; None where negatives are uniform."""
+        args = self.config["train_neg_sample_args"]
+        if args["distribution"] != "popularity":
+            return None
+        count = np.zeros(self.n_items)
+        for items in (self.items, *(d._dataset.inter_feat[d._dataset.iid_field].numpy() for d in (self.valid, self.test))):
+            np.add.at(count, items, 1)
+        return count ** args["alpha"]
+
+    def seen(self):
+        """Items of each user in training, validation and test.
+
+        Returns:
+            function: user id -> int array of item ids of that user.
+        """
+        users, items = [self.users], [self.items]
+        for loader in (self.valid, self.test):
+            data = loader._dataset
+            users.append(data.inter_feat[data.uid_field].numpy())
+            items.append(data.inter_feat[data.iid_field].numpy())
+        users, items = np.concatenate(users), np.concatenate(items)
+        order = np.argsort(users, kind="stable")
+        ptr = np.searchsorted(users[order], np.arange(self.n_users + 1))
+        items = items[order]
+        return lambda user: items[ptr[user] : ptr[user + 1]]
+
+
+def _match(part, whole):
+    """Row of ``whole`` for each row of ``part``, pairing equal interactions in order of occurrence."""
+
+    def frame(rows):
+        pairs = pd.DataFrame({"user": np.asarray(rows.users, np.int64), "item": np.asarray(rows.items, np.int64)})
+        pairs["occurrence"] = pairs.groupby(["user", "item"]).cumcount()
+        return pairs
+
+    found = frame(part).merge(frame(whole).reset_index(), how="left", on=["user", "item", "occurrence"])
+    return found["index"].to_numpy(np.int64)

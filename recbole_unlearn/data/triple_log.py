@@ -1,0 +1,264 @@
+"""The triple log: every negative that training sampled, beside the interaction that anchors it.
+
+A log is a folder: ``metadata.json``, the anchors ``users.npy`` and ``items.npy`` (shape ``[rows]``, grouped by user),
+and one ``epoch-NNNNN.npy`` an epoch (shape ``[rows, negatives]``; only one if the negatives are static). All
+columns use the smallest unsigned integer type that holds the ids, so 2 bytes a triple below 65,536 items. The
+metadata is replaced last and atomically: a killed run leaves the last complete epoch.
+"""
+
+import json
+import os
+import shutil
+import zlib
+from pathlib import Path
+
+import numpy as np
+
+from recbole_unlearn.input_error import InputError
+
+FORMAT = "recbole_unlearn triple log"
+VERSION = 1
+MAX_METADATA_BYTES = 16 << 20
+
+
+def log_path(checkpoint):
+    """Folder of the triple log that belongs to a checkpoint file."""
+    return Path(checkpoint).with_suffix(".triples")
+
+
+def smallest_uint(largest):
+    """Smallest unsigned numpy dtype that holds ``largest``."""
+    return np.dtype(np.min_scalar_type(int(largest)))
+
+
+def _crc(array):
+    return zlib.crc32(memoryview(np.ascontiguousarray(array)).cast("B"))
+
+
+def write_atomically(path, data):
+    """Write ``data`` (bytes) so that a reader, or a crash, sees the old file or the new one, never half of it."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as f:
+            f.write(data)
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _save(path, array):
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as f:
+            np.save(f, array, allow_pickle=False)
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return _crc(array)
+
+
+def _load(path, shape, dtype):
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise InputError(f"triple log: {path} is missing or damaged ({error}); train again to get a new log") from None
+    if array.shape != tuple(shape) or array.dtype != dtype:
+        raise InputError(
+            f"triple log: {path} holds {array.dtype} {array.shape}, metadata.json says {dtype} {tuple(shape)}; "
+            "the log is damaged or mixed from two runs: train again"
+        )
+    return array
+
+
+class TripleLog:
+    """A triple log on disk.
+
+    Attributes:
+        users, items: anchors, memory-mapped, shape ``[rows]``; ``users`` is non-decreasing.
+        n_epochs (int): complete epochs.
+        negatives (int): negatives per row and epoch.
+    """
+
+    def __init__(self, path, metadata):
+        self.path = Path(path)
+        self.metadata = metadata
+        self.n_rows = metadata["rows"]
+        self.negatives = metadata["negatives"]
+        self.static = metadata["static"]
+        self.dtype = np.dtype(metadata["negative_dtype"])
+        self.users = _load(self.path / "users.npy", [self.n_rows], np.dtype(metadata["user_dtype"]))
+        self.items = _load(self.path / "items.npy", [self.n_rows], np.dtype(metadata["item_dtype"]))
+
+    @classmethod
+    def create(cls, path, users, items, n_users, n_items, negatives, static, seed, fingerprint, run_id):
+        """Start an empty log. ``users`` and ``items`` (int arrays ``[rows]``) must be grouped by user, ascending."""
+        path = Path(path)
+        if (np.diff(np.asarray(users).astype(np.int64)) < 0).any():
+            raise ValueError("anchors must be sorted by user")
+        path.mkdir(parents=True, exist_ok=True)
+        for old in path.glob("epoch-*.npy"):
+            old.unlink()
+        user_dtype, item_dtype = smallest_uint(n_users - 1), smallest_uint(n_items - 1)
+        metadata = {
+            "format": FORMAT,
+            "version": VERSION,
+            "run_id": run_id,
+            "rows": len(users),
+            "n_users": int(n_users),
+            "n_items": int(n_items),
+            "negatives": int(negatives),
+            "static": bool(static),
+            "seed": None if seed is None else int(seed),
+            "fingerprint": fingerprint,
+            "user_dtype": user_dtype.str,
+            "item_dtype": item_dtype.str,
+            "negative_dtype": item_dtype.str,
+            "n_epochs": 0,
+            "crc32": {
+                "users.npy": _save(path / "users.npy", np.asarray(users).astype(user_dtype)),
+                "items.npy": _save(path / "items.npy", np.asarray(items).astype(item_dtype)),
+            },
+        }
+        log = cls(path, metadata)
+        log._write_metadata()
+        return log
+
+    @classmethod
+    def open(cls, path):
+        """Open a log and check that it is whole (sizes, types, epoch files; not yet the checksums, see `verify`).
+
+        Raises:
+            InputError: no log there, or metadata or a column that is damaged.
+        """
+        path = Path(path)
+        file = path / "metadata.json"
+        try:
+            if file.stat().st_size > MAX_METADATA_BYTES:
+                raise InputError(f"triple log: {file} is far too large to be ours; train again to get a new log")
+            metadata = json.loads(file.read_text("utf-8"))
+        except OSError:
+            raise InputError(f"triple log: none at {path}; train with recbole_unlearn so that negatives are logged") from None
+        except ValueError as error:
+            raise InputError(f"triple log: {file} is damaged ({error}); train again to get a new log") from None
+        if not isinstance(metadata, dict) or metadata.get("format") != FORMAT:
+            raise InputError(f"triple log: {file} is not a triple log's metadata; point to the folder that training wrote")
+        if metadata.get("version") != VERSION:
+            raise InputError(
+                f"triple log: {path} has version {metadata.get('version')}, this program reads {VERSION}; train again"
+            )
+        try:
+            log = cls(path, metadata)
+            for epoch in range(log.n_epochs):
+                log.epoch(epoch)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise InputError(f"triple log: {file} is damaged ({error!r}); train again to get a new log") from None
+        return log
+
+    @property
+    def n_epochs(self):
+        return self.metadata["n_epochs"]
+
+    @property
+    def run_id(self):
+        return self.metadata["run_id"]
+
+    @property
+    def nbytes(self):
+        """Bytes on disk."""
+        return sum(file.stat().st_size for file in self.path.iterdir())
+
+    def _file(self, epoch):
+        return self.path / f"epoch-{0 if self.static else epoch:05d}.npy"
+
+    def _write_metadata(self):
+        write_atomically(self.path / "metadata.json", json.dumps(self.metadata, indent=1).encode())
+
+    def append(self, negatives):
+        """Add a complete epoch; ``negatives``: int array ``[rows, negatives]`` of item ids, none of them 0 (padding)."""
+        negatives = np.ascontiguousarray(negatives, dtype=self.dtype)
+        if negatives.shape != (self.n_rows, self.negatives) or (self.n_rows and negatives.min() == 0):
+            raise ValueError(f"an epoch must hold {self.n_rows} x {self.negatives} negatives, all of them drawn")
+        file = self._file(self.n_epochs)
+        if not (self.static and self.n_epochs):
+            self.metadata["crc32"][file.name] = _save(file, negatives)
+        self.metadata["n_epochs"] += 1
+        self._write_metadata()
+
+    def truncate(self, n_epochs):
+        """Keep the first ``n_epochs`` only (training continued past the epoch that the checkpoint holds)."""
+        kept = {self._file(epoch).name for epoch in range(n_epochs)}
+        self.metadata["n_epochs"] = min(n_epochs, self.n_epochs)
+        self.metadata["crc32"] = {
+            name: crc for name, crc in self.metadata["crc32"].items() if not name.startswith("epoch-") or name in kept
+        }
+        self._write_metadata()
+        for file in self.path.glob("epoch-*.npy"):
+            if file.name not in kept:
+                file.unlink()
+
+    def epoch(self, epoch):
+        """Negatives of one epoch, memory-mapped, ``[rows, negatives]``."""
+        return _load(self._file(epoch), [self.n_rows, self.negatives], self.dtype)
+
+    def gather(self, rows, epochs):
+        """Negatives of some rows in some epochs, ``[len(epochs), len(rows), negatives]``."""
+        if self.static:
+            return np.repeat(self.epoch(0)[rows][None], len(epochs), axis=0)
+        return np.stack([self.epoch(e)[rows] for e in epochs])
+
+    def verify(self):
+        """Check every column against its checksum and every id against its range.
+
+        Raises:
+            InputError: what is damaged.
+        """
+        for name, expected in self.metadata["crc32"].items():
+            largest = self.metadata["n_users" if name == "users.npy" else "n_items"]
+            file = self.path / name
+            if Path(name).name != name:
+                raise InputError(f"triple log: {self.path} names a file outside itself; do not use it, train again")
+            try:
+                column = np.load(file, mmap_mode="r", allow_pickle=False)
+            except (OSError, ValueError, EOFError) as error:
+                raise InputError(f"triple log: {file} is missing or damaged ({error}); train again") from None
+            if _crc(column) != expected:
+                raise InputError(f"triple log: {file} does not match its checksum; it was changed or damaged, train again")
+            if column.size and (column.min() < 1 or column.max() >= largest):
+                raise InputError(f"triple log: {file} holds ids outside 1..{largest - 1}; train again")
+
+    def without(self, rows, path, run_id, fingerprint):
+        """Write a copy in which the given rows, anchors and negatives alike, do not occur; returns the new log.
+
+        The copy appears under its final name only when complete.
+        """
+        path = Path(path)
+        keep = np.ones(self.n_rows, dtype=bool)
+        keep[rows] = False
+        building = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        shutil.rmtree(building, ignore_errors=True)
+        try:
+            copy = TripleLog.create(
+                building,
+                np.asarray(self.users)[keep],
+                np.asarray(self.items)[keep],
+                self.metadata["n_users"],
+                self.metadata["n_items"],
+                self.negatives,
+                self.static,
+                self.metadata["seed"],
+                fingerprint,
+                run_id,
+            )
+            for epoch in range(self.n_epochs):
+                copy.append(self.epoch(epoch)[keep])
+            if path.exists():
+                shutil.rmtree(path)
+            os.rename(building, path)
+        finally:
+            shutil.rmtree(building, ignore_errors=True)
+        return TripleLog.open(path)

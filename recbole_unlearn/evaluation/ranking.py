@@ -1,0 +1,32 @@
+"""RecBole's own evaluators on the held-out interactions, under full and sampled ranking."""
+
+import numpy as np
+
+SAMPLED = 99  # negatives a held-out item, as in the NCF and UBPR papers
+PROTOCOLS = {"full": 0, f"uni{SAMPLED}": SAMPLED}
+
+
+def evaluate(trainer, model, split, seed, show_progress=False):
+    """Metrics of ``model`` on the test data under each protocol.
+
+    RecBole redraws the sampled negatives at every call; here numpy's stream is set to ``seed`` before and restored
+    after, so all models meet the same negatives.
+
+    Args:
+        trainer: a RecBole trainer of the same configuration; its ``evaluate`` does the work.
+
+    Returns:
+        dict: protocol -> {metric: value}.
+    """
+    own_model, stream = trainer.model, np.random.get_state()
+    results = {}
+    try:
+        trainer.model = model
+        for name, sampled in PROTOCOLS.items():
+            np.random.seed(seed)
+            loader = split.test_loader(sampled)
+            results[name] = dict(trainer.evaluate(loader, load_best_model=False, show_progress=show_progress))
+    finally:
+        trainer.model = own_model
+        np.random.set_state(stream)
+    return {name: {metric: float(value) for metric, value in result.items()} for name, result in results.items()}

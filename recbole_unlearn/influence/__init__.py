@@ -1,0 +1,1 @@
+"""The numerics of unlearning: torch, numpy and numba only, nothing of RecBole."""

@@ -1,0 +1,100 @@
+"""Preconditioned conjugate gradient that says what happened."""
+
+from dataclasses import dataclass, field
+
+import torch
+
+
+@dataclass
+class SolveReport:
+    """How a linear solve went.
+
+    Attributes:
+        iterations (int): products with the matrix.
+        residual (float): final ``||A t - z|| / ||z||``, recursively updated as CG does.
+        converged (bool): whether the residual fell below the tolerance.
+        negative_curvature (bool): whether a direction with ``d^T A d <= 0`` was met; CG stops there.
+        history (list of float): relative residual after each iteration.
+    """
+
+    iterations: int = 0
+    residual: float = 0.0
+    converged: bool = True
+    negative_curvature: bool = False
+    history: list = field(default_factory=list)
+
+
+def conjugate_gradient(operator, z, precondition=None, tolerance=1e-3, max_iterations=200, progress=None):
+    """Solve ``A t = z`` for symmetric positive definite ``A``.
+
+    On negative curvature the iterate so far is returned, as in truncated Newton methods (Steihaug 1983); if it is
+    met at the first direction, that direction itself is (the preconditioned gradient step that minimises ``|A t - z|`` on it
+    does not exist, so the result is zero).
+
+    Args:
+        operator (Curvature): ``A``.
+        z (Tensor): float64 ``[size]``.
+        precondition (callable, optional): ``r -> M^-1 r``.
+        tolerance (float): stop at ``||r|| <= tolerance ||z||``.
+        progress (callable, optional): called with the report after each iteration.
+
+    Returns:
+        (Tensor, SolveReport)
+    """
+    precondition = precondition or (lambda r: r)
+    report = SolveReport()
+    t = torch.zeros_like(z)
+    norm = z.norm().item()
+    if norm == 0:
+        return t, report
+    if not norm < float("inf"):
+        raise ValueError("the right-hand side of the linear solve is not finite")
+    r = z.clone()
+    y = precondition(r)
+    d = y.clone()
+    rho = torch.dot(r, y)
+    report.residual, report.converged = 1.0, False
+    while report.iterations < max_iterations:
+        Ad = operator.matvec(d)
+        report.iterations += 1
+        curvature = torch.dot(d, Ad).item()
+        if not curvature > 0:
+            report.negative_curvature = True
+            break
+        alpha = rho / curvature
+        t += alpha * d
+        r -= alpha * Ad
+        report.residual = (r.norm() / norm).item()
+        report.history.append(report.residual)
+        if progress:
+            progress(report)
+        if report.residual <= tolerance:
+            report.converged = True
+            break
+        y = precondition(r)
+        rho, previous = torch.dot(r, y), rho
+        d = y + (rho / previous) * d
+    return t, report
+
+
+def block_jacobi(blocks, d):
+    """Preconditioner from K x K diagonal blocks ``[n, K, K]`` and the damping diagonal ``[n K]`` (or a number).
+
+    A block that is not positive definite even so (an embedding row in no triple, without damping) is replaced by
+    the identity.
+    """
+    n, K = blocks.shape[:2]
+    d = torch.as_tensor(d, dtype=blocks.dtype).expand(n * K).reshape(n, K)
+    full = blocks + torch.diag_embed(d)
+    factor, info = torch.linalg.cholesky_ex(full)
+    bad = (info != 0) | (factor.diagonal(dim1=1, dim2=2) ** 2 < 1e-12 * factor.abs().amax().item() ** 2).any(1)
+    factor[bad] = torch.eye(K, dtype=blocks.dtype)
+    inverse = torch.cholesky_inverse(factor)
+    return lambda r: torch.bmm(inverse, r.view(n, K, 1)).view(-1)
+
+
+def jacobi(diagonal, d):
+    """Preconditioner from the diagonal ``[size]`` and the damping; zeros are replaced by one."""
+    full = diagonal + d
+    inverse = torch.where(full > 0, 1 / full, torch.ones_like(full))
+    return lambda r: inverse * r

@@ -1,0 +1,142 @@
+"""A trainer that logs every sampled negative and is otherwise RecBole's own: the weights are bit-identical."""
+
+import os
+import secrets
+from pathlib import Path
+
+import numpy as np
+import torch
+from recbole.trainer.trainer import Trainer
+from recbole.utils import InputType
+
+from recbole_unlearn.compat import checkpoint_state
+from recbole_unlearn.data.fingerprint import fingerprint
+from recbole_unlearn.data.sampling import ROW, NegativeDraw, PairwiseCollate
+from recbole_unlearn.data.triple_log import TripleLog, log_path
+
+
+class _Recorded:
+    """A train loader whose iteration also writes down which negatives each row got."""
+
+    def __init__(self, loader, position, negatives, dtype):
+        self.loader = loader
+        self.position = position  # row of the data set -> row of the log
+        self.drawn = np.zeros((len(position), negatives), dtype)
+
+    def __iter__(self):
+        for batch in self.loader:
+            rows = batch.interaction.pop(ROW)
+            negatives = batch[self.loader.neg_item_id].view(self.drawn.shape[1], -1)
+            self.drawn[self.position[rows[: negatives.shape[1]].numpy()]] = negatives.t().numpy()
+            yield batch
+
+    def __len__(self):
+        return len(self.loader)
+
+    def __getattr__(self, name):
+        return getattr(self.loader, name)
+
+
+class BPRTrainer(Trainer):
+    """RecBole's ``Trainer`` for pairwise models, which keeps a :class:`TripleLog` beside the checkpoint.
+
+    Set ``log_negatives=False`` (configuration or attribute) to train without a log; ``negatives: static`` draws the
+    negatives once instead of every epoch.
+    """
+
+    def __init__(self, config, model):
+        super().__init__(config, model)
+        self.saved_model_file = _unused(self.saved_model_file)
+        self.log_negatives = config["log_negatives"] is not False
+        self.triple_log = None
+        self._position = None
+
+    def _prepare(self, train_data):
+        """Make the loader say which row each batch entry is, and open the log."""
+        dataset = train_data._dataset
+        users = dataset.inter_feat[dataset.uid_field].numpy()
+        items = dataset.inter_feat[dataset.iid_field].numpy()
+        order = np.argsort(users, kind="stable")
+        self._position = np.empty(len(order), np.int64)
+        self._position[order] = np.arange(len(order))
+        static = self.config["negatives"] == "static"
+        if PairwiseCollate.fits(train_data):
+            collate = PairwiseCollate(train_data)
+            if static:
+                collate.table = collate.draw_table()
+            train_data.collate_fn = collate
+        else:
+            dataset.inter_feat.interaction[ROW] = torch.arange(len(users))
+            if static:
+                train_data.collate_fn = _StaticCollate(train_data)
+        if not self.log_negatives:
+            return
+        path = log_path(self.saved_model_file)
+        if self.start_epoch:  # resumed: the log must be the one that this checkpoint was written with
+            self.triple_log = TripleLog.open(path)
+            self.triple_log.truncate(self.start_epoch)
+            return
+        self.triple_log = TripleLog.create(
+            path,
+            users[order],
+            items[order],
+            dataset.user_num,
+            dataset.item_num,
+            train_data.times,
+            static,
+            self.config["seed"],
+            fingerprint(dataset),
+            secrets.token_hex(8),
+        )
+
+    def _train_epoch(self, train_data, epoch_idx, loss_func=None, show_progress=False):
+        if train_data.dl_format != InputType.PAIRWISE or not self.config["single_spec"]:
+            return super()._train_epoch(train_data, epoch_idx, loss_func, show_progress)
+        if self._position is None:
+            self._prepare(train_data)
+        dtype = self.triple_log.dtype if self.triple_log else np.int64
+        recorded = _Recorded(train_data, self._position, train_data.times, dtype)
+        loss = super()._train_epoch(recorded, epoch_idx, loss_func, show_progress)
+        if self.triple_log:
+            self.triple_log.append(recorded.drawn)
+        return loss
+
+    def _save_checkpoint(self, epoch, verbose=True, **kwargs):
+        if not self.config["single_spec"] and self.config["local_rank"] != 0:
+            return
+        path = Path(kwargs.pop("saved_model_file", self.saved_model_file))
+        state = checkpoint_state(self, epoch)
+        if self.triple_log:
+            state["triple_log"] = {"run_id": self.triple_log.run_id, "epochs": epoch + 1}
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        torch.save(state, temporary)
+        os.replace(temporary, path)
+        if verbose:
+            self.logger.info(f"Saving current: {path}")
+
+
+def _unused(path):
+    """``path``, or ``path-2``, ``-3``, …: RecBole's names have a resolution of one second, and runs may share it."""
+    path = Path(path)
+    candidate, n = path, 1
+    while candidate.exists() or log_path(candidate).exists():
+        n += 1
+        candidate = path.with_stem(f"{path.stem}-{n}")
+    return str(candidate)
+
+
+class _StaticCollate:
+    """Static negatives for loaders whose batches hold more than ids (see `PairwiseCollate.fits`)."""
+
+    def __init__(self, loader):
+        dataset = loader._dataset
+        self.loader = loader
+        users = dataset.inter_feat[loader.uid_field].numpy()
+        draw = NegativeDraw(loader._sampler, dataset.user_num)
+        self.table = draw(users, loader.times).reshape(loader.times, -1)
+
+    def __call__(self, index):
+        index = np.array(index)
+        data = self.loader.transform(self.loader._dataset, self.loader._dataset[index])
+        negatives = torch.from_numpy(self.table[:, index].reshape(-1))
+        return self.loader._neg_sample_by_pair_wise_sampling(data, negatives)

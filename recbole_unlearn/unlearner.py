@@ -1,0 +1,220 @@
+"""From a trained RecBole model, its log and a forget set to weights that have forgotten."""
+
+import logging
+from dataclasses import asdict, dataclass
+from time import perf_counter
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from recbole_unlearn.checkpoint import check_finite
+from recbole_unlearn.influence import damping as damping_metrics
+from recbole_unlearn.influence.objective import gradient, pool_return, sampled_triples
+from recbole_unlearn.influence.operators import Damped, DotProductCurvature, UserTriples
+from recbole_unlearn.influence.solver import SolveReport, block_jacobi, conjugate_gradient, jacobi
+from recbole_unlearn.input_error import InputError
+
+BLOCK_JACOBI_UP_TO = 16  # K; beyond, K x K blocks cost more than the iterations they save
+SUPPORTED = ("BPR",)
+
+
+@dataclass
+class Unlearned:
+    """Result of one request.
+
+    Attributes:
+        state_dict (dict): the new weights; load them into a model of the same class.
+        seconds (float): from the request to the weights, log reading included.
+        solve (SolveReport): of the linear system.
+        curvature_triples (int): triples that the curvature was summed over.
+        step_norm (float): Euclidean length of the step; gradient_norm: of the right-hand side.
+    """
+
+    state_dict: dict
+    seconds: float
+    solve: SolveReport
+    curvature_triples: int
+    step_norm: float
+    gradient_norm: float
+
+    def report(self):
+        """Everything but the weights, as plain values."""
+        solve = asdict(self.solve)
+        solve["final_residual"] = solve.pop("residual")
+        return {
+            "seconds": self.seconds,
+            "curvature_triples": self.curvature_triples,
+            "step_norm": self.step_norm,
+            "gradient_norm": self.gradient_norm,
+            **solve,
+        }
+
+
+class InfluenceUnlearner:
+    """One influence-function step on the remaining data (UBPR, equation (7), corrected; see docs/method.md).
+
+    With H the curvature of the loss summed over the remaining triples, D the damping, and z the gradient of what
+    retraining removes (the forgotten rows' triples, and their share of the L2 term) minus what it adds (forgotten
+    items drawn as negatives), the step is ``theta* = theta + (H + D)^-1 z``.
+
+    The model and the log are only read.
+
+    Args:
+        model: trained RecBole model.
+        log (TripleLog): its log.
+        optimizer_state (dict): ``optimizer`` entry of its checkpoint.
+        config: configuration with the keys of properties/overall.yaml.
+        epochs (int, optional): epochs that the weights were trained for; default: all of the log.
+        popularity (array, optional): sampling weight of each item where negatives are not uniform.
+
+    Raises:
+        InputError: model, optimiser or weights that this step is not valid for.
+    """
+
+    def __init__(self, model, log, optimizer_state, config, epochs=None, popularity=None):
+        name = type(model).__name__
+        if name not in SUPPORTED:
+            raise InputError(f"model {name} is not supported; {', '.join(SUPPORTED)} is")
+        self.log = log
+        self.config = config
+        self.epochs = log.n_epochs if epochs is None else epochs
+        if not 1 <= self.epochs <= log.n_epochs:
+            raise InputError(f"the checkpoint was written after epoch {self.epochs}, the triple log holds {log.n_epochs}; train again")
+        self.popularity = popularity
+        self.state_dict = {key: value.detach().cpu().clone() for key, value in model.state_dict().items()}
+        check_finite(self.state_dict, "the model")
+        self.P = self.state_dict["user_embedding.weight"].numpy()
+        self.Q = self.state_dict["item_embedding.weight"].numpy()
+        if len(self.P) != log.metadata["n_users"] or len(self.Q) != log.metadata["n_items"]:
+            raise InputError(
+                f"the model has {len(self.P)} users and {len(self.Q)} items, the triple log {log.metadata['n_users']} "
+                f"and {log.metadata['n_items']}; they belong to different runs"
+            )
+        self.n_triples = log.n_rows * log.negatives
+        self.weight_decay = float(config["weight_decay"] or 0)
+        self.damping = self._damping(optimizer_state)
+
+    def _damping(self, optimizer_state):
+        """Diagonal added to the curvature of the loss, L2 included: float64 ``[size]`` or a number."""
+        strength, kind = self.config["damping_strength"], self.config["damping"]
+        l2 = self.n_triples * self.weight_decay
+        if kind == "none":
+            return l2
+        if kind == "scalar":
+            return l2 + self.n_triples * strength
+        states = [optimizer_state["state"].get(i, {}) for i in range(2)]
+        if not all("exp_avg_sq" in state for state in states):
+            raise InputError("damping: adam needs a checkpoint that was trained with Adam; use damping: scalar")
+        group = optimizer_state["param_groups"][0]
+        metric = [
+            damping_metrics.adam(
+                state["exp_avg_sq"].cpu().numpy().ravel(),
+                int(state["step"]),
+                group["betas"][1],
+                group["eps"],
+                group["lr"],
+                self.n_triples,
+            )
+            for state in states
+        ]
+        return l2 + strength * torch.from_numpy(np.concatenate(metric))
+
+    def warm_up(self):
+        """Load (or, the very first time, compile) the kernels, so that `unlearn` is timed without."""
+        triples = UserTriples(*(np.zeros(1, self.log.dtype) for _ in range(2)), np.zeros((1, 1), self.log.dtype), 1, 1)
+        row = np.zeros((1, self.P.shape[1]), np.float32)
+        curvature = DotProductCurvature(triples, row, row, exact=self.config["curvature"] == "hessian")
+        self._solve(curvature, torch.ones(curvature.size, dtype=torch.float64), 1.0)
+        gradient(sampled_triples([0], [0], np.zeros((1, 1, 1), np.int64)), row, row)
+
+    def unlearn(self, rows, show_progress=False):
+        """Forget some rows of the log.
+
+        Args:
+            rows: sorted int array of rows of the log; empty: the weights come back unchanged.
+
+        Returns:
+            Unlearned
+        """
+        start = perf_counter()
+        rows = np.asarray(rows, np.int64)
+        if len(rows) == 0:
+            return Unlearned(dict(self.state_dict), perf_counter() - start, SolveReport(), 0, 0.0, 0.0)
+        z = self._right_hand_side(rows)
+        curvature = self._curvature(rows)
+        step, solve = self._solve(curvature, z, self.damping, show_progress)
+        user_step, item_step = curvature.split(step)
+        state = dict(self.state_dict)
+        state["user_embedding.weight"] = torch.from_numpy((self.P + user_step).astype(self.P.dtype))
+        state["item_embedding.weight"] = torch.from_numpy((self.Q + item_step).astype(self.Q.dtype))
+        check_finite(state, "the unlearned model; raise damping_strength: the result")
+        if not solve.converged:
+            logging.getLogger().warning(
+                f"conjugate gradient stopped at relative residual {solve.residual:.1e} after {solve.iterations} iterations"
+                + (": negative curvature" if solve.negative_curvature else "")
+            )
+        return Unlearned(
+            state,
+            perf_counter() - start,
+            solve,
+            len(curvature.triples),
+            float(step.norm()),
+            float(z.norm()),
+        )
+
+    def _log_epochs(self):
+        last = self.config["log_epochs"]
+        return np.arange(0 if last == "all" else max(self.epochs - last, 0), self.epochs)
+
+    def _right_hand_side(self, rows):
+        log = self.log
+        users, items = np.asarray(log.users, np.int64), np.asarray(log.items, np.int64)
+        removed = sampled_triples(users[rows], items[rows], log.gather(rows, self._log_epochs()))
+        z = gradient(removed, self.P, self.Q)
+        # L2 is a mean over triples too, so fewer triples carry less of it
+        theta = np.concatenate([self.P.ravel(), self.Q.ravel()]).astype(np.float64)
+        z += len(rows) * log.negatives * self.weight_decay * theta
+        if self.config["pool_return"]:
+            returned = pool_return(users, items, rows, len(self.Q), log.negatives, self.popularity)
+            z -= gradient(returned, self.P, self.Q)
+        return torch.from_numpy(z)
+
+    def _curvature(self, rows):
+        """Curvature over a part of the logged triples that is large enough, weighted to one epoch."""
+        log, m = self.log, self.log.negatives
+        epochs = self._log_epochs()
+        if log.static:
+            epochs = epochs[-1:]
+        wanted = max(self.config["curvature_triples"] // log.n_rows, 1)
+        if wanted < m and not self.config["paper"]:
+            negatives = np.ascontiguousarray(log.epoch(epochs[-1])[:, :wanted])
+        else:
+            count = min(max(wanted // m, 1), len(epochs))
+            chosen = epochs[np.linspace(0, len(epochs) - 1, count).round().astype(int)] if count > 1 else epochs[-1:]
+            negatives = np.concatenate([log.epoch(e) for e in chosen], axis=1)
+        weight = np.full(log.n_rows, m / negatives.shape[1], np.float32)
+        if not self.config["paper"]:  # equation (7) keeps the forgotten triples in H
+            weight[rows] = 0
+        triples = UserTriples(log.users, np.array(log.items), negatives, len(self.P), len(self.Q), weight)
+        return DotProductCurvature(triples, self.P, self.Q, exact=self.config["curvature"] == "hessian")
+
+    def _solve(self, curvature, z, damping, show_progress=False):
+        if curvature.K <= BLOCK_JACOBI_UP_TO:
+            precondition = block_jacobi(curvature.blocks(), damping)
+        else:
+            precondition = jacobi(curvature.diagonal(), damping)
+        with tqdm(total=self.config["cg_max_iterations"], desc="Unlearn", ncols=100, disable=not show_progress) as bar:
+
+            def progress(report):
+                bar.update()
+                bar.set_postfix_str(f"residual {report.residual:.1e}")
+
+            return conjugate_gradient(
+                Damped(curvature, damping),
+                z,
+                precondition,
+                self.config["cg_tolerance"],
+                self.config["cg_max_iterations"],
+                progress,
+            )

@@ -1,0 +1,45 @@
+"""Command line of recbole_unlearn."""
+
+import argparse
+import sys
+
+
+def main(argv=None):
+    from recbole_unlearn.config import own_options
+    from recbole_unlearn.input_error import InputError
+
+    options = "\n".join(f"  --{key}={'' if default is None else default}\n      {meaning}" for key, default, meaning in own_options())
+    parser = argparse.ArgumentParser(
+        description="Train a RecBole model (or take --checkpoint), make it forget, and compare with retraining.",
+        epilog=f"keys of recbole_unlearn, with their defaults:\n{options}\n\nAny key of RecBole is accepted likewise.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("-m", "--model", help="RecBole model (default: BPR, or the checkpoint's)")
+    parser.add_argument("-d", "--dataset", help="RecBole data set (default: the bundled ml-100k, or the checkpoint's)")
+    parser.add_argument("--config_files", help='YAML files, separated by spaces: "a.yaml b.yaml"')
+    args, rest = parser.parse_known_args(argv)
+    try:
+        overrides = {}
+        for arg in rest:
+            key, equals, value = arg.removeprefix("--").partition("=")
+            if not arg.startswith("--") or not equals or not key:
+                raise InputError(f"cannot read argument {arg!r}; write --key=value")
+            if key in overrides:
+                raise InputError(f"--{key} is given twice; give it once")
+            overrides[key] = value
+        from recbole_unlearn.quick_start import run_unlearn
+        from recbole_unlearn.reporting import markdown
+
+        result = run_unlearn(args.model, args.dataset, (args.config_files or "").split(), overrides)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"\n{markdown(result)}")
+    for name, path in result["files"].items():
+        print(f"{name}: {path}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
