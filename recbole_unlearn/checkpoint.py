@@ -52,10 +52,19 @@ def load(path):
         raise InputError(f"checkpoint {path} is no RecBole checkpoint; give the .pth file that training wrote")
     if not isinstance(state["config"], dict) or "triple_log" not in state:
         raise InputError(f"checkpoint {path} has no triple log; train with recbole_unlearn and log_negatives: True")
-    check_finite(state["state_dict"], f"checkpoint {path}")
+    weights, tie = state["state_dict"], state["triple_log"]
+    if not (
+        isinstance(weights, dict)
+        and all(isinstance(value, torch.Tensor) for value in weights.values())
+        and isinstance(state["optimizer"], dict)
+        and isinstance(tie, dict)
+        and isinstance(tie.get("epochs"), int)
+        and all(isinstance(state["config"].get(key), str) for key in ("model", "dataset"))
+    ):
+        raise InputError(f"checkpoint {path} is damaged; give the .pth file that training wrote")
+    check_finite(weights, f"checkpoint {path}")
     log = TripleLog.open(log_path(path))
     log.verify()
-    tie = state["triple_log"]
     if tie.get("run_id") != log.run_id or not 0 < tie.get("epochs", 0) <= log.n_epochs:
         raise InputError(f"checkpoint {path} and {log.path} come from different runs; put back the folder that training wrote")
     return state, log

@@ -16,8 +16,10 @@ def plain(value):
     Returns a str, int, float, bool, None, torch.Tensor, or list/dict of these; other things become ``str(value)``.
     """
     if isinstance(value, PLAIN) or isinstance(value, torch.Tensor):
-        # bool and str subclasses (enums, numpy scalars) would be pickled by their own class
-        return value if isinstance(value, torch.Tensor) or type(value) in PLAIN else str(value)
+        # subclasses (enums, numpy scalars) would be pickled by their own class
+        if isinstance(value, torch.Tensor) or type(value) in PLAIN:
+            return value
+        return float(value) if isinstance(value, float) else str(value)
     if isinstance(value, dict):
         return {plain(k): plain(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
@@ -25,6 +27,15 @@ def plain(value):
     if hasattr(value, "item") and getattr(value, "ndim", None) == 0:
         return plain(value.item())
     return str(value)
+
+
+# Keys whose values may name what is to be forgotten: never written anywhere.
+PERSONAL_KEYS = ("forget_users", "forget_items", "forget_file")
+
+
+def settings(config):
+    """The configuration as plain values, without anything that names the forgotten."""
+    return {key: value for key, value in plain(config.final_config_dict).items() if key not in PERSONAL_KEYS}
 
 
 def checkpoint_state(trainer, epoch):
@@ -40,7 +51,7 @@ def checkpoint_state(trainer, epoch):
         if isinstance(value, PLAIN) or isinstance(value, torch.Tensor)
     }
     return {
-        "config": plain(trainer.config.final_config_dict),
+        "config": settings(trainer.config),
         "epoch": int(epoch),
         "cur_step": int(trainer.cur_step),
         "best_valid_score": float(trainer.best_valid_score),

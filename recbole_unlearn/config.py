@@ -14,6 +14,7 @@ from recbole_unlearn.compat import model_class
 from recbole_unlearn.input_error import InputError
 
 CHOICES = {
+    "method": ("auto", "replay", "influence"),
     "negatives": ("redrawn", "static"),
     "curvature": ("gauss_newton", "hessian"),
     "damping": ("adam", "scalar", "none"),
@@ -84,7 +85,9 @@ class UnlearnConfig(Config):
             super().__init__(model, dataset, config_file_list, config_dict)
         except KeyError as error:
             raise InputError(str(error.args[0])) from None
-        except (ValueError, TypeError, NotImplementedError, RuntimeError, yaml.YAMLError) as error:
+        except (ValueError, TypeError, AttributeError, NotImplementedError, RuntimeError, yaml.YAMLError) as error:
+            if isinstance(error, InputError):
+                raise
             raise InputError(f"configuration: {' '.join(str(error).split())}") from None
         self._check_own()
 
@@ -161,11 +164,16 @@ class UnlearnConfig(Config):
                 near = difflib.get_close_matches(str(value), allowed, n=1)
                 hint = f"; did you mean {near[0]!r}?" if near else ""
                 raise InputError(f"{key} must be one of {', '.join(allowed)}, not {value!r}{hint}")
+        for key in ("output_dir", "checkpoint"):
+            if isinstance(self[key], (int, float)) and not isinstance(self[key], bool):  # `--output_dir=5`
+                self.final_config_dict[key] = str(self[key])
+            elif self[key] is not None and not isinstance(self[key], str):
+                raise InputError(f"{key} must be a path, not {self[key]!r}")
         for key in ("paper", "pool_return", "log_negatives", "purge"):
             if not isinstance(self[key], bool):
                 raise InputError(f"{key} must be True or False, not {self[key]!r}")
         for key, low in (("damping_strength", 0), ("cg_tolerance", 0)):
-            if not isinstance(self[key], (int, float)) or isinstance(self[key], bool) or not self[key] >= low:
+            if not isinstance(self[key], (int, float)) or isinstance(self[key], bool) or not low <= self[key] < float("inf"):
                 raise InputError(f"{key} must be a number of at least {low}, not {self[key]!r}")
         for key in ("curvature_triples", "cg_max_iterations"):
             if not isinstance(self[key], int) or isinstance(self[key], bool) or self[key] < 1:
@@ -175,13 +183,14 @@ class UnlearnConfig(Config):
             raise InputError(f"log_epochs must be 'all' or a whole number of at least 1, not {epochs!r}")
         if self["paper"]:
             for key, value in PAPER.items():
-                if key in given and key not in self._checkpoint_config and given[key] != value:
+                if key in given and key not in self._checkpoint_config and (given[key] if given[key] is not None else "none") != value:
                     raise InputError(f"paper: True fixes {key} at {value!r}; leave {key} out or set paper: False")
             self.final_config_dict.update(PAPER)
 
 
 # UBPR, equation (7): nothing of design beyond the paper.
 PAPER = {
+    "method": "influence",
     "curvature": "hessian",
     "damping": "none",
     "pool_return": False,

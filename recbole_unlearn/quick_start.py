@@ -10,29 +10,21 @@ from pathlib import Path
 from time import perf_counter
 
 import numpy as np
-import torch
 from recbole.utils import init_logger, init_seed
 
 from recbole_unlearn import checkpoint as checkpoints
 from recbole_unlearn import reporting
-from recbole_unlearn.compat import plain
+from recbole_unlearn.compat import PERSONAL_KEYS
+from recbole_unlearn.compat import settings as _settings
 from recbole_unlearn.config import UnlearnConfig
 from recbole_unlearn.data.forget import ForgetRequest
 from recbole_unlearn.data.split import Split
-from recbole_unlearn.data.triple_log import TripleLog, log_path
+from recbole_unlearn.data.triple_log import log_path
 from recbole_unlearn.evaluation import forgetting, ranking
 from recbole_unlearn.input_error import InputError
 from recbole_unlearn.trainer import BPRTrainer
+from recbole_unlearn.training import RUN_KEYS, new_model, train
 from recbole_unlearn.unlearner import SUPPORTED, InfluenceUnlearner
-
-# Keys of a checkpoint's configuration that belong to the run that wrote it, not to the model.
-RUN_KEYS = (
-    "checkpoint", "checkpoint_dir", "output_dir", "device", "gpu_id", "use_gpu", "compare", "purge", "data_path",
-    "forget_ratio", "forget_count", "forget_users", "forget_items", "forget_file", "single_spec", "local_rank",
-    "show_progress", "model", "dataset", "config_files",
-)  # fmt: skip
-# Keys whose values may name what is to be forgotten: never written anywhere.
-PERSONAL_KEYS = ("forget_users", "forget_items", "forget_file")
 
 
 def run_unlearn(model=None, dataset=None, config_file_list=None, config_dict=None, saved=True):
@@ -59,6 +51,8 @@ def run_unlearn(model=None, dataset=None, config_file_list=None, config_dict=Non
     if stored:
         split = split.align(log)
     rows = request.rows(split)
+    if stored:
+        original, unlearner = _unlearner(config, split, stored, log)
     output = _output_folder(config)
     init_logger(config)
     logger = logging.getLogger()
@@ -72,20 +66,15 @@ def run_unlearn(model=None, dataset=None, config_file_list=None, config_dict=Non
         seconds = {"original": None}
         if stored:
             path = Path(config["checkpoint"])
-            original = _model(config, split)
             trainer = BPRTrainer(config, original)
         else:
             path = folder / "model.pth"
-            original, trainer, seconds["original"] = _train(config, split, split.train, path)
-            TripleLog.open(log_path(path)).truncate(int(torch.load(path, weights_only=True)["epoch"]) + 1)
+            original, trainer, seconds["original"] = train(config, split, path)
             stored, log = checkpoints.load(path)
-        original.load_state_dict(stored["state_dict"])
+            original, unlearner = _unlearner(config, split, stored, log)
         trainer.eval_collector.data_collect(split.train)
 
         start = perf_counter()
-        unlearner = InfluenceUnlearner(
-            original, log, stored["optimizer"], config, stored["triple_log"]["epochs"], split.popularity()
-        )
         unlearner.warm_up()
         setup_seconds = perf_counter() - start
         unlearned = unlearner.unlearn(rows, show_progress=config["show_progress"])
@@ -94,12 +83,12 @@ def run_unlearn(model=None, dataset=None, config_file_list=None, config_dict=Non
         files = {"original": str(path), "unlearned": str(folder / "unlearned.pth")}
         _save_unlearned(folder / "unlearned.pth", stored, log, unlearned, split, rows, config)
 
-        models = {"original": original, "unlearned": _model(config, split)}
+        models = {"original": original, "unlearned": new_model(config, split)}
         models["unlearned"].load_state_dict(unlearned.state_dict)
         if config["compare"] == "retrain":
             files["retrained"] = str(folder / "retrained.pth")
-            models["retrained"], _, seconds["retrained"] = _train(
-                config, split, split.remaining(rows), folder / "retrained.pth", log_negatives=False
+            models["retrained"], _, seconds["retrained"] = train(
+                config, split, folder / "retrained.pth", rows, log_negatives=False
             )
 
         evaluated, ranks = {}, {}
@@ -140,15 +129,48 @@ def run_unlearn(model=None, dataset=None, config_file_list=None, config_dict=Non
     return result
 
 
+def _unlearner(config, split, stored, log):
+    """The model of a checkpoint, and its unlearner."""
+    model = new_model(config, split)
+    try:
+        model.load_state_dict(stored["state_dict"])
+    except RuntimeError as error:
+        raise InputError(f"the checkpoint's weights do not fit the configuration: {' '.join(str(error).split())}") from None
+    epochs = stored["triple_log"]["epochs"]
+    return model, InfluenceUnlearner(model, log, stored["optimizer"], config, epochs, split.popularity())
+
+
+def _trainable(config):
+    """Raises InputError where training would end in nothing that can be unlearned from."""
+    if not config["log_negatives"]:
+        raise InputError("log_negatives: False leaves nothing to unlearn from; leave it out")
+    if config["epochs"] < 1:
+        raise InputError(f"epochs must be at least 1, not {config['epochs']}")
+    if config["train_neg_sample_args"]["distribution"] == "none":
+        raise InputError("train_neg_sample_args: None trains without negatives; BPR needs them")
+    computed = [f"{m.lower()}@{k}" for m in config["metrics"] for k in config["topk"]]
+    if config["valid_metric"].lower() not in computed:
+        raise InputError(f"valid_metric {config['valid_metric']} is none of the metrics at topk: {', '.join(computed)}")
+    adam = config["learner"].lower() == "adam"
+    if config["method"] == "replay" and (not adam or config["clip_grad_norm"]):
+        raise InputError("method: replay needs learner: adam and no clip_grad_norm; use method: influence")
+    replayed = config["method"] == "auto" and adam and not config["clip_grad_norm"]
+    if config["damping"] == "adam" and not adam and not replayed:
+        raise InputError(f"damping: adam does not fit learner: {config['learner']}; use damping: scalar")
+    return config
+
+
 def _configure(model, dataset, config_file_list, config_dict):
     """Configuration, and checkpoint and log if one was named."""
     if config_dict is not None and not isinstance(config_dict, Mapping):
         raise InputError("config_dict must be a dict")
-    named = (config_dict or {}).get("checkpoint")
+    named = _given("checkpoint", config_file_list, config_dict)
     if named is None:
-        return _supported(UnlearnConfig(model or _given("model", config_file_list, config_dict) or "BPR",
+        return _trainable(_supported(UnlearnConfig(model or _given("model", config_file_list, config_dict) or "BPR",
                           dataset or _given("dataset", config_file_list, config_dict) or "ml-100k",
-                          config_file_list, config_dict)), None, None  # fmt: skip
+                          config_file_list, config_dict))), None, None  # fmt: skip
+    if not isinstance(named, (str, Path)):
+        raise InputError(f"checkpoint must be a path, not {named!r}")
     stored, log = checkpoints.load(named)
     earlier = stored["config"]
     for key, value in (("model", model), ("dataset", dataset)):
@@ -186,28 +208,10 @@ def _output_folder(config):
     return folder
 
 
-def _model(config, split):
-    init_seed(config["seed"], config["reproducibility"])
-    return config.model_class(config, split.train._dataset).to(config["device"])
-
-
-def _train(config, split, loader, path, log_negatives=True):
-    """Train as RecBole's run_recbole does; returns (model with its best weights, trainer, seconds of fit)."""
-    model = _model(config, split)
-    trainer = BPRTrainer(config, model)
-    trainer.saved_model_file = str(path)
-    trainer.log_negatives = log_negatives and trainer.log_negatives
-    start = perf_counter()
-    trainer.fit(loader, split.valid, verbose=True, saved=True, show_progress=config["show_progress"])
-    seconds = perf_counter() - start
-    model.load_state_dict(torch.load(path, map_location=config["device"], weights_only=True)["state_dict"])
-    return model, trainer, seconds
-
-
 def _save_unlearned(path, stored, log, unlearned, split, rows, config):
     """The new checkpoint and its log, in neither of which the forgotten rows occur."""
     run_id = secrets.token_hex(8)
-    log.without(rows, log_path(path), run_id, split.fingerprint_without(rows))
+    log.without(rows, log_path(path), run_id, split.fingerprint_without(rows), unlearned.snapshots)
     state = {
         **stored,
         "config": _settings(config),
@@ -215,13 +219,6 @@ def _save_unlearned(path, stored, log, unlearned, split, rows, config):
         "triple_log": {"run_id": run_id, "epochs": stored["triple_log"]["epochs"]},
     }
     checkpoints.save(path, state)
-
-
-def _settings(config):
-    """The configuration as plain values, without anything that names the forgotten."""
-    return {
-        key: value for key, value in plain(config.final_config_dict).items() if key not in PERSONAL_KEYS
-    }
 
 
 def _public(config):

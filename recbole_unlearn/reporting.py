@@ -59,12 +59,22 @@ def markdown(result):
         "",
         result["verdict"] or "",
         "",
-        f"Linear solve: {solve['iterations']} iterations, relative residual {solve['final_residual']:.1e}"
-        + (", negative curvature met" if solve["negative_curvature"] else "")
-        + f"; kernels loaded in {solve['setup_seconds']:.2g} s before the request.",
+        f"{_how(solve)}; kernels loaded in {solve['setup_seconds']:.2g} s before the request.",
         "",
     ]
     return "\n".join(lines)
+
+
+def _how(unlearning):
+    if unlearning["method"] == "replay":
+        return (
+            f"Method: replay of {unlearning['rows_replayed']} embedding rows over {unlearning['epochs']} epochs "
+            f"({unlearning['triples_replayed']:,} triples)"
+        )
+    return (
+        f"Method: influence step; linear solve: {unlearning['iterations']} iterations, relative residual "
+        f"{unlearning['residual']:.1e}" + (", negative curvature met" if unlearning["negative_curvature"] else "")
+    )
 
 
 def write(result, folder):

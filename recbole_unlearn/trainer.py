@@ -11,8 +11,9 @@ from recbole.utils import InputType
 
 from recbole_unlearn.compat import checkpoint_state
 from recbole_unlearn.data.fingerprint import fingerprint
-from recbole_unlearn.data.sampling import ROW, NegativeDraw, PairwiseCollate
-from recbole_unlearn.data.triple_log import TripleLog, log_path
+from recbole_unlearn.data.sampling import ROW, NegativeDraw, PairwiseCollate, batches
+from recbole_unlearn.data.triple_log import TripleLog, log_path, snapshot_due
+from recbole_unlearn.input_error import InputError
 
 
 class _Recorded:
@@ -24,7 +25,8 @@ class _Recorded:
         self.drawn = np.zeros((len(position), negatives), dtype)
 
     def __iter__(self):
-        for batch in self.loader:
+        fast = isinstance(self.loader.collate_fn, PairwiseCollate) and self.loader.num_workers == 0
+        for batch in batches(self.loader, self.loader.collate_fn) if fast else self.loader:
             rows = batch.interaction.pop(ROW)
             negatives = batch[self.loader.neg_item_id].view(self.drawn.shape[1], -1)
             self.drawn[self.position[rows[: negatives.shape[1]].numpy()]] = negatives.t().numpy()
@@ -60,22 +62,23 @@ class BPRTrainer(Trainer):
         self._position = np.empty(len(order), np.int64)
         self._position[order] = np.arange(len(order))
         static = self.config["negatives"] == "static"
+        table = None
+        if self.start_epoch and self.log_negatives:
+            self._reopen(users[order], items[order], train_data.times, static)
+            if static:
+                table = np.asarray(self.triple_log.epoch(0), np.int64)[self._position]
         if PairwiseCollate.fits(train_data):
             collate = PairwiseCollate(train_data)
             if static:
-                collate.table = collate.draw_table()
+                collate.table = collate.draw_table() if table is None else table
             train_data.collate_fn = collate
         else:
             dataset.inter_feat.interaction[ROW] = torch.arange(len(users))
             if static:
-                train_data.collate_fn = _StaticCollate(train_data)
-        if not self.log_negatives:
+                train_data.collate_fn = _StaticCollate(train_data, table)
+        if not self.log_negatives or self.triple_log:
             return
         path = log_path(self.saved_model_file)
-        if self.start_epoch:  # resumed: the log must be the one that this checkpoint was written with
-            self.triple_log = TripleLog.open(path)
-            self.triple_log.truncate(self.start_epoch)
-            return
         self.triple_log = TripleLog.create(
             path,
             users[order],
@@ -89,17 +92,42 @@ class BPRTrainer(Trainer):
             secrets.token_hex(8),
         )
 
+    def _reopen(self, users, items, negatives, static):
+        """The log of the run that goes on: it must be the one that the checkpoint was written with."""
+        path = log_path(self.saved_model_file)
+        log = TripleLog.open(path)
+        log.verify()
+        tie = torch.load(self.saved_model_file, map_location="cpu", weights_only=True).get("triple_log") or {}
+        fits = (
+            tie.get("run_id") == log.run_id
+            and self.start_epoch <= log.n_epochs
+            and (log.static, log.negatives) == (static, negatives)
+            and np.array_equal(log.users, users)
+            and np.array_equal(log.items, items)
+        )
+        if not fits:
+            raise InputError(f"checkpoint {self.saved_model_file} and {path} come from different runs; train again")
+        log.truncate(self.start_epoch)
+        self.triple_log = log
+
     def _train_epoch(self, train_data, epoch_idx, loss_func=None, show_progress=False):
         if train_data.dl_format != InputType.PAIRWISE or not self.config["single_spec"]:
             return super()._train_epoch(train_data, epoch_idx, loss_func, show_progress)
         if self._position is None:
             self._prepare(train_data)
+            self._snapshot(epoch_idx)
         dtype = self.triple_log.dtype if self.triple_log else np.int64
         recorded = _Recorded(train_data, self._position, train_data.times, dtype)
         loss = super()._train_epoch(recorded, epoch_idx, loss_func, show_progress)
         if self.triple_log:
             self.triple_log.append(recorded.drawn)
+            self._snapshot(epoch_idx + 1)
         return loss
+
+    def _snapshot(self, n_epochs):
+        if self.triple_log and snapshot_due(n_epochs):
+            named = {name: value.detach().cpu().numpy() for name, value in self.model.named_parameters()}
+            self.triple_log.add_snapshot(n_epochs, named)
 
     def _save_checkpoint(self, epoch, verbose=True, **kwargs):
         if not self.config["single_spec"] and self.config["local_rank"] != 0:
@@ -128,9 +156,12 @@ def _unused(path):
 class _StaticCollate:
     """Static negatives for loaders whose batches hold more than ids (see `PairwiseCollate.fits`)."""
 
-    def __init__(self, loader):
+    def __init__(self, loader, table=None):
         dataset = loader._dataset
         self.loader = loader
+        if table is not None:
+            self.table = table.T
+            return
         users = dataset.inter_feat[loader.uid_field].numpy()
         draw = NegativeDraw(loader._sampler, dataset.user_num)
         self.table = draw(users, loader.times).reshape(loader.times, -1)

@@ -1,7 +1,7 @@
 """From a trained RecBole model, its log and a forget set to weights that have forgotten."""
 
 import logging
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from time import perf_counter
 
 import numpy as np
@@ -12,7 +12,8 @@ from recbole_unlearn.checkpoint import check_finite
 from recbole_unlearn.influence import damping as damping_metrics
 from recbole_unlearn.influence.objective import gradient, pool_return, sampled_triples
 from recbole_unlearn.influence.operators import Damped, DotProductCurvature, UserTriples
-from recbole_unlearn.influence.solver import SolveReport, block_jacobi, conjugate_gradient, jacobi
+from recbole_unlearn.influence.replay import Adam, Trajectory, replay
+from recbole_unlearn.influence.solver import block_jacobi, conjugate_gradient, jacobi
 from recbole_unlearn.input_error import InputError
 
 BLOCK_JACOBI_UP_TO = 16  # K; beyond, K x K blocks cost more than the iterations they save
@@ -25,38 +26,31 @@ class Unlearned:
 
     Attributes:
         state_dict (dict): the new weights; load them into a model of the same class.
+        method (str): 'replay' or 'influence'.
         seconds (float): from the request to the weights, log reading included.
-        solve (SolveReport): of the linear system.
-        curvature_triples (int): triples that the curvature was summed over.
-        step_norm (float): Euclidean length of the step; gradient_norm: of the right-hand side.
+        details (dict): plain values: what the method did, and how its solver fared.
+        snapshots (dict): number of epochs -> flat weights that have forgotten, for the next request's trajectory.
     """
 
     state_dict: dict
+    method: str
     seconds: float
-    solve: SolveReport
-    curvature_triples: int
-    step_norm: float
-    gradient_norm: float
+    details: dict
+    snapshots: dict = field(default_factory=dict)
 
     def report(self):
-        """Everything but the weights, as plain values."""
-        solve = asdict(self.solve)
-        solve["final_residual"] = solve.pop("residual")
-        return {
-            "seconds": self.seconds,
-            "curvature_triples": self.curvature_triples,
-            "step_norm": self.step_norm,
-            "gradient_norm": self.gradient_norm,
-            **solve,
-        }
+        """Everything but weights, as plain values."""
+        return {"method": self.method, "seconds": self.seconds, **self.details}
 
 
 class InfluenceUnlearner:
-    """One influence-function step on the remaining data (UBPR, equation (7), corrected; see docs/method.md).
+    """Changes a model's weights to what they would be had some interactions never been there.
 
-    With H the curvature of the loss summed over the remaining triples, D the damping, and z the gradient of what
-    retraining removes (the forgotten rows' triples, and their share of the L2 term) minus what it adds (forgotten
-    items drawn as negatives), the step is ``theta* = theta + (H + D)^-1 z``.
+    Two methods (see docs/method.md). **replay**: influence unrolled over the recorded training for the touched rows,
+    without linearising and with nothing to tune; needs a log with weight snapshots and Adam. **influence**: one step
+    ``theta* = theta + (H + D)^-1 z`` (UBPR, equation (7), corrected), with H the curvature of the loss summed over the
+    remaining triples, D the damping, and z the gradient of what retraining removes (the forgotten rows' triples and
+    their share of the L2 term) minus what it adds (forgotten items drawn as negatives).
 
     The model and the log are only read.
 
@@ -69,7 +63,7 @@ class InfluenceUnlearner:
         popularity (array, optional): sampling weight of each item where negatives are not uniform.
 
     Raises:
-        InputError: model, optimiser or weights that this step is not valid for.
+        InputError: model, optimiser or weights that the method is not valid for.
     """
 
     def __init__(self, model, log, optimizer_state, config, epochs=None, popularity=None):
@@ -93,7 +87,28 @@ class InfluenceUnlearner:
             )
         self.n_triples = log.n_rows * log.negatives
         self.weight_decay = float(config["weight_decay"] or 0)
-        self.damping = self._damping(optimizer_state)
+        self.optimizer_state = optimizer_state
+        self.method = self._choose_method()
+        self.damping = self._damping(optimizer_state) if self.method == "influence" else None
+
+    def _choose_method(self):
+        """'replay' where it is valid, unless the user wants otherwise."""
+        if self.config["paper"] or self.config["method"] == "influence":
+            return "influence"
+        why_not = self._no_replay()
+        if why_not and self.config["method"] == "replay":
+            raise InputError(f"method: replay is not possible: {why_not}; use method: influence")
+        return "influence" if why_not else "replay"
+
+    def _no_replay(self):
+        group = self.optimizer_state["param_groups"][0]
+        if not self.log.snapshots or self.log.snapshots[0] != 0:
+            return "the triple log has no weight snapshots from the start of training"
+        if self.config["learner"] != "adam" or "betas" not in group or group.get("amsgrad"):
+            return f"it runs Adam again, and the model was trained with {self.config['learner']}"
+        if self.config["clip_grad_norm"]:
+            return "gradients were clipped in training"
+        return None
 
     def _damping(self, optimizer_state):
         """Diagonal added to the curvature of the loss, L2 included: float64 ``[size]`` or a number."""
@@ -122,8 +137,14 @@ class InfluenceUnlearner:
 
     def warm_up(self):
         """Load (or, the very first time, compile) the kernels, so that `unlearn` is timed without."""
-        triples = UserTriples(*(np.zeros(1, self.log.dtype) for _ in range(2)), np.zeros((1, 1), self.log.dtype), 1, 1)
+        one = np.zeros(1, np.int64)
         row = np.zeros((1, self.P.shape[1]), np.float32)
+        neg = np.zeros((1, 1), self.log.dtype)
+        if self.method == "replay":
+            ends = Trajectory([0, 1], [np.zeros(2 * row.size, np.float32)] * 2)
+            replay(one, one, [neg], one, ends, 1, 1, self._adam(), 1)
+            return
+        triples = UserTriples(one.astype(np.int32), one.astype(self.log.items.dtype), neg, 1, 1)
         curvature = DotProductCurvature(triples, row, row, exact=self.config["curvature"] == "hessian")
         self._solve(curvature, torch.ones(curvature.size, dtype=torch.float64), 1.0)
         gradient(sampled_triples([0], [0], np.zeros((1, 1, 1), np.int64)), row, row)
@@ -140,28 +161,82 @@ class InfluenceUnlearner:
         start = perf_counter()
         rows = np.asarray(rows, np.int64)
         if len(rows) == 0:
-            return Unlearned(dict(self.state_dict), perf_counter() - start, SolveReport(), 0, 0.0, 0.0)
+            return Unlearned(dict(self.state_dict), self.method, perf_counter() - start, {}, self._recorded())
+        run = self._replay if self.method == "replay" else self._influence
+        user_change, item_change, details, snapshots = run(rows, show_progress)
+        state = dict(self.state_dict)
+        state["user_embedding.weight"] = torch.from_numpy((self.P + user_change).astype(self.P.dtype))
+        state["item_embedding.weight"] = torch.from_numpy((self.Q + item_change).astype(self.Q.dtype))
+        check_finite(state, "the unlearned model; raise damping_strength: the result")
+        return Unlearned(state, self.method, perf_counter() - start, details, snapshots)
+
+    def _flat(self):
+        return np.concatenate([self.P.ravel(), self.Q.ravel()])
+
+    def _recorded(self):
+        return {n: np.asarray(self.log.snapshot(n)) for n in self.log.snapshots if n <= self.epochs}
+
+    def _adam(self):
+        group = self.optimizer_state["param_groups"][0]
+        return Adam(group["lr"], *group["betas"], group["eps"], group["weight_decay"])
+
+    def _replay(self, rows, show_progress):
+        """The replayed change of the touched rows, and the recorded snapshots with the same change."""
+        log, (n_users, K) = self.log, self.P.shape
+        recorded = self._recorded()
+        times = [n for n in recorded if n < self.epochs]
+        trajectory = Trajectory([*times, self.epochs], [*(recorded[n] for n in times), self._flat()])
+        m = log.negatives
+        with tqdm(total=self.epochs, desc="Unlearn", ncols=100, disable=not show_progress) as bar:
+            result = replay(
+                log.users,
+                log.items,
+                [log.epoch(e) for e in range(self.epochs)],
+                rows,
+                trajectory,
+                n_users,
+                len(self.Q),
+                self._adam(),
+                max(self.config["train_batch_size"] // m, 1) * m,
+                self.popularity,
+                self.config["seed"],
+                bar.update,
+            )
+        change = np.zeros((n_users + len(self.Q), K))
+        change[result.rows] = result.change
+        # a user without any interaction left was never trained at all
+        bare = result.rows[result.untrained]
+        change[bare] = result.without[result.untrained] - self.P[bare]
+        snapshots = {}
+        for n, weights in recorded.items():
+            weights = weights.astype(np.float32).reshape(-1, K)
+            weights[result.rows] += result.snapshots[n]
+            snapshots[n] = weights.ravel()
+        details = {
+            "epochs": self.epochs,
+            "rows_replayed": len(result.rows),
+            "triples_replayed": result.triples,
+            "step_norm": float(np.linalg.norm(change)),
+        }
+        return change[:n_users], change[n_users:], details, snapshots
+
+    def _influence(self, rows, show_progress):
+        """One influence-function step."""
         z = self._right_hand_side(rows)
         curvature = self._curvature(rows)
         step, solve = self._solve(curvature, z, self.damping, show_progress)
-        user_step, item_step = curvature.split(step)
-        state = dict(self.state_dict)
-        state["user_embedding.weight"] = torch.from_numpy((self.P + user_step).astype(self.P.dtype))
-        state["item_embedding.weight"] = torch.from_numpy((self.Q + item_step).astype(self.Q.dtype))
-        check_finite(state, "the unlearned model; raise damping_strength: the result")
         if not solve.converged:
             logging.getLogger().warning(
                 f"conjugate gradient stopped at relative residual {solve.residual:.1e} after {solve.iterations} iterations"
                 + (": negative curvature" if solve.negative_curvature else "")
             )
-        return Unlearned(
-            state,
-            perf_counter() - start,
-            solve,
-            len(curvature.triples),
-            float(step.norm()),
-            float(z.norm()),
-        )
+        details = {
+            "curvature_triples": len(curvature.triples),
+            "step_norm": float(step.norm()),
+            "gradient_norm": float(z.norm()),
+            **asdict(solve),
+        }
+        return *curvature.split(step), details, {}
 
     def _log_epochs(self):
         last = self.config["log_epochs"]
@@ -173,7 +248,7 @@ class InfluenceUnlearner:
         removed = sampled_triples(users[rows], items[rows], log.gather(rows, self._log_epochs()))
         z = gradient(removed, self.P, self.Q)
         # L2 is a mean over triples too, so fewer triples carry less of it
-        theta = np.concatenate([self.P.ravel(), self.Q.ravel()]).astype(np.float64)
+        theta = self._flat().astype(np.float64)
         z += len(rows) * log.negatives * self.weight_decay * theta
         if self.config["pool_return"]:
             returned = pool_return(users, items, rows, len(self.Q), log.negatives, self.popularity)

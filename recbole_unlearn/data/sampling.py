@@ -26,15 +26,13 @@ def _rejected(users, values, which, ptr, items):
     out = np.empty_like(which)
     n = 0
     for t in which:
-        low, high = ptr[users[t]], ptr[users[t] + 1]
-        end, v = high, values[t]
-        while low < high:
-            mid = (low + high) >> 1
-            if items[mid] < v:
-                low = mid + 1
-            else:
-                high = mid
-        if low < end and items[low] == v:
+        # branch-free binary search: mispredicted branches cost more than the extra step
+        base, length, v = ptr[users[t]], ptr[users[t] + 1] - ptr[users[t]], values[t]
+        while length > 1:
+            half = length >> 1
+            base += half * (items[base + half - 1] < v)
+            length -= half
+        if length and items[base] == v:
             out[n] = t
             n += 1
     return out[:n]
@@ -101,3 +99,18 @@ class PairwiseCollate:
         batch = dict(zip(self.fields, map(torch.from_numpy, (*repeated, negatives)), strict=True))
         batch[ROW] = torch.from_numpy(rows)
         return Interaction(batch)
+
+
+def batches(loader, collate):
+    """What iterating ``loader`` with ``collate`` yields, without torch's loop over single rows.
+
+    Consumes the loader's generator as torch's single-process iterator does: a base seed, the permutation, and one
+    more permutation of which ``RandomSampler`` uses nothing.
+    """
+    torch.empty((), dtype=torch.int64).random_(generator=loader.generator)
+    n = loader.sample_size
+    rows = torch.randperm(n, generator=loader.generator) if loader.shuffle else torch.arange(n)
+    for start in range(0, n, loader.step):
+        yield collate(rows[start : start + loader.step].numpy())
+    if loader.shuffle:
+        torch.randperm(n, generator=loader.generator)

@@ -21,14 +21,19 @@ def eval_loader(config, dataset, sampler, sampled=0):
     Either way a batch holds at most ``eval_batch_size`` scores (RecBole's own rule would give one user a batch in
     full ranking, and ``users x items`` scores without limit in sampled ranking). The metrics do not depend on it.
     """
-    config = copy.copy(config)
-    config.final_config_dict = dict(config.final_config_dict)
+    config = _copy(config)
     if not sampled:
         return FullSortEvalDataLoader(config, dataset, sampler, shuffle=False)
     config[f"{sampler.phase}_neg_sample_args"] = {"distribution": "uniform", "sample_num": sampled}
     users = max(config["eval_batch_size"] // dataset.item_num, 1)
     config["eval_batch_size"] = users * (1 + sampled)
     return NegSampleEvalDataLoader(config, dataset, sampler, shuffle=False)
+
+
+def _copy(config):
+    new = copy.copy(config)
+    new.final_config_dict = dict(config.final_config_dict)
+    return new
 
 
 class Split:
@@ -91,14 +96,17 @@ class Split:
         data = self.train._dataset
         return data.id2token(data.uid_field if field == "user" else data.iid_field, ids)
 
-    def remaining(self, forgotten):
-        """A training loader without some rows, with the negative pool that retraining would have.
+    def remaining(self, forgotten, seed=None):
+        """A new training loader without some rows, with the negative pool that retraining would have.
 
         Ids, sizes, validation and test data stay; the forgotten items become drawable negatives of their users.
 
         Args:
-            forgotten: int array of rows (of `users`, `items`).
+            forgotten: int array of rows (of `users`, `items`); may be empty.
+            seed (int, optional): of the order of the rows; default: the configuration's.
         """
+        config = _copy(self.config)
+        config["seed"] = config["seed"] if seed is None else seed
         data = self.train._dataset
         keep = np.ones(len(data), dtype=bool)
         keep[self.data_row[forgotten]] = False
@@ -106,7 +114,7 @@ class Split:
         args = self.config["train_neg_sample_args"]
         built = [rest, self.valid._dataset, self.test._dataset]
         sampler = Sampler(["train", "valid", "test"], built, args["distribution"], args["alpha"]).set_phase("train")
-        return get_dataloader(self.config, "train")(self.config, rest, sampler, shuffle=self.config["shuffle"])
+        return get_dataloader(config, "train")(config, rest, sampler, shuffle=config["shuffle"])
 
     def fingerprint_without(self, forgotten):
         """Fingerprint of the training data without some rows; remembers the checksum of the data that it came from."""

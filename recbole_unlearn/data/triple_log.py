@@ -2,13 +2,16 @@
 
 A log is a folder: ``metadata.json``, the anchors ``users.npy`` and ``items.npy`` (shape ``[rows]``, grouped by user),
 and one ``epoch-NNNNN.npy`` an epoch (shape ``[rows, negatives]``; only one if the negatives are static). All
-columns use the smallest unsigned integer type that holds the ids, so 2 bytes a triple below 65,536 items. The
+columns use the smallest unsigned integer type that holds the ids, so 2 bytes a triple below 65,536 items.
+``weights-NNNNN.npy`` are snapshots of the weights after NNNNN epochs (float16, flat), ever rarer as training goes on. The
 metadata is replaced last and atomically: a killed run leaves the last complete epoch.
 """
 
 import json
+import math
 import os
 import shutil
+import tokenize
 import zlib
 from pathlib import Path
 
@@ -19,6 +22,8 @@ from recbole_unlearn.input_error import InputError
 FORMAT = "recbole_unlearn triple log"
 VERSION = 1
 MAX_METADATA_BYTES = 16 << 20
+DAMAGED = (OSError, ValueError, EOFError, SyntaxError, tokenize.TokenError)  # what np.load raises on bad files
+SNAPSHOT_SPACING = 1.2  # each snapshot at least this much later than the one before
 
 
 def log_path(checkpoint):
@@ -29,6 +34,14 @@ def log_path(checkpoint):
 def smallest_uint(largest):
     """Smallest unsigned numpy dtype that holds ``largest``."""
     return np.dtype(np.min_scalar_type(int(largest)))
+
+
+def snapshot_due(n_epochs):
+    """Whether the weights are kept after this many epochs: all of the first five, then 1.2 times later each."""
+    due = 0
+    while due < n_epochs:
+        due = max(due + 1, math.ceil(due * SNAPSHOT_SPACING)) if due >= 4 else due + 1
+    return due == n_epochs
 
 
 def _crc(array):
@@ -65,14 +78,26 @@ def _save(path, array):
 def _load(path, shape, dtype):
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise InputError(f"triple log: {path} is missing or damaged ({error}); train again to get a new log") from None
+    except DAMAGED as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"triple log: {path} is missing or damaged ({reason}); train again to get a new log") from None
     if array.shape != tuple(shape) or array.dtype != dtype:
         raise InputError(
             f"triple log: {path} holds {array.dtype} {array.shape}, metadata.json says {dtype} {tuple(shape)}; "
             "the log is damaged or mixed from two runs: train again"
         )
     return array
+
+
+def _check_metadata(metadata):
+    """Raises KeyError or ValueError where a key is missing or holds what no log of ours would."""
+    for key in ("rows", "n_users", "n_items", "negatives", "n_epochs"):
+        if type(metadata[key]) is not int or metadata[key] < 0:
+            raise ValueError(f"{key} is {metadata[key]!r}")
+    for key, kind in (("run_id", str), ("fingerprint", dict), ("crc32", dict), ("snapshots", list), ("static", bool)):
+        if not isinstance(metadata[key], kind):
+            raise ValueError(f"{key} is {metadata[key]!r}")
+    metadata["parameters"]
 
 
 class TripleLog:
@@ -101,7 +126,7 @@ class TripleLog:
         if (np.diff(np.asarray(users).astype(np.int64)) < 0).any():
             raise ValueError("anchors must be sorted by user")
         path.mkdir(parents=True, exist_ok=True)
-        for old in path.glob("epoch-*.npy"):
+        for old in (*path.glob("epoch-*.npy"), *path.glob("weights-*.npy")):
             old.unlink()
         user_dtype, item_dtype = smallest_uint(n_users - 1), smallest_uint(n_items - 1)
         metadata = {
@@ -119,6 +144,8 @@ class TripleLog:
             "item_dtype": item_dtype.str,
             "negative_dtype": item_dtype.str,
             "n_epochs": 0,
+            "snapshots": [],
+            "parameters": None,
             "crc32": {
                 "users.npy": _save(path / "users.npy", np.asarray(users).astype(user_dtype)),
                 "items.npy": _save(path / "items.npy", np.asarray(items).astype(item_dtype)),
@@ -143,7 +170,7 @@ class TripleLog:
             metadata = json.loads(file.read_text("utf-8"))
         except OSError:
             raise InputError(f"triple log: none at {path}; train with recbole_unlearn so that negatives are logged") from None
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise InputError(f"triple log: {file} is damaged ({error}); train again to get a new log") from None
         if not isinstance(metadata, dict) or metadata.get("format") != FORMAT:
             raise InputError(f"triple log: {file} is not a triple log's metadata; point to the folder that training wrote")
@@ -152,10 +179,15 @@ class TripleLog:
                 f"triple log: {path} has version {metadata.get('version')}, this program reads {VERSION}; train again"
             )
         try:
+            _check_metadata(metadata)
             log = cls(path, metadata)
             for epoch in range(log.n_epochs):
                 log.epoch(epoch)
-        except (KeyError, TypeError, AttributeError) as error:
+            for epoch in metadata["snapshots"]:
+                log.snapshot(epoch)
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            if isinstance(error, InputError):
+                raise
             raise InputError(f"triple log: {file} is damaged ({error!r}); train again to get a new log") from None
         return log
 
@@ -189,15 +221,46 @@ class TripleLog:
         self.metadata["n_epochs"] += 1
         self._write_metadata()
 
+    def add_snapshot(self, n_epochs, parameters):
+        """Keep the weights after ``n_epochs`` epochs (0: the initialisation).
+
+        Args:
+            parameters (dict): name -> float array, in the order of the flat vector.
+        """
+        shapes = [[name, list(value.shape)] for name, value in parameters.items()]
+        if self.metadata["parameters"] not in (None, shapes):
+            raise ValueError("a snapshot must hold the same parameters as the ones before")
+        self.metadata["parameters"] = shapes
+        flat = np.concatenate([np.asarray(value).ravel() for value in parameters.values()]).astype(np.float16)
+        file = self._weights_file(n_epochs)
+        self.metadata["crc32"][file.name] = _save(file, flat)
+        self.metadata["snapshots"] = sorted({*self.metadata["snapshots"], n_epochs})
+        self._write_metadata()
+
+    def snapshot(self, n_epochs):
+        """Weights after ``n_epochs`` epochs, memory-mapped, float16 ``[size]``."""
+        size = sum(math.prod(shape) for _, shape in self.metadata["parameters"])
+        return _load(self._weights_file(n_epochs), [size], np.dtype(np.float16))
+
+    @property
+    def snapshots(self):
+        """Numbers of epochs after which there is a snapshot, ascending."""
+        return self.metadata["snapshots"]
+
+    def _weights_file(self, n_epochs):
+        return self.path / f"weights-{n_epochs:05d}.npy"
+
     def truncate(self, n_epochs):
         """Keep the first ``n_epochs`` only (training continued past the epoch that the checkpoint holds)."""
         kept = {self._file(epoch).name for epoch in range(n_epochs)}
+        self.metadata["snapshots"] = [n for n in self.snapshots if n <= n_epochs]
+        kept |= {"users.npy", "items.npy", *(self._weights_file(n).name for n in self.snapshots)}
         self.metadata["n_epochs"] = min(n_epochs, self.n_epochs)
         self.metadata["crc32"] = {
-            name: crc for name, crc in self.metadata["crc32"].items() if not name.startswith("epoch-") or name in kept
+            name: crc for name, crc in self.metadata["crc32"].items() if name in kept
         }
         self._write_metadata()
-        for file in self.path.glob("epoch-*.npy"):
+        for file in self.path.glob("*.npy"):
             if file.name not in kept:
                 file.unlink()
 
@@ -217,24 +280,39 @@ class TripleLog:
         Raises:
             InputError: what is damaged.
         """
+        epochs = {self._file(epoch).name for epoch in range(self.n_epochs)}
+        needed = {"users.npy", "items.npy", *epochs, *(self._weights_file(n).name for n in self.snapshots)}
+        if missing := needed - self.metadata["crc32"].keys():
+            raise InputError(f"triple log: {self.path} has no checksum of {min(missing)}; it was changed, train again")
+        if (self.users[1:] < self.users[:-1]).any():
+            raise InputError(f"triple log: {self.path / 'users.npy'} is not grouped by user; train again")
         for name, expected in self.metadata["crc32"].items():
-            largest = self.metadata["n_users" if name == "users.npy" else "n_items"]
             file = self.path / name
             if Path(name).name != name:
                 raise InputError(f"triple log: {self.path} names a file outside itself; do not use it, train again")
             try:
                 column = np.load(file, mmap_mode="r", allow_pickle=False)
-            except (OSError, ValueError, EOFError) as error:
-                raise InputError(f"triple log: {file} is missing or damaged ({error}); train again") from None
+            except DAMAGED as error:
+                reason = " ".join(str(error).split())
+                raise InputError(f"triple log: {file} is missing or damaged ({reason}); train again") from None
             if _crc(column) != expected:
                 raise InputError(f"triple log: {file} does not match its checksum; it was changed or damaged, train again")
+            if name.startswith("weights-"):
+                if not np.isfinite(column).all():
+                    raise InputError(f"triple log: {file} holds NaN or infinite weights; train again")
+                continue
+            largest = self.metadata["n_users" if name == "users.npy" else "n_items"]
             if column.size and (column.min() < 1 or column.max() >= largest):
                 raise InputError(f"triple log: {file} holds ids outside 1..{largest - 1}; train again")
 
-    def without(self, rows, path, run_id, fingerprint):
+    def without(self, rows, path, run_id, fingerprint, snapshots=None):
         """Write a copy in which the given rows, anchors and negatives alike, do not occur; returns the new log.
 
         The copy appears under its final name only when complete.
+
+        Args:
+            snapshots (dict, optional): number of epochs -> weights that have forgotten, flat; without them the copy
+                has none, since the recorded ones were trained on the forgotten rows.
         """
         path = Path(path)
         keep = np.ones(self.n_rows, dtype=bool)
@@ -256,6 +334,10 @@ class TripleLog:
             )
             for epoch in range(self.n_epochs):
                 copy.append(self.epoch(epoch)[keep])
+            for n_epochs, flat in (snapshots or {}).items():
+                parts = np.split(flat, np.cumsum([math.prod(shape) for _, shape in self.metadata["parameters"]])[:-1])
+                named = zip(self.metadata["parameters"], parts, strict=True)
+                copy.add_snapshot(n_epochs, {name: part.reshape(shape) for (name, shape), part in named})
             if path.exists():
                 shutil.rmtree(path)
             os.rename(building, path)

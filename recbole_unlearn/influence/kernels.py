@@ -8,7 +8,7 @@ a fixed number of user chunks, each with its own accumulator, so results do not 
 Kernels are specialised on K (a compile-time constant) and cached on disk by numba.
 """
 
-from functools import lru_cache
+from functools import cache
 
 import numba
 import numpy as np
@@ -43,7 +43,7 @@ def distinct_items(row_ptr, pos, neg, chunk_ptr, n_items, ptr, out):
                 ptr[u + 1] = n
 
 
-@lru_cache(maxsize=None)
+@cache
 def linearise(K):
     """Kernel ``(P, Q, row_ptr, pos, neg, weight, dist_ptr, dist, chunk_ptr, n_items, h, a, b) -> loss``.
 
@@ -94,7 +94,7 @@ def linearise(K):
     return kernel
 
 
-@lru_cache(maxsize=None)
+@cache
 def curvature_product(K, exact):
     """Kernel ``(P, VP, QV, row_ptr, pos, neg, h, dist_ptr, dist, b, chunk_ptr, n_items, out_P, out_Q)``.
 
@@ -151,12 +151,13 @@ def curvature_product(K, exact):
     return kernel
 
 
-@lru_cache(maxsize=None)
+@cache
 def gauss_newton_blocks(K):
     """Kernel that fills the K x K diagonal blocks of the Gauss-Newton matrix.
 
     ``(P, Q, row_ptr, pos, neg, h, dist_ptr, dist, a, chunk_ptr, n_items, block_P, block_Q)``;
-    ``block_Q`` is ``[chunks, n_items, K, K]``. Only the lower triangles are filled.
+    ``block_Q`` is ``[chunks, n_items, K, K]``. Only the lower triangles are filled. A negative must not be the
+    positive of its row.
     """
 
     @numba.njit(**{**FLAGS, "parallel": True})
@@ -189,7 +190,7 @@ def gauss_newton_blocks(K):
     return kernel
 
 
-@lru_cache(maxsize=None)
+@cache
 def gauss_newton_diagonal(K):
     """Kernel like `gauss_newton_blocks` for the diagonal alone: ``diag_P`` ``[n_users, K]``, ``diag_Q`` ``[chunks, n_items, K]``."""
 

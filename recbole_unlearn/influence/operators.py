@@ -39,7 +39,7 @@ class UserTriples:
         users = np.asarray(users)
         self.n_users, self.n_items = n_users, n_items
         self.pos, self.neg = np.ascontiguousarray(pos), np.ascontiguousarray(neg)
-        self.weight = np.ascontiguousarray(np.broadcast_to(np.float32(weight), self.pos.shape))
+        self.weight = np.array(np.broadcast_to(np.float32(weight), self.pos.shape))  # a copy: writable, one kernel
         self.row_ptr = np.searchsorted(users, np.arange(n_users + 1))
         self.chunk_ptr = np.searchsorted(self.row_ptr, np.linspace(0, len(users), CHUNKS + 1)[1:-1], side="left")
         self.chunk_ptr = np.concatenate([[0], self.chunk_ptr, [n_users]])

@@ -27,9 +27,8 @@ class SolveReport:
 def conjugate_gradient(operator, z, precondition=None, tolerance=1e-3, max_iterations=200, progress=None):
     """Solve ``A t = z`` for symmetric positive definite ``A``.
 
-    On negative curvature the iterate so far is returned, as in truncated Newton methods (Steihaug 1983); if it is
-    met at the first direction, that direction itself is (the preconditioned gradient step that minimises ``|A t - z|`` on it
-    does not exist, so the result is zero).
+    On negative curvature the iterate so far is returned, as in truncated Newton methods (Steihaug 1983): zeros if it
+    is met at the first direction.
 
     Args:
         operator (Curvature): ``A``.
@@ -58,7 +57,9 @@ def conjugate_gradient(operator, z, precondition=None, tolerance=1e-3, max_itera
         Ad = operator.matvec(d)
         report.iterations += 1
         curvature = torch.dot(d, Ad).item()
-        if not curvature > 0:
+        if curvature != curvature:
+            raise ValueError("the matrix of the linear solve is not finite")
+        if curvature <= 0:
             report.negative_curvature = True
             break
         alpha = rho / curvature
@@ -80,14 +81,15 @@ def conjugate_gradient(operator, z, precondition=None, tolerance=1e-3, max_itera
 def block_jacobi(blocks, d):
     """Preconditioner from K x K diagonal blocks ``[n, K, K]`` and the damping diagonal ``[n K]`` (or a number).
 
-    A block that is not positive definite even so (an embedding row in no triple, without damping) is replaced by
-    the identity.
+    A block that is not positive definite even so (an embedding row in fewer triples than K, without damping) is
+    replaced by the identity. The blocks come from float32 sums, so pivots below 1e-6 of the block count as zero.
     """
     n, K = blocks.shape[:2]
     d = torch.as_tensor(d, dtype=blocks.dtype).expand(n * K).reshape(n, K)
     full = blocks + torch.diag_embed(d)
     factor, info = torch.linalg.cholesky_ex(full)
-    bad = (info != 0) | (factor.diagonal(dim1=1, dim2=2) ** 2 < 1e-12 * factor.abs().amax().item() ** 2).any(1)
+    pivots = factor.diagonal(dim1=1, dim2=2) ** 2
+    bad = (info != 0) | (pivots < 1e-6 * pivots.amax(1, keepdim=True)).any(1)
     factor[bad] = torch.eye(K, dtype=blocks.dtype)
     inverse = torch.cholesky_inverse(factor)
     return lambda r: torch.bmm(inverse, r.view(n, K, 1)).view(-1)

@@ -1,0 +1,140 @@
+"""Training runs: one model, or many seeds of it in parallel processes, each kept by what determines it."""
+
+import hashlib
+import json
+import logging
+import multiprocessing
+import os
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+
+import numpy as np
+import torch
+from recbole.utils import init_seed
+from tqdm import tqdm
+
+from recbole_unlearn.compat import plain
+from recbole_unlearn.config import UnlearnConfig, own_options
+from recbole_unlearn.data.split import Split
+from recbole_unlearn.data.triple_log import TripleLog, log_path, write_atomically
+from recbole_unlearn.trainer import BPRTrainer
+
+# Keys of a configuration that belong to one run, not to the model that it trains.
+RUN_KEYS = (
+    "checkpoint", "checkpoint_dir", "output_dir", "device", "gpu_id", "use_gpu", "compare", "purge", "data_path",
+    "forget_ratio", "forget_count", "forget_users", "forget_items", "forget_file", "single_spec", "local_rank",
+    "show_progress", "model", "dataset", "config_files",
+)  # fmt: skip
+
+
+def new_model(config, split, seed=None):
+    """A freshly initialised model, as RecBole's run_recbole makes it."""
+    init_seed(config["seed"] if seed is None else seed, config["reproducibility"])
+    return config.model_class(config, split.train._dataset).to(config["device"])
+
+
+def train(config, split, path, forgotten=None, seed=None, log_negatives=True):
+    """Train with early stopping on the validation data and keep the best epoch in ``path``.
+
+    Args:
+        forgotten (int array, optional): rows to leave out; None trains on ``split.train`` itself.
+        seed (int, optional): of initialisation, order and negatives; default: the configuration's.
+        log_negatives (bool): whether to write the triple log beside ``path``.
+
+    Returns:
+        (model with the best weights, trainer, seconds of ``fit``)
+    """
+    model = new_model(config, split, seed)
+    trainer = BPRTrainer(config, model)
+    trainer.saved_model_file = str(path)
+    trainer.log_negatives = log_negatives and trainer.log_negatives
+    loader = split.train if forgotten is None and seed is None else split.remaining(_rows(forgotten), seed)
+    start = perf_counter()
+    trainer.fit(loader, split.valid, verbose=True, saved=True, show_progress=config["show_progress"])
+    seconds = perf_counter() - start
+    state = torch.load(path, map_location=config["device"], weights_only=True)
+    model.load_state_dict(state["state_dict"])
+    if trainer.triple_log:
+        TripleLog.open(log_path(path)).truncate(state["epoch"] + 1)
+    return model, trainer, seconds
+
+
+def _rows(forgotten):
+    return np.empty(0, np.int64) if forgotten is None else np.asarray(forgotten, np.int64)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One model to train: a seed, the rows to leave out (sorted tuple; empty: the original), and whether to log."""
+
+    seed: int
+    forgotten: tuple = ()
+    log_negatives: bool = False
+
+
+class TrainedSeeds:
+    """Trained models on one frozen split, cached in a folder by configuration, data and seed.
+
+    A run that was cut off goes on where it stopped: what is finished is not trained again.
+
+    Args:
+        arguments: ``(model, dataset, config_file_list, config_dict)`` of :class:`UnlearnConfig`.
+        folder: of the cache.
+        processes (int, optional): trained at once, one thread each; default: number of cores.
+    """
+
+    def __init__(self, arguments, folder, processes=None):
+        self.arguments = arguments
+        self.folder = Path(folder)
+        self.processes = processes or os.cpu_count()
+        self.config, self.split = _open(arguments)
+        self.folder.mkdir(parents=True, exist_ok=True)
+
+    def path(self, run):
+        """Checkpoint file of a run, whether or not it exists yet."""
+        own = {key for key, _, _ in own_options()} - {"negatives"}
+        skipped = own | set(RUN_KEYS) | {"seed", "metrics", "topk", "metric_decimal_place", "state"}
+        settings = {k: v for k, v in plain(self.config.final_config_dict).items() if k not in skipped}
+        data = self.split.fingerprint_without(list(run.forgotten))
+        data.pop("origin")
+        text = json.dumps([settings, data, run.seed, run.log_negatives], sort_keys=True)
+        name = f"{self.config['model']}-{self.config['dataset']}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+        return self.folder / f"{name}.pth"
+
+    def seconds(self, run):
+        """Training time of a finished run."""
+        return json.loads(self.path(run).with_suffix(".json").read_text())["seconds"]
+
+    def train(self, runs, show_progress=True):
+        """Train what is not in the cache; returns the checkpoint paths, in order."""
+        paths = [self.path(run) for run in runs]
+        missing = {path: run for path, run in zip(paths, runs, strict=True) if not path.with_suffix(".json").exists()}
+        if missing:
+            context = multiprocessing.get_context("spawn")
+            with ProcessPoolExecutor(self.processes, context, _start_worker, (self.arguments,)) as pool:
+                jobs = [pool.submit(_train_worker, run, str(path)) for path, run in missing.items()]
+                for job in tqdm(as_completed(jobs), "Train", len(jobs), ncols=100, disable=not show_progress):
+                    job.result()
+        return paths
+
+
+def _open(arguments):
+    config = UnlearnConfig(*arguments)
+    config["show_progress"] = False
+    init_seed(config["seed"], config["reproducibility"])
+    return config, Split(config)
+
+
+def _start_worker(arguments):
+    global _worker
+    torch.set_num_threads(1)
+    logging.getLogger().setLevel(logging.ERROR)
+    _worker = _open(arguments)
+
+
+def _train_worker(run, path):
+    config, split = _worker
+    _, _, seconds = train(config, split, path, run.forgotten, run.seed, run.log_negatives)
+    write_atomically(Path(path).with_suffix(".json"), json.dumps({"seconds": seconds, "seed": run.seed}).encode())

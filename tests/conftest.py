@@ -1,0 +1,160 @@
+"""A tiny RecBole data set, and what the tests build on it. Every test runs in its own empty folder."""
+
+import contextlib
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from recbole.utils import init_seed
+
+import recbole_unlearn  # noqa: F401  (registers the trainer, patches RecBole for the installed versions)
+from recbole_unlearn.config import UnlearnConfig
+from recbole_unlearn.data.split import Split
+from recbole_unlearn.training import new_model
+
+NAME = "tiny"
+N_USERS, N_ITEMS = 37, 46
+SECRET_USER, SECRET_ITEM = "SECRETUSER-93", "SECRETITEM-41"
+
+torch.set_num_threads(1)
+
+
+def tiny_interactions():
+    """About 800 interactions of 37 users and 46 items in three groups: [(user, item, timestamp)]."""
+    rng = np.random.default_rng(7)
+    users = [f"u{17 + 3 * n}" for n in range(N_USERS - 1)] + [SECRET_USER]
+    items = [f"i{n * n + 3}" for n in range(N_ITEMS - 1)] + [SECRET_ITEM]
+    rows = []
+    for u, user in enumerate(users):
+        taste = np.where(np.arange(N_ITEMS) % 3 == u % 3, 4.0, 1.0)
+        taste[-1] = 4.0  # liked by all groups
+        for i in rng.choice(N_ITEMS, int(rng.integers(16, 28)), replace=False, p=taste / taste.sum()):
+            rows.append((user, items[i]))
+    order = rng.permutation(len(rows))
+    return [(*rows[k], 1_000_000 + 60 * n) for n, k in enumerate(order)]
+
+
+def write_dataset(folder, name, interactions):
+    """Write RecBole's atomic files of a data set, with an item feature; returns the ``data_path``."""
+    folder = Path(folder) / name
+    folder.mkdir(parents=True)
+    lines = ["user_id:token\titem_id:token\ttimestamp:float"]
+    lines += [f"{user}\t{item}\t{time}" for user, item, time in interactions]
+    (folder / f"{name}.inter").write_text("\n".join(lines) + "\n")
+    lines = ["item_id:token\tclass:token"]
+    lines += [f"{item}\tc{n % 5}" for n, item in enumerate(sorted({item for _, item, _ in interactions}))]
+    (folder / f"{name}.item").write_text("\n".join(lines) + "\n")
+    return str(folder.parent)
+
+
+def options(data_path, **overrides):
+    """A ``config_dict`` for small, quick runs on the tiny data set; batches do not divide the data evenly."""
+    return {
+        "data_path": data_path,
+        "embedding_size": 8,
+        "epochs": 3,
+        "train_batch_size": 97,
+        "learning_rate": 0.02,
+        "topk": [5, 10],
+        "valid_metric": "NDCG@10",
+        "show_progress": False,
+        "state": "WARNING",
+        "use_gpu": False,
+        "gpu_id": "",
+        **overrides,
+    }
+
+
+@contextlib.contextmanager
+def inside(folder):
+    before = os.getcwd()
+    os.chdir(folder)
+    try:
+        yield Path(folder)
+    finally:
+        os.chdir(before)
+
+
+@pytest.fixture(autouse=True)
+def _own_folder(tmp_path, monkeypatch):
+    """RecBole writes log/, log_tensorboard/ and saved/ into the current folder, and reads sys.argv."""
+    folder = tmp_path / "cwd"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "argv", ["pytest"])
+    numpy_stream, torch_stream = np.random.get_state(), torch.get_rng_state()
+    yield
+    np.random.set_state(numpy_stream)
+    torch.set_rng_state(torch_stream)
+
+
+@pytest.fixture(scope="session")
+def interactions():
+    return tiny_interactions()
+
+
+@pytest.fixture(scope="session")
+def data_path(tmp_path_factory, interactions):
+    return write_dataset(tmp_path_factory.mktemp("data"), NAME, interactions)
+
+
+@pytest.fixture(scope="session")
+def write_data():
+    """Function (folder, name, [(user, item, timestamp)]) -> data_path."""
+    return write_dataset
+
+
+@pytest.fixture(scope="session")
+def make_options(data_path):
+    """Function (**overrides) -> config_dict."""
+    return lambda **overrides: options(overrides.pop("data_path", data_path), **overrides)
+
+
+@pytest.fixture(scope="session")
+def make_config(make_options):
+    """Function (model='BPR', dataset='tiny', **overrides) -> UnlearnConfig."""
+
+    def make(model="BPR", dataset=NAME, **overrides):
+        return UnlearnConfig(model, dataset, config_dict=make_options(**overrides))
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_split(make_config):
+    """Function (like make_config) -> Split, as run_unlearn makes it."""
+
+    def make(*args, **overrides):
+        config = make_config(*args, **overrides)
+        init_seed(config["seed"], config["reproducibility"])
+        return Split(config)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def split(make_split, tmp_path_factory):
+    """A split that no test may change (do not train on its loaders)."""
+    with inside(tmp_path_factory.mktemp("split")):
+        return make_split()
+
+
+@pytest.fixture(scope="session")
+def make_model():
+    """Function (split, seed=None) -> BPR model of the split's configuration, untrained."""
+    return lambda split, seed=None: new_model(split.config, split, seed)
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory, make_options):
+    """One complete run, retraining included: (result, its folder). No test may change the folder."""
+    from recbole_unlearn.quick_start import run_unlearn
+
+    with inside(tmp_path_factory.mktemp("finished")) as cwd:
+        result = run_unlearn(
+            "BPR", NAME, config_dict=make_options(forget_count=25, epochs=6, output_dir=str(cwd / "out"))
+        )
+    return result, cwd / "out"
