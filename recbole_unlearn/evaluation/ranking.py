@@ -6,7 +6,7 @@ SAMPLED = 99  # negatives a held-out item, as in the NCF and UBPR papers
 PROTOCOLS = {"full": 0, f"uni{SAMPLED}": SAMPLED}
 
 
-def evaluate(trainer, model, split, seed, show_progress=False):
+def evaluate(trainer, model, split, seed, show_progress=False, protocols=PROTOCOLS):
     """Metrics of ``model`` on the test data under each protocol.
 
     RecBole redraws the sampled negatives at every call; here numpy's stream is set to ``seed`` before and restored
@@ -14,6 +14,7 @@ def evaluate(trainer, model, split, seed, show_progress=False):
 
     Args:
         trainer: a RecBole trainer of the same configuration; its ``evaluate`` does the work.
+        protocols (dict): name -> sampled negatives a held-out item, 0 for full ranking.
 
     Returns:
         dict: protocol -> {metric: value}.
@@ -22,7 +23,7 @@ def evaluate(trainer, model, split, seed, show_progress=False):
     results = {}
     try:
         trainer.model = model
-        for name, sampled in PROTOCOLS.items():
+        for name, sampled in protocols.items():
             np.random.seed(seed)
             loader = split.test_loader(sampled)
             results[name] = dict(trainer.evaluate(loader, load_best_model=False, show_progress=show_progress))
