@@ -29,13 +29,14 @@ def main(argv=None):
                 raise InputError(f"--{key} is given twice; give it once")
             overrides[key] = value
         from recbole_unlearn.quick_start import run_unlearn
-        from recbole_unlearn.reporting import markdown
+        from recbole_unlearn.reporting import fidelity_markdown, markdown
 
         result = run_unlearn(args.model, args.dataset, (args.config_files or "").split(), overrides)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(f"\n{markdown(result)}")
+    page = fidelity_markdown(result["fidelity"], result["title"]) if "fidelity" in result else markdown(result)
+    print(f"\n{page}")
     for name, path in result["files"].items():
         print(f"{name}: {path}")
     return 0

@@ -7,13 +7,13 @@ Trained models are cached in --cache; a run that was cut off goes on. Writes Mar
 """
 
 import argparse
-import json
 from pathlib import Path
 
 import numpy as np
 
 from recbole_unlearn.data.forget import ForgetRequest
-from recbole_unlearn.evaluation.fidelity import METHODS, fidelity, table
+from recbole_unlearn.evaluation.fidelity import METHODS, fidelity
+from recbole_unlearn.reporting import write_fidelity
 from recbole_unlearn.training import TrainedSeeds
 
 
@@ -41,33 +41,16 @@ def main():
     args = parser.parse_args()
     arguments = ("BPR", args.dataset, args.config_files.split(), {"data_path": args.data_path})
     trained = TrainedSeeds(arguments, args.cache, args.processes)
+    methods = {name: METHODS[name] for name in args.methods.split(",")} if args.methods else METHODS
     output = Path(args.output)
     output.mkdir(parents=True, exist_ok=True)
     for text in args.sets.split():
         kind, size = text.split(":")
         rows = forget_rows(trained.split, kind, float(size) if kind == "ratio" else int(size))
-        results = fidelity(trained, rows, args.seeds, args.methods.split(",") if args.methods else None)
-        frame = table(results)
-        first = results["retrained"]
+        results = fidelity(trained, rows, args.seeds, methods)
         setting = Path(args.config_files).stem or "default"
-        title = (
-            f"## {args.dataset}, {setting} BPR, forget {text} ({len(rows)} interactions), {args.seeds} seeds\n\n"
-            f"Noise ceiling of the correlation {first['ceiling']:.3f}; true mean change {first['true_mean_change']:+.3f}; "
-            f"top-10 overlap of two retrained models {first['overlap_affected_floor']:.3f} (affected users), "
-            f"{first['overlap_unaffected_floor']:.3f} (unaffected).\n\n"
-        )
-        page = title + frame.to_markdown(disable_numparse=True) + "\n"
-        print(page, flush=True)
-        stem = output / f"{args.dataset}-{setting}-{kind}-{size}"
-        stem.with_name(stem.name + ".md").write_text(page)
-        stem.with_name(stem.name + ".csv").write_text(frame.to_csv())
-        stem.with_name(stem.name + ".tex").write_text(
-            "\\begin{tabular}{l" + "r" * len(frame.columns) + "}\n"
-            + " & ".join(["", *frame.columns]) + " \\\\\n"
-            + "\n".join(" & ".join([name, *row]) + " \\\\" for name, row in zip(frame.index, frame.values, strict=True))
-            + "\n\\end{tabular}\n"
-        )  # fmt: skip
-        stem.with_name(stem.name + ".json").write_text(json.dumps(results, indent=1))
+        title = f"{args.dataset}, {setting} BPR, forget {text} ({len(rows)} interactions), {args.seeds} seeds"
+        print(write_fidelity(results, title, output, f"{args.dataset}-{setting}-{kind}-{size}"), flush=True)
 
 
 if __name__ == "__main__":

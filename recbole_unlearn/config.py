@@ -19,6 +19,7 @@ CHOICES = {
     "curvature": ("gauss_newton", "hessian"),
     "damping": ("adam", "scalar", "none"),
     "compare": ("retrain", "none"),
+    "evaluate": ("comparison", "fidelity"),
 }
 # Keys that RecBole reads without listing them in any properties file.
 RECBOLE_EXTRA = ("config_files", "local_rank", "nproc", "world_size", "offset", "ip", "port", "seq_len", "preload_weight")
@@ -164,7 +165,7 @@ class UnlearnConfig(Config):
                 near = difflib.get_close_matches(str(value), allowed, n=1)
                 hint = f"; did you mean {near[0]!r}?" if near else ""
                 raise InputError(f"{key} must be one of {', '.join(allowed)}, not {value!r}{hint}")
-        for key in ("output_dir", "checkpoint"):
+        for key in ("output_dir", "checkpoint", "fidelity_cache"):
             if isinstance(self[key], (int, float)) and not isinstance(self[key], bool):  # `--output_dir=5`
                 self.final_config_dict[key] = str(self[key])
             elif self[key] is not None and not isinstance(self[key], str):
@@ -178,6 +179,9 @@ class UnlearnConfig(Config):
         for key in ("curvature_triples", "cg_max_iterations"):
             if not isinstance(self[key], int) or isinstance(self[key], bool) or self[key] < 1:
                 raise InputError(f"{key} must be a whole number of at least 1, not {self[key]!r}")
+        seeds = self["fidelity_seeds"]
+        if not isinstance(seeds, int) or isinstance(seeds, bool) or seeds < 3:
+            raise InputError(f"fidelity_seeds must be a whole number of at least 3, not {seeds!r}")
         epochs = self["log_epochs"]
         if epochs != "all" and (not isinstance(epochs, int) or isinstance(epochs, bool) or epochs < 1):
             raise InputError(f"log_epochs must be 'all' or a whole number of at least 1, not {epochs!r}")

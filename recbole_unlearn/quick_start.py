@@ -21,9 +21,10 @@ from recbole_unlearn.data.forget import ForgetRequest
 from recbole_unlearn.data.split import Split
 from recbole_unlearn.data.triple_log import log_path
 from recbole_unlearn.evaluation import forgetting, ranking
+from recbole_unlearn.evaluation.fidelity import fidelity
 from recbole_unlearn.input_error import InputError
 from recbole_unlearn.trainer import BPRTrainer
-from recbole_unlearn.training import RUN_KEYS, new_model, train
+from recbole_unlearn.training import RUN_KEYS, TrainedSeeds, new_model, train
 from recbole_unlearn.unlearner import SUPPORTED, InfluenceUnlearner
 
 
@@ -58,6 +59,9 @@ def run_unlearn(model=None, dataset=None, config_file_list=None, config_dict=Non
     logger = logging.getLogger()
     logger.info(_public(config))
     logger.info(split.train._dataset)
+
+    if config["evaluate"] == "fidelity":
+        return _fidelity(config, (model, dataset, config_file_list, config_dict), request, rows, output if saved else None)
 
     with tempfile.TemporaryDirectory() as scratch:
         folder = output if saved else Path(scratch)
@@ -129,6 +133,21 @@ def run_unlearn(model=None, dataset=None, config_file_list=None, config_dict=Non
     return result
 
 
+def _fidelity(config, arguments, request, rows, folder):
+    """Train the seeds, measure the methods, write the tables."""
+    arguments = (config["model"], config["dataset"], *arguments[2:])
+    trained = TrainedSeeds(arguments, config["fidelity_cache"] or Path(config["checkpoint_dir"]) / "fidelity")
+    figures = fidelity(trained, rows, config["fidelity_seeds"], show_progress=config["show_progress"])
+    title = (
+        f"{config['model']} on {config['dataset']}: {len(rows)} interactions forgotten ({request.kind}), "
+        f"{config['fidelity_seeds']} seeds"
+    )
+    if folder:
+        folder.mkdir(parents=True, exist_ok=True)
+        reporting.write_fidelity(figures, title, folder)
+    return {"fidelity": figures, "title": title, "files": {"tables": str(folder)} if folder else {}}
+
+
 def _unlearner(config, split, stored, log):
     """The model of a checkpoint, and its unlearner."""
     model = new_model(config, split)
@@ -165,6 +184,8 @@ def _configure(model, dataset, config_file_list, config_dict):
     if config_dict is not None and not isinstance(config_dict, Mapping):
         raise InputError("config_dict must be a dict")
     named = _given("checkpoint", config_file_list, config_dict)
+    if named is not None and _given("evaluate", config_file_list, config_dict) == "fidelity":
+        raise InputError("evaluate: fidelity trains its own seeds; leave checkpoint out")
     if named is None:
         return _trainable(_supported(UnlearnConfig(model or _given("model", config_file_list, config_dict) or "BPR",
                           dataset or _given("dataset", config_file_list, config_dict) or "ml-100k",

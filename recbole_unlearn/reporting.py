@@ -77,6 +77,86 @@ def _how(unlearning):
     )
 
 
+FIDELITY_COLUMNS = {
+    "forget_auc": "forget-set AUC",
+    "forget_auc_z": "AUC, sd from Retrain",
+    "of_ceiling": "correlation / ceiling",
+    "correlation": "correlation",
+    "mean_change": "mean change",
+    "ks_ratio": "KS / floor",
+    "wasserstein_ratio": "Wasserstein / floor",
+    "membership_auc": "membership AUC",
+    "membership_auc_z": "membership, sd",
+    "overlap_affected": "top-10 overlap, affected",
+    "overlap_unaffected": "unaffected",
+    "hit@10": "HR@10",
+    "hit@10_z": "HR, sd",
+    "ndcg@10": "NDCG@10",
+    "ndcg@10_z": "NDCG, sd",
+    "seconds": "seconds",
+}
+
+
+def fidelity_table(results):
+    """One row a method.
+
+    Args:
+        results (dict): of `recbole_unlearn.evaluation.fidelity.fidelity`.
+
+    Returns:
+        pandas.DataFrame of strings.
+    """
+    rows = {}
+    for name, figures in results.items():
+        row = {}
+        for key, title in FIDELITY_COLUMNS.items():
+            value = figures.get(key)
+            if value is None or value != value:
+                row[title] = "–"
+            elif key.endswith("_z"):
+                row[title] = "" if name == "retrained" else f"{value:+.1f}"
+            elif key == "seconds":
+                row[title] = f"{value:.3g}"
+            elif f"{key}_sd" in figures and key != "correlation":
+                row[title] = f"{value:.4f} ± {figures[f'{key}_sd']:.4f}"
+            else:
+                row[title] = f"{value:.3f}"
+        rows[name] = row
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def fidelity_markdown(results, title):
+    """The table, and what it is to be read against, as a Markdown section."""
+    first = results["retrained"]
+    return (
+        f"## {title}\n\n"
+        f"Noise ceiling of the correlation {first['ceiling']:.3f}; true mean change {first['true_mean_change']:+.3f}; "
+        f"top-10 overlap of two retrained models {first['overlap_affected_floor']:.3f} (affected users), "
+        f"{first['overlap_unaffected_floor']:.3f} (unaffected).\n\n"
+        f"{fidelity_table(results).to_markdown(disable_numparse=True)}\n"
+    )
+
+
+def latex(frame):
+    """A DataFrame of strings as a LaTeX tabular."""
+    lines = [["", *frame.columns], *([name, *row] for name, row in zip(frame.index, frame.values, strict=True))]
+    body = "\n".join(" & ".join(line).replace("%", r"\%").replace("±", r"$\pm$") + r" \\" for line in lines)
+    return f"\\begin{{tabular}}{{l{'r' * len(frame.columns)}}}\n{body}\n\\end{{tabular}}\n"
+
+
+def write_fidelity(results, title, folder, name="fidelity"):
+    """Write NAME.md, .csv, .tex and .json; returns the Markdown."""
+    page, frame = fidelity_markdown(results, title), fidelity_table(results)
+    for ending, text in (
+        ("md", page),
+        ("csv", frame.to_csv()),
+        ("tex", latex(frame)),
+        ("json", json.dumps(results, indent=1)),
+    ):
+        write_atomically(folder / f"{name}.{ending}", text.encode())
+    return page
+
+
 def write(result, folder):
     """Write result.json and result.md."""
     write_atomically(folder / "result.json", json.dumps(result, indent=1).encode())

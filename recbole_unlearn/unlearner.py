@@ -13,10 +13,9 @@ from recbole_unlearn.influence import damping as damping_metrics
 from recbole_unlearn.influence.objective import gradient, pool_return, sampled_triples
 from recbole_unlearn.influence.operators import Damped, DotProductCurvature, UserTriples
 from recbole_unlearn.influence.replay import Adam, Trajectory, replay
-from recbole_unlearn.influence.solver import block_jacobi, conjugate_gradient, jacobi
+from recbole_unlearn.influence.solver import conjugate_gradient, preconditioner
 from recbole_unlearn.input_error import InputError
 
-BLOCK_JACOBI_UP_TO = 16  # K; beyond, K x K blocks cost more than the iterations they save
 SUPPORTED = ("BPR",)
 
 
@@ -204,13 +203,17 @@ class InfluenceUnlearner:
             )
         change = np.zeros((n_users + len(self.Q), K))
         change[result.rows] = result.change
-        # a user without any interaction left was never trained at all
+        # A user without any interaction left was never trained: a fresh initial embedding. The recorded one would not
+        # do, since every item that was ever sampled against this user has moved along it.
         bare = result.rows[result.untrained]
-        change[bare] = result.without[result.untrained] - self.P[bare]
+        initial = trajectory.at(0)[: self.P.size]
+        fresh = np.random.default_rng(self.config["seed"]).normal(initial.mean(), initial.std(), (len(bare), K))
+        change[bare] = fresh - self.P[bare]
         snapshots = {}
         for n, weights in recorded.items():
             weights = weights.astype(np.float32).reshape(-1, K)
             weights[result.rows] += result.snapshots[n]
+            weights[bare] = fresh
             snapshots[n] = weights.ravel()
         details = {
             "epochs": self.epochs,
@@ -275,10 +278,6 @@ class InfluenceUnlearner:
         return DotProductCurvature(triples, self.P, self.Q, exact=self.config["curvature"] == "hessian")
 
     def _solve(self, curvature, z, damping, show_progress=False):
-        if curvature.K <= BLOCK_JACOBI_UP_TO:
-            precondition = block_jacobi(curvature.blocks(), damping)
-        else:
-            precondition = jacobi(curvature.diagonal(), damping)
         with tqdm(total=self.config["cg_max_iterations"], desc="Unlearn", ncols=100, disable=not show_progress) as bar:
 
             def progress(report):
@@ -288,7 +287,7 @@ class InfluenceUnlearner:
             return conjugate_gradient(
                 Damped(curvature, damping),
                 z,
-                precondition,
+                preconditioner(curvature, damping),
                 self.config["cg_tolerance"],
                 self.config["cg_max_iterations"],
                 progress,

@@ -218,7 +218,8 @@ def fidelity(trained, rows, seeds=6, methods=None, show_progress=True):
         trained (TrainedSeeds): split and cache of the models; missing ones are trained.
         rows: sorted int array of rows to forget.
         seeds (int): M, at least 3.
-        methods (list of str, optional): keys of METHODS; default: all.
+        methods (dict, optional): name -> settings that differ from the configuration, or None for doing nothing;
+            default: METHODS.
 
     Returns:
         dict: method -> figures of `compare` plus ``seconds`` and ``details`` of its solver; 'retrained' likewise.
@@ -243,14 +244,14 @@ def fidelity(trained, rows, seeds=6, methods=None, show_progress=True):
         after = [view(torch.load(trained.path(run), weights_only=True)["state_dict"]) for run in retrainings]
         results = {"retrained": compare(after, before, after)}
         results["retrained"]["seconds"] = float(np.median([trained.seconds(run) for run in retrainings]))
-        names = list(methods or METHODS)
-        for name in tqdm(names, "Methods", ncols=100, disable=not show_progress):
+        methods = methods or METHODS
+        for name in tqdm(methods, "Methods", ncols=100, disable=not show_progress):
             views, seconds, details = [], [], []
             for state, log in stored:
-                if METHODS[name] is None:
+                if methods[name] is None:
                     views.append(view(state["state_dict"]))
                     continue
-                changed = _with(config, METHODS[name])
+                changed = _with(config, methods[name])
                 model.load_state_dict(state["state_dict"])
                 unlearner = InfluenceUnlearner(
                     model, log, state["optimizer"], changed, state["triple_log"]["epochs"], split.popularity()
@@ -283,44 +284,3 @@ def _with(config, changes):
     new = copy.copy(config)
     new.final_config_dict = {**config.final_config_dict, **changes}
     return new
-
-
-COLUMNS = {
-    "forget_auc": "forget-set AUC",
-    "forget_auc_z": "AUC, sd from Retrain",
-    "of_ceiling": "correlation / ceiling",
-    "correlation": "correlation",
-    "mean_change": "mean change",
-    "ks_ratio": "KS / floor",
-    "wasserstein_ratio": "Wasserstein / floor",
-    "membership_auc": "membership AUC",
-    "membership_auc_z": "membership, sd",
-    "overlap_affected": "top-10 overlap, affected",
-    "overlap_unaffected": "unaffected",
-    "hit@10": "HR@10",
-    "hit@10_z": "HR, sd",
-    "ndcg@10": "NDCG@10",
-    "ndcg@10_z": "NDCG, sd",
-    "seconds": "seconds",
-}
-
-
-def table(results):
-    """One row a method: DataFrame of strings."""
-    rows = {}
-    for name, figures in results.items():
-        row = {}
-        for key, title in COLUMNS.items():
-            value = figures.get(key)
-            if value is None or value != value:
-                row[title] = "–"
-            elif key.endswith("_z"):
-                row[title] = "" if name == "retrained" else f"{value:+.1f}"
-            elif key == "seconds":
-                row[title] = f"{value:.3g}"
-            elif f"{key}_sd" in figures and key != "correlation":
-                row[title] = f"{value:.4f} ± {figures[f'{key}_sd']:.4f}"
-            else:
-                row[title] = f"{value:.3f}"
-        rows[name] = row
-    return pd.DataFrame.from_dict(rows, orient="index")

@@ -1,0 +1,50 @@
+"""What each part of the influence step contributes, beside the replay that needs none of it tuned.
+
+    python benchmarks/ablation.py --dataset=ml-100k --cache=saved/fidelity
+
+Shares its cache of trained seeds with fidelity.py.
+"""
+
+import argparse
+from pathlib import Path
+
+from fidelity import forget_rows
+
+from recbole_unlearn.evaluation.fidelity import fidelity
+from recbole_unlearn.reporting import write_fidelity
+from recbole_unlearn.training import TrainedSeeds
+
+STEP = {"method": "influence"}
+VARIANTS = {
+    "nothing done": None,
+    **{f"step, adam damping {c}": {**STEP, "damping_strength": c} for c in (0.25, 0.5, 1.0, 2.0, 4.0)},
+    "step, scalar damping 1e-3": {**STEP, "damping": "scalar", "damping_strength": 1e-3},
+    "step, scalar damping 1e-4": {**STEP, "damping": "scalar", "damping_strength": 1e-4},
+    "step, last epoch's triples": {**STEP, "log_epochs": 1},
+    "step, no negative-pool return": {**STEP, "pool_return": False},
+    "replay": {"method": "replay"},
+}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dataset", default="ml-100k")
+    parser.add_argument("--data_path", default="dataset/")
+    parser.add_argument("--sets", default="count:200")
+    parser.add_argument("--seeds", type=int, default=6)
+    parser.add_argument("--cache", default="saved/fidelity")
+    parser.add_argument("--output", default="results/ablation")
+    args = parser.parse_args()
+    trained = TrainedSeeds(("BPR", args.dataset, [], {"data_path": args.data_path}), args.cache)
+    output = Path(args.output)
+    output.mkdir(parents=True, exist_ok=True)
+    for text in args.sets.split():
+        kind, size = text.split(":")
+        rows = forget_rows(trained.split, kind, int(size))
+        results = fidelity(trained, rows, args.seeds, VARIANTS)
+        title = f"{args.dataset}, default BPR, forget {text} ({len(rows)} interactions), {args.seeds} seeds"
+        print(write_fidelity(results, title, output, f"{args.dataset}-{kind}-{size}"), flush=True)
+
+
+if __name__ == "__main__":
+    main()
