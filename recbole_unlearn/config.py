@@ -14,7 +14,7 @@ from recbole_unlearn.compat import model_class
 from recbole_unlearn.input_error import InputError
 
 CHOICES = {
-    "method": ("auto", "replay", "influence"),
+    "method": ("auto", "reoptimise", "replay", "influence"),
     "negatives": ("redrawn", "static"),
     "curvature": ("gauss_newton", "hessian"),
     "damping": ("adam", "scalar", "none"),
@@ -152,7 +152,7 @@ class UnlearnConfig(Config):
             near = difflib.get_close_matches(key, known, n=1, cutoff=0.7)
             if near:
                 raise InputError(f"unknown key {key!r}; did you mean {near[0]!r}?")
-            if key.startswith(("forget", "unlearn", "damping", "cg_", "curvature", "log_")):
+            if key.startswith(("forget", "unlearn", "damping", "cg_", "curvature", "log_", "reoptimise")):
                 raise InputError(f"unknown key {key!r}; --help lists the keys of recbole_unlearn")
 
     def _check_own(self):
@@ -173,10 +173,10 @@ class UnlearnConfig(Config):
         for key in ("paper", "pool_return", "log_negatives", "purge"):
             if not isinstance(self[key], bool):
                 raise InputError(f"{key} must be True or False, not {self[key]!r}")
-        for key, low in (("damping_strength", 0), ("cg_tolerance", 0)):
+        for key, low in (("damping_strength", 0), ("cg_tolerance", 0), ("reoptimise_tolerance", 0)):
             if not isinstance(self[key], (int, float)) or isinstance(self[key], bool) or not low <= self[key] < float("inf"):
                 raise InputError(f"{key} must be a number of at least {low}, not {self[key]!r}")
-        for key in ("curvature_triples", "cg_max_iterations"):
+        for key in ("curvature_triples", "cg_max_iterations", "reoptimise_max_iterations"):
             if not isinstance(self[key], int) or isinstance(self[key], bool) or self[key] < 1:
                 raise InputError(f"{key} must be a whole number of at least 1, not {self[key]!r}")
         seeds = self["fidelity_seeds"]
@@ -190,6 +190,8 @@ class UnlearnConfig(Config):
                 if key in given and key not in self._checkpoint_config and (given[key] if given[key] is not None else "none") != value:
                     raise InputError(f"paper: True fixes {key} at {value!r}; leave {key} out or set paper: False")
             self.final_config_dict.update(PAPER)
+        if self["method"] == "reoptimise" and not (self["negatives"] == "static" and self["weight_decay"]):
+            raise InputError("method: reoptimise needs negatives: static and weight_decay above 0; use method: auto")
 
 
 # UBPR, equation (7): nothing of design beyond the paper.

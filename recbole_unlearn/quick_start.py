@@ -174,7 +174,7 @@ def _trainable(config):
     if config["method"] == "replay" and (not adam or config["clip_grad_norm"]):
         raise InputError("method: replay needs learner: adam and no clip_grad_norm; use method: influence")
     replayed = config["method"] == "auto" and adam and not config["clip_grad_norm"]
-    if config["damping"] == "adam" and not adam and not replayed:
+    if config["damping"] == "adam" and not adam and not replayed and config["method"] != "reoptimise":
         raise InputError(f"damping: adam does not fit learner: {config['learner']}; use damping: scalar")
     return config
 

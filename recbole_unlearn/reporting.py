@@ -71,6 +71,13 @@ def _how(unlearning):
             f"Method: replay of {unlearning['rows_replayed']} embedding rows over {unlearning['epochs']} epochs "
             f"({unlearning['triples_replayed']:,} triples)"
         )
+    if unlearning["method"] == "reoptimise":
+        return (
+            f"Method: re-optimisation in {unlearning['iterations']} Newton steps ({unlearning['products']} Hessian "
+            f"products); mean gradient norm {unlearning['gradient_norm_before']:.1e} before, "
+            f"{unlearning['gradient_norm']:.1e} after"
+            + ("" if unlearning["converged"] else ": above the tolerance, no certified minimum")
+        )
     return (
         f"Method: influence step; linear solve: {unlearning['iterations']} iterations, relative residual "
         f"{unlearning['residual']:.1e}" + (", negative curvature met" if unlearning["negative_curvature"] else "")

@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 from recbole_unlearn.checkpoint import check_finite
 from recbole_unlearn.influence import damping as damping_metrics
+from recbole_unlearn.influence.newton import Objective, flat, minimise
 from recbole_unlearn.influence.objective import gradient, pool_return, sampled_triples
 from recbole_unlearn.influence.operators import Damped, DotProductCurvature, UserTriples
 from recbole_unlearn.influence.replay import Adam, Trajectory, replay
@@ -17,6 +18,11 @@ from recbole_unlearn.influence.solver import conjugate_gradient, preconditioner
 from recbole_unlearn.input_error import InputError
 
 SUPPORTED = ("BPR",)
+# Gradient of the whole objective, as a share of its L2 part's, up to which a model counts as converged. At a minimum
+# the loss and L2 pull equally hard and the share is 0; where training stopped early it is of order 1. The flattest
+# directions of a minimum have a curvature near weight_decay / 10 (measured, ml-100k, K = 8), so that the weights
+# are then within some 10 times this share of their norm, .1 %, from the minimum: less than forgetting moves them.
+CONVERGED = 1e-4
 
 
 @dataclass
@@ -25,9 +31,9 @@ class Unlearned:
 
     Attributes:
         state_dict (dict): the new weights; load them into a model of the same class.
-        method (str): 'replay' or 'influence'.
+        method (str): 'reoptimise', 'replay' or 'influence'.
         seconds (float): from the request to the weights, log reading included.
-        details (dict): plain values: what the method did, and how its solver fared.
+        details (dict): plain values: why this method (``chosen``), what it did, and how its solver fared.
         snapshots (dict): number of epochs -> flat weights that have forgotten, for the next request's trajectory.
     """
 
@@ -45,11 +51,15 @@ class Unlearned:
 class InfluenceUnlearner:
     """Changes a model's weights to what they would be had some interactions never been there.
 
-    Two methods (see docs/method.md). **replay**: influence unrolled over the recorded training for the touched rows,
-    without linearising and with nothing to tune; needs a log with weight snapshots and Adam. **influence**: one step
+    Three methods (see docs/method.md). **replay**: influence unrolled over the recorded training for the touched rows,
+    without linearising and with nothing to tune; needs a log with weight snapshots and Adam. **reoptimise**: for
+    models that were trained to convergence, Newton steps to a minimum of the objective without the forgotten rows,
+    certified by its gradient norm; needs one objective (static negatives) with L2. **influence**: one step
     ``theta* = theta + (H + D)^-1 z`` (UBPR, equation (7), corrected), with H the curvature of the loss summed over the
     remaining triples, D the damping, and z the gradient of what retraining removes (the forgotten rows' triples and
     their share of the L2 term) minus what it adds (forgotten items drawn as negatives).
+
+    ``method: auto`` takes reoptimise where the model has converged (see `CONVERGED`), else replay, else influence.
 
     The model and the log are only read.
 
@@ -87,17 +97,46 @@ class InfluenceUnlearner:
         self.n_triples = log.n_rows * log.negatives
         self.weight_decay = float(config["weight_decay"] or 0)
         self.optimizer_state = optimizer_state
-        self.method = self._choose_method()
+        self.method, self.chosen = self._choose_method()
         self.damping = self._damping(optimizer_state) if self.method == "influence" else None
 
     def _choose_method(self):
-        """'replay' where it is valid, unless the user wants otherwise."""
-        if self.config["paper"] or self.config["method"] == "influence":
-            return "influence"
-        why_not = self._no_replay()
-        if why_not and self.config["method"] == "replay":
-            raise InputError(f"method: replay is not possible: {why_not}; use method: influence")
-        return "influence" if why_not else "replay"
+        """The method, and in words why."""
+        wanted = "influence" if self.config["paper"] else self.config["method"]
+        if wanted == "influence":
+            return wanted, "asked for"
+        if wanted == "replay":
+            if why_not := self._no_replay():
+                raise InputError(f"method: replay is not possible: {why_not}; use method: influence")
+            return wanted, "asked for"
+        auto, no_reoptimise = wanted == "auto", self._no_reoptimise()
+        if no_reoptimise and not auto:
+            raise InputError(f"method: reoptimise is not possible: {no_reoptimise}; use method: auto")
+        if not no_reoptimise:
+            share = self._gradient_share()
+            converged = share <= CONVERGED
+            found = f"{'' if converged else 'not '}converged, the gradient is {share:.1e} of its L2 part"
+            if not (auto or converged):
+                logging.getLogger().warning(f"{found}: re-optimisation will also finish the model's training")
+            if converged or not auto:
+                return "reoptimise", f"{'auto' if auto else 'asked for'}: {found}"
+            no_reoptimise = found
+        if no_replay := self._no_replay():
+            return "influence", f"auto: {no_reoptimise}; {no_replay}"
+        return "replay", f"auto: {no_reoptimise}"
+
+    def _no_reoptimise(self):
+        if not self.log.static:
+            return "negatives were redrawn every epoch, so that no one objective was minimised"
+        if not self.weight_decay > 0:
+            return "weight_decay is 0, so that the objective has no minimum"
+        return None
+
+    def _gradient_share(self):
+        """Gradient norm of the whole objective at the trained weights, divided by that of its L2 part."""
+        objective = self._objective(np.empty(0, np.int64))
+        theta = flat(self.P, self.Q)
+        return float(objective.at(theta)[1].norm() / (objective.l2 * theta.norm()))
 
     def _no_replay(self):
         group = self.optimizer_state["param_groups"][0]
@@ -144,6 +183,9 @@ class InfluenceUnlearner:
             replay(one, one, [neg], one, ends, 1, 1, self._adam(), 1)
             return
         triples = UserTriples(one.astype(np.int32), one.astype(self.log.items.dtype), neg, 1, 1)
+        if self.method == "reoptimise":
+            minimise(Objective([triples], 1, 1.0, (1, 1, row.size)), row + 1, row + 1, 0.1, 1)
+            return
         curvature = DotProductCurvature(triples, row, row, exact=self.config["curvature"] == "hessian")
         self._solve(curvature, torch.ones(curvature.size, dtype=torch.float64), 1.0)
         gradient(sampled_triples([0], [0], np.zeros((1, 1, 1), np.int64)), row, row)
@@ -160,14 +202,15 @@ class InfluenceUnlearner:
         start = perf_counter()
         rows = np.asarray(rows, np.int64)
         if len(rows) == 0:
-            return Unlearned(dict(self.state_dict), self.method, perf_counter() - start, {}, self._recorded())
-        run = self._replay if self.method == "replay" else self._influence
+            details = {"chosen": self.chosen}
+            return Unlearned(dict(self.state_dict), self.method, perf_counter() - start, details, self._recorded())
+        run = {"replay": self._replay, "reoptimise": self._reoptimise, "influence": self._influence}[self.method]
         user_change, item_change, details, snapshots = run(rows, show_progress)
         state = dict(self.state_dict)
         state["user_embedding.weight"] = torch.from_numpy((self.P + user_change).astype(self.P.dtype))
         state["item_embedding.weight"] = torch.from_numpy((self.Q + item_change).astype(self.Q.dtype))
         check_finite(state, "the unlearned model; raise damping_strength: the result")
-        return Unlearned(state, self.method, perf_counter() - start, details, snapshots)
+        return Unlearned(state, self.method, perf_counter() - start, {"chosen": self.chosen, **details}, snapshots)
 
     def _flat(self):
         return np.concatenate([self.P.ravel(), self.Q.ravel()])
@@ -222,6 +265,54 @@ class InfluenceUnlearner:
             "step_norm": float(np.linalg.norm(change)),
         }
         return change[:n_users], change[n_users:], details, snapshots
+
+    def _objective(self, rows):
+        """What training on the log without some rows minimises, their items' return as negatives included.
+
+        What earlier requests returned is not included: the log of an unlearned model does not say what was forgotten.
+        """
+        log, sizes = self.log, (len(self.P), len(self.Q))
+        users, items = np.asarray(log.users, np.int64), np.asarray(log.items)
+        keep = np.ones(log.n_rows, bool)
+        keep[rows] = False
+        triples = [UserTriples(users[keep], items[keep], log.epoch(0)[keep], *sizes)]
+        if self.config["pool_return"]:
+            returned = pool_return(users, items.astype(np.int64), rows, len(self.Q), log.negatives, self.popularity)
+            pos, neg = returned.pos.astype(items.dtype), returned.neg.astype(log.dtype)
+            triples.append(UserTriples(returned.users, pos, neg[:, None], *sizes, returned.weight))
+        n_triples = int(keep.sum()) * log.negatives
+        return Objective(triples, n_triples, self.weight_decay, (*sizes, self.P.shape[1]))
+
+    def _reoptimise(self, rows, show_progress):
+        """The change to a minimum of the objective without the rows, and the certificate that it is one.
+
+        It is that of float64 weights; ``gradient_norm_stored`` is that of the model's own type, which anyone can
+        recompute from a checkpoint.
+        """
+        objective = self._objective(rows)
+        limit = self.config["reoptimise_max_iterations"]
+        with tqdm(total=limit, desc="Unlearn", ncols=100, disable=not show_progress) as bar:
+
+            def progress(report):
+                bar.update()
+                bar.set_postfix_str(f"gradient {report.gradient_norm:.1e}")
+
+            tolerance = self.config["reoptimise_tolerance"]
+            P, Q, report = minimise(objective, self.P, self.Q, tolerance, limit, progress)
+        if not report.converged:
+            logging.getLogger().warning(
+                f"re-optimisation stopped at a mean gradient norm of {report.gradient_norm:.1e}, above "
+                f"reoptimise_tolerance, after {report.iterations} iterations"
+            )
+        stored = flat(P.astype(self.P.dtype), Q.astype(self.Q.dtype))
+        user_change, item_change = P - self.P, Q - self.Q
+        details = {
+            "triples": objective.n_triples,
+            "step_norm": float(flat(user_change, item_change).norm()),
+            "gradient_norm_stored": float(objective.at(stored)[1].norm()) / objective.n_triples,
+            **asdict(report),
+        }
+        return user_change, item_change, details, {}
 
     def _influence(self, rows, show_progress):
         """One influence-function step."""

@@ -5,7 +5,8 @@ e_k = v_u . q_k + p_u . v_k a (user, item), so each distinct item of a user is g
 user only touch scalars, and one last pass over the distinct items scatters the result. Loops are parallel over
 a fixed number of user chunks, each with its own accumulator, so results do not depend on the number of threads.
 
-Kernels are specialised on K (a compile-time constant) and cached on disk by numba.
+Kernels are specialised on K (a compile-time constant) and cached on disk by numba. Scores and scalars have the type of
+the embeddings (float32 or float64); sums are float64.
 """
 
 from functools import cache
@@ -57,7 +58,7 @@ def linearise(K):
         n_chunks = len(chunk_ptr) - 1
         loss = np.zeros(n_chunks)
         for c in numba.prange(n_chunks):
-            e = np.empty(n_items, np.float32)
+            e = np.empty(n_items, P.dtype)
             sum_h = np.zeros(n_items, np.float64)
             sum_s = np.zeros(n_items, np.float64)
             total = 0.0
@@ -105,12 +106,12 @@ def curvature_product(K, exact):
     @numba.njit(**{**FLAGS, "parallel": True})
     def kernel(P, VP, QV, row_ptr, pos, neg, h, dist_ptr, dist, b, chunk_ptr, n_items, out_P, out_Q):
         for c in numba.prange(len(chunk_ptr) - 1):
-            e = np.empty(n_items, np.float32)
+            e = np.empty(n_items, P.dtype)
             acc = np.zeros(n_items, np.float64)
             out = out_Q[c]
             out[:] = 0
-            p = np.empty(K, np.float32)
-            v = np.empty(K, np.float32)
+            p = np.empty(K, P.dtype)
+            v = np.empty(K, P.dtype)
             sum_u = np.empty(K, np.float64)
             for u in range(chunk_ptr[c], chunk_ptr[c + 1]):
                 for f in range(K):
@@ -145,6 +146,32 @@ def curvature_product(K, exact):
                         for f in range(K):
                             sum_u[f] += g * QV[k, f]
                             out[k, f] += g * p[f]
+                for f in range(K):
+                    out_P[u, f] = sum_u[f]
+
+    return kernel
+
+
+@cache
+def gradient(K):
+    """Kernel ``(P, Q, dist_ptr, dist, b, chunk_ptr, out_P, out_Q)``: gradient of the loss that `linearise` returns.
+
+    ``out_P`` is ``[n_users, K]``; ``out_Q`` is ``[chunks, n_items, K]``, to be summed over chunks.
+    """
+
+    @numba.njit(**{**FLAGS, "parallel": True})
+    def kernel(P, Q, dist_ptr, dist, b, chunk_ptr, out_P, out_Q):
+        for c in numba.prange(len(chunk_ptr) - 1):
+            out = out_Q[c]
+            out[:] = 0
+            sum_u = np.empty(K, np.float64)
+            for u in range(chunk_ptr[c], chunk_ptr[c + 1]):
+                sum_u[:] = 0
+                for d in range(dist_ptr[u], dist_ptr[u + 1]):
+                    k = dist[d]
+                    for f in range(K):
+                        sum_u[f] -= b[d] * Q[k, f]
+                        out[k, f] -= b[d] * P[u, f]
                 for f in range(K):
                     out_P[u, f] = sum_u[f]
 

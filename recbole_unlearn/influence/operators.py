@@ -69,24 +69,26 @@ class DotProductCurvature:
         triples (UserTriples): what is summed over.
         P, Q: embeddings, ``[n_users, K]`` and ``[n_items, K]``.
         exact (bool): the Hessian; else its Gauss-Newton part, which is positive semi-definite.
+        dtype: of embeddings, scores and what is stored a triple: float32, or float64 for twice the memory traffic.
+            Sums are float64 either way.
     """
 
-    def __init__(self, triples, P, Q, exact=False):
+    def __init__(self, triples, P, Q, exact=False, dtype=np.float32):
         self.triples = triples
-        self.P = np.ascontiguousarray(P, np.float32)
-        self.Q = np.ascontiguousarray(Q, np.float32)
+        self.P = np.ascontiguousarray(P, dtype)
+        self.Q = np.ascontiguousarray(Q, dtype)
         self.K = self.P.shape[1]
         self.exact = exact
         self.size = self.P.size + self.Q.size
         t = triples
-        self.h = np.empty(t.neg.shape, np.float32)
-        self.a = np.empty(len(t.dist), np.float32)
-        self.b = np.empty(len(t.dist), np.float32)
+        self.h = np.empty(t.neg.shape, dtype)
+        self.a = np.empty(len(t.dist), dtype)
+        self.b = np.empty(len(t.dist), dtype)
         self.loss = kernels.linearise(self.K)(
             self.P, self.Q, *t.grouping(), t.weight, t.dist_ptr, t.dist, t.chunk_ptr, t.n_items, self.h, self.a, self.b
         )
         self._out_Q = np.empty((len(t.chunk_ptr) - 1, t.n_items, self.K))
-        self._QV = np.empty((t.n_items, 2 * self.K), np.float32)
+        self._QV = np.empty((t.n_items, 2 * self.K), dtype)
         self._QV[:, : self.K] = self.Q
 
     def split(self, v):
@@ -101,9 +103,18 @@ class DotProductCurvature:
         result = np.empty(self.size)
         out_P, out_Q = self.split(result)
         kernels.curvature_product(self.K, self.exact)(
-            self.P, VP.astype(np.float32), self._QV, *t.grouping(), self.h, t.dist_ptr, t.dist, self.b,
+            self.P, VP.astype(self.P.dtype), self._QV, *t.grouping(), self.h, t.dist_ptr, t.dist, self.b,
             t.chunk_ptr, t.n_items, out_P, self._out_Q,
         )  # fmt: skip
+        self._out_Q.sum(axis=0, out=out_Q)
+        return torch.from_numpy(result)
+
+    def gradient(self):
+        """Gradient of the loss, float64 ``[size]``."""
+        t = self.triples
+        result = np.empty(self.size)
+        out_P, out_Q = self.split(result)
+        kernels.gradient(self.K)(self.P, self.Q, t.dist_ptr, t.dist, self.b, t.chunk_ptr, out_P, self._out_Q)
         self._out_Q.sum(axis=0, out=out_Q)
         return torch.from_numpy(result)
 
@@ -124,6 +135,27 @@ class DotProductCurvature:
         """K x K diagonal blocks of the Gauss-Newton matrix, one an embedding row: ``[n_users + n_items, K, K]``."""
         lower = torch.from_numpy(self._per_row(kernels.gauss_newton_blocks(self.K), (self.K, self.K)))
         return lower.tril() + lower.tril(-1).mT
+
+
+class Sum:
+    """Sum of `DotProductCurvature` objects over different triples at the same embeddings; like one of them."""
+
+    def __init__(self, parts):
+        self.parts = parts
+        self.K, self.size = parts[0].K, parts[0].size
+        self.loss = sum(part.loss for part in parts)
+
+    def matvec(self, v):
+        return sum(part.matvec(v) for part in self.parts)
+
+    def gradient(self):
+        return sum(part.gradient() for part in self.parts)
+
+    def diagonal(self):
+        return sum(part.diagonal() for part in self.parts)
+
+    def blocks(self):
+        return sum(part.blocks() for part in self.parts)
 
 
 class AutogradCurvature:

@@ -1,23 +1,31 @@
-"""Paired replay: unrolled influence, restricted to the embedding rows that a forget set touches, not linearised.
+"""Paired replay: unrolled influence, restricted to the rows that a forget set touches, not linearised.
 
-An influence function linearises around the final weights. A model that was stopped early is no optimum, so what
-its weights owe to a triple was paid in during all of training, most of it early, when gradients were large. Given
-the triple log (what was trained on) and the trajectory (snapshots of the weights), the optimiser can be run again
-for the touched rows alone (the forgotten interactions' users and items), with every other row held on
-its recorded path. It is run twice side by side, in the same order: with the forgotten triples, and without them
-but with the forgotten items back in their users' negative pools. The difference is the step; what the two have in
-common (the order of batches, which the log does not keep) cancels.
+An influence function linearises around the final weights. A model that was stopped early is no optimum, so
+what its weights owe to a triple was paid in during all of training, most of it early, when gradients were
+large. Given the triple log (what was trained on) and the trajectory (snapshots of the weights), the optimiser
+can be run again for the touched rows alone (the forgotten interactions' users and items), with every other
+row held on its recorded path. It is run twice side by side, in the same order: with the forgotten triples,
+and without them but with the forgotten items back in their users' negative pools. The difference is the step;
+what the two have in common (the order of batches, which the log does not keep) cancels.
+
+The two lanes run in parallel with each other; an epoch's triples are found and ordered by all threads before.
 """
 
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from functools import cache
 
 import numba
 import numpy as np
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
 
 from recbole_unlearn.influence.kernels import FLAGS
 
-CHUNKS = 16
+CHUNKS = 16  # of rows; fixed, so that the order of triples is the same whatever the number of threads
+
+ir = cgutils.ir  # llvmlite's
+LLVM_FLAGS = ("reassoc", "contract", "nsz")
 
 
 @dataclass
@@ -41,100 +49,180 @@ def _mix(x):
 
 
 @numba.njit(**{**FLAGS, "parallel": True})
-def _select(active, item_slot, neg, chunks, counts, base, row_out, column_out):
-    """Triples of an epoch that touch an active row: those of active anchors, and those with an active negative.
+def _select(anchors, neg, item_place, n_touched, n_steps, seed, chunks, chosen, step, counts):
+    """Rows of an epoch with a touched weight row in some triple, and the random step that each falls in.
 
-    Called twice: with empty outputs it fills ``counts`` (one a chunk), then it writes (row, column) from ``base``.
+    ``chosen`` and ``step`` ``[n_rows]`` are filled from the start of each chunk, ``counts``
+    ``[chunks, n_steps]`` says how many rows of a chunk fall in a step. Returns the number of triples that
+    hold a touched row.
     """
-    fill = len(row_out) > 0
+    m = neg.shape[1]
+    triples = 0
     for c in numba.prange(len(chunks) - 1):
+        first = chunks[c]
         n = 0
-        at = base[c]
-        for r in range(chunks[c], chunks[c + 1]):
+        for r in range(first, chunks[c + 1]):
+            anchored = (anchors[r, 0] < n_touched) | (anchors[r, 1] < n_touched)
+            touched = 0
+            for t in range(m):
+                touched += item_place[neg[r, t]] < n_touched
+            touched = m if anchored else touched
+            triples += touched
+            chosen[first + n] = r  # kept or overwritten: no branch, it would be mispredicted often
+            n += touched > 0
+        counts[c] = 0
+        for k in range(first, first + n):
+            draw = _mix(np.uint64(seed) ^ (np.uint64(chosen[k]) << np.uint64(20)))
+            s = ((draw >> np.uint64(32)) * np.uint64(n_steps)) >> np.uint64(32)
+            step[k] = s
+            counts[c, s] += 1
+    return triples
+
+
+@numba.njit(**{**FLAGS, "parallel": True})
+def _arrange(anchors, neg, item_place, forgotten, chunks, chosen, step, counts, next_free, triples, gone):
+    """Write the chosen rows in order of steps: places ``triples`` ``[n, 2 + m]`` and ``gone`` ``[n]``.
+
+    ``next_free`` ``[chunks, n_steps]`` says where the first row of each chunk and step goes; it is changed.
+    """
+    for c in numba.prange(len(chunks) - 1):
+        for k in range(chunks[c], chunks[c] + counts[c].sum()):
+            r = chosen[k]
+            at = next_free[c, step[k]]
+            next_free[c, step[k]] += 1
+            triples[at, 0] = anchors[r, 0]
+            triples[at, 1] = anchors[r, 1]
             for t in range(neg.shape[1]):
-                if active[r] or item_slot[neg[r, t]] >= 0:
-                    if fill:
-                        row_out[at + n] = r
-                        column_out[at + n] = t
-                    n += 1
-        counts[c] = n
+                triples[at, 2 + t] = item_place[neg[r, t]]
+            gone[at] = forgotten[r]
+
+
+# Operations on rows of K float32, written as LLVM vectors: numba makes scalar code of short constant loops.
+
+
+def _row(builder, K, context, array_type, array, row):
+    """LLVM pointer to a row of an array ``[any, K]``, as a vector."""
+    data = context.make_array(array_type)(context, builder, array).data
+    start = builder.gep(data, [builder.mul(row, row.type(K))])
+    return builder.bitcast(start, ir.VectorType(ir.FloatType(), K).as_pointer())
+
+
+@intrinsic(prefer_literal=True)
+def _dot(typing, K, A, a, B, b):
+    """``A[a] . B[b]`` of float32 arrays ``[any, K]``; K a constant."""
+    width = K.literal_value
+
+    def emit(context, builder, signature, args):
+        kinds = signature.args
+        left = builder.load(_row(builder, width, context, kinds[1], *args[1:3]), align=4)
+        right = builder.load(_row(builder, width, context, kinds[3], *args[3:5]), align=4)
+        product = builder.fmul(left, right, LLVM_FLAGS)
+        kind = ir.FunctionType(ir.FloatType(), [ir.FloatType(), product.type])
+        add = cgutils.get_or_insert_function(builder.module, kind, f"llvm.vector.reduce.fadd.v{width}f32")
+        return builder.call(add, [ir.FloatType()(0), product], fastmath=LLVM_FLAGS)
+
+    return types.float32(K, A, types.int64, B, types.int64), emit
+
+
+@intrinsic(prefer_literal=True)
+def _axpy(typing, K, A, a, scale, B, b):
+    """``A[a] += scale * B[b]`` of float32 arrays ``[any, K]``; K a constant."""
+    width = K.literal_value
+
+    def emit(context, builder, signature, args):
+        kinds = signature.args
+        target = _row(builder, width, context, kinds[1], *args[1:3])
+        scale, source = args[3], builder.load(_row(builder, width, context, kinds[4], *args[4:6]), align=4)
+        scales = source.type(ir.Undefined)
+        for k in range(width):
+            scales = builder.insert_element(scales, scale, ir.IntType(32)(k))
+        change = builder.fmul(scales, source, LLVM_FLAGS)
+        builder.store(builder.fadd(builder.load(target, align=4), change, LLVM_FLAGS), target, align=4)
+
+    return types.void(K, A, types.int64, types.float32, B, types.int64), emit
 
 
 @numba.njit(**FLAGS)
-def _by_step(rows, columns, neg, users, pos, forgotten, n_steps, seed, start, u, i, j, gone):
-    """Assign each row to a random step and write the triples in order of steps; ``start`` is ``[n_steps + 1]``."""
-    step = np.empty(len(rows), np.int32)
-    start[:] = 0
-    for k in range(len(rows)):
-        s = np.int32(_mix(np.uint64(seed) ^ (np.uint64(rows[k]) << np.uint64(20))) % np.uint64(n_steps))
-        step[k] = s
-        start[s + 1] += 1
-    for s in range(n_steps):
-        start[s + 1] += start[s]
-    next_free = start[:-1].copy()
-    for k in range(len(rows)):
-        at = next_free[step[k]]
-        next_free[step[k]] += 1
-        r = rows[k]
-        u[at] = users[r]
-        i[at] = pos[r]
-        j[at] = neg[r, columns[k]]
-        gone[at] = forgotten[r]
+def _exp(x):
+    """exp of a float32 to 3e-7, infinite from 88.4 on; inlined, where a call would empty the registers."""
+    x = max(min(x, np.float32(88.5)), np.float32(-87))
+    n = np.floor(x * np.float32(1.442695) + np.float32(0.5))
+    x -= n * np.float32(0.6931472)
+    series = np.float32(1 / 5040)
+    series = series * x + np.float32(1 / 720)
+    series = series * x + np.float32(1 / 120)
+    series = series * x + np.float32(1 / 24)
+    series = series * x + np.float32(1 / 6)
+    series = series * x + np.float32(1 / 2)
+    series = series * x + np.float32(1)
+    series = series * x + np.float32(1)
+    return series * np.int32((np.int32(n) + np.int32(127)) << np.int32(23)).view(np.float32)
+
+
+@numba.njit(**FLAGS)
+def _adam(w, m, v, g, step, hyper):
+    """A step of torch.optim.Adam on flat float32 arrays, the ``step``-th from 1 on; ``g`` is set to zero."""
+    lr, beta1, beta2, eps, weight_decay = hyper  # as Adam's fields
+    b1, b2, rest1, rest2 = np.float32(beta1), np.float32(beta2), np.float32(1 - beta1), np.float32(1 - beta2)
+    rate, correction = np.float32(lr / (1 - beta1**step)), np.float32(1 / (1 - beta2**step))
+    decay, small = np.float32(weight_decay), np.float32(eps)
+    for f in range(len(w)):
+        grad = g[f] + decay * w[f]
+        first = b1 * m[f] + rest1 * grad
+        second = b2 * v[f] + rest2 * grad * grad
+        m[f] = first
+        v[f] = second
+        w[f] -= rate * first / (np.sqrt(second * correction) + small)
+        g[f] = 0
 
 
 @cache
 def _replay_epoch(K):
-    """Kernel for one epoch of both lanes: lane 0 with the forgotten triples, lane 1 without them, with the returns.
+    """Kernel for an epoch of both lanes: 0 with the forgotten triples, 1 without them but with the returns.
 
-    ``W`` ``[2, n_users + n_items, K]`` holds each lane's weights; only rows in ``rows`` are updated. ``slot`` maps a
-    weight row to its place in ``rows``, or -1.
+    ``W`` ``[2 * n_touched + n_users + n_items, K]``: touched rows of lane 0, touched rows of lane 1, all rows
+    as they were recorded. A row of ``triples`` ``[n, 2 + m]`` or ``returned`` ``[r, 3]`` is a user, its
+    positive and negatives, as places in ``W``; places below ``n_touched`` are touched rows, of either lane.
+    ``start`` and ``return_start`` ``[n_steps + 1]`` delimit the steps. ``M`` and ``V`` ``[2, n_touched, K]``
+    are Adam's state.
     """
 
     @numba.njit(**{**FLAGS, "parallel": True})
-    def kernel(W, slot, rows, n_users, u, i, j, gone, start, xu, xi, xj, x_start, M, V, t0, scale, hyper):
-        lr, b1, b2, eps, decay = hyper
-        n_steps = len(start) - 1
+    def kernel(W, triples, gone, start, returned, return_start, M, V, steps_before, scale, hyper):
+        n_touched = M.shape[1]
         for lane in numba.prange(2):
-            w = W[lane]
-            G = np.zeros((len(rows), K), np.float32)
-            for s in range(n_steps):
-                end = start[s + 1]
-                extra = x_start[s + 1] - x_start[s] if lane == 1 else 0
-                for k in range(start[s], end + extra):
-                    if k < end:
-                        if lane == 1 and gone[k]:
+            G = np.zeros((n_touched, K), np.float32)
+            shift = lane * n_touched
+            for s in range(len(start) - 1):
+                for part in range(1 + lane):
+                    rows = triples if part == 0 else returned
+                    begin = start[s] if part == 0 else return_start[s]
+                    end = start[s + 1] if part == 0 else return_start[s + 1]
+                    for k in range(begin, end):
+                        if lane == 1 and part == 0 and gone[k]:
                             continue
-                        a, b, c = u[k], n_users + i[k], n_users + j[k]
-                    else:
-                        e = x_start[s] + k - end
-                        a, b, c = xu[e], n_users + xi[e], n_users + xj[e]
-                    x = np.float32(0)
-                    for f in range(K):
-                        x += w[a, f] * (w[b, f] - w[c, f])
-                    g = np.float32(scale / (1.0 + np.exp(x)))
-                    la, lb, lc = slot[a], slot[b], slot[c]
-                    if la >= 0:
-                        for f in range(K):
-                            G[la, f] -= g * (w[b, f] - w[c, f])
-                    if lb >= 0:
-                        for f in range(K):
-                            G[lb, f] -= g * w[a, f]
-                    if lc >= 0:
-                        for f in range(K):
-                            G[lc, f] += g * w[a, f]
-                step = t0 + s + 1
-                c1 = np.float32(lr / (1 - b1**step))
-                c2 = np.float32(1 / (1 - b2**step))
-                for r in range(len(rows)):
-                    a = rows[r]
-                    for f in range(K):
-                        g = G[r, f] + decay * w[a, f]
-                        m = b1 * M[lane, r, f] + (np.float32(1) - b1) * g
-                        v = b2 * V[lane, r, f] + (np.float32(1) - b2) * g * g
-                        M[lane, r, f] = m
-                        V[lane, r, f] = v
-                        w[a, f] -= c1 * m / (np.sqrt(v * c2) + eps)
-                        G[r, f] = 0
+                        u, i = rows[k, 0], rows[k, 1]
+                        anchored = u < n_touched or i < n_touched
+                        wu, wi = u + shift * (u < n_touched), i + shift * (i < n_touched)
+                        score = _dot(K, W, wu, W, wi)
+                        total = np.float32(0)
+                        for t in range(2, rows.shape[1]):
+                            j = rows[k, t]
+                            if not anchored and j >= n_touched:
+                                continue
+                            wj = j + shift * (j < n_touched)
+                            g = scale / (np.float32(1) + _exp(score - _dot(K, W, wu, W, wj)))
+                            total += g
+                            if u < n_touched:
+                                _axpy(K, G, u, g, W, wj)
+                            if j < n_touched:
+                                _axpy(K, G, j, g, W, wu)
+                        if u < n_touched:
+                            _axpy(K, G, u, -total, W, wi)
+                        if i < n_touched:
+                            _axpy(K, G, i, -total, W, wu)
+                w = W[shift : shift + n_touched]
+                _adam(w.ravel(), M[lane].ravel(), V[lane].ravel(), G.ravel(), steps_before + s + 1, hyper)
 
     return kernel
 
@@ -149,17 +237,22 @@ class Trajectory:
 
     def __init__(self, epochs, weights):
         if len(epochs) < 2 or epochs[0] != 0 or list(epochs) != sorted(set(epochs)):
-            raise ValueError("a trajectory needs snapshots in order, of the initialisation and of the end at least")
+            raise ValueError("a trajectory needs snapshots in order, of initialisation and end at least")
         self.epochs = list(epochs)
         self.weights = weights
+        self._interval = None  # number, start and rise of the last one used, since float16 converts slowly
 
-    def at(self, time):
-        """Weights at a time in epochs: float32 ``[size]``."""
+    def at(self, time, out=None):
+        """Weights at a time in epochs: float32 ``[size]``, written to ``out`` if given."""
         k = int(np.clip(np.searchsorted(self.epochs, time, "right"), 1, len(self.epochs) - 1))
-        low, high = self.epochs[k - 1], self.epochs[k]
-        part = np.float32((time - low) / (high - low))
-        a = np.asarray(self.weights[k - 1], np.float32)
-        return a + part * (np.asarray(self.weights[k], np.float32) - a)
+        if self._interval is None or self._interval[0] != k:
+            start = np.asarray(self.weights[k - 1], np.float32)
+            self._interval = k, start, np.asarray(self.weights[k], np.float32) - start
+        _, start, rise = self._interval
+        part = np.float32((time - self.epochs[k - 1]) / (self.epochs[k] - self.epochs[k - 1]))
+        out = np.multiply(rise, part, out=out)
+        out += start
+        return out
 
 
 @dataclass
@@ -170,9 +263,10 @@ class Replayed:
         rows: weight rows that were replayed (users first, then ``n_users +`` item), sorted int array.
         change: final difference of the lanes on those rows, float64 ``[rows, K]``.
         snapshots (dict): epoch of the trajectory -> difference at that time, float32 ``[rows, K]``.
-        untrained: which of ``rows`` have no triple left, bool; their weights in the second lane are the initialisation.
+        untrained: which of ``rows`` are users without a triple left, bool; in the second lane their weights
+            are the initialisation, but for weight decay.
         without: final weights of the second lane on ``rows``, float32.
-        triples (int): triples that were run through, summed over epochs.
+        triples (int): triples that were run through (those of both lanes once), summed over epochs.
     """
 
     rows: np.ndarray
@@ -204,59 +298,64 @@ def replay(
         Replayed
     """
     users, pos = np.array(users, np.int32), np.array(pos, np.int32)
+    forgotten = np.asarray(forgotten, np.int64)
+    if trajectory.epochs[-1] != len(negatives):
+        raise ValueError(f"negatives of {len(negatives)} epochs, but a trajectory of {trajectory.epochs[-1]}")
     n_rows, m = len(users), negatives[0].shape[1]
-    K = len(trajectory.weights[0]) // (n_users + n_items)
+    n_weights = n_users + n_items
+    K = len(trajectory.weights[0]) // n_weights
     n_steps = -(-n_rows * m // batch_triples)
     gone = np.zeros(n_rows, bool)
     gone[forgotten] = True
+    returns = _Returns(users, pos, forgotten, gone, n_items, m, popularity)
 
     touched_users = np.unique(users[forgotten]).astype(np.int64)
     touched_items = np.unique(pos[forgotten]).astype(np.int64)
     rows = np.concatenate([touched_users, n_users + touched_items])
-    slot = np.full(n_users + n_items, -1, np.int32)
-    slot[rows] = np.arange(len(rows))
-    active = (slot[users] >= 0) | (slot[n_users:][pos] >= 0)
-    returns = _Returns(users, pos, forgotten, gone, n_items, m, popularity)
+    n_touched = len(rows)
+    place = np.arange(2 * n_touched, 2 * n_touched + n_weights, dtype=np.int32)
+    place[rows] = np.arange(n_touched)
+    user_place, item_place = place[:n_users], place[n_users:]
+    anchors = np.stack([user_place[users], item_place[pos]], axis=1)
+    W = np.empty((2 * n_touched + n_weights, K), np.float32)
+    lanes, recorded = W[: 2 * n_touched].reshape(2, n_touched, K), W[2 * n_touched :].reshape(-1)
+    lanes[:] = trajectory.at(0).reshape(-1, K)[rows]
+    M, V = np.zeros_like(lanes), np.zeros_like(lanes)
+    snapshots = {0: lanes[1] - lanes[0]}
 
-    def lanes(flat):
-        return np.repeat(flat.reshape(1, -1, K), 2, axis=0)
-
-    W = lanes(trajectory.at(0))
-    M, V = np.zeros((2, len(rows), K), np.float32), np.zeros((2, len(rows), K), np.float32)
-    snapshots = {0: np.zeros((len(rows), K), np.float32)}
     chunks = np.linspace(0, n_rows, CHUNKS + 1).astype(np.int64)
-    hyper = tuple(np.float32(x) for x in (optimizer.lr, optimizer.beta1, optimizer.beta2, optimizer.eps, optimizer.weight_decay))
+    counts = np.empty((CHUNKS, n_steps), np.int64)
+    # As long as any epoch may need: what is not written to takes no memory.
+    chosen, step, out = (np.empty(n_rows, kind) for kind in (np.int32, np.int32, np.bool_))
+    triples = np.empty((n_rows, 2 + m), np.int32)
+    hyper = tuple(float(value) for value in astuple(optimizer))
+    # The loss is the mean over a batch, and the last batch of an epoch is smaller than ``batch_triples``.
+    scale = np.float32(n_steps / (n_rows * m))
     rng = np.random.default_rng(seed)
     total = 0
     for epoch, neg in enumerate(negatives):
         neg = np.ascontiguousarray(neg).view()
         neg.flags.writeable = False  # memory-mapped or not: one compiled version
-        counts, none = np.zeros(CHUNKS, np.int64), np.empty(0, np.int32)
-        _select(active, slot[n_users:], neg, chunks, counts, counts, none, none)
-        base, n = np.concatenate([[0], np.cumsum(counts)[:-1]]), int(counts.sum())
-        chosen, columns = np.empty(n, np.int32), np.empty(n, np.int32)
-        if n:
-            _select(active, slot[n_users:], neg, chunks, counts, base, chosen, columns)
-        start = np.empty(n_steps + 1, np.int64)
-        u, i, j, out = (np.empty(n, t) for t in (np.int32, np.int32, np.int32, np.bool_))
         order = np.uint64(rng.integers(2**63))
-        _by_step(chosen, columns, neg, users, pos, gone, n_steps, order, start, u, i, j, out)
-        extra = returns.draw(rng, n_steps)
+        total += _select(anchors, neg, item_place, n_touched, n_steps, order, chunks, chosen, step, counts)
+        start = np.concatenate([[0], np.cumsum(counts.T)])  # by step, then chunk
+        next_free = start[:-1].reshape(n_steps, CHUNKS).T.copy()
+        start = start[::CHUNKS].copy()
+        _arrange(anchors, neg, item_place, gone, chunks, chosen, step, counts, next_free, triples, out)
+        user, positive, item, return_start = returns.draw(rng, n_steps)
+        returned = np.stack([user_place[user], item_place[positive], item_place[item]], axis=1)
+        total += len(returned)
 
-        others = trajectory.at(epoch + 0.5).reshape(-1, K)
-        kept = W[:, rows].copy()
-        W[:] = others
-        W[:, rows] = kept
-        _replay_epoch(K)(W, slot, rows, n_users, u, i, j, out, start, *extra, M, V, epoch * n_steps, 1 / batch_triples, hyper)
-        total += n + len(extra[0])
+        trajectory.at(epoch + 0.5, out=recorded)
+        _replay_epoch(K)(W, triples, out, start, returned, return_start, M, V, epoch * n_steps, scale, hyper)
         if epoch + 1 in trajectory.epochs:
-            snapshots[epoch + 1] = W[1, rows] - W[0, rows]
+            snapshots[epoch + 1] = lanes[1] - lanes[0]
         if progress:
             progress()
     left = np.bincount(users[~gone], minlength=n_users)[touched_users]
     untrained = np.concatenate([left == 0, np.zeros(len(touched_items), bool)])
-    without = W[1, rows]
-    return Replayed(rows, without.astype(np.float64) - W[0, rows], snapshots, untrained, without, total)
+    without = lanes[1].copy()
+    return Replayed(rows, without.astype(np.float64) - lanes[0], snapshots, untrained, without, total)
 
 
 class _Returns:
@@ -273,7 +372,9 @@ class _Returns:
         for who in np.unique(users[forgotten]):
             part = slice(ptr[who], ptr[who + 1])
             rest = pos[part][~gone[part]]
-            back = np.setdiff1d(pos[part][gone[part]], rest)  # recorded twice, forgotten once: still a positive
+            # an item that was recorded twice and forgotten once is still a positive
+            back = np.setdiff1d(pos[part][gone[part]], rest)
+            back = back[weight[back] > 0]
             if len(rest) == 0 or len(back) == 0:
                 continue
             share = weight[back] / (pool - weight[np.unique(rest)].sum())
@@ -299,5 +400,5 @@ class _Returns:
         which = np.repeat(np.arange(len(times)), times)
         step = np.sort(rng.integers(0, n_steps, len(which)))
         which = rng.permutation(which)
-        positive = self.rest[self.first[which] + rng.integers(0, self.count[which])] if len(which) else self.rest[:0]
+        positive = self.rest[self.first[which] + rng.integers(0, self.count[which])]
         return self.user[which], positive, self.item[which], np.searchsorted(step, np.arange(n_steps + 1))

@@ -4,6 +4,8 @@ from dataclasses import dataclass, field
 
 import torch
 
+BLOCK_JACOBI_UP_TO = 16  # K; beyond, K x K blocks cost more than the iterations they save
+
 
 @dataclass
 class SolveReport:
@@ -76,6 +78,13 @@ def conjugate_gradient(operator, z, precondition=None, tolerance=1e-3, max_itera
         rho, previous = torch.dot(r, y), rho
         d = y + (rho / previous) * d
     return t, report
+
+
+def preconditioner(curvature, damping):
+    """Block-Jacobi or, where the blocks are large, Jacobi preconditioner of ``curvature + diag(damping)``."""
+    if curvature.K <= BLOCK_JACOBI_UP_TO:
+        return block_jacobi(curvature.blocks(), damping)
+    return jacobi(curvature.diagonal(), damping)
 
 
 def block_jacobi(blocks, d):

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from recbole_unlearn.influence.objective import Triples
 from recbole_unlearn.influence.objective import gradient as objective_gradient
-from recbole_unlearn.influence.operators import AutogradCurvature, Damped, DotProductCurvature, UserTriples
+from recbole_unlearn.influence.operators import AutogradCurvature, Damped, DotProductCurvature, Sum, UserTriples
 
 # The closed form keeps embeddings, h and the scalars e in float32 (epsilon 1.2e-7), sums in float64. A score
 # of magnitude 10 is then off by some 1e-6 and so, relatively, is its h.
@@ -34,11 +34,11 @@ class Problem:
     def theta(self):
         return torch.from_numpy(np.concatenate([self.P.ravel(), self.Q.ravel()])).double()
 
-    def closed_form(self, exact=False, dtype=np.uint16):
+    def closed_form(self, exact=False, dtype=np.uint16, embeddings=np.float32):
         triples = UserTriples(
             self.users, self.pos.astype(dtype), self.neg.astype(dtype), len(self.P), len(self.Q), self.weight
         )
-        return DotProductCurvature(triples, self.P, self.Q, exact)
+        return DotProductCurvature(triples, self.P, self.Q, exact, embeddings)
 
     def autograd(self, mode):
         """``AutogradCurvature`` in float64 over batches of uneven size."""
@@ -196,6 +196,36 @@ def test_hessian_is_the_derivative_of_the_gradient(small):
     v = torch.from_numpy(np.concatenate([VP.ravel(), VQ.ravel()]))
     assert_close(small.autograd("loss").matvec(v), slope, 1e-8)
     assert_close(small.closed_form(exact=True).matvec(v), slope, FLOAT32)
+
+
+@pytest.mark.parametrize("dtype, tolerance", [(np.float32, FLOAT32), (np.float64, FLOAT64)])
+def test_float64_is_exact_and_the_gradient_is_that_of_autograd(wide, small, dtype, tolerance):
+    for problem in (wide[0], small):
+        problem.weight = problem.weight.astype(np.float32).astype(np.float64)  # as triples store it
+        operator = problem.closed_form(exact=True, embeddings=dtype)
+        reference = problem.autograd("loss")
+        v = torch.from_numpy(np.random.default_rng(1).normal(size=operator.size))
+        assert_close(operator.gradient(), reference.gradient(), tolerance)
+        product = reference.matvec(v)
+        np.testing.assert_allclose(
+            operator.matvec(v), product, rtol=0, atol=tolerance * v.norm() * product.abs().max()
+        )
+
+
+def test_a_sum_is_the_operator_of_all_triples(wide):
+    """Rows split between two parts, forgotten rows in neither."""
+    problem, v = wide
+    parts = []
+    for part in range(2):
+        chosen = np.arange(len(problem.users)) % 2 == part
+        rows = (problem.users[chosen], problem.pos[chosen], problem.neg[chosen], problem.weight[chosen])
+        parts.append(Problem(*rows, problem.P, problem.Q).closed_form(exact=True))
+    whole, total = problem.closed_form(exact=True), Sum(parts)
+    assert total.size == whole.size and total.K == whole.K
+    np.testing.assert_allclose(total.loss, whole.loss, rtol=1e-12)
+    for name in ("gradient", "diagonal", "blocks"):
+        assert_close(getattr(total, name)(), getattr(whole, name)(), FLOAT32)
+    assert_close(total.matvec(v), whole.matvec(v), FLOAT32)
 
 
 def test_loss_is_the_weighted_sum(small):

@@ -1,0 +1,209 @@
+"""Re-optimisation: the weights of a converged, regularised model as they are without some triples, certified.
+
+Where training has converged, what retraining would find is a minimum of the remaining triples' objective near the
+trained weights, whatever the path of the optimiser. One influence step is the first Newton step towards it. Here
+the steps go on, by a trust-region Newton method whose linear solves are truncated conjugate gradient (Steihaug, SIAM
+J. Numer. Anal. 20(3), 1983; preconditioned as in Conn, Gould and Toint, Trust-Region Methods, 2000, algorithm 7.5.1),
+until the gradient vanishes: its norm, which anyone can recompute, is the certificate.
+
+The objective is not convex, and rotating P and Q together does not change it, so that the Hessian has at least
+K (K - 1) / 2 zero eigenvalues at every minimum. Nothing here asks for positive definiteness. A vanishing gradient
+alone does not tell a minimum from a saddle; but steps that descend, and follow negative curvature where they meet it,
+do not end at a saddle unless they start on one.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from recbole_unlearn.influence.operators import Damped, DotProductCurvature, Sum
+from recbole_unlearn.influence.solver import preconditioner
+
+# Differences of the objective below this share of it are rounding: sums of some 1e6 float64 terms.
+ROUNDING = 1e-13
+# A step that lowers the objective by less than this share of what was predicted is not taken.
+ACCEPTED = 0.1
+PRODUCTS_PER_STEP = 1000
+
+
+@dataclass
+class NewtonReport:
+    """How a minimisation went. Gradient norms are of the mean objective: ``||grad|| / n_triples``.
+
+    Attributes:
+        iterations (int): trust-region steps tried.
+        products (int): products with the Hessian, over all steps.
+        gradient_norm_before (float): at the start.
+        gradient_norm (float): of the weights that are returned: the certificate.
+        converged (bool): whether it is within the tolerance.
+        negative_curvature (bool): whether a direction of negative curvature was met on the way.
+    """
+
+    iterations: int = 0
+    products: int = 0
+    gradient_norm_before: float = 0.0
+    gradient_norm: float = 0.0
+    converged: bool = False
+    negative_curvature: bool = False
+
+
+class Objective:
+    """``sum_t w_t -log sigmoid(x_t) + (l2 / 2) ||theta||^2``, with x_t = p_u . (q_i - q_j), l2 = N weight_decay.
+
+    Args:
+        triples (list of UserTriples): the sets of triples that are summed over.
+        n_triples (int): N, by which gradient norms are divided too.
+        weight_decay (float): of the mean over N triples, as RecBole has it.
+        shape: ``(n_users, n_items, K)``.
+    """
+
+    def __init__(self, triples, n_triples, weight_decay, shape):
+        self.triples = triples
+        self.n_triples = n_triples
+        self.l2 = n_triples * weight_decay
+        self.n_users, self.n_items, self.K = shape
+
+    def split(self, theta):
+        """The user and item embeddings in a flat vector ``[P.ravel(), Q.ravel()]``, as views."""
+        rows = np.asarray(theta).reshape(-1, self.K)
+        return rows[: self.n_users], rows[self.n_users :]
+
+    def at(self, theta):
+        """Value, gradient and curvature at some weights.
+
+        In float64: with float32 embeddings, the smallest mean gradient norm that could be reached was 1e-9 to 4e-9
+        (ml-100k, K = 8), since the rounding of the loss then hides what steps near the minimum gain.
+
+        Args:
+            theta (Tensor): float64 ``[size]``.
+
+        Returns:
+            (float, Tensor, Sum): value, gradient, and the exact Hessian of the loss without L2.
+        """
+        P, Q = self.split(theta)
+        loss = Sum([DotProductCurvature(t, P, Q, exact=True, dtype=np.float64) for t in self.triples])
+        return loss.loss + self.l2 / 2 * float(theta @ theta), loss.gradient() + self.l2 * theta, loss
+
+
+def flat(P, Q):
+    """Embeddings as one float64 vector ``[P.size + Q.size]``."""
+    return torch.from_numpy(np.concatenate([np.ravel(P), np.ravel(Q)]).astype(np.float64))
+
+
+def minimise(objective, P, Q, tolerance, max_iterations, progress=None):
+    """Minimise an objective from given embeddings.
+
+    Of the minima that differ by a rotation of P and Q together, the one nearest to the start is returned.
+
+    Args:
+        objective (Objective): what to minimise.
+        P, Q: embeddings to start at, float ``[n_users, K]`` and ``[n_items, K]``; left alone.
+        tolerance (float): mean gradient norm to reach. Where rounding ends progress before (near 1e-15 on ml-100k),
+            it stops there.
+        max_iterations (int): trust-region steps at most.
+        progress (callable, optional): called with the report after each step.
+
+    Returns:
+        (P, Q, NewtonReport): float64 embeddings.
+    """
+    start = theta = flat(P, Q)
+    value, gradient, loss = objective.at(theta)
+    first = norm = gradient.norm().item()
+    report = NewtonReport(gradient_norm_before=first / objective.n_triples, gradient_norm=first / objective.n_triples)
+    target = tolerance * objective.n_triples
+    precondition = radius = None
+    while norm > target and report.iterations < max_iterations:
+        if precondition is None:
+            precondition = preconditioner(loss, objective.l2)
+        if radius is None:
+            radius = torch.dot(gradient, precondition(gradient)).sqrt().item()
+        # accurate enough for quadratic convergence, no more than the tolerance asks for and one solve can give
+        accuracy = max(min(0.1, norm / first) * norm, 1e-6 * norm, target / 2)
+        model = _steihaug(Damped(loss, objective.l2), gradient, precondition, radius, accuracy)
+        report.iterations += 1
+        report.products += model.products
+        report.negative_curvature |= model.negative_curvature
+        trial = objective.at(theta + model.step)
+        gain, trial_norm = value - trial[0], trial[1].norm().item()
+        if max(model.decrease, abs(gain)) > ROUNDING * abs(value):
+            ratio = gain / model.decrease
+        elif trial_norm < norm:  # the value cannot tell any more, the gradient still can
+            ratio = 1.0
+        else:
+            break
+        if ratio < 0.25:
+            radius = model.length / 4
+        elif ratio > 0.75 and model.at_boundary:
+            radius *= 3
+        if ratio > ACCEPTED:
+            theta = theta + model.step
+            value, gradient, loss = trial
+            norm = trial_norm
+            precondition = None
+        report.gradient_norm = norm / objective.n_triples
+        if progress:
+            progress(report)
+    if report.iterations:
+        theta = nearest_rotation(theta, start, objective.K)
+        report.gradient_norm = objective.at(theta)[1].norm().item() / objective.n_triples
+    report.converged = report.gradient_norm <= tolerance
+    return *objective.split(theta), report
+
+
+def nearest_rotation(theta, start, K):
+    """``theta`` with all rows turned together to be nearest to ``start`` (orthogonal Procrustes): no score changes."""
+    rows = theta.view(-1, K)
+    U, _, V = torch.linalg.svd(rows.T @ start.view(-1, K))
+    return (rows @ (U @ V)).view(-1)
+
+
+@dataclass
+class _Step:
+    """Minimiser of the quadratic model within the trust region, and what the model says about it."""
+
+    step: torch.Tensor
+    length: float  # in the norm of the preconditioner
+    decrease: float
+    products: int
+    at_boundary: bool
+    negative_curvature: bool
+
+
+def _steihaug(operator, gradient, precondition, radius, accuracy):
+    """Truncated conjugate gradient on ``g.s + s.H s / 2`` within ``||s||_M <= radius``, M the preconditioner.
+
+    Stops at a residual norm of ``accuracy``; a direction of negative curvature is followed to the boundary.
+    """
+    s = torch.zeros_like(gradient)
+    r = gradient.clone()
+    y = precondition(r)
+    d = -y
+    rho = torch.dot(r, y).item()
+    # squared M-norms of s and d and their M-product, by recurrence
+    ss, sd, dd = 0.0, 0.0, rho
+    decrease, products = 0.0, 0
+    while products < PRODUCTS_PER_STEP:
+        Hd = operator.matvec(d)
+        products += 1
+        curvature = torch.dot(d, Hd).item()
+        if curvature != curvature:
+            raise ValueError("the Hessian is not finite")
+        alpha = rho / curvature
+        if curvature <= 0 or ss + 2 * alpha * sd + alpha**2 * dd >= radius**2:
+            to_boundary = (np.sqrt(sd**2 + dd * (radius**2 - ss)) - sd) / dd
+            s += to_boundary * d
+            decrease += to_boundary * rho - to_boundary**2 / 2 * curvature
+            return _Step(s, radius, decrease, products, True, curvature <= 0)
+        s += alpha * d
+        r += alpha * Hd
+        decrease += alpha * rho / 2
+        ss += 2 * alpha * sd + alpha**2 * dd
+        if r.norm().item() <= accuracy:
+            break
+        y = precondition(r)
+        rho, previous = torch.dot(r, y).item(), rho
+        beta = rho / previous
+        d = beta * d - y
+        sd, dd = beta * (sd + alpha * dd), rho + beta**2 * dd
+    return _Step(s, np.sqrt(ss), decrease, products, False, False)
