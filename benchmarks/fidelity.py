@@ -33,7 +33,7 @@ def main():
     parser.add_argument("--data_path", default="dataset/")
     parser.add_argument("--config_files", default="")
     parser.add_argument("--sets", default="count:200 users:20 items:20", help="forget sets, KIND:SIZE, separated by spaces")
-    parser.add_argument("--methods", default="", help=f"separated by commas; default all: {', '.join(METHODS)}")
+    parser.add_argument("--methods", default="", help=f"separated by semicolons; default all: {'; '.join(METHODS)}")
     parser.add_argument("--seeds", type=int, default=6)
     parser.add_argument("--cache", default="saved/fidelity")
     parser.add_argument("--processes", type=int)
@@ -41,7 +41,7 @@ def main():
     args = parser.parse_args()
     arguments = ("BPR", args.dataset, args.config_files.split(), {"data_path": args.data_path})
     trained = TrainedSeeds(arguments, args.cache, args.processes)
-    methods = {name: METHODS[name] for name in args.methods.split(",")} if args.methods else METHODS
+    methods = {name: METHODS[name] for name in args.methods.split("; ")} if args.methods else METHODS
     output = Path(args.output)
     output.mkdir(parents=True, exist_ok=True)
     for text in args.sets.split():

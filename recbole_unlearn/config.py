@@ -15,6 +15,7 @@ from recbole_unlearn.input_error import InputError
 
 CHOICES = {
     "method": ("auto", "reoptimise", "replay", "influence"),
+    "replay_rows": ("auto", "touched", "all"),
     "negatives": ("redrawn", "static"),
     "curvature": ("gauss_newton", "hessian"),
     "damping": ("adam", "scalar", "none"),

@@ -68,7 +68,7 @@ def markdown(result):
 def _how(unlearning):
     if unlearning["method"] == "replay":
         return (
-            f"Method: replay of {unlearning['rows_replayed']} embedding rows over {unlearning['epochs']} epochs "
+            f"Method: replay of {'all ' if unlearning['all_rows'] else ''}{unlearning['rows_replayed']} embedding rows over {unlearning['epochs']} epochs "
             f"({unlearning['triples_replayed']:,} triples)"
         )
     if unlearning["method"] == "reoptimise":

@@ -17,6 +17,7 @@ from recbole_unlearn.influence.replay import Adam, Trajectory, replay
 from recbole_unlearn.influence.solver import conjugate_gradient, preconditioner
 from recbole_unlearn.input_error import InputError
 
+MOSTLY_TOUCHED = 0.5  # share of the interactions with a touched user or item, from which on replay runs all rows again
 SUPPORTED = ("BPR",)
 # Gradient of the whole objective, as a share of its L2 part's, up to which a model counts as converged. At a minimum
 # the loss and L2 pull equally hard and the share is 0; where training stopped early it is of order 1. The flattest
@@ -222,13 +223,23 @@ class InfluenceUnlearner:
         group = self.optimizer_state["param_groups"][0]
         return Adam(group["lr"], *group["betas"], group["eps"], group["weight_decay"])
 
+    def _all_rows(self, rows):
+        """Whether to replay all weight rows: closer to retraining, since the others respond too, at little extra cost."""
+        wanted, log = self.config["replay_rows"], self.log
+        if wanted != "auto":
+            return wanted == "all"
+        touched_users, touched_items = np.zeros(len(self.P), bool), np.zeros(len(self.Q), bool)
+        touched_users[log.users[rows]] = True
+        touched_items[log.items[rows]] = True
+        return bool(np.mean(touched_users[log.users] | touched_items[log.items]) > MOSTLY_TOUCHED)
+
     def _replay(self, rows, show_progress):
         """The replayed change of the touched rows, and the recorded snapshots with the same change."""
         log, (n_users, K) = self.log, self.P.shape
         recorded = self._recorded()
         times = [n for n in recorded if n < self.epochs]
         trajectory = Trajectory([*times, self.epochs], [*(recorded[n] for n in times), self._flat()])
-        m = log.negatives
+        m, all_rows = log.negatives, self._all_rows(rows)
         with tqdm(total=self.epochs, desc="Unlearn", ncols=100, disable=not show_progress) as bar:
             result = replay(
                 log.users,
@@ -243,12 +254,13 @@ class InfluenceUnlearner:
                 self.popularity,
                 self.config["seed"],
                 bar.update,
+                all_rows,
             )
         change = np.zeros((n_users + len(self.Q), K))
         change[result.rows] = result.change
         # A user without any interaction left was never trained: a fresh initial embedding. The recorded one would not
         # do, since every item that was ever sampled against this user has moved along it.
-        bare = result.rows[result.untrained]
+        bare = result.rows[result.untrained & (not all_rows)]
         initial = trajectory.at(0)[: self.P.size]
         fresh = np.random.default_rng(self.config["seed"]).normal(initial.mean(), initial.std(), (len(bare), K))
         change[bare] = fresh - self.P[bare]
@@ -261,6 +273,7 @@ class InfluenceUnlearner:
         details = {
             "epochs": self.epochs,
             "rows_replayed": len(result.rows),
+            "all_rows": all_rows,
             "triples_replayed": result.triples,
             "step_norm": float(np.linalg.norm(change)),
         }

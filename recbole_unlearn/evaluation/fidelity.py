@@ -29,7 +29,8 @@ METHODS = {
     "paper's step": {"paper": True, "method": "influence", "curvature": "hessian", "damping": "none",
                      "pool_return": False, "log_epochs": 1},
     "influence": {"method": "influence"},
-    "replay": {"method": "replay"},
+    "replay": {"method": "replay", "replay_rows": "touched"},
+    "replay, all rows": {"method": "replay", "replay_rows": "all"},
 }  # fmt: skip
 TOP_K = 10
 UNAFFECTED_USERS = 500

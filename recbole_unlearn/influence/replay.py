@@ -184,13 +184,13 @@ def _replay_epoch(K):
     as they were recorded. A row of ``triples`` ``[n, 2 + m]`` or ``returned`` ``[r, 3]`` is a user, its
     positive and negatives, as places in ``W``; places below ``n_touched`` are touched rows, of either lane.
     ``start`` and ``return_start`` ``[n_steps + 1]`` delimit the steps. ``M`` and ``V`` ``[2, n_touched, K]``
-    are Adam's state.
+    are Adam's state. Lanes before ``first_lane`` are left out.
     """
 
     @numba.njit(**{**FLAGS, "parallel": True})
-    def kernel(W, triples, gone, start, returned, return_start, M, V, steps_before, scale, hyper):
+    def kernel(W, triples, gone, start, returned, return_start, M, V, steps_before, scale, hyper, first_lane):
         n_touched = M.shape[1]
-        for lane in numba.prange(2):
+        for lane in numba.prange(first_lane, 2):
             G = np.zeros((n_touched, K), np.float32)
             shift = lane * n_touched
             for s in range(len(start) - 1):
@@ -261,7 +261,7 @@ class Replayed:
 
     Attributes:
         rows: weight rows that were replayed (users first, then ``n_users +`` item), sorted int array.
-        change: final difference of the lanes on those rows, float64 ``[rows, K]``.
+        change: final difference of the lanes on those rows, or to the recorded weights, float64 ``[rows, K]``.
         snapshots (dict): epoch of the trajectory -> difference at that time, float32 ``[rows, K]``.
         untrained: which of ``rows`` are users without a triple left, bool; in the second lane their weights
             are the initialisation, but for weight decay.
@@ -279,9 +279,12 @@ class Replayed:
 
 def replay(
     users, pos, negatives, forgotten, trajectory, n_users, n_items, optimizer, batch_triples,
-    popularity=None, seed=0, progress=None,
+    popularity=None, seed=0, progress=None, all_rows=False,
 ):  # fmt: skip
     """Run the optimiser again for the rows that some interactions touch, with and without these interactions.
+
+    With ``all_rows`` it is run for every row, only without the interactions: retraining from the recorded start, with
+    the recorded negatives and another order of batches. Changes are then those to the recorded weights.
 
     Args:
         users, pos: anchors, int arrays ``[rows]``, grouped by user.
@@ -293,6 +296,7 @@ def replay(
         popularity: sampling weight of each item id; None: uniform over 1..n_items-1.
         seed (int): of the order of batches and the returned negatives.
         progress (callable, optional): called after each epoch.
+        all_rows (bool): whether to run all rows again instead of the touched ones.
 
     Returns:
         Replayed
@@ -311,7 +315,7 @@ def replay(
 
     touched_users = np.unique(users[forgotten]).astype(np.int64)
     touched_items = np.unique(pos[forgotten]).astype(np.int64)
-    rows = np.concatenate([touched_users, n_users + touched_items])
+    rows = np.arange(n_weights) if all_rows else np.concatenate([touched_users, n_users + touched_items])
     n_touched = len(rows)
     place = np.arange(2 * n_touched, 2 * n_touched + n_weights, dtype=np.int32)
     place[rows] = np.arange(n_touched)
@@ -321,7 +325,11 @@ def replay(
     lanes, recorded = W[: 2 * n_touched].reshape(2, n_touched, K), W[2 * n_touched :].reshape(-1)
     lanes[:] = trajectory.at(0).reshape(-1, K)[rows]
     M, V = np.zeros_like(lanes), np.zeros_like(lanes)
-    snapshots = {0: lanes[1] - lanes[0]}
+
+    def change(time):
+        return lanes[1].astype(np.float64) - (trajectory.at(time).reshape(-1, K) if all_rows else lanes[0])
+
+    snapshots = {0: change(0).astype(np.float32)}
 
     chunks = np.linspace(0, n_rows, CHUNKS + 1).astype(np.int64)
     counts = np.empty((CHUNKS, n_steps), np.int64)
@@ -347,15 +355,15 @@ def replay(
         total += len(returned)
 
         trajectory.at(epoch + 0.5, out=recorded)
-        _replay_epoch(K)(W, triples, out, start, returned, return_start, M, V, epoch * n_steps, scale, hyper)
+        _replay_epoch(K)(W, triples, out, start, returned, return_start, M, V, epoch * n_steps, scale, hyper, int(all_rows))
         if epoch + 1 in trajectory.epochs:
-            snapshots[epoch + 1] = lanes[1] - lanes[0]
+            snapshots[epoch + 1] = change(epoch + 1).astype(np.float32)
         if progress:
             progress()
-    left = np.bincount(users[~gone], minlength=n_users)[touched_users]
-    untrained = np.concatenate([left == 0, np.zeros(len(touched_items), bool)])
+    left = np.bincount(users[~gone], minlength=n_users)
+    untrained = np.isin(rows, touched_users[left[touched_users] == 0])
     without = lanes[1].copy()
-    return Replayed(rows, without.astype(np.float64) - lanes[0], snapshots, untrained, without, total)
+    return Replayed(rows, change(len(negatives)), snapshots, untrained, without, total)
 
 
 class _Returns:

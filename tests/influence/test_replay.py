@@ -33,6 +33,7 @@ class Problem:
     adam: Adam = field(default_factory=lambda: ADAM)
     popularity: np.ndarray = None
     seed: int = 7
+    all_rows: bool = False
 
     @property
     def m(self):
@@ -48,7 +49,9 @@ class Problem:
 
     @property
     def rows(self):
-        """Touched weight rows."""
+        """Weight rows to run again."""
+        if self.all_rows:
+            return np.arange(self.n_users + self.n_items)
         items = self.n_users + self.pos[self.forgotten].astype(np.int64)
         return np.unique(np.concatenate([self.users[self.forgotten], items]))
 
@@ -66,7 +69,7 @@ class Problem:
         p = replace(self, **changes)
         return replay(
             p.users, p.pos, p.negatives, p.forgotten, p.trajectory(), p.n_users, p.n_items, p.adam,
-            p.batch_triples, p.popularity, p.seed,
+            p.batch_triples, p.popularity, p.seed, all_rows=p.all_rows,
         )  # fmt: skip
 
     def returns(self):
@@ -231,6 +234,31 @@ class TestAgainstTorch:
         result = p.replay()
         for lane, actual in enumerate((result.without - result.change, result.without)):
             np.testing.assert_allclose(actual, reference(p, lane)[-1], rtol=0, atol=2 * FLOAT32)
+
+
+class TestAllRows:
+    @pytest.mark.parametrize("weight_decay", [0.0, 0.01])
+    @pytest.mark.parametrize("K", [3, 8])
+    def test_is_training_without_the_forgotten_rows(self, K, weight_decay):
+        p = random_problem(seed=20 + K, K=K, all_rows=True, adam=replace(ADAM, weight_decay=weight_decay))
+        result, expected = p.replay(), reference(p, 1)
+        np.testing.assert_array_equal(result.rows, p.rows)
+        np.testing.assert_allclose(result.without, expected[-1], rtol=0, atol=FLOAT32)
+        np.testing.assert_allclose(p.at(3) + result.change, expected[-1], rtol=0, atol=2 * FLOAT32)
+        for epoch, change in result.snapshots.items():
+            np.testing.assert_allclose(p.at(epoch) + change, expected[epoch], rtol=0, atol=2 * FLOAT32)
+
+    def test_nothing_of_the_recorded_path_remains_but_its_start(self):
+        p = random_problem(all_rows=True)
+        other = {n: w if n == 0 else -w for n, w in p.weights.items()}
+        np.testing.assert_array_equal(p.replay().without, p.replay(weights=other).without)
+
+    def test_untrained_users_are_named(self):
+        p = random_problem(all_rows=True)
+        p.forgotten = np.flatnonzero(p.users == p.users[20])
+        result = p.replay()
+        assert result.rows[result.untrained].tolist() == [p.users[20]]
+        np.testing.assert_array_equal(result.without[result.untrained], p.at(0)[result.untrained].astype(np.float32))
 
 
 class TestSelection:
