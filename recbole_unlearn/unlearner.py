@@ -86,18 +86,17 @@ class InfluenceUnlearner:
         if not 1 <= self.epochs <= log.n_epochs:
             raise InputError(f"the checkpoint was written after epoch {self.epochs}, the triple log holds {log.n_epochs}; train again")
         self.popularity = popularity
-        self.state_dict = {key: value.detach().cpu().clone() for key, value in model.state_dict().items()}
+        self._hold({key: value.detach().cpu().clone() for key, value in model.state_dict().items()})
         check_finite(self.state_dict, "the model")
-        self.P = self.state_dict["user_embedding.weight"].numpy()
-        self.Q = self.state_dict["item_embedding.weight"].numpy()
         if len(self.P) != log.metadata["n_users"] or len(self.Q) != log.metadata["n_items"]:
             raise InputError(
                 f"the model has {len(self.P)} users and {len(self.Q)} items, the triple log {log.metadata['n_users']} "
                 f"and {log.metadata['n_items']}; they belong to different runs"
             )
-        self.n_triples = log.n_rows * log.negatives
         self.weight_decay = float(config["weight_decay"] or 0)
         self.optimizer_state = optimizer_state
+        self.absent = np.zeros(log.n_rows, bool)  # rows that requests before the next one have taken away
+        self.snapshots = {n: log.snapshot(n) for n in log.snapshots if n <= epochs}
         self.method, self.chosen = self._choose_method()
         self.damping = self._damping(optimizer_state) if self.method == "influence" else None
 
@@ -204,7 +203,7 @@ class InfluenceUnlearner:
         rows = np.asarray(rows, np.int64)
         if len(rows) == 0:
             details = {"chosen": self.chosen}
-            return Unlearned(dict(self.state_dict), self.method, perf_counter() - start, details, self._recorded())
+            return Unlearned(dict(self.state_dict), self.method, perf_counter() - start, details, self.snapshots)
         run = {"replay": self._replay, "reoptimise": self._reoptimise, "influence": self._influence}[self.method]
         user_change, item_change, details, snapshots = run(rows, show_progress)
         state = dict(self.state_dict)
@@ -213,11 +212,32 @@ class InfluenceUnlearner:
         check_finite(state, "the unlearned model; raise damping_strength: the result")
         return Unlearned(state, self.method, perf_counter() - start, {"chosen": self.chosen, **details}, snapshots)
 
+    @property
+    def n_triples(self):
+        """Triples of an epoch that earlier requests left."""
+        return int(np.count_nonzero(~self.absent)) * self.log.negatives
+
+    def apply(self, rows, unlearned):
+        """Go on from the result of a request: the next one starts where it ended, on what it left of the log."""
+        self.absent[rows] = True
+        self.snapshots = unlearned.snapshots
+        self._hold(unlearned.state_dict)
+        if self.method == "influence":
+            self.damping = self._damping(self.optimizer_state)
+
+    def _hold(self, state_dict):
+        self.state_dict = state_dict
+        self.P = state_dict["user_embedding.weight"].numpy()
+        self.Q = state_dict["item_embedding.weight"].numpy()
+
+    def _remaining(self, rows):
+        """Users and items of the rows that earlier requests left, int64, and where among them ``rows`` are."""
+        present = np.flatnonzero(~self.absent)
+        users, items = np.asarray(self.log.users, np.int64), np.asarray(self.log.items, np.int64)
+        return users[present], items[present], np.searchsorted(present, rows)
+
     def _flat(self):
         return np.concatenate([self.P.ravel(), self.Q.ravel()])
-
-    def _recorded(self):
-        return {n: np.asarray(self.log.snapshot(n)) for n in self.log.snapshots if n <= self.epochs}
 
     def _adam(self):
         group = self.optimizer_state["param_groups"][0]
@@ -231,12 +251,12 @@ class InfluenceUnlearner:
         touched_users, touched_items = np.zeros(len(self.P), bool), np.zeros(len(self.Q), bool)
         touched_users[log.users[rows]] = True
         touched_items[log.items[rows]] = True
-        return bool(np.mean(touched_users[log.users] | touched_items[log.items]) > MOSTLY_TOUCHED)
+        return bool(np.mean((touched_users[log.users] | touched_items[log.items])[~self.absent]) > MOSTLY_TOUCHED)
 
     def _replay(self, rows, show_progress):
         """The replayed change of the touched rows, and the recorded snapshots with the same change."""
         log, (n_users, K) = self.log, self.P.shape
-        recorded = self._recorded()
+        recorded = self.snapshots
         times = [n for n in recorded if n < self.epochs]
         trajectory = Trajectory([*times, self.epochs], [*(recorded[n] for n in times), self._flat()])
         m, all_rows = log.negatives, self._all_rows(rows)
@@ -255,6 +275,7 @@ class InfluenceUnlearner:
                 self.config["seed"],
                 bar.update,
                 all_rows,
+                self.absent,
             )
         change = np.zeros((n_users + len(self.Q), K))
         change[result.rows] = result.change
@@ -286,11 +307,11 @@ class InfluenceUnlearner:
         """
         log, sizes = self.log, (len(self.P), len(self.Q))
         users, items = np.asarray(log.users, np.int64), np.asarray(log.items)
-        keep = np.ones(log.n_rows, bool)
+        keep = ~self.absent
         keep[rows] = False
         triples = [UserTriples(users[keep], items[keep], log.epoch(0)[keep], *sizes)]
         if self.config["pool_return"]:
-            returned = pool_return(users, items.astype(np.int64), rows, len(self.Q), log.negatives, self.popularity)
+            returned = pool_return(*self._remaining(rows), len(self.Q), log.negatives, self.popularity)
             pos, neg = returned.pos.astype(items.dtype), returned.neg.astype(log.dtype)
             triples.append(UserTriples(returned.users, pos, neg[:, None], *sizes, returned.weight))
         n_triples = int(keep.sum()) * log.negatives
@@ -358,7 +379,7 @@ class InfluenceUnlearner:
         theta = self._flat().astype(np.float64)
         z += len(rows) * log.negatives * self.weight_decay * theta
         if self.config["pool_return"]:
-            returned = pool_return(users, items, rows, len(self.Q), log.negatives, self.popularity)
+            returned = pool_return(*self._remaining(rows), len(self.Q), log.negatives, self.popularity)
             z -= gradient(returned, self.P, self.Q)
         return torch.from_numpy(z)
 
@@ -376,6 +397,7 @@ class InfluenceUnlearner:
             chosen = epochs[np.linspace(0, len(epochs) - 1, count).round().astype(int)] if count > 1 else epochs[-1:]
             negatives = np.concatenate([log.epoch(e) for e in chosen], axis=1)
         weight = np.full(log.n_rows, m / negatives.shape[1], np.float32)
+        weight[self.absent] = 0
         if not self.config["paper"]:  # equation (7) keeps the forgotten triples in H
             weight[rows] = 0
         triples = UserTriples(log.users, np.array(log.items), negatives, len(self.P), len(self.Q), weight)

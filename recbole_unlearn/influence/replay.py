@@ -49,7 +49,7 @@ def _mix(x):
 
 
 @numba.njit(**{**FLAGS, "parallel": True})
-def _select(anchors, neg, item_place, n_touched, n_steps, seed, chunks, chosen, step, counts):
+def _select(anchors, neg, present, item_place, n_touched, n_steps, seed, chunks, chosen, step, counts):
     """Rows of an epoch with a touched weight row in some triple, and the random step that each falls in.
 
     ``chosen`` and ``step`` ``[n_rows]`` are filled from the start of each chunk, ``counts``
@@ -66,7 +66,7 @@ def _select(anchors, neg, item_place, n_touched, n_steps, seed, chunks, chosen, 
             touched = 0
             for t in range(m):
                 touched += item_place[neg[r, t]] < n_touched
-            touched = m if anchored else touched
+            touched = (m if anchored else touched) * present[r]
             triples += touched
             chosen[first + n] = r  # kept or overwritten: no branch, it would be mispredicted often
             n += touched > 0
@@ -279,7 +279,7 @@ class Replayed:
 
 def replay(
     users, pos, negatives, forgotten, trajectory, n_users, n_items, optimizer, batch_triples,
-    popularity=None, seed=0, progress=None, all_rows=False,
+    popularity=None, seed=0, progress=None, all_rows=False, absent=None,
 ):  # fmt: skip
     """Run the optimiser again for the rows that some interactions touch, with and without these interactions.
 
@@ -297,6 +297,7 @@ def replay(
         seed (int): of the order of batches and the returned negatives.
         progress (callable, optional): called after each epoch.
         all_rows (bool): whether to run all rows again instead of the touched ones.
+        absent (optional): rows that earlier requests took away, bool ``[rows]``; neither lane has them.
 
     Returns:
         Replayed
@@ -306,12 +307,15 @@ def replay(
     if trajectory.epochs[-1] != len(negatives):
         raise ValueError(f"negatives of {len(negatives)} epochs, but a trajectory of {trajectory.epochs[-1]}")
     n_rows, m = len(users), negatives[0].shape[1]
+    present = np.ones(n_rows, bool) if absent is None else ~np.asarray(absent, bool)
+    n_present = int(present.sum())
     n_weights = n_users + n_items
     K = len(trajectory.weights[0]) // n_weights
-    n_steps = -(-n_rows * m // batch_triples)
+    n_steps = -(-n_present * m // batch_triples)
     gone = np.zeros(n_rows, bool)
     gone[forgotten] = True
-    returns = _Returns(users, pos, forgotten, gone, n_items, m, popularity)
+    at_present = np.cumsum(present)[forgotten] - 1
+    returns = _Returns(users[present], pos[present], at_present, gone[present], n_items, m, popularity)
 
     touched_users = np.unique(users[forgotten]).astype(np.int64)
     touched_items = np.unique(pos[forgotten]).astype(np.int64)
@@ -338,14 +342,14 @@ def replay(
     triples = np.empty((n_rows, 2 + m), np.int32)
     hyper = tuple(float(value) for value in astuple(optimizer))
     # The loss is the mean over a batch, and the last batch of an epoch is smaller than ``batch_triples``.
-    scale = np.float32(n_steps / (n_rows * m))
+    scale = np.float32(n_steps / (n_present * m))
     rng = np.random.default_rng(seed)
     total = 0
     for epoch, neg in enumerate(negatives):
         neg = np.ascontiguousarray(neg).view()
         neg.flags.writeable = False  # memory-mapped or not: one compiled version
         order = np.uint64(rng.integers(2**63))
-        total += _select(anchors, neg, item_place, n_touched, n_steps, order, chunks, chosen, step, counts)
+        total += _select(anchors, neg, present, item_place, n_touched, n_steps, order, chunks, chosen, step, counts)
         start = np.concatenate([[0], np.cumsum(counts.T)])  # by step, then chunk
         next_free = start[:-1].reshape(n_steps, CHUNKS).T.copy()
         start = start[::CHUNKS].copy()
@@ -360,7 +364,7 @@ def replay(
             snapshots[epoch + 1] = change(epoch + 1).astype(np.float32)
         if progress:
             progress()
-    left = np.bincount(users[~gone], minlength=n_users)
+    left = np.bincount(users[present & ~gone], minlength=n_users)
     untrained = np.isin(rows, touched_users[left[touched_users] == 0])
     without = lanes[1].copy()
     return Replayed(rows, change(len(negatives)), snapshots, untrained, without, total)

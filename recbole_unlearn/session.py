@@ -1,0 +1,80 @@
+"""Many requests on one open model."""
+
+from pathlib import Path
+
+import numpy as np
+from recbole.utils import init_seed
+
+from recbole_unlearn.data.forget import ForgetRequest
+from recbole_unlearn.data.split import Split
+from recbole_unlearn.data.triple_log import log_path
+from recbole_unlearn.input_error import InputError
+from recbole_unlearn.quick_start import _configure, _save_unlearned, _unlearner
+from recbole_unlearn.unlearner import Unlearned
+
+
+class UnlearnSession:
+    """A trained model that forgets request after request, in memory, while it keeps serving.
+
+    Opened once: the triple log is verified and memory-mapped, the kernels are loaded. Each request starts where the one
+    before ended: with its weights, its trajectory, and without its interactions. Nothing is written before `save`.
+
+    Attributes:
+        model: the RecBole model; its weights change in place with each request.
+        split (Split): the training data as it was when the session was opened.
+        forgotten: rows of ``split`` that the session has forgotten, sorted int64 array.
+    """
+
+    def __init__(self, config, split, stored, log):
+        self.config, self.split = config, split
+        self.stored, self.log = stored, log
+        self.model, self.unlearner = _unlearner(config, split, stored, log)
+        self.unlearner.warm_up()
+
+    @classmethod
+    def open(cls, checkpoint, config_file_list=None, config_dict=None):
+        """Open a checkpoint that `run_unlearn` or our trainer wrote.
+
+        Raises:
+            InputError: as `run_unlearn` does.
+        """
+        settings = {**(config_dict or {}), "checkpoint": str(checkpoint)}
+        config, stored, log = _configure(None, None, config_file_list, settings)
+        init_seed(config["seed"], config["reproducibility"])
+        return cls(config, Split(config).align(log), stored, log)
+
+    @property
+    def forgotten(self):
+        return np.flatnonzero(self.unlearner.absent)
+
+    def forget(self, kind, value):
+        """Forget some interactions, now.
+
+        Args:
+            kind (str): 'users', 'items' (lists of tokens), 'pairs' (list of user and item tokens), 'count', 'ratio', 'file'.
+            value: as the kind wants it (see `ForgetRequest`).
+
+        Returns:
+            Unlearned: its ``state_dict`` is the model's now.
+
+        Raises:
+            InputError: unknown tokens or pairs, nothing left to forget or nothing left to model; nothing has changed.
+        """
+        rows = ForgetRequest(kind, value, self.config["forget_seed"]).rows(self.split)
+        rows = rows[~self.unlearner.absent[rows]]
+        if len(rows) == 0:
+            raise InputError("the session has already forgotten every interaction of this request")
+        if len(rows) + len(self.forgotten) >= self.split.n_rows:
+            raise InputError("the request would leave no training interaction to model")
+        unlearned = self.unlearner.unlearn(rows)
+        self.model.load_state_dict(unlearned.state_dict)
+        self.unlearner.apply(rows, unlearned)
+        return unlearned
+
+    def save(self, path):
+        """Write the checkpoint and the log as they are now: nothing that was forgotten is in them."""
+        path, rows = Path(path), self.forgotten
+        if path.exists() or log_path(path).exists():
+            raise InputError(f"{path} exists already; name a new file")
+        now = Unlearned(self.unlearner.state_dict, self.unlearner.method, 0.0, {}, self.unlearner.snapshots)
+        _save_unlearned(path, self.stored, self.log, now, self.split, rows, self.config)

@@ -1,0 +1,109 @@
+"""Requests one after the other on one open model."""
+
+import numpy as np
+import pytest
+import torch
+
+from recbole_unlearn import checkpoint
+from recbole_unlearn.input_error import InputError
+from recbole_unlearn.quick_start import run_unlearn
+from recbole_unlearn.session import UnlearnSession
+from recbole_unlearn.unlearner import InfluenceUnlearner
+
+# Where a batch is all there is, the order of batches, which is drawn anew for each log, says nothing.
+WHOLE_BATCH = {"train_batch_size": 5000, "epochs": 8}
+
+
+@pytest.fixture
+def trained(make_options):
+    """Function (**keys) -> checkpoint of the tiny model."""
+
+    def train(**keys):
+        run_unlearn("BPR", "tiny", config_dict=make_options(**{"compare": "none", "output_dir": "out", "forget_count": 1, **keys}))
+        return "out/model.pth"
+
+    return train
+
+
+def flat(state_dict):
+    return torch.cat([value.ravel() for value in state_dict.values()])
+
+
+@pytest.mark.parametrize("keys", [{}, {"method": "influence"}, {"method": "replay", "replay_rows": "touched"}])
+def test_a_request_does_what_the_unlearner_does_and_the_model_serves_it(trained, make_model, keys):
+    path = trained(**keys)
+    session = UnlearnSession.open(path)
+    before = flat(session.model.state_dict()).clone()
+    unlearned = session.forget("count", 9)
+    state, log = checkpoint.load(path)
+    model = make_model(session.split)
+    model.load_state_dict(state["state_dict"])
+    alone = InfluenceUnlearner(model, log, state["optimizer"], session.config, state["triple_log"]["epochs"])
+    expected = alone.unlearn(session.forgotten).state_dict
+    assert torch.equal(flat(unlearned.state_dict), flat(expected))
+    assert torch.equal(flat(session.model.state_dict()), flat(expected))
+    assert not torch.equal(before, flat(expected))
+
+
+@pytest.mark.parametrize("keys", [{"replay_rows": "touched"}, {"replay_rows": "all"}, {"method": "influence"}])
+def test_requests_add_up_as_they_do_through_files(trained, keys):
+    """What is saved, loaded and asked again must be what stays open, but for the rounding of saved snapshots."""
+    path = trained(**WHOLE_BATCH, **keys)
+    session = UnlearnSession.open(path)
+    users = session.split.token("user", [3, 8])
+    start = flat(session.model.state_dict()).clone()
+    session.forget("users", [users[0]])
+    session.save("first.pth")
+    first = flat(session.model.state_dict()).clone()
+    session.forget("users", [users[1]])
+    again = UnlearnSession.open("first.pth")
+    assert torch.equal(flat(again.model.state_dict()), first)
+    again.forget("users", [users[1]])
+    second, through_files = flat(session.model.state_dict()), flat(again.model.state_dict())
+    moved = (second - first).norm()
+    assert moved > 0.02 * start.norm()
+    assert (second - through_files).norm() < 0.02 * moved
+
+
+def test_what_is_saved_holds_nothing_forgotten(trained):
+    session = UnlearnSession.open(trained())
+    user, item = session.split.token("user", [5])[0], session.split.token("item", [7])[0]
+    session.forget("users", [user])
+    session.forget("items", [item])
+    session.save("later.pth")
+    state, log = checkpoint.load("later.pth")
+    assert torch.equal(flat(state["state_dict"]), flat(session.model.state_dict()))
+    assert 5 not in log.users and 7 not in log.items
+    left = np.delete(np.arange(session.split.n_rows), session.forgotten)
+    np.testing.assert_array_equal(log.users, session.split.users[left])
+    np.testing.assert_array_equal(log.epoch(0), session.log.epoch(0)[left])
+    again = UnlearnSession.open("later.pth")
+    assert again.split.n_rows == len(left) and len(again.forgotten) == 0
+
+
+def test_what_is_already_forgotten_is_said_and_nothing_changes(trained):
+    session = UnlearnSession.open(trained())
+    user = session.split.token("user", [5])[0]
+    session.forget("users", [user])
+    before, forgotten = flat(session.model.state_dict()).clone(), session.forgotten
+    with pytest.raises(InputError, match="already forgotten"):
+        session.forget("users", [user])
+    with pytest.raises(InputError, match="unknown user token"):
+        session.forget("users", ["nobody"])
+    assert torch.equal(before, flat(session.model.state_dict()))
+    np.testing.assert_array_equal(forgotten, session.forgotten)
+
+
+def test_not_everything_can_go(trained):
+    session = UnlearnSession.open(trained())
+    everyone = session.split.token("user", np.unique(session.split.users))
+    session.forget("users", everyone[:5])
+    with pytest.raises(InputError, match="no training interaction"):
+        session.forget("users", everyone[5:])
+
+
+def test_a_file_is_never_overwritten(trained):
+    session = UnlearnSession.open(trained())
+    session.forget("count", 3)
+    with pytest.raises(InputError, match="exists already"):
+        session.save("out/model.pth")
