@@ -1,0 +1,131 @@
+"""What a request costs: against stock RecBole's Retrain, against a curvature product, and what logging costs before.
+
+    python benchmarks/requests.py --dataset=ml-1m --data_path=PATH --config_files=properties/paper.yaml
+
+Everything is measured in one process, one after the other, on an otherwise idle machine. Retrain is stock RecBole: its
+own loader and trainer, median of --epochs epochs with validation, times the epochs that the configuration trains
+(or, under early stopping, that the original trained). The original comes from --cache or is trained first.
+"""
+
+import argparse
+import json
+import logging
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+
+import numpy as np
+import pandas as pd
+import torch
+from paper_ratios import stock_epoch_seconds
+
+from recbole_unlearn.data.triple_log import log_path
+from recbole_unlearn.influence.operators import DotProductCurvature, UserTriples
+from recbole_unlearn.session import UnlearnSession
+from recbole_unlearn.trainer import BPRTrainer
+from recbole_unlearn.training import Run, TrainedSeeds, new_model
+
+RATIO = 0.0002
+
+
+def seconds(function):
+    start = perf_counter()
+    function()
+    return perf_counter() - start
+
+
+def logging_cost(config, split, folder, epochs):
+    """Seconds of an epoch without and with log, in turn: two lists."""
+    trainers = {}
+    for logged in (False, True):
+        trainers[logged] = BPRTrainer(config, new_model(config, split, 1))
+        trainers[logged].log_negatives = logged
+        trainers[logged].saved_model_file = str(folder / f"speed-{logged}.pth")
+    loaders = {logged: split.remaining([], 1) for logged in trainers}
+    times = {False: [], True: []}
+    for epoch in range(epochs + 1):
+        for logged, trainer in trainers.items():
+            took = seconds(lambda t=trainer, loader=loaders[logged], e=epoch: t._train_epoch(loader, e))
+            if epoch:  # the first one compiles and opens the log
+                times[logged].append(took)
+    return times
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dataset", default="ml-100k")
+    parser.add_argument("--data_path", default="dataset/")
+    parser.add_argument("--config_files", default="")
+    parser.add_argument("--cache", default="saved/fidelity")
+    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--requests", type=int, default=11)
+    parser.add_argument("--output", default="results/speed")
+    args = parser.parse_args()
+    logging.getLogger().setLevel(logging.ERROR)
+    trained = TrainedSeeds(
+        ("BPR", args.dataset, args.config_files.split(), {"data_path": args.data_path, "method": "replay"}), args.cache
+    )
+    config, split = trained.config, trained.split
+    original = Run(config["seed"], (), True)
+    (path,) = trained.train([original])
+    output = Path(args.output)
+    output.mkdir(parents=True, exist_ok=True)
+
+    start = perf_counter()
+    settings = {"data_path": args.data_path, "method": "replay", "show_progress": False}
+    session = UnlearnSession.open(path, args.config_files.split(), settings)
+    opening = perf_counter() - start
+    log, stored = session.log, session.stored
+    # Each request starts from the original: what a session has forgotten is not kept here.
+    requests, single = [], []
+    for n in range(args.requests):
+        rng = np.random.default_rng(n)
+        for times, count in ((requests, max(round(RATIO * split.n_rows), 1)), (single, 1)):
+            rows = np.sort(rng.choice(split.n_rows, count, replace=False))
+            times.append(session.unlearner.unlearn(rows).seconds)
+
+    triples = UserTriples(log.users, np.array(log.items), np.ascontiguousarray(log.epoch(0)), split.n_users, split.n_items)
+    curvature = DotProductCurvature(triples, session.unlearner.P, session.unlearner.Q)
+    vector = torch.randn(curvature.size, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    curvature.matvec(vector)
+    products = [seconds(lambda: curvature.matvec(vector)) for _ in range(args.requests)]
+
+    epoch = stock_epoch_seconds(config, split, args.epochs)
+    stopped = stored["epoch"] + 1 + config["stopping_step"]
+    epochs = min(config["epochs"], stopped)
+    costs = logging_cost(config, split, output, args.epochs)
+    overhead = median(b / a for a, b in zip(costs[False], costs[True], strict=True)) - 1
+    n_logged = log.n_epochs if not log.static else 1
+    size = sum(f.stat().st_size for f in log_path(path).iterdir()) / (n_logged * log.n_rows * log.negatives)
+    for logged in costs:
+        for left in output.glob(f"speed-{logged}*"):
+            for file in left.iterdir() if left.is_dir() else ():
+                file.unlink()
+            left.rmdir() if left.is_dir() else left.unlink()
+
+    def spread(times):
+        return f"{median(times):.3g} s ({min(times):.3g}-{max(times):.3g})"
+
+    figures = {
+        "triples an epoch": f"{log.n_rows * log.negatives:,}",
+        "Retrain, stock RecBole": f"{epochs * epoch:.4g} s ({epochs} epochs of {epoch:.3g} s)",
+        f"request, {max(round(RATIO * split.n_rows), 1)} interactions": spread(requests),
+        "times faster than Retrain": f"{epochs * epoch / median(requests):.0f}",
+        "request, 1 interaction": spread(single),
+        "times faster than Retrain, 1 interaction": f"{epochs * epoch / median(single):.0f}",
+        "one curvature product": spread(products),
+        "request, 1 interaction, in curvature products": f"{median(single) / median(products):.1f}",
+        "opening before the first request": f"{opening:.3g} s",
+        "logging, share of training time": f"{overhead:+.1%}",
+        "log, bytes a triple": f"{size:.2f}",
+        "training epoch": f"{median(costs[True]):.3g} s",
+    }
+    name = f"{args.dataset}-{Path(args.config_files).stem or 'default'}"
+    table = pd.Series(figures, name=name).to_markdown()
+    (output / f"requests-{name}.md").write_text(table + "\n")
+    (output / f"requests-{name}.json").write_text(json.dumps({"figures": figures, "requests": requests, "single": single}))
+    print(table)
+
+
+if __name__ == "__main__":
+    main()
