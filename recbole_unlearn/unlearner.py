@@ -96,6 +96,7 @@ class InfluenceUnlearner:
         self.weight_decay = float(config["weight_decay"] or 0)
         self.optimizer_state = optimizer_state
         self.absent = np.zeros(log.n_rows, bool)  # rows that requests before the next one have taken away
+        self.pending = self.absent.copy()  # those of them since all rows were last replayed
         self.snapshots = {n: log.snapshot(n) for n in log.snapshots if n <= epochs}
         self.method, self.chosen = self._choose_method()
         self.damping = self._damping(optimizer_state) if self.method == "influence" else None
@@ -220,6 +221,9 @@ class InfluenceUnlearner:
     def apply(self, rows, unlearned):
         """Go on from the result of a request: the next one starts where it ended, on what it left of the log."""
         self.absent[rows] = True
+        self.pending[rows] = True
+        if unlearned.details.get("all_rows"):
+            self.pending[:] = False
         self.snapshots = unlearned.snapshots
         self._hold(unlearned.state_dict)
         if self.method == "influence":
@@ -244,13 +248,18 @@ class InfluenceUnlearner:
         return Adam(group["lr"], *group["betas"], group["eps"], group["weight_decay"])
 
     def _all_rows(self, rows):
-        """Whether to replay all weight rows: closer to retraining, since the others respond too, at little extra cost."""
+        """Whether to replay all weight rows: closer to retraining, since the others respond too, at little extra cost.
+
+        Many small requests count together, so that what each leaves undone does not add up.
+        """
         wanted, log = self.config["replay_rows"], self.log
         if wanted != "auto":
             return wanted == "all"
+        forgotten = self.pending.copy()
+        forgotten[rows] = True
         touched_users, touched_items = np.zeros(len(self.P), bool), np.zeros(len(self.Q), bool)
-        touched_users[log.users[rows]] = True
-        touched_items[log.items[rows]] = True
+        touched_users[log.users[forgotten]] = True
+        touched_items[log.items[forgotten]] = True
         return bool(np.mean((touched_users[log.users] | touched_items[log.items])[~self.absent]) > MOSTLY_TOUCHED)
 
     def _replay(self, rows, show_progress):
@@ -260,6 +269,9 @@ class InfluenceUnlearner:
         times = [n for n in recorded if n < self.epochs]
         trajectory = Trajectory([*times, self.epochs], [*(recorded[n] for n in times), self._flat()])
         m, all_rows = log.negatives, self._all_rows(rows)
+        absent = self.absent
+        if all_rows:  # from the start, without anything that was ever forgotten
+            rows, absent = np.union1d(rows, np.flatnonzero(absent)), None
         with tqdm(total=self.epochs, desc="Unlearn", ncols=100, disable=not show_progress) as bar:
             result = replay(
                 log.users,
@@ -275,7 +287,7 @@ class InfluenceUnlearner:
                 self.config["seed"],
                 bar.update,
                 all_rows,
-                self.absent,
+                absent,
             )
         change = np.zeros((n_users + len(self.Q), K))
         change[result.rows] = result.change

@@ -44,6 +44,33 @@ def sampled_triples(users, items, negatives):
     )
 
 
+def returning(users, items, gone, n_items, popularity=None):
+    """Forgotten items that come back into the negative pools of their users.
+
+    Args:
+        users, items: all rows before forgetting, ``[rows]``, grouped by user.
+        gone: which of them are forgotten, bool ``[rows]``.
+        n_items: number of item ids, the padding id 0 (never drawn) included.
+        popularity: sampling weight of each item id, ``[n_items]``; None: uniform.
+
+    Yields:
+        (user, rows that the user keeps, items that come back, probability of each in a draw of one negative)
+    """
+    ptr = np.searchsorted(users, np.arange(int(users[-1]) + 2 if len(users) else 1))
+    weight = np.ones(n_items) if popularity is None else np.asarray(popularity, np.float64).copy()
+    weight[0] = 0
+    total = weight.sum()
+    for user in np.unique(users[gone]):
+        rows = np.arange(ptr[user], ptr[user + 1])
+        kept = rows[~gone[rows]]
+        used = np.unique(items[kept])
+        # an item that was recorded twice and forgotten once is still a positive
+        back = np.setdiff1d(items[rows[gone[rows]]], used)
+        back = back[weight[back] > 0]
+        if len(kept) and len(back):
+            yield user, kept, back, weight[back] / (total - weight[used].sum())
+
+
 def pool_return(users, items, forgotten, n_items, negatives, popularity=None):
     """Triples that retraining would draw with a forgotten item as NEGATIVE of its user, in expectation an epoch.
 
@@ -52,36 +79,21 @@ def pool_return(users, items, forgotten, n_items, negatives, popularity=None):
     ``negatives * p(item) / p(pool)``: ``negatives / pool size`` where sampling is uniform.
 
     Args:
-        users, items: all rows before forgetting, ``[rows]``, grouped by user.
         forgotten: rows to forget, sorted int array.
-        n_items: number of item ids, the padding id 0 (never drawn) included.
         negatives: negatives per row and epoch.
-        popularity: sampling weight of each item id, ``[n_items]``; None: uniform.
+        users, items, n_items, popularity: as for `returning`.
     """
-    keep = np.ones(len(users), bool)
-    keep[forgotten] = False
-    ptr = np.searchsorted(users, np.arange(users[-1] + 2 if len(users) else 1))
-    weight = np.ones(n_items) if popularity is None else np.asarray(popularity, np.float64).copy()
-    weight[0] = 0
-    total = weight.sum()
-    parts = []
-    for user in np.unique(users[forgotten]):
-        rows = slice(ptr[user], ptr[user + 1])
-        rest = items[rows][keep[rows]]
-        used = np.unique(rest)
-        # an item that was recorded twice and forgotten once is still a positive
-        returned = np.setdiff1d(items[rows][~keep[rows]], used)
-        if len(rest) == 0 or len(returned) == 0:
-            continue
-        rate = negatives * weight[returned] / (total - weight[used].sum())
-        parts.append(
-            (
-                np.full(len(rest) * len(returned), user, np.int64),
-                np.tile(rest.astype(np.int64), len(returned)),
-                np.repeat(returned.astype(np.int64), len(rest)),
-                np.repeat(rate, len(rest)),
-            )
+    gone = np.zeros(len(users), bool)
+    gone[forgotten] = True
+    parts = [
+        (
+            np.full(len(kept) * len(back), user, np.int64),
+            np.tile(items[kept].astype(np.int64), len(back)),
+            np.repeat(back.astype(np.int64), len(kept)),
+            np.repeat(negatives * share, len(kept)),
         )
+        for user, kept, back, share in returning(users, items, gone, n_items, popularity)
+    ]
     if not parts:
         empty = np.empty(0, np.int64)
         return Triples(empty, empty, empty, np.empty(0))

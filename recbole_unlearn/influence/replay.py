@@ -21,6 +21,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from recbole_unlearn.influence.kernels import FLAGS
+from recbole_unlearn.influence.objective import returning
 
 CHUNKS = 16  # of rows; fixed, so that the order of triples is the same whatever the number of threads
 
@@ -314,8 +315,7 @@ def replay(
     n_steps = -(-n_present * m // batch_triples)
     gone = np.zeros(n_rows, bool)
     gone[forgotten] = True
-    at_present = np.cumsum(present)[forgotten] - 1
-    returns = _Returns(users[present], pos[present], at_present, gone[present], n_items, m, popularity)
+    returns = _Returns(users[present], pos[present], gone[present], n_items, m, popularity)
 
     touched_users = np.unique(users[forgotten]).astype(np.int64)
     touched_items = np.unique(pos[forgotten]).astype(np.int64)
@@ -373,30 +373,18 @@ def replay(
 class _Returns:
     """Draws forgotten items as negatives of their users, as often as retraining would."""
 
-    def __init__(self, users, pos, forgotten, gone, n_items, m, popularity):
-        weight = np.ones(n_items) if popularity is None else np.asarray(popularity, np.float64).copy()
-        weight[0] = 0
-        pool = weight.sum()
-        ptr = np.searchsorted(users, np.arange(int(users[-1]) + 2))
+    def __init__(self, users, pos, gone, n_items, m, popularity):
         user, item, rate, first, count = [], [], [], [], []
         rest_of = []
         offset = 0
-        for who in np.unique(users[forgotten]):
-            part = slice(ptr[who], ptr[who + 1])
-            rest = pos[part][~gone[part]]
-            # an item that was recorded twice and forgotten once is still a positive
-            back = np.setdiff1d(pos[part][gone[part]], rest)
-            back = back[weight[back] > 0]
-            if len(rest) == 0 or len(back) == 0:
-                continue
-            share = weight[back] / (pool - weight[np.unique(rest)].sum())
+        for who, kept, back, share in returning(users, pos, gone, n_items, popularity):
             user.append(np.full(len(back), who))
             item.append(back)
-            rate.append(m * len(rest) * share)
+            rate.append(m * len(kept) * share)
             first.append(np.full(len(back), offset))
-            count.append(np.full(len(back), len(rest)))
-            rest_of.append(rest)
-            offset += len(rest)
+            count.append(np.full(len(back), len(kept)))
+            rest_of.append(pos[kept])
+            offset += len(kept)
 
         def joined(parts, dtype):
             return np.concatenate(parts).astype(dtype) if parts else np.empty(0, dtype)

@@ -74,7 +74,7 @@ class Problem:
 
     def returns(self):
         return _Returns(
-            self.users, self.pos, self.forgotten, self.gone, self.n_items, self.m, self.popularity
+            self.users, self.pos, self.gone, self.n_items, self.m, self.popularity
         )
 
 
