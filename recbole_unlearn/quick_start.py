@@ -232,7 +232,8 @@ def _output_folder(config):
 def _save_unlearned(path, stored, log, unlearned, split, rows, config):
     """The new checkpoint and its log, in neither of which the forgotten rows occur."""
     run_id = secrets.token_hex(8)
-    log.without(rows, log_path(path), run_id, split.fingerprint_without(rows), unlearned.snapshots)
+    remaining = split.fingerprint_without(rows)
+    log.without(rows, log_path(path), run_id, remaining, unlearned.snapshots, split.popularity())
     state = {
         **stored,
         "config": _settings(config),

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
+from recbole_unlearn.influence.objective import returning
 from recbole_unlearn.input_error import InputError
 
 FORMAT = "recbole_unlearn triple log"
@@ -305,14 +306,17 @@ class TripleLog:
             if column.size and (column.min() < 1 or column.max() >= largest):
                 raise InputError(f"triple log: {file} holds ids outside 1..{largest - 1}; train again")
 
-    def without(self, rows, path, run_id, fingerprint, snapshots=None):
+    def without(self, rows, path, run_id, fingerprint, snapshots=None, popularity=None):
         """Write a copy in which the given rows, anchors and negatives alike, do not occur; returns the new log.
 
+        Redrawn negatives become what a retrained model's log would hold: forgotten items are drawn for their users as often
+        as any other. Left as they were, an item missing among thousands of draws would tell what was forgotten.
         The copy appears under its final name only when complete.
 
         Args:
             snapshots (dict, optional): number of epochs -> weights that have forgotten, flat; without them the copy
                 has none, since the recorded ones were trained on the forgotten rows.
+            popularity (optional): sampling weight of each item id, ``[n_items]``; None: uniform.
         """
         path = Path(path)
         keep = np.ones(self.n_rows, dtype=bool)
@@ -332,8 +336,11 @@ class TripleLog:
                 fingerprint,
                 run_id,
             )
+            users, items, n_items = np.array(self.users), np.array(self.items), self.metadata["n_items"]
+            redraw = _Redraw(users, items, ~keep, n_items, popularity)
             for epoch in range(self.n_epochs):
-                copy.append(self.epoch(epoch)[keep])
+                negatives = self.epoch(epoch)[keep]
+                copy.append(negatives if self.static else redraw(negatives))
             for n_epochs, flat in (snapshots or {}).items():
                 parts = np.split(flat, np.cumsum([math.prod(shape) for _, shape in self.metadata["parameters"]])[:-1])
                 named = zip(self.metadata["parameters"], parts, strict=True)
@@ -344,3 +351,26 @@ class TripleLog:
         finally:
             shutil.rmtree(building, ignore_errors=True)
         return TripleLog.open(path)
+
+
+class _Redraw:
+    """Replaces negatives by items that came back into their users' pools, each with its probability of being drawn."""
+
+    def __init__(self, users, items, gone, n_items, popularity):
+        place = np.cumsum(~gone) - 1
+        returns = list(returning(users, items, gone, n_items, popularity))
+        self.rows = np.concatenate([np.empty(0, np.int64), *(place[kept] for _, kept, _, _ in returns)]).astype(np.int64)
+        self.owner = np.repeat(np.arange(len(returns)), [len(kept) for _, kept, _, _ in returns])
+        self.chance = np.array([share.sum() for _, _, _, share in returns])
+        self.back = np.concatenate([np.empty(0, items.dtype), *(back for _, _, back, _ in returns)])
+        # one search finds the item of any user: user n's shares, cumulated, lie between n and n + 1
+        cumulated = [n + np.cumsum(share) / share.sum() for n, (_, _, _, share) in enumerate(returns)]
+        self.cumulated = np.concatenate([np.empty(0), *cumulated])
+        self.rng = np.random.default_rng()  # unseeded: with the seed, returned items could be told from drawn ones
+
+    def __call__(self, negatives):
+        if len(self.rows):
+            row, column = np.nonzero(self.rng.random((len(self.rows), negatives.shape[1])) < self.chance[self.owner][:, None])
+            found = np.searchsorted(self.cumulated, self.owner[row] + self.rng.random(len(row)), "right")
+            negatives[self.rows[row], column] = self.back[np.minimum(found, len(self.back) - 1)]
+        return negatives

@@ -35,6 +35,15 @@ def make(path, epochs=3, rows=11, n_users=9, n_items=40, negatives=2, static=Fal
     return log, users, items, drawn
 
 
+def assert_kept_or_returned(new, old, users, items, keep):
+    """Negatives ``new`` of the kept rows are the old ones, or items that their users forgot for good."""
+    for at, row in enumerate(np.flatnonzero(keep)):
+        own = users == users[row]
+        back = set(items[own & ~keep].tolist()) - set(items[own & keep].tolist())
+        changed = np.flatnonzero(new[at] != old[row])
+        assert set(new[at][changed].tolist()) <= back
+
+
 def edit_metadata(path, change):
     metadata = json.loads((path / "metadata.json").read_text())
     change(metadata)
@@ -613,7 +622,29 @@ def test_without_drops_the_rows_and_keeps_the_bytes_of_the_others(tmp_path):
     assert np.asarray(new.users).tobytes() == np.asarray(log.users)[keep].tobytes()
     assert np.asarray(new.items).tobytes() == np.asarray(log.items)[keep].tobytes()
     for epoch in range(3):
-        assert np.asarray(new.epoch(epoch)).tobytes() == np.asarray(log.epoch(epoch))[keep].tobytes()
+        assert new.epoch(epoch).dtype == log.epoch(epoch).dtype
+        assert_kept_or_returned(new.epoch(epoch), drawn[epoch], users, items, np.isin(np.arange(11), keep))
+
+
+@pytest.mark.parametrize("popularity", [None, np.array([9, 1, 2, 3, 4, 5, 6, 7.0])])
+def test_forgotten_items_are_among_the_negatives_as_often_as_a_retrained_models_log_has_them(tmp_path, popularity):
+    """User 1 keeps item 1 and forgets 2 and 3; the pool of retraining is then 2..7. User 2 forgets nothing."""
+    weight = np.ones(8) if popularity is None else popularity
+    users, items = np.array([1] * 202 + [2] * 100), np.array([2, 3, *[1] * 200, *[6] * 100])
+    rng, epochs, m = np.random.default_rng(5), 20, 4
+    log = TripleLog.create(tmp_path / "log", users, items, 3, 8, m, False, 0, PRINT, "r")
+    pool = np.arange(4, 8)  # what user 1 had not interacted with
+    for _ in range(epochs):
+        drawn = rng.choice(pool, (302, m), p=weight[pool] / weight[pool].sum())
+        log.append(np.where(users[:, None] == 1, drawn, 4))
+    log.without([0, 1], tmp_path / "new", "s", PRINT, popularity=popularity)
+    new = read_back(tmp_path / "new")
+    negatives = np.stack([new.epoch(e) for e in range(epochs)])
+    assert (negatives[:, 200:] == 4).all()
+    n = epochs * 200 * m
+    expected = weight[2:] / weight[2:].sum()
+    found = np.bincount(negatives[:, :200].ravel(), minlength=8)[2:] / n
+    np.testing.assert_allclose(found, expected, rtol=0, atol=5 * np.sqrt(expected * (1 - expected) / n).max())
 
 
 def test_without_leaves_nothing_of_the_forgotten_rows(tmp_path):
@@ -690,4 +721,7 @@ def test_any_log_and_any_part_of_it_come_back_as_written(
             np.testing.assert_array_equal(log.users, users[kept])
             np.testing.assert_array_equal(log.items, items[kept])
             for epoch in range(epochs):
-                np.testing.assert_array_equal(log.epoch(epoch), drawn[0 if static else epoch][kept])
+                if static:
+                    np.testing.assert_array_equal(log.epoch(epoch), drawn[0][kept])
+                else:
+                    assert_kept_or_returned(log.epoch(epoch), drawn[epoch], users, items, kept)
