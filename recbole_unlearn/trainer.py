@@ -13,6 +13,7 @@ from recbole_unlearn.compat import checkpoint_state
 from recbole_unlearn.data.fingerprint import fingerprint
 from recbole_unlearn.data.sampling import ROW, NegativeDraw, PairwiseCollate, batches
 from recbole_unlearn.data.triple_log import TripleLog, log_path, snapshot_due
+from recbole_unlearn.evaluation.ranks import RankedLoader
 from recbole_unlearn.input_error import InputError
 
 
@@ -123,6 +124,12 @@ class BPRTrainer(Trainer):
             self.triple_log.append(recorded.drawn)
             self._snapshot(epoch_idx + 1)
         return loss
+
+    def evaluate(self, eval_data, load_best_model=True, model_file=None, show_progress=False):
+        """RecBole's ``Trainer.evaluate``: the same numbers, faster where `RankedLoader` fits."""
+        if eval_data and RankedLoader.fits(self, eval_data):
+            eval_data, show_progress = RankedLoader(self, eval_data, show_progress), False
+        return super().evaluate(eval_data, load_best_model, model_file, show_progress)
 
     def _snapshot(self, n_epochs):
         if self.triple_log and snapshot_due(n_epochs):

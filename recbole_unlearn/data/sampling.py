@@ -6,6 +6,7 @@ import torch
 from recbole.data.interaction import Interaction
 
 ROW = "triple_row"
+FILTER_BITS = 2**29  # 64 MiB
 
 
 def used_items(sampler, n_users):
@@ -20,22 +21,71 @@ def used_items(sampler, n_users):
     return ptr, items
 
 
+def _filter(ptr, items, n_items):
+    """A bit for each (user, item) that is used; pairs share bits where the table would be larger than `FILTER_BITS`."""
+    n_bits = min(1 << ((len(ptr) - 1) * n_items).bit_length(), FILTER_BITS)
+    bits = np.zeros(max(n_bits >> 3, 1), np.uint8)
+    _set_bits(bits, ptr, items, n_items)
+    return bits
+
+
 @numba.njit(cache=True, nogil=True)
-def _rejected(users, values, which, ptr, items):
-    """Those of ``which`` whose value the user has used, in order."""
-    out = np.empty_like(which)
+def _bit(bits, user, item, n_items):
+    at = (user * n_items + item) & (8 * len(bits) - 1)
+    return at >> 3, np.uint8(1 << (at & 7))
+
+
+@numba.njit(cache=True, nogil=True)
+def _set_bits(bits, ptr, items, n_items):
+    for u in range(len(ptr) - 1):
+        for item in items[ptr[u] : ptr[u + 1]]:
+            byte, bit = _bit(bits, u, item, n_items)
+            bits[byte] |= bit
+
+
+@numba.njit(cache=True, nogil=True)
+def _is_used(user, item, bits, ptr, items, n_items):
+    byte, bit = _bit(bits, user, item, n_items)
+    if not bits[byte] & bit:  # nearly every draw ends here
+        return False
+    at = ptr[user] + np.searchsorted(items[ptr[user] : ptr[user + 1]], item)
+    return at < ptr[user + 1] and items[at] == item
+
+
+@numba.njit(cache=True, nogil=True)
+def _refill(values, pending, fresh, users, bits, ptr, items, n_items):
+    """Put ``fresh`` draws where ``values`` are pending; returns how many, moved to the front, still are."""
     n = 0
-    for t in which:
-        # branch-free binary search: mispredicted branches cost more than the extra step
-        base, length, v = ptr[users[t]], ptr[users[t] + 1] - ptr[users[t]], values[t]
-        while length > 1:
-            half = length >> 1
-            base += half * (items[base + half - 1] < v)
-            length -= half
-        if length and items[base] == v:
-            out[n] = t
+    for i in range(len(fresh)):
+        t = pending[i]
+        values[t] = fresh[i]
+        if _is_used(users[t], fresh[i], bits, ptr, items, n_items):
+            pending[n] = t
             n += 1
-    return out[:n]
+    return n
+
+
+@numba.njit(cache=True, nogil=True)
+def _fill(values, stream, users, counts, bits, ptr, items, n_items):
+    """`_refill` for one user after another, ``counts`` values each; returns the draws needed, -1 for too few."""
+    pending = np.empty(counts.max(), np.int64)
+    start = used = 0
+    for i in range(len(users)):
+        user, n = users[i], counts[i]
+        pending[:n] = np.arange(start, start + n)
+        while n:
+            if used + n > len(stream):
+                return -1
+            again = 0
+            for t in pending[:n]:
+                values[t] = stream[used]
+                used += 1
+                if _is_used(user, values[t], bits, ptr, items, n_items):
+                    pending[again] = t
+                    again += 1
+            n = again
+        start += counts[i]
+    return used
 
 
 class NegativeDraw:
@@ -43,16 +93,33 @@ class NegativeDraw:
 
     def __init__(self, sampler, n_users):
         self.sampler = sampler
-        self.ptr, self.items = used_items(sampler, n_users)
+        ptr, items = used_items(sampler, n_users)
+        self.used = _filter(ptr, items, sampler.item_num), ptr, items, sampler.item_num
 
     def __call__(self, users, negatives):
         """``negatives`` items for each of ``users`` (int64 ``[n]``); int64 ``[negatives * n]``, repetition-major."""
         users = np.tile(users, negatives)
-        values = np.zeros(len(users), np.int64)
+        values = np.empty(len(users), np.int64)
         pending = np.arange(len(users))
-        while len(pending):
-            values[pending] = self.sampler.sampling(len(pending))
-            pending = _rejected(users, values, pending, self.ptr, self.items)
+        n = len(users)
+        while n:
+            n = _refill(values, pending, self.sampler.sampling(n), users, *self.used)
+        return values
+
+    def one_by_one(self, users, counts):
+        """``counts`` items (int64 ``[n]``) for each of ``users`` in turn, as by a call for each; for uniform samplers.
+
+        Uniform draws are one stream however they are split into calls: all are drawn at once, then numpy's stream is
+        put where the calls would have left it.
+        """
+        values = np.empty(counts.sum(), np.int64)
+        start, length, needed = np.random.get_state(), len(values), -1
+        while needed < 0:
+            length += length // 8 + 100
+            np.random.set_state(start)
+            needed = _fill(values, self.sampler.sampling(length), users, counts, *self.used)
+        np.random.set_state(start)
+        self.sampler.sampling(needed)
         return values
 
 

@@ -68,6 +68,7 @@ class Split:
                 config.final_config_dict.update(kept)
         self.valid = self._resized(valid)
         self.test = self._resized(test)
+        self._test_loaders = {}
         data = self.train._dataset
         users = data.inter_feat[data.uid_field].numpy()
         self.data_row = np.argsort(users, kind="stable")
@@ -88,8 +89,10 @@ class Split:
         return len(self.users)
 
     def test_loader(self, sampled):
-        """The test data under full ranking (``sampled=0``) or against ``sampled`` negatives."""
-        return eval_loader(self.config, self.test._dataset, self.test._sampler, sampled)
+        """The test data under full ranking (``sampled=0``) or against ``sampled`` negatives; built once."""
+        if sampled not in self._test_loaders:
+            self._test_loaders[sampled] = eval_loader(self.config, self.test._dataset, self.test._sampler, sampled)
+        return self._test_loaders[sampled]
 
     def token(self, field, ids):
         """RecBole tokens of user (``field='user'``) or item ids."""

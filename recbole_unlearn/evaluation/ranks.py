@@ -1,0 +1,247 @@
+"""Where the held-out items of each user rank, without sorting: what RecBole's top-K metrics are computed from.
+
+RecBole sorts out the best K items of every user, a few users at a time. Its metrics only ask which of these K are held
+out, so it is enough to count the items that score higher than each held-out one. The metrics themselves stay RecBole's.
+"""
+
+from weakref import WeakKeyDictionary
+
+import numba
+import numpy as np
+import torch
+from recbole.data.dataloader import FullSortEvalDataLoader, NegSampleEvalDataLoader
+from recbole.data.interaction import Interaction
+from recbole.model.abstract_recommender import AbstractRecommender
+from recbole.sampler import Sampler
+from recbole.utils import EvaluatorType, ModelType
+from tqdm import tqdm
+
+from recbole_unlearn.data.sampling import NegativeDraw
+
+BLOCK = 2**18  # scores at a time, and PAIRS for pairs: they stay in the processor's cache
+PAIRS = 2**13
+DEFAULT_BATCH = 4096  # RecBole's eval_batch_size
+# The last bits of a score depend on how many users are scored at once. Where a rank depends on them, the user is
+# ranked again in the batch that RecBole would put them in. As a share of the user's largest score:
+ROUNDING = 4e-6
+OTHER_NEEDS = ("rec.items", "rec.meanrank", "rec.score", "data.label")
+
+_kept = WeakKeyDictionary()
+
+
+class RankedLoader:
+    """Stands in for an evaluation loader in RecBole's ``Trainer.evaluate``, where it fits.
+
+    Iterating over it ranks all users and hands the collector the finished ``rec.topk``; it yields no batch.
+    """
+
+    def __init__(self, trainer, loader, show_progress=False):
+        self.trainer, self.loader, self.show_progress = trainer, loader, show_progress
+        self._dataset = loader._dataset
+
+    @staticmethod
+    def fits(trainer, loader):
+        """Whether this gives what RecBole gives: top-K metrics of a general recommender, all items or uniform ones."""
+        config, model = trainer.config, trainer.model
+        if (
+            config["eval_type"] != EvaluatorType.RANKING
+            or any(map(trainer.eval_collector.register.need, OTHER_NEEDS))
+            or max(config["topk"]) > loader._dataset.item_num
+            or getattr(model, "type", None) != ModelType.GENERAL
+            or trainer.device.type != "cpu"
+            or not config["single_spec"]
+            or config["transform"]
+        ):
+            return False
+        if type(loader) is FullSortEvalDataLoader:
+            return type(model).full_sort_predict is not AbstractRecommender.full_sort_predict
+        return (
+            type(loader) is NegSampleEvalDataLoader
+            and loader.neg_sample_args["distribution"] == "uniform"
+            and loader.neg_sample_args["sample_num"] != "none"
+            and not loader.neg_sample_args.get("dynamic", False)
+            and type(loader._sampler) is Sampler
+            and loader._sampler.distribution == "uniform"
+            and loader.num_workers == 0  # else the negatives come from the workers' random streams
+        )
+
+    def __len__(self):
+        return len(self.loader)
+
+    def __iter__(self):
+        rank = self._full if isinstance(self.loader, FullSortEvalDataLoader) else self._sampled
+        hits = rank(max(self.trainer.config["topk"]))
+        self.trainer.eval_collector.data_struct.set("rec.topk", torch.from_numpy(hits))
+        return iter(())
+
+    def _full(self, cutoff):
+        """int32 ``[users, cutoff + 1]``: whether each of the best items is held out, and how many items are."""
+        loader, n_items, n_users = self.loader, self._dataset.item_num, len(self.loader.uid_list)
+        held_out, history = self._once(_ragged, loader)
+        hits = np.zeros((n_users, cutoff + 1), np.int32)
+        hits[:, -1] = np.diff(held_out[0])
+        step, batch, first = max(BLOCK // n_items, 1), max(DEFAULT_BATCH // n_items, 1), None
+        for start in self._bar(range(0, n_users, step)):
+            part = slice(start, start + step)
+            scores = self.trainer.model.full_sort_predict(loader.user_df[part]).view(-1, n_items).numpy()
+            for user in start + _rank_all(scores, start, *held_out, *history, hits[part, :-1]):
+                if first != user - user % batch:
+                    first = user - user % batch
+                    index = list(range(first, min(first + batch, n_users)))
+                    _, again, _, _ = self.trainer._full_sort_batch_eval(loader.collate_fn(index))
+                own = held_out[1][held_out[0][user] : held_out[0][user + 1]]
+                hits[user, :-1] = _sort(again[user - first], own, cutoff)
+        return hits
+
+    def _sampled(self, cutoff):
+        """As `_full`, among the held-out items and their sampled negatives only."""
+        loader, data, times = self.loader, self._dataset, self.loader.times
+        items = data.inter_feat[loader.iid_field].numpy()  # sorted by user
+        everyone, counts = loader.uid_list, loader.uid2items_num[loader.uid_list]
+        draw = self._once(NegativeDraw, loader._sampler, data.user_num)
+        ptr = np.concatenate([[0], np.cumsum(counts)])
+        hits = np.zeros((len(everyone), cutoff + 1), np.int32)
+        blocks = np.flatnonzero(np.diff(ptr[:-1] * times // BLOCK, prepend=-1))
+        for start, stop in zip(self._bar(blocks), [*blocks[1:], len(everyone)], strict=True):
+            part, held_out = slice(start, stop), items[ptr[start] : ptr[stop]]
+            negatives = draw.one_by_one(everyone[part], counts[part] * (times - 1))
+            ends, pairs, hits[part, -1] = _distinct(counts[part], held_out, negatives, data.item_num)
+            scores = self._predict(np.repeat(everyone[part], np.diff(ends)), pairs)
+            for user in _rank_sampled(scores, ends, hits[part]):
+                own = slice(ends[user], ends[user + 1])
+                row = torch.full((data.item_num,), -torch.inf)
+                row[pairs[own]] = torch.from_numpy(scores[own])
+                hits[start + user, :-1] = _sort(row, pairs[own][: hits[start + user, -1]], cutoff)
+        return hits
+
+    def _predict(self, users, items):
+        """Scores of pairs, ``[pairs]``."""
+        columns = {self.loader.uid_field: torch.from_numpy(users), self.loader.iid_field: torch.from_numpy(items)}
+        pairs = Interaction(columns)
+        parts = [self.trainer.model.predict(pairs[n : n + PAIRS]) for n in range(0, len(users), PAIRS)]
+        return torch.cat([part.view(-1) for part in parts]).numpy()
+
+    @staticmethod
+    def _once(make, source, *arguments):
+        """``make(source, *arguments)``, kept as long as the source is."""
+        if source not in _kept:
+            _kept[source] = make(source, *arguments)
+        return _kept[source]
+
+    def _bar(self, blocks):
+        return tqdm(blocks, "Evaluate   ", ncols=100, disable=not self.show_progress)
+
+
+def _ragged(loader):
+    """Held-out items and history of each user of a full-ranking loader: where the user's begin, and the items."""
+    lists = [columns[loader.uid_list] for columns in (loader.uid2positive_item, loader.uid2history_item)]
+    return [(np.cumsum([0, *map(len, each)]), torch.cat(list(each)).numpy()) for each in lists]
+
+
+def _sort(scores, held_out, cutoff):
+    """Which of the best items are held out, in RecBole's way: the order of equal scores is that of ``torch.topk``."""
+    return np.isin(torch.topk(scores, cutoff).indices.numpy(), held_out)
+
+
+@numba.njit(cache=True, nogil=True)
+def _compare(scores, low, high):
+    """How many of ``scores`` are above ``high``, and how many are not below ``low`` (NaN included)."""
+    above = not_below = np.uint32(0)  # as wide as a score, for the sake of vector instructions
+    for i in range(len(scores)):
+        above = np.uint32(above + np.uint32(scores[i] > high))
+        not_below = np.uint32(not_below + np.uint32(not (scores[i] < low)))
+    return np.int64(above), np.int64(not_below)
+
+
+@numba.njit(cache=True, nogil=True)
+def _rank(scores, held_out, margin, hits):
+    """Mark the ranks of the ``held_out`` scores, which are among ``scores``, in ``hits``, as far as it goes.
+
+    Returns False where other scores within ``margin``, or NaN, leave them open.
+    """
+    beyond = -np.inf
+    for score in held_out:
+        if score < beyond:
+            continue
+        higher, not_lower = _compare(scores, score - margin, score + margin)
+        if higher >= len(hits):
+            beyond = score
+        elif not_lower == higher + 1:
+            hits[higher] = 1
+        else:
+            return False
+    return True
+
+
+@numba.njit(cache=True, nogil=True)
+def _rank_all(scores, first, ptr, items, history_ptr, history, hits):
+    """Rank among all items but padding and history, whose scores are overwritten.
+
+    Args:
+        scores: ``[users, n_items]``, of the users from ``first`` on.
+
+    Returns:
+        int64 array: those of the users whose ranks are open.
+    """
+    open_users = []
+    for u in range(len(scores)):
+        row, n = scores[u], first + u
+        largest = np.max(np.abs(row))
+        row[0] = -np.inf
+        row[history[history_ptr[n] : history_ptr[n + 1]]] = -np.inf
+        margin = scores.dtype.type(ROUNDING * largest)
+        if not _rank(row, row[items[ptr[n] : ptr[n + 1]]], margin, hits[u]):
+            open_users.append(u)
+    return np.array(open_users, np.int64)
+
+
+@numba.njit(cache=True, nogil=True)
+def _append_new(items, n, more, seen_by, user):
+    for item in more:
+        if seen_by[item] != user:
+            seen_by[item] = user
+            items[n] = item
+            n += 1
+    return n
+
+
+@numba.njit(cache=True, nogil=True)
+def _distinct(counts, held_out, negatives, n_items):
+    """The items to rank for each user: held-out ones, then negatives, each once, however often it occurs.
+
+    Args:
+        counts, held_out: number of held-out items of each user, and the items.
+        negatives: items, as many times ``counts`` for each user.
+
+    Returns:
+        (where each user's items begin ``[users + 1]``, the items, how many of each user's are held out ``[users]``)
+    """
+    times = len(negatives) // len(held_out)
+    items = np.empty(len(held_out) + len(negatives), np.int64)
+    ptr = np.zeros(len(counts) + 1, np.int64)
+    n_held_out = np.empty(len(counts), np.int64)
+    seen_by = np.full(n_items, -1)
+    n = first = 0
+    for u in range(len(counts)):
+        last = first + counts[u]
+        n = _append_new(items, n, held_out[first:last], seen_by, u)
+        n_held_out[u] = n - ptr[u]
+        n = _append_new(items, n, negatives[first * times : last * times], seen_by, u)
+        ptr[u + 1] = n
+        first = last
+    return ptr, items[:n], n_held_out
+
+
+@numba.njit(cache=True, nogil=True)
+def _rank_sampled(scores, ptr, hits):
+    """Rank among each user's own scores, the first of which, as many as ``hits[:, -1]`` says, are held out.
+
+    Returns:
+        int64 array: the users whose ranks are open.
+    """
+    open_users = []
+    for u in range(len(hits)):
+        own = scores[ptr[u] : ptr[u + 1]]
+        if not _rank(own, own[: hits[u, -1]], own.dtype.type(0), hits[u, :-1]):
+            open_users.append(u)
+    return np.array(open_users, np.int64)

@@ -1,0 +1,221 @@
+"""Ranks that are counted give RecBole's own numbers to the last digit, and leave numpy's stream where RecBole does."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from recbole.config import Config
+from recbole.data import create_dataset, data_preparation
+from recbole.model.abstract_recommender import AbstractRecommender
+from recbole.model.general_recommender.bpr import BPR
+from recbole.trainer.trainer import Trainer
+from recbole.utils import init_seed
+
+from recbole_unlearn.data import sampling
+from recbole_unlearn.data.sampling import NegativeDraw
+from recbole_unlearn.evaluation.ranks import RankedLoader
+from recbole_unlearn.trainer import BPRTrainer
+
+LEAVE_ONE_OUT = {"split": {"LS": "valid_and_test"}, "order": "TO", "group_by": "user"}
+HALF_HELD_OUT = {"split": {"RS": [0.5, 0.1, 0.4]}, "order": "RO", "group_by": "user"}
+UNGROUPED = {"split": {"RS": [0.6, 0.2, 0.2]}, "order": "RO", "group_by": "none"}
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory, write_data):
+    """1,500 items, so that RecBole scores two users at a time; every fifth interaction occurs twice."""
+    rng = np.random.default_rng(3)
+    rows = []
+    for user in range(60):
+        for item in rng.choice(1500, 20 + user, replace=False):
+            rows.append((f"u{user}", f"i{item}", len(rows)))
+    rows += [(user, item, time + 7) for user, item, time in rows[::5]]
+    return write_data(tmp_path_factory.mktemp("wide"), "tiny", rows)
+
+
+@pytest.fixture
+def build(make_options, wide, tmp_path):
+    """Function (eval_args, mode, **options) -> (config, training loader, test loader), all of stock RecBole."""
+
+    def make(eval_args, mode, **options):
+        more = {
+            "data_path": wide,
+            "checkpoint_dir": str(tmp_path / "saved"),
+            "metrics": ["Recall", "MRR", "NDCG", "Hit", "Precision", "MAP"],
+            "metric_decimal_place": 15,
+            "topk": [1, 7, 10, 100],
+            "load_col": {"inter": ["user_id", "item_id", "timestamp"]},
+            "eval_args": {**eval_args, "mode": mode},
+        }
+        config = Config("BPR", "tiny", config_dict=make_options(**{**more, **options}))
+        init_seed(config["seed"], config["reproducibility"])
+        train, _, test = data_preparation(config, create_dataset(config))
+        return config, train, test
+
+    return make
+
+
+def plain(model):
+    pass
+
+
+def trained(model):
+    """Scores of the size that training gives: a few units."""
+    for weight in (model.user_embedding.weight, model.item_embedding.weight):
+        weight.mul_(2 / weight.std())
+
+
+def tied(model):
+    for weight in (model.user_embedding.weight, model.item_embedding.weight):
+        weight.copy_((2 * weight / weight.std()).round())
+
+
+def nearly_tied(model):
+    """Groups of items apart by a rounding error, which falls out one way or the other with the batch."""
+    trained(model)
+    items = model.item_embedding.weight
+    groups = items[torch.arange(len(items)) % 97]
+    items.copy_(groups * (1 + 1e-7 * torch.randint(-1, 2, items.shape)))
+
+
+def all_equal(model):
+    model.item_embedding.weight.zero_()
+
+
+def not_a_number(model):
+    model.item_embedding.weight[::40] = torch.nan
+
+
+def both(config, train, test, change=plain, model=BPR):
+    """[(metrics, next random number)] of stock RecBole and ours."""
+    torch.manual_seed(1)
+    model = model(config, train._dataset)
+    with torch.no_grad():
+        change(model)
+    results = []
+    for kind in (Trainer, BPRTrainer):
+        trainer = kind(config, model)
+        trainer.eval_collector.data_collect(train)
+        np.random.seed(11)
+        results.append((trainer.evaluate(test, load_best_model=False), np.random.random()))
+    return trainer, results
+
+
+@pytest.mark.parametrize("change", [plain, trained, tied, nearly_tied, all_equal, not_a_number])
+@pytest.mark.parametrize("mode", ["full", "uni99", "uni3"])
+@pytest.mark.parametrize("eval_args", [LEAVE_ONE_OUT, HALF_HELD_OUT, UNGROUPED], ids=["one", "many", "ungrouped"])
+def test_numbers_and_random_stream_are_those_of_recbole(build, eval_args, mode, change):
+    config, train, test = build(eval_args, mode)
+    trainer, (stock, ours) = both(config, train, test, change)
+    assert RankedLoader.fits(trainer, test)
+    assert ours == stock
+    assert list(ours[0]) == list(stock[0]) and len(ours[0]) == 24
+
+
+def test_rounding_decides_between_nearly_tied_items(build):
+    """Else the case above shows nothing: scores of many users at once rank otherwise than of two."""
+    config, train, test = build(HALF_HELD_OUT, "full")
+    torch.manual_seed(1)
+    model = BPR(config, train._dataset)
+    with torch.no_grad():
+        nearly_tied(model)
+        whole, two = (model.full_sort_predict(test.user_df[:n]).view(n, -1)[:2] for n in (len(test.user_df), 2))
+    if torch.equal(whole, two):
+        pytest.skip("this processor's matrix product does not depend on the number of rows")
+    assert not torch.equal(whole.argsort(), two.argsort())
+
+
+@pytest.mark.parametrize("size", [1, 20_000, 2**21])
+def test_the_numbers_are_those_of_the_default_batch_size(build, size):
+    results = [both(*build(HALF_HELD_OUT, "full", eval_batch_size=n), nearly_tied)[1] for n in (4096, size)]
+    assert results[1][1] == results[0][0]
+
+
+def test_all_items_may_be_asked_for_and_more_fail_as_in_recbole(build, data_path):
+    more = {"data_path": data_path, "metrics": ["NDCG"], "valid_metric": "NDCG@46"}
+    _, (stock, ours) = both(*build(HALF_HELD_OUT, "full", topk=[46], **more))
+    assert ours == stock
+    with pytest.raises(RuntimeError):
+        both(*build(HALF_HELD_OUT, "full", topk=[48], **more))
+
+
+def without_full_sort(config, dataset):
+    class Pairwise(BPR):
+        full_sort_predict = AbstractRecommender.full_sort_predict
+
+    return Pairwise(config, dataset)
+
+
+FALLBACKS = {
+    "Shannon entropy": ("full", {"metrics": ["ShannonEntropy", "NDCG"]}, BPR),
+    "Shannon entropy, sampled": ("uni9", {"metrics": ["ShannonEntropy", "NDCG"]}, BPR),
+    "GAUC": ("full", {"metrics": ["GAUC"], "valid_metric": "GAUC"}, BPR),
+    "popular negatives": ("pop9", {}, BPR),
+    "no full_sort_predict": ("full", {}, without_full_sort),
+}
+
+
+@pytest.mark.parametrize("case", FALLBACKS)
+def test_everything_else_is_left_to_recbole(build, case):
+    mode, options, model = FALLBACKS[case]
+    config, train, test = build(LEAVE_ONE_OUT, mode, **options)
+    trainer, (stock, ours) = both(config, train, test, model=model)
+    assert not RankedLoader.fits(trainer, test)
+    assert ours == stock
+
+
+def test_negatives_of_worker_processes_are_left_to_recbole(build):
+    config, train, test = build(LEAVE_ONE_OUT, "uni9", worker=1)
+    assert not RankedLoader.fits(BPRTrainer(config, BPR(config, train._dataset)), test)
+
+
+def test_the_best_model_is_loaded_first(build):
+    config, train, test = build(LEAVE_ONE_OUT, "full")
+    trainer = BPRTrainer(config, BPR(config, train._dataset))
+    trainer.eval_collector.data_collect(train)
+    expected = trainer.evaluate(test, load_best_model=False)
+    trainer._save_checkpoint(0, verbose=False)
+    with torch.no_grad():
+        trainer.model.item_embedding.weight.neg_()
+    assert trainer.evaluate(test, load_best_model=False) != expected
+    assert trainer.evaluate(test) == expected
+
+
+@pytest.mark.parametrize("bits", [8, 64, 2**29])
+def test_negatives_are_recboles_however_large_the_filter(build, monkeypatch, bits):
+    monkeypatch.setattr(sampling, "FILTER_BITS", bits)
+    _, _, test = build(HALF_HELD_OUT, "uni9")
+    sampler = copy.copy(test._sampler)
+    users = test.uid_list
+    counts = 5 * (1 + np.arange(len(users)) % 4)
+
+    def drawn(draw):
+        np.random.seed(2)
+        return draw(), np.random.random()
+
+    draw = NegativeDraw(sampler, test._dataset.user_num)
+    ours, after = drawn(lambda: draw.one_by_one(users, counts))
+    alone = lambda user, n: sampler.sample_by_user_ids([user], None, n).numpy()  # noqa: E731
+    stock, expected = drawn(lambda: np.concatenate([alone(*each) for each in zip(users, counts, strict=True)]))
+    np.testing.assert_array_equal(ours, stock)
+    assert after == expected
+    ours, after = drawn(lambda: draw(users, 7))
+    stock, expected = drawn(lambda: sampler.sample_by_user_ids(users, None, 7).numpy())
+    np.testing.assert_array_equal(ours, stock)
+    assert after == expected
+
+
+def test_negatives_are_recboles_where_nearly_every_draw_is_used(build, data_path):
+    """Of a user with all but a few items, many times more numbers are drawn than kept."""
+    _, _, test = build(HALF_HELD_OUT, "uni9", data_path=data_path)
+    sampler = copy.copy(test._sampler)
+    sampler.used_ids = sampler.used_ids.copy()
+    sampler.used_ids[5] = set(range(1, sampler.item_num - 1))
+    draw = NegativeDraw(sampler, test._dataset.user_num)
+    np.random.seed(2)
+    ours, after = draw.one_by_one(np.array([5]), np.array([200])), np.random.random()
+    np.random.seed(2)
+    stock, expected = sampler.sample_by_user_ids([5], None, 200).numpy(), np.random.random()
+    np.testing.assert_array_equal(ours, stock)
+    assert (ours == sampler.item_num - 1).all() and after == expected
