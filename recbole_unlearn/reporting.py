@@ -46,7 +46,7 @@ def comparison_table(result, metrics=("hit", "ndcg")):
     return table
 
 
-SPAM_EXPOSURE = "Spam exposure@K: share of the users, those who spread the spam left out, with a promoted item in their top K."
+SPAM_EXPOSURE = "Spam exposure@K: share of the users, without the spam's own, with a promoted item in their top K."
 
 
 def markdown(result):

@@ -35,9 +35,11 @@ def read_columns(data, ending, fields):
     """Some columns of the file, or of all its benchmark parts, as text: DataFrame ``[lines, fields]``."""
     types = column_types(data, ending)
     columns = {f"{field}:{types[field]}": field for field in fields}
-    options = {"sep": data.config["field_separator"], "encoding": data.config["encoding"], "keep_default_na": False}
+    # index_col: else pandas takes the first column for an index where lines are longer than the header, and shifts all
+    options = {"sep": data.config["field_separator"], "encoding": data.config["encoding"], "index_col": False}
+    options |= {"dtype": str, "keep_default_na": False}
     try:
-        parts = [pd.read_csv(path, usecols=list(columns), dtype=str, **options) for path in _paths(data, ending)]
+        parts = [pd.read_csv(path, usecols=list(columns), **options) for path in _paths(data, ending)]
     except (OSError, ValueError) as error:  # pandas' ParserError is a ValueError
         what = f"cannot read the .{ending} file of data set {data.dataset_name!r}"
         raise InputError(f"{what}: {' '.join(str(error).split())}") from None

@@ -94,7 +94,7 @@ class Split:
         return eval_loader(self.config, loader._dataset, sampler or loader._sampler, sampled)
 
     def _add(self, users, items):
-        """Add spam to the training data, otherwise like each user's last interaction; ids, sizes and held-out data stay."""
+        """Add training interactions, in all but the item like the user's last one; ids, sizes, held-out data stay."""
         data, held_out = self.train._dataset, (self.valid._dataset, self.test._dataset)
         real = data.inter_feat.interaction
         copied = torch.from_numpy(self.data_row[np.searchsorted(self.users, users, "right") - 1])
