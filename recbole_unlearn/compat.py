@@ -29,8 +29,8 @@ def plain(value):
     return str(value)
 
 
-# Keys whose values may name what is to be forgotten: never written anywhere.
-PERSONAL_KEYS = ("forget_users", "forget_items", "forget_file")
+# Keys whose values may name what is to be forgotten, if only by when it happened: never written anywhere.
+PERSONAL_KEYS = ("forget_users", "forget_items", "forget_file", "forget_category", "forget_time", "spam_items")
 
 
 def settings(config):

@@ -153,7 +153,7 @@ class UnlearnConfig(Config):
             near = difflib.get_close_matches(key, known, n=1, cutoff=0.7)
             if near:
                 raise InputError(f"unknown key {key!r}; did you mean {near[0]!r}?")
-            if key.startswith(("forget", "unlearn", "damping", "cg_", "curvature", "log_", "reoptimise")):
+            if key.startswith(("forget", "spam", "unlearn", "damping", "cg_", "curvature", "log_", "reoptimise")):
                 raise InputError(f"unknown key {key!r}; --help lists the keys of recbole_unlearn")
 
     def _check_own(self):

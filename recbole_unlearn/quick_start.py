@@ -21,6 +21,7 @@ from recbole_unlearn.data.forget import ForgetRequest
 from recbole_unlearn.data.split import Split
 from recbole_unlearn.data.triple_log import log_path
 from recbole_unlearn.evaluation import forgetting, ranking
+from recbole_unlearn.evaluation.exposure import exposure
 from recbole_unlearn.evaluation.fidelity import fidelity
 from recbole_unlearn.input_error import InputError
 from recbole_unlearn.trainer import BPRTrainer
@@ -39,8 +40,8 @@ def run_unlearn(model=None, dataset=None, config_file_list=None, config_dict=Non
         saved (bool): whether to keep checkpoints, log and results on disk.
 
     Returns:
-        dict: ``models`` (original, unlearned, retrained: ranking metrics, forget_auc, seconds), ``forget_set``,
-        ``unlearning`` (solver report), ``speed_up``, ``verdict``, ``files``, ``settings``.
+        dict: ``models`` (original, unlearned, retrained: ranking metrics, forget_auc, seconds; exposure of spam),
+        ``forget_set``, ``unlearning`` (solver report), ``speed_up``, ``verdict``, ``files``, ``settings``.
 
     Raises:
         InputError: anything the user gave that cannot be used, before any training.
@@ -103,6 +104,8 @@ def run_unlearn(model=None, dataset=None, config_file_list=None, config_dict=Non
                 "forget_auc": float(ranks[name].mean()),
                 "seconds": seconds[name],
             }
+            if len(split.spam):
+                evaluated[name]["exposure"] = exposure(each, split, config["topk"])
         sentence, figures = (None, None)
         if "retrained" in models:
             sentence, figures = forgetting.verdict(*(ranks[name] for name in ("original", "unlearned", "retrained")))

@@ -26,6 +26,8 @@ def comparison_table(result, metrics=("hit", "ndcg")):
                     model: f"{values['ranking'][protocol][metric]:.4f}" for model, values in models.items()
                 }
     rows["forget-set AUC"] = {model: f"{values['forget_auc']:.4f}" for model, values in models.items()}
+    for name in next(iter(models.values())).get("exposure", ()):
+        rows[f"spam {name}"] = {model: f"{values['exposure'][name]:.4f}" for model, values in models.items()}
     rows["seconds"] = {
         model: f"{values['seconds']:.3g}" if values["seconds"] is not None else "" for model, values in models.items()
     }
@@ -44,6 +46,9 @@ def comparison_table(result, metrics=("hit", "ndcg")):
     return table
 
 
+SPAM_EXPOSURE = "Spam exposure@K: share of the users, without the spam's own, with a promoted item in their top K."
+
+
 def markdown(result):
     """The result as a Markdown page."""
     table = comparison_table(result).to_markdown(disable_numparse=True, colalign=("left",))
@@ -59,6 +64,7 @@ def markdown(result):
         "",
         result["verdict"] or "",
         "",
+        *([SPAM_EXPOSURE, ""] if forget["kind"] == "spam" else []),
         f"{_how(solve)}; kernels loaded in {solve['setup_seconds']:.2g} s before the request.",
         "",
     ]

@@ -1,14 +1,17 @@
 """Forget requests: which training interactions are to be forgotten."""
 
 import difflib
+import math
 from dataclasses import dataclass
+from datetime import date, datetime, timezone
+from functools import partial
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
+from recbole_unlearn.data.atomic_file import column_types, read_columns
 from recbole_unlearn.input_error import InputError
-
-KINDS = ("ratio", "count", "users", "items", "file")
 
 
 @dataclass(frozen=True)
@@ -16,9 +19,9 @@ class ForgetRequest:
     """What to forget, as the user says it. Select the rows with :meth:`rows`.
 
     Attributes:
-        kind (str): 'ratio', 'count', 'users', 'items' or 'file'.
-        value: share of the training interactions; their number; list of tokens; path of a file of token pairs.
-        seed (int): seed of the draw for 'ratio' and 'count'.
+        kind (str): one of `KINDS`; the key is ``forget_<kind>``.
+        value: what the key holds, as its reader in `STRATEGIES` returns it.
+        seed (int): of every random draw.
     """
 
     kind: str
@@ -39,13 +42,8 @@ class ForgetRequest:
             keys = " and ".join(f"forget_{kind}" for kind in given) or "none"
             raise InputError(f"give exactly one of {', '.join(f'forget_{k}' for k in KINDS)}; got {keys}")
         (kind, value), seed = given.popitem(), config["forget_seed"]
-        number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if kind == "ratio" and not (number and 0 < value < 1):
-            raise InputError(f"forget_ratio must lie between 0 and 1, both excluded; got {value!r}")
-        if kind == "count" and not (isinstance(value, int) and number and value > 0):
-            raise InputError(f"forget_count must be a whole number of at least 1; got {value!r}")
-        if kind in ("users", "items"):
-            value = [str(v) for v in (value if isinstance(value, (list, tuple)) else str(value).split(","))]
+        read, _ = STRATEGIES[kind]
+        value = read(f"forget_{kind}", value, config)
         if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
             raise InputError(f"forget_seed must be a whole number of at least 0; got {seed!r}")
         return cls(kind, value, seed)
@@ -57,49 +55,251 @@ class ForgetRequest:
             InputError: unknown tokens, pairs that are not training interactions, an empty set, or one that leaves
                 no training data.
         """
-        rows = getattr(self, f"_{self.kind}")(split)
+        _, select = STRATEGIES[self.kind]
+        rows = select(split, self.value, np.random.default_rng(self.seed))
         if len(rows) == 0:
             raise InputError("the forget set is empty: no training interaction matches the request")
         if len(rows) >= split.n_rows:
-            raise InputError(f"the forget set is all {split.n_rows} training interactions; nothing would be left to model")
+            raise InputError(
+                f"the forget set is all {split.n_rows} training interactions; nothing would be left to model"
+            )
         return np.sort(rows)
 
-    def _ratio(self, split):
-        return self._draw(split, round(self.value * split.n_rows))
 
-    def _count(self, split):
-        if self.value > split.n_rows:
-            raise InputError(f"forget_count is {self.value}, but there are only {split.n_rows} training interactions")
-        return self._draw(split, self.value)
+# -- readers: (key, value, config) -> checked value
 
-    def _draw(self, split, count):
-        if count == 0:
-            raise InputError(
-                f"forget_ratio={self.value} of {split.n_rows} training interactions is less than one; "
-                f"use at least {1 / split.n_rows:.2g}"
-            )
-        return np.random.default_rng(self.seed).choice(split.n_rows, count, replace=False)
 
-    def _users(self, split):
-        return np.flatnonzero(np.isin(split.users, _ids(split, "user", self.value)))
+def _share(key, value, config):
+    if not (isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < 1):
+        raise InputError(f"{key} must lie between 0 and 1, both excluded; got {value!r}")
+    return value
 
-    def _items(self, split):
-        return np.flatnonzero(np.isin(split.items, _ids(split, "item", self.value)))
 
-    def _file(self, split):
-        pairs = _read_pairs(self.value)
-        users = _ids(split, "user", [user for user, _ in pairs])
-        items = _ids(split, "item", [item for _, item in pairs])
-        keys = split.users.astype(np.int64) * split.n_items + split.items
-        wanted = users * split.n_items + items
-        missing = np.flatnonzero(~np.isin(wanted, keys))
-        if len(missing):
-            user, item = pairs[missing[0]]
-            raise InputError(
-                f"{self.value}: user {user!r} and item {item!r} are no training interaction ({len(missing)} such of "
-                f"{len(pairs)}; held-out interactions were never trained on); remove them from the file"
-            )
-        return np.flatnonzero(np.isin(keys, wanted))
+def _whole(key, value, config):
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise InputError(f"{key} must be a whole number of at least 1; got {value!r}")
+    return value
+
+
+def _tokens(key, value, config):
+    return [str(v) for v in (value if isinstance(value, (list, tuple)) else str(value).split(","))]
+
+
+def _path(key, value, config):
+    return value
+
+
+def _categories(key, value, config):
+    """(field, categories); a category may hold commas, so that several need a list."""
+    return config["forget_category_field"], [str(v) for v in (value if isinstance(value, (list, tuple)) else [value])]
+
+
+def _window(key, value, config):
+    """(from, to) as timestamps; an open end is infinite."""
+    start, dots, end = (part.strip() for part in str(value).partition(".."))
+    try:
+        if not dots or not (start or end):
+            raise ValueError
+        window = _moment(start)[0] if start else -math.inf, _moment(end)[1] if end else math.inf
+    except (ValueError, OverflowError):
+        raise InputError(
+            f"{key} must be FROM..TO with timestamps or ISO dates, such as 1998-01-01..1998-01-31; got {value!r}"
+        ) from None
+    if window[0] > window[1]:
+        raise InputError(f"{key} ends before it starts: {value!r}")
+    return window
+
+
+def _moment(text):
+    """First and last second of a timestamp or an ISO date; a date without a time is its whole day (UTC)."""
+    try:
+        seconds = float(text)
+    except ValueError:
+        moment = datetime.fromisoformat(text.replace("Z", "+00:00"))
+        seconds = moment.replace(tzinfo=moment.tzinfo or timezone.utc).timestamp()
+        if _is_day(text):
+            return seconds, math.nextafter(seconds + 86_400, -math.inf)
+    if not math.isfinite(seconds):
+        raise ValueError
+    return seconds, seconds
+
+
+def _is_day(text):
+    try:
+        return bool(date.fromisoformat(text))
+    except ValueError:
+        return False
+
+
+def _spam(key, value, config):
+    spammers(config)
+    return value
+
+
+def spammers(config):
+    """(number of accounts, promoted items) of ``forget_spam``; None where it is not given.
+
+    The items are a number of rarest ones, or a list of tokens.
+    """
+    if config["forget_spam"] is None:
+        return None
+    items = config["spam_items"]
+    if isinstance(items, int):
+        items = _whole("spam_items", items, config)
+    elif isinstance(items, (str, list, tuple)) and len(items):
+        items = _tokens("spam_items", items, config)
+    else:
+        raise InputError(f"spam_items must be a number of items or a list of item tokens; got {items!r}")
+    return _whole("forget_spam", config["forget_spam"], config), items
+
+
+# -- strategies: (split, value, random generator) -> rows of the split
+
+
+def _draw_share(split, share, rng):
+    count = round(share * split.n_rows)
+    if count == 0:
+        raise InputError(
+            f"forget_ratio={share} of {split.n_rows} training interactions is less than one; "
+            f"use at least {1 / split.n_rows:.2g}"
+        )
+    return _draw(split, count, rng)
+
+
+def _draw(split, count, rng):
+    if count > split.n_rows:
+        raise InputError(f"forget_count is {count}, but there are only {split.n_rows} training interactions")
+    return rng.choice(split.n_rows, count, replace=False)
+
+
+def _of_users(split, tokens, rng):
+    return np.flatnonzero(np.isin(split.users, _ids(split, "user", tokens)))
+
+
+def _of_items(split, tokens, rng):
+    return np.flatnonzero(np.isin(split.items, _ids(split, "item", tokens)))
+
+
+def _of_extreme_users(split, count, rng, most):
+    """Core users have the most training interactions, edge users the fewest.
+
+    So CURE4Rec's published code selects them (Chen et al., NeurIPS 2024, github.com/xiye7lai/CURE4Rec, read.py), as
+    a share of the users; here it is a number, and ties are drawn by seed instead of taken in the order of the file.
+    """
+    return np.flatnonzero(np.isin(split.users, _extreme("users", split.users, count, rng, most)))
+
+
+def _of_extreme_items(split, count, rng, most):
+    return np.flatnonzero(np.isin(split.items, _extreme("items", split.items, count, rng, most)))
+
+
+def _extreme(what, ids, count, rng, most):
+    """The ``count`` distinct values that occur most or least often in ``ids``, ties in random order."""
+    present, occurrences = np.unique(ids, return_counts=True)
+    if count > len(present):
+        raise InputError(f"{count} {what} are asked for, but only {len(present)} have training interactions")
+    order = rng.permutation(len(present))
+    order = order[np.argsort(-occurrences[order] if most else occurrences[order], kind="stable")]
+    return present[order[:count]]
+
+
+def rarest(split, count, rng):
+    """Ids of the items with the fewest training interactions, at least one each."""
+    return _extreme("items", split.items, count, rng, most=False)
+
+
+def _of_category(split, value, rng):
+    field, categories = value
+    data = split.train._dataset
+    types = column_types(data, "item")
+    offered = [name for name, kind in types.items() if kind in ("token", "token_seq") and name != data.iid_field]
+    if field not in offered or data.iid_field not in types:
+        raise InputError(
+            f"forget_category_field must name a token column of the .item file of data set {data.dataset_name!r}, "
+            f"one of {', '.join(offered) or 'none'}; got {field!r}"
+        )
+    table = read_columns(data, "item", [data.iid_field, field])
+    if types[field] == "token_seq":
+        table[field] = table[field].str.split(data.config["seq_separator"])
+        table = table.explode(field, ignore_index=True)
+    known = set(table[field]) - {""}
+    unknown = [category for category in categories if category not in known]
+    if unknown:
+        raise InputError(
+            f"unknown category {unknown[0]!r} in column {field} of the .item file{_nearest(unknown[0], known)}"
+        )
+    items = table.loc[table[field].isin(categories), data.iid_field].map(data.field2token_id[data.iid_field])
+    return np.flatnonzero(np.isin(split.items, items.dropna()))
+
+
+def _of_time(split, window, rng):
+    start, end = window
+    times = _times(split)
+    rows = np.flatnonzero((times >= start) & (times <= end))
+    if len(rows) == 0:
+        raise InputError(
+            "no training interaction lies in forget_time; their timestamps run from "
+            f"{np.nanmin(times):.15g} to {np.nanmax(times):.15g}, and dates count as seconds since 1970 (UTC)"
+        )
+    return rows
+
+
+def _times(split):
+    """Timestamps of the training interactions as the .inter file has them, float64 ``[rows]``.
+
+    RecBole's own are rounded to float32, over a minute in Unix seconds, and scaled to 0..1 with ``normalize_all``.
+    They only serve to tell apart repeated interactions of the same user and item.
+    """
+    data = split.train._dataset
+    field, types = data.time_field, column_types(data, "inter")
+    if types.get(field) != "float":
+        raise InputError(
+            f"forget_time needs timestamps, but the .inter file of data set {data.dataset_name!r} has no float column "
+            f"{field!r}; name the column in TIME_FIELD"
+        )
+    file = read_columns(data, "inter", [data.uid_field, data.iid_field, field])
+    file = pd.DataFrame(
+        {
+            "user": file[data.uid_field].map(data.field2token_id[data.uid_field]),
+            "item": file[data.iid_field].map(data.field2token_id[data.iid_field]),
+            "time": pd.to_numeric(file[field], errors="coerce"),
+        }
+    ).dropna()
+    rows = pd.DataFrame({"row": np.arange(split.n_rows), "user": split.users, "item": split.items})
+    found = rows.merge(file, how="left", on=["user", "item"])
+    once = ~found.duplicated("row", keep=False)
+    if not once.all():
+        if field not in data.inter_feat.columns:
+            raise InputError(f"the data set repeats interactions; add {field} to load_col to tell them apart in time")
+        found["loaded"] = data.inter_feat[field].numpy().astype(np.float64)[split.data_row[found["row"]]]
+        known = found[once & found["time"].notna()].sort_values("loaded")
+        if len(known) == 0 or known["loaded"].iloc[0] == known["loaded"].iloc[-1]:
+            raise InputError("forget_time cannot tell repeated interactions apart; set rm_dup_inter: first")
+        first, last = known.iloc[0], known.iloc[-1]
+        scale = (last["time"] - first["time"]) / (last["loaded"] - first["loaded"])
+        found["gap"] = (first["time"] + scale * (found["loaded"] - first["loaded"]) - found["time"]).abs()
+        found = found.sort_values("gap", kind="stable").drop_duplicates("row").sort_values("row")
+    return found["time"].to_numpy()
+
+
+def _of_spam(split, accounts, rng):
+    return split.spam
+
+
+def _in_file(split, path, rng):
+    pairs = _read_pairs(path)
+    users = _ids(split, "user", [user for user, _ in pairs])
+    items = _ids(split, "item", [item for _, item in pairs])
+    keys = split.users.astype(np.int64) * split.n_items + split.items
+    wanted = users * split.n_items + items
+    missing = np.flatnonzero(~np.isin(wanted, keys))
+    if len(missing):
+        user, item = pairs[missing[0]]
+        raise InputError(
+            f"{path}: user {user!r} and item {item!r} are no training interaction ({len(missing)} such of "
+            f"{len(pairs)}; held-out interactions were never trained on); remove them from the file"
+        )
+    return np.flatnonzero(np.isin(keys, wanted))
 
 
 def _ids(split, field, tokens):
@@ -108,11 +308,15 @@ def _ids(split, field, tokens):
     known = {token: i for token, i in known.items() if i != 0}
     unknown = [token for token in tokens if token not in known]
     if unknown:
-        near = difflib.get_close_matches(unknown[0], list(known)[:100_000], n=1)
-        hint = f"; did you mean {near[0]!r}?" if near and near[0] != unknown[0] else ""
         more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
+        hint = _nearest(unknown[0], known)
         raise InputError(f"unknown {field} token {unknown[0]!r}{more} in data set {data.dataset_name!r}{hint}")
     return np.array([known[token] for token in tokens], dtype=np.int64)
+
+
+def _nearest(token, known):
+    near = difflib.get_close_matches(token, list(known)[:100_000], n=1)
+    return f"; did you mean {near[0]!r}?" if near and near[0] != token else ""
 
 
 def _read_pairs(path):
@@ -131,3 +335,21 @@ def _read_pairs(path):
             raise InputError(f"{path}, line {number}: expected a user token and an item token, tab- or comma-separated")
         pairs.append((fields[0], fields[1]))
     return pairs
+
+
+# A new strategy is one line here, its function above, and its key forget_<kind> in properties/overall.yaml.
+STRATEGIES = {
+    "ratio": (_share, _draw_share),
+    "count": (_whole, _draw),
+    "users": (_tokens, _of_users),
+    "items": (_tokens, _of_items),
+    "file": (_path, _in_file),
+    "core_users": (_whole, partial(_of_extreme_users, most=True)),
+    "edge_users": (_whole, partial(_of_extreme_users, most=False)),
+    "popular_items": (_whole, partial(_of_extreme_items, most=True)),
+    "rare_items": (_whole, partial(_of_extreme_items, most=False)),
+    "category": (_categories, _of_category),
+    "time": (_window, _of_time),
+    "spam": (_spam, _of_spam),
+}
+KINDS = tuple(STRATEGIES)

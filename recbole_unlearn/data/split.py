@@ -8,10 +8,13 @@ import pandas as pd
 import torch
 from recbole.data import create_dataset, data_preparation
 from recbole.data.dataloader import FullSortEvalDataLoader, NegSampleEvalDataLoader
-from recbole.data.utils import get_dataloader
+from recbole.data.interaction import Interaction
+from recbole.data.utils import create_samplers, get_dataloader
 from recbole.sampler import Sampler
 
 from recbole_unlearn.data.fingerprint import fingerprint, rows_checksum
+from recbole_unlearn.data.forget import spammers
+from recbole_unlearn.data.spam import draw_spam
 from recbole_unlearn.input_error import InputError
 
 
@@ -43,6 +46,7 @@ class Split:
         train, valid, test: RecBole loaders.
         users, items: training interactions, int64 ``[rows]``, grouped by user as in the triple log.
         data_row: row in RecBole's training data set of each of these, int64 ``[rows]``.
+        spam: rows that ``forget_spam`` added to the training data, int64; they come last of their user.
         n_users, n_items: sizes of the id spaces, padding id 0 included.
     """
 
@@ -69,20 +73,39 @@ class Split:
         self.valid = self._resized(valid)
         self.test = self._resized(test)
         self._test_loaders = {}
+        self.n_users, self.n_items = dataset.user_num, dataset.item_num
+        self._take_rows()
+        self.spam = np.empty(0, np.int64)
+        if spammers(config):
+            self._add(*draw_spam(self, *spammers(config), config["forget_seed"]))
+        self.fingerprint = fingerprint(self.train._dataset)
+
+    def _take_rows(self):
         data = self.train._dataset
         users = data.inter_feat[data.uid_field].numpy()
         self.data_row = np.argsort(users, kind="stable")
         self.users = users[self.data_row]
         self.items = data.inter_feat[data.iid_field].numpy()[self.data_row]
-        self.n_users, self.n_items = data.user_num, data.item_num
-        self.fingerprint = fingerprint(data)
 
-    def _resized(self, loader):
+    def _resized(self, loader, sampler=None):
         args = getattr(loader, "neg_sample_args", None)
         sampled = args["sample_num"] if args else 0
         if sampled == "none":
             return loader
-        return eval_loader(self.config, loader._dataset, loader._sampler, sampled)
+        return eval_loader(self.config, loader._dataset, sampler or loader._sampler, sampled)
+
+    def _add(self, users, items):
+        """Add training interactions, in all but the item like the user's last one; ids, sizes, held-out data stay."""
+        data, held_out = self.train._dataset, (self.valid._dataset, self.test._dataset)
+        real = data.inter_feat.interaction
+        copied = torch.from_numpy(self.data_row[np.searchsorted(self.users, users, "right") - 1])
+        spam = {name: column[copied] for name, column in real.items()} | {data.iid_field: torch.from_numpy(items)}
+        spammed = data.copy(Interaction({name: torch.cat([column, spam[name]]) for name, column in real.items()}))
+        train, valid, test = create_samplers(self.config, spammed, [spammed, *held_out])
+        self.train = get_dataloader(self.config, "train")(self.config, spammed, train, shuffle=self.config["shuffle"])
+        self.valid, self.test = self._resized(self.valid, valid), self._resized(self.test, test)
+        self._take_rows()
+        self.spam = np.flatnonzero(self.data_row >= len(data))
 
     @property
     def n_rows(self):
@@ -142,14 +165,16 @@ class Split:
         if theirs.get("rows") == self.fingerprint["rows"]:
             return self
         if theirs.get("origin") != self.fingerprint["rows"]:
+            spam = ", and the forget_spam, spam_items and forget_seed of its training" if len(self.spam) else ""
             raise InputError(
                 f"the triple log {log.path} was written for other training interactions than {name} now gives; "
-                "use the same .inter file, seed and eval_args as in training"
+                f"use the same .inter file, seed and eval_args as in training{spam}"
             )
         kept = _match(log, self)
         split = copy.copy(self)
         split.train = self.remaining(np.setdiff1d(np.arange(self.n_rows), kept))
         split.users, split.items = self.users[kept], self.items[kept]
+        split.spam = np.flatnonzero(np.isin(kept, self.spam))
         # rows of the remaining data set are numbered anew, in its own order
         split.data_row = np.argsort(np.argsort(self.data_row[kept]))
         split.fingerprint = theirs
