@@ -51,8 +51,8 @@ class UnlearnSession:
         """Forget some interactions, now.
 
         Args:
-            kind (str): 'users', 'items' (lists of tokens), 'pairs' (list of user and item tokens), 'count', 'ratio', 'file'.
-            value: as the kind wants it (see `ForgetRequest`).
+            kind (str): 'users' or 'items' with a list of tokens, 'file' with a path, or another of `forget.KINDS`.
+            value: as the key ``forget_<kind>`` wants it.
 
         Returns:
             Unlearned: its ``state_dict`` is the model's now.
@@ -60,7 +60,11 @@ class UnlearnSession:
         Raises:
             InputError: unknown tokens or pairs, nothing left to forget or nothing left to model; nothing has changed.
         """
-        rows = ForgetRequest(kind, value, self.config["forget_seed"]).rows(self.split)
+        return self.forget_rows(ForgetRequest(kind, value, self.config["forget_seed"]).rows(self.split))
+
+    def forget_rows(self, rows):
+        """As `forget`, for rows of ``split``."""
+        rows = np.unique(rows)
         rows = rows[~self.unlearner.absent[rows]]
         if len(rows) == 0:
             raise InputError("the session has already forgotten every interaction of this request")

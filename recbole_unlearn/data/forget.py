@@ -173,11 +173,11 @@ def _draw(split, count, rng):
 
 
 def _of_users(split, tokens, rng):
-    return np.flatnonzero(np.isin(split.users, _ids(split, "user", tokens)))
+    return np.flatnonzero(np.isin(split.users, ids(split, "user", tokens)))
 
 
 def _of_items(split, tokens, rng):
-    return np.flatnonzero(np.isin(split.items, _ids(split, "item", tokens)))
+    return np.flatnonzero(np.isin(split.items, ids(split, "item", tokens)))
 
 
 def _of_extreme_users(split, count, rng, most):
@@ -288,8 +288,8 @@ def _of_spam(split, accounts, rng):
 
 def _in_file(split, path, rng):
     pairs = _read_pairs(path)
-    users = _ids(split, "user", [user for user, _ in pairs])
-    items = _ids(split, "item", [item for _, item in pairs])
+    users = ids(split, "user", [user for user, _ in pairs])
+    items = ids(split, "item", [item for _, item in pairs])
     keys = split.users.astype(np.int64) * split.n_items + split.items
     wanted = users * split.n_items + items
     missing = np.flatnonzero(~np.isin(wanted, keys))
@@ -302,7 +302,8 @@ def _in_file(split, path, rng):
     return np.flatnonzero(np.isin(keys, wanted))
 
 
-def _ids(split, field, tokens):
+def ids(split, field, tokens):
+    """Ids of user (``field='user'``) or item tokens, int64 ``[tokens]``; InputError for one that the data set lacks."""
     data = split.train._dataset
     known = data.field2token_id[data.uid_field if field == "user" else data.iid_field]
     known = {token: i for token, i in known.items() if i != 0}
