@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
+from recbole_unlearn.files import remove, replacing, sync_folder, temporary_path, write_atomically
 from recbole_unlearn.input_error import InputError
 
 FORMAT = "recbole_unlearn triple log"
@@ -48,30 +49,9 @@ def _crc(array):
     return zlib.crc32(memoryview(np.ascontiguousarray(array)).cast("B"))
 
 
-def write_atomically(path, data):
-    """Write ``data`` (bytes) so that a reader, or a crash, sees the old file or the new one, never half of it."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as f:
-            f.write(data)
-            f.flush()
-            os.fsync(f.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def _save(path, array):
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as f:
-            np.save(f, array, allow_pickle=False)
-            f.flush()
-            os.fsync(f.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as f:
+        np.save(f, array, allow_pickle=False)
     return _crc(array)
 
 
@@ -317,8 +297,8 @@ class TripleLog:
         path = Path(path)
         keep = np.ones(self.n_rows, dtype=bool)
         keep[rows] = False
-        building = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        shutil.rmtree(building, ignore_errors=True)
+        building = temporary_path(path)
+        remove(building)
         try:
             copy = TripleLog.create(
                 building,
@@ -338,9 +318,9 @@ class TripleLog:
                 parts = np.split(flat, np.cumsum([math.prod(shape) for _, shape in self.metadata["parameters"]])[:-1])
                 named = zip(self.metadata["parameters"], parts, strict=True)
                 copy.add_snapshot(n_epochs, {name: part.reshape(shape) for (name, shape), part in named})
-            if path.exists():
-                shutil.rmtree(path)
+            remove(path)
             os.rename(building, path)
+            sync_folder(path.parent)
         finally:
             shutil.rmtree(building, ignore_errors=True)
         return TripleLog.open(path)
