@@ -78,11 +78,11 @@ def recover(path):
 
 
 def tidy(folder):
-    """Finish the purges that killed processes left unfinished in a folder, and delete what they left half built."""
+    """Finish the purges that killed processes left unfinished in a folder, and delete what they left lying about."""
     try:
         sweep(folder)
-        for journal in sorted(Path(folder).glob(".*.purge")):
-            path = journal.with_name(journal.name[1 : -len(".purge")])
+        for left in sorted([*Path(folder).glob(".*.purge"), *Path(folder).glob(".*.pth.lock")]):
+            path = left.with_name(left.name[1:].rpartition(".")[0])
             with suppress(Locked), locked(path):  # if it is locked, its purge is going on
                 if pending(path):
                     _finish(path)

@@ -14,6 +14,7 @@ import shutil
 import tokenize
 import zlib
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 
@@ -51,7 +52,8 @@ def _crc(array):
 
 def _save(path, array):
     with replacing(path) as f:
-        np.save(f, array, allow_pickle=False)
+        # to a real file numpy writes through C's buffer, and does not notice when the disk is full
+        np.save(SimpleNamespace(write=f.write), array, allow_pickle=False)
     return _crc(array)
 
 
