@@ -24,7 +24,8 @@ def settings(config):
     """The configuration under which the frozen data set is read."""
     inter = config["load_col"]["inter"]
     columns = {"inter": inter if inter == "*" else list(inter)}
-    return {"benchmark_filename": list(PARTS), "load_col": columns, "unload_col": None}
+    done = {"unload_col": None, "normalize_field": None, "normalize_all": None}  # the numbers are written as they are
+    return {"benchmark_filename": list(PARTS), "load_col": columns, **done}
 
 
 def folder(log):

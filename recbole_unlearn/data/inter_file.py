@@ -9,8 +9,8 @@ from recbole_unlearn.input_error import InputError
 
 # Settings with which the file's rows are not simply the data set's interactions.
 UNPLAIN = (
-    "benchmark_filename", "additional_feat_suffix", "alias_of_user_id", "alias_of_item_id", "threshold", "normalize_field",
-    "normalize_all", "discretization",
+    "benchmark_filename", "additional_feat_suffix", "alias_of_user_id", "alias_of_item_id", "threshold",
+    "discretization",
 )  # fmt: skip
 
 
