@@ -1,12 +1,16 @@
 """Reading and writing checkpoints. Nothing read here can run code."""
 
+import errno
+import glob
 import os
+import re
 from pathlib import Path
 
 import torch
 
 from recbole_unlearn.compat import checkpoint_state, plain  # noqa: F401
 from recbole_unlearn.data.triple_log import TripleLog, log_path
+from recbole_unlearn.files import remove, replacing, sync_folder
 from recbole_unlearn.input_error import InputError
 
 
@@ -18,24 +22,75 @@ def check_finite(state_dict, what):
 
 
 def save(path, state):
-    """Write a checkpoint atomically."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        torch.save(state, temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    """Write a checkpoint atomically; raises OSError where it cannot be written."""
+    with replacing(path) as f:
+        try:
+            torch.save(state, f)
+        except RuntimeError as error:  # torch's own writer hides the OSError, of a full disk for instance
+            raise OSError(errno.EIO, f"writing failed ({' '.join(str(error).split())[:80]})", str(path)) from error
 
 
-def load(path):
-    """A checkpoint that our trainer wrote, and its triple log.
+def save_with_log(path, state, write_log):
+    """Write a checkpoint and its log as one: a reader, or a crash at any moment, finds the old pair or the new one.
+
+    The log is written beside the old one, under a name that holds its run; the checkpoint, which names the run,
+    then replaces the old one. That is the moment from which on the new pair holds.
+
+    Args:
+        state (dict): with ``state["triple_log"]["run_id"]``.
+        write_log: function path -> None that writes a whole log there.
 
     Returns:
-        (dict, TripleLog)
+        TripleLog, in its place.
+    """
+    path = Path(path)
+    pending = _pending(path, state["triple_log"]["run_id"])
+    try:
+        write_log(pending)
+        save(path, state)
+    except BaseException:
+        settle(path, read(path) if path.is_file() else None)
+        raise
+    settle(path, state)
+    return TripleLog.open(log_path(path))
+
+
+def settle(path, state=None):
+    """Finish or undo a `save_with_log` that was cut off; ``state``: the checkpoint's content, None if there is none."""
+    path = Path(path)
+    if state is not None and (valid := _log_folder(path, state)) != log_path(path):
+        remove(log_path(path))
+        os.rename(valid, log_path(path))
+        sync_folder(path.parent)
+    for entry in sorted(path.parent.glob(f".{glob.escape(log_path(path).name)}.*.pending")):
+        remove(entry)
+
+
+def unsettled(path):
+    """Whether a `save_with_log` was cut off before it had tidied up."""
+    path = Path(path)
+    return any(path.parent.glob(f".{glob.escape(log_path(path).name)}.*.pending"))
+
+
+def _pending(path, run_id):
+    return log_path(path).with_name(f".{log_path(path).name}.{run_id}.pending")
+
+
+def _log_folder(path, state):
+    """Where a checkpoint's log lies: beside it, or still under its pending name."""
+    run_id = state["triple_log"].get("run_id")
+    if isinstance(run_id, str) and re.fullmatch(r"\w{1,64}", run_id):  # it becomes part of a path
+        pending = _pending(path, run_id)
+        if pending.is_dir() and not pending.is_symlink():
+            return pending
+    return log_path(path)
+
+
+def read(path):
+    """Content of a checkpoint file: plain values and tensors.
 
     Raises:
-        InputError: missing, truncated, foreign or unsafe file; NaN weights; a log of another run.
+        InputError: missing, truncated, foreign or unsafe file; NaN weights.
     """
     path = Path(path)
     if not path.is_file():
@@ -60,10 +115,27 @@ def load(path):
         and isinstance(tie, dict)
         and isinstance(tie.get("epochs"), int)
         and all(isinstance(state["config"].get(key), str) for key in ("model", "dataset"))
+        and isinstance(state.get("data", {}), dict)
+        and isinstance(state.get("data", {}).get("inter", ""), str)
     ):
         raise InputError(f"checkpoint {path} is damaged; give the .pth file that training wrote")
     check_finite(weights, f"checkpoint {path}")
-    log = TripleLog.open(log_path(path))
+    return state
+
+
+def load(path):
+    """A checkpoint that our trainer wrote, and its triple log.
+
+    Returns:
+        (dict, TripleLog)
+
+    Raises:
+        InputError: missing, truncated, foreign or unsafe file; NaN weights; a log of another run.
+    """
+    path = Path(path)
+    state = read(path)
+    tie = state["triple_log"]
+    log = TripleLog.open(_log_folder(path, state))
     log.verify()
     if tie.get("run_id") != log.run_id or not 0 < tie.get("epochs", 0) <= log.n_epochs:
         raise InputError(f"checkpoint {path} and {log.path} come from different runs; put back the folder that training wrote")

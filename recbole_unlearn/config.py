@@ -166,12 +166,12 @@ class UnlearnConfig(Config):
                 near = difflib.get_close_matches(str(value), allowed, n=1)
                 hint = f"; did you mean {near[0]!r}?" if near else ""
                 raise InputError(f"{key} must be one of {', '.join(allowed)}, not {value!r}{hint}")
-        for key in ("output_dir", "checkpoint", "fidelity_cache"):
+        for key in ("output_dir", "checkpoint", "fidelity_cache", "audit"):
             if isinstance(self[key], (int, float)) and not isinstance(self[key], bool):  # `--output_dir=5`
                 self.final_config_dict[key] = str(self[key])
             elif self[key] is not None and not isinstance(self[key], str):
                 raise InputError(f"{key} must be a path, not {self[key]!r}")
-        for key in ("paper", "pool_return", "log_negatives", "purge"):
+        for key in ("paper", "pool_return", "log_negatives", "purge", "purge_dataset"):
             if not isinstance(self[key], bool):
                 raise InputError(f"{key} must be True or False, not {self[key]!r}")
         for key, low in (("damping_strength", 0), ("cg_tolerance", 0), ("reoptimise_tolerance", 0)):

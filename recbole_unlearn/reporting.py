@@ -4,7 +4,7 @@ import json
 
 import pandas as pd
 
-from recbole_unlearn.data.triple_log import write_atomically
+from recbole_unlearn.files import write_atomically
 
 
 def comparison_table(result, metrics=("hit", "ndcg")):

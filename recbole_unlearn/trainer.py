@@ -1,6 +1,5 @@
 """A trainer that logs every sampled negative and is otherwise RecBole's own: the weights are bit-identical."""
 
-import os
 import secrets
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import torch
 from recbole.trainer.trainer import Trainer
 from recbole.utils import InputType
 
+from recbole_unlearn.checkpoint import save
 from recbole_unlearn.compat import checkpoint_state
 from recbole_unlearn.data.fingerprint import fingerprint
 from recbole_unlearn.data.sampling import ROW, NegativeDraw, PairwiseCollate, batches
@@ -143,9 +143,7 @@ class BPRTrainer(Trainer):
         state = checkpoint_state(self, epoch)
         if self.triple_log:
             state["triple_log"] = {"run_id": self.triple_log.run_id, "epochs": epoch + 1}
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        torch.save(state, temporary)
-        os.replace(temporary, path)
+        save(path, state)
         if verbose:
             self.logger.info(f"Saving current: {path}")
 

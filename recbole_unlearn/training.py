@@ -19,14 +19,15 @@ from recbole_unlearn.compat import plain
 from recbole_unlearn.config import UnlearnConfig, own_options
 from recbole_unlearn.data.forget import KINDS
 from recbole_unlearn.data.split import Split
-from recbole_unlearn.data.triple_log import TripleLog, log_path, write_atomically
+from recbole_unlearn.data.triple_log import TripleLog, log_path
+from recbole_unlearn.files import write_atomically
 from recbole_unlearn.trainer import BPRTrainer
 
 # Keys of a configuration that belong to one run, not to the model that it trains.
 RUN_KEYS = (
     "checkpoint", "checkpoint_dir", "output_dir", "device", "gpu_id", "use_gpu", "compare", "purge", "data_path",
-    "single_spec", "local_rank", "show_progress", "model", "dataset", "config_files", "forget_category_field",
-    "spam_items", *(f"forget_{kind}" for kind in KINDS),
+    "purge_dataset", "audit", "single_spec", "local_rank", "show_progress", "model", "dataset", "config_files",
+    "forget_category_field", "spam_items", *(f"forget_{kind}" for kind in KINDS),
 )  # fmt: skip
 
 

@@ -199,7 +199,7 @@ def test_save_replaces_the_old_file_only_when_the_new_one_is_whole(tmp_path, mon
     checkpoint.save(path, {"x": torch.ones(3)})
 
     def killed(state, file):
-        open(file, "wb").write(b"half")
+        file.write(b"half")
         raise KeyboardInterrupt
 
     monkeypatch.setattr(checkpoint.torch, "save", killed)

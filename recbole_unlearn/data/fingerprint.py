@@ -16,8 +16,8 @@ def fingerprint(dataset):
     items = dataset.inter_feat[dataset.iid_field].numpy()
     order = np.argsort(users, kind="stable")
     return {
-        "users": _tokens(dataset.field2id_token[dataset.uid_field]),
-        "items": _tokens(dataset.field2id_token[dataset.iid_field]),
+        "users": tokens_checksum(dataset.field2id_token[dataset.uid_field]),
+        "items": tokens_checksum(dataset.field2id_token[dataset.iid_field]),
         "rows": rows_checksum(users[order], items[order]),
     }
 
@@ -27,5 +27,6 @@ def rows_checksum(users, items):
     return hashlib.sha256(np.stack([users, items]).astype("<i8").tobytes()).hexdigest()
 
 
-def _tokens(tokens):
+def tokens_checksum(tokens):
+    """sha256 of a list of tokens, by id from 0 (padding) on."""
     return hashlib.sha256("\n".join(map(str, tokens)).encode()).hexdigest()

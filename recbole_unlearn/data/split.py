@@ -14,6 +14,7 @@ from recbole.sampler import Sampler
 
 from recbole_unlearn.data.fingerprint import fingerprint, rows_checksum
 from recbole_unlearn.data.forget import spammers
+from recbole_unlearn.data.frozen import FrozenDataset, is_frozen
 from recbole_unlearn.data.spam import draw_spam
 from recbole_unlearn.input_error import InputError
 
@@ -59,7 +60,7 @@ class Split:
             kept = {key: config[key] for key in changed}
             config.final_config_dict.update(changed)
             try:
-                dataset = create_dataset(config)
+                dataset = FrozenDataset(config) if is_frozen(config) else create_dataset(config)
                 self.train, valid, test = data_preparation(config, dataset)
             except InputError:
                 raise
@@ -121,6 +122,11 @@ class Split:
         """RecBole tokens of user (``field='user'``) or item ids."""
         data = self.train._dataset
         return data.id2token(data.uid_field if field == "user" else data.iid_field, ids)
+
+    def pairs(self, rows):
+        """(user token, item token) of training rows, as a list."""
+        tokens = (self.token("user", self.users[rows]), self.token("item", self.items[rows]))
+        return [(str(user), str(item)) for user, item in zip(*tokens, strict=True)]
 
     def remaining(self, forgotten, seed=None):
         """A new training loader without some rows, with the negative pool that retraining would have.
@@ -186,7 +192,10 @@ class Split:
         if args["distribution"] != "popularity":
             return None
         count = np.zeros(self.n_items)
-        for items in (self.items, *(d._dataset.inter_feat[d._dataset.iid_field].numpy() for d in (self.valid, self.test))):
+        for items in (
+            self.items,
+            *(d._dataset.inter_feat[d._dataset.iid_field].numpy() for d in (self.valid, self.test)),
+        ):
             np.add.at(count, items, 1)
         return count ** args["alpha"]
 

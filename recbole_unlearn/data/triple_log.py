@@ -14,9 +14,11 @@ import shutil
 import tokenize
 import zlib
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 
+from recbole_unlearn.files import remove, replacing, sync_folder, temporary_path, write_atomically
 from recbole_unlearn.influence.objective import returning
 from recbole_unlearn.input_error import InputError
 
@@ -49,30 +51,10 @@ def _crc(array):
     return zlib.crc32(memoryview(np.ascontiguousarray(array)).cast("B"))
 
 
-def write_atomically(path, data):
-    """Write ``data`` (bytes) so that a reader, or a crash, sees the old file or the new one, never half of it."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as f:
-            f.write(data)
-            f.flush()
-            os.fsync(f.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def _save(path, array):
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as f:
-            np.save(f, array, allow_pickle=False)
-            f.flush()
-            os.fsync(f.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as f:
+        # to a real file numpy writes through C's buffer, and does not notice when the disk is full
+        np.save(SimpleNamespace(write=f.write), array, allow_pickle=False)
     return _crc(array)
 
 
@@ -321,8 +303,8 @@ class TripleLog:
         path = Path(path)
         keep = np.ones(self.n_rows, dtype=bool)
         keep[rows] = False
-        building = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        shutil.rmtree(building, ignore_errors=True)
+        building = temporary_path(path)
+        remove(building)
         try:
             copy = TripleLog.create(
                 building,
@@ -345,9 +327,9 @@ class TripleLog:
                 parts = np.split(flat, np.cumsum([math.prod(shape) for _, shape in self.metadata["parameters"]])[:-1])
                 named = zip(self.metadata["parameters"], parts, strict=True)
                 copy.add_snapshot(n_epochs, {name: part.reshape(shape) for (name, shape), part in named})
-            if path.exists():
-                shutil.rmtree(path)
+            remove(path)
             os.rename(building, path)
+            sync_folder(path.parent)
         finally:
             shutil.rmtree(building, ignore_errors=True)
         return TripleLog.open(path)

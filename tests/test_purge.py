@@ -1,0 +1,256 @@
+"""Purge: after it nothing forgotten is left in any file, and the model goes on being usable."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import SECRET_USER, tiny_interactions
+
+from recbole_unlearn import checkpoint as checkpoints
+from recbole_unlearn.data import inter_file
+from recbole_unlearn.data.split import Split
+from recbole_unlearn.data.triple_log import TripleLog
+from recbole_unlearn.input_error import InputError
+from recbole_unlearn.quick_start import run_unlearn
+
+GONE_USER, GONE_ITEM = "GONEUSER-57", "GONEITEM-88"
+
+
+@pytest.fixture
+def data(write_data):
+    """An own data set in ./data, with a user of one interaction, which RecBole puts into training, of an own item."""
+    rows = tiny_interactions()
+    rows[100:100] = [(GONE_USER, GONE_ITEM, 5)]
+    write_data("data", "tiny", rows)
+    return Path("data/tiny/tiny.inter")
+
+
+@pytest.fixture
+def forget(make_options, data):
+    """Function (**keys) -> result of a run that purges the data set too."""
+
+    def run(checkpoint=None, **keys):
+        keys = {"compare": "none", "output_dir": "out", "purge": True, "purge_dataset": True, **keys}
+        if checkpoint:
+            return run_unlearn(config_dict={"checkpoint": checkpoint, **keys})
+        return run_unlearn("BPR", "tiny", None, make_options(data_path="data", **keys))
+
+    return run
+
+
+def everything():
+    """Content of every file below, RecBole's own logs included."""
+    return {str(file): file.read_bytes() for file in Path(".").rglob("*") if file.is_file()}
+
+
+def holders(*texts):
+    codings = ("utf-8", "utf-16-le", "utf-16-be", "utf-32-le")
+    return [name for name, content in everything().items() if any(t.encode(c) in content for t in texts for c in codings)]
+
+
+def test_a_user_with_nothing_left_is_named_in_no_file(forget, data):
+    before = data.read_bytes().splitlines()
+    forget(forget_users=[GONE_USER])
+    assert holders(GONE_USER, GONE_ITEM) == ["data/tiny/tiny.item"]  # the user's own item features name the item
+    assert data.read_bytes().splitlines() == [line for line in before if GONE_USER.encode() not in line]
+
+
+def test_forgotten_pairs_are_together_in_no_file(forget, data, make_split):
+    split = make_split(data_path="data")
+    rows = np.flatnonzero(split.token("user", split.users) == SECRET_USER)[:4]
+    pairs = split.pairs(rows)
+    ids = list(zip(split.users[rows].tolist(), split.items[rows].tolist(), strict=True))
+    Path("request.tsv").write_text("".join(f"{user}\t{item}\n" for user, item in pairs))
+    forget(forget_file="request.tsv", state="INFO")
+    os.remove("request.tsv")
+    for user, item in pairs:
+        assert not [line for line in data.read_text().splitlines() if line.split("\t")[:2] == [user, item]]
+        # a line, a list, a tuple: however text puts two tokens side by side
+        joined = [f"{user}{between}{item}{end}" for between in ("\t", ",", ", ", '", "', "', '", ":") for end in "\t\n,\"'"]
+        assert holders(*joined) == []
+    logs = list(Path(".").rglob("users.npy"))
+    assert [str(file) for file in logs] == ["out/unlearned.triples/users.npy"]
+    kept = set(zip(*(np.load(logs[0].with_name(f"{each}.npy")).tolist() for each in ("users", "items")), strict=True))
+    assert kept and not kept & set(ids)
+    for file in Path(".").rglob("*.pth"):
+        assert file.name == "unlearned.pth"
+        assert tensors_of_ids(torch.load(file, weights_only=True)) == []
+
+
+def tensors_of_ids(value):
+    """Tensors of a checkpoint that could hold ids: whole numbers, more than one."""
+    if isinstance(value, dict):
+        return [found for each in value.values() for found in tensors_of_ids(each)]
+    if isinstance(value, (list, tuple)):
+        return [found for each in value for found in tensors_of_ids(each)]
+    whole = isinstance(value, torch.Tensor) and value.numel() > 1 and bool((value == value.round()).all())
+    return [value] if whole else []
+
+
+def test_ids_and_split_stay_those_of_the_model(forget, make_split):
+    """RecBole by itself would number the users anew, and split anew, after lines are gone from the file."""
+    before = make_split(data_path="data")
+    forget(forget_users=[GONE_USER])
+    state, log = checkpoints.load("out/unlearned.pth")
+    config = {**state["config"], "data_path": str(log.path / "data")}
+    after = frozen_split(config)
+    gone = before.token("user", before.users) == GONE_USER
+    np.testing.assert_array_equal(after.users, before.users[~gone])
+    np.testing.assert_array_equal(after.items, before.items[~gone])
+    assert (after.n_users, after.n_items) == (before.n_users, before.n_items)
+    for field in ("user", "item"):
+        ids = np.unique(getattr(after, f"{field}s"))
+        assert list(after.token(field, ids)) == list(before.token(field, ids))
+    for part in ("valid", "test"):
+        old, new = (getattr(split, part)._dataset.inter_feat for split in (before, after))
+        for field in ("user_id", "item_id"):
+            assert torch.equal(old[field], new[field])
+
+
+def frozen_split(stored):
+    from recbole_unlearn.config import UnlearnConfig
+
+    kept = {key: value for key, value in stored.items() if key in ("benchmark_filename", "load_col", "data_path", "eval_args")}
+    return Split(UnlearnConfig("BPR", "tiny", config_dict=kept))
+
+
+def test_further_requests_go_on_and_thin_the_file_out(forget, data):
+    lines = len(data.read_text().splitlines())
+    first = forget(forget_count=7, output_dir="first")
+    second = forget("first/unlearned.pth", forget_count=9, output_dir="second")
+    assert second["forget_set"]["of"] == first["forget_set"]["of"] - 7
+    assert len(data.read_text().splitlines()) == lines - 16
+    assert not Path("first/unlearned.pth").exists() and not Path("first/unlearned.triples").exists()
+    third = forget("second/unlearned.pth", forget_users=[SECRET_USER], output_dir="third", purge_dataset=False, purge=False)
+    assert third["forget_set"]["of"] == first["forget_set"]["of"] - 16
+    log = TripleLog.open("third/unlearned.triples")
+    assert log.n_rows == third["forget_set"]["of"] - third["forget_set"]["interactions"]
+    train = Path("third/unlearned.triples/data/tiny/tiny.train.inter").read_text()
+    assert len(train.splitlines()) == log.n_rows + 1 and SECRET_USER not in train
+
+
+def test_a_moved_model_finds_its_data(forget):
+    forget(forget_count=7, output_dir="first")
+    os.rename("first", "moved")
+    result = forget("moved/unlearned.pth", forget_count=3, output_dir="second", compare="retrain")
+    assert result["models"]["retrained"]["forget_auc"] >= 0
+
+
+def test_an_unlearned_model_evaluates_the_same_after_the_purge(forget):
+    first = forget(forget_count=7, output_dir="first")
+    again = forget("first/unlearned.pth", forget_count=1, output_dir="second", purge=False, purge_dataset=False)
+    assert again["models"]["original"]["ranking"] == first["models"]["unlearned"]["ranking"]
+
+
+def test_other_columns_are_kept_as_the_model_read_them(forget, make_split):
+    """Normalised once, not again when the frozen data set is read."""
+    keys = {"load_col": {"inter": ["user_id", "item_id", "timestamp"]}, "normalize_all": True}
+    before = make_split(data_path="data", **keys).train._dataset.inter_feat
+    forget(forget_users=[GONE_USER], **keys)
+    state, log = checkpoints.load("out/unlearned.pth")
+    after = frozen_split({**state["config"], "data_path": str(log.path / "data")}).train._dataset.inter_feat
+    assert sorted(before["timestamp"].tolist())[1:] == sorted(after["timestamp"].tolist())
+
+
+def test_without_purge_dataset_the_file_stays(forget, data):
+    before = data.read_bytes()
+    forget(forget_count=7, purge_dataset=False)
+    assert data.read_bytes() == before
+
+
+# -- refusals, all before anything is written
+
+
+def refused(run, match, **keys):
+    before = everything()
+    with pytest.raises(InputError, match=match) as error:
+        run(**keys)
+    assert "\n" not in str(error.value)
+    assert everything() == before
+
+
+def test_purge_dataset_needs_purge(forget):
+    refused(forget, "purge: True", forget_count=3, purge=False)
+
+
+def test_the_bundled_data_is_refused(make_options):
+    keys = make_options(forget_count=3, output_dir="out", purge=True, purge_dataset=True, epochs=1)
+    keys.pop("data_path")
+    refused(lambda: run_unlearn("BPR", "ml-100k", None, keys), "own example")
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"load_col": {"inter": ["user_id", "item_id"], "item": ["item_id", "class"]}},
+        {"threshold": {"timestamp": 3}, "LABEL_FIELD": "label", "load_col": {"inter": ["user_id", "item_id", "timestamp"]}},
+    ],
+    ids=lambda keys: next(iter(keys)),
+)
+def test_data_sets_not_in_plain_form_are_refused(forget, keys):
+    refused(forget, "plain .inter", forget_count=3, **keys)
+
+
+@pytest.mark.parametrize("how", ["symbolic", "hard"])
+def test_a_file_with_another_name_is_refused(forget, data, how):
+    os.rename(data, "real.inter")
+    os.symlink(Path("real.inter").absolute(), data) if how == "symbolic" else os.link("real.inter", data)
+    refused(forget, "another name", forget_count=3)
+
+
+def test_a_log_behind_a_link_is_not_half_purged(forget, finished, tmp_path):
+    shutil.copy(finished[1] / "model.pth", "model.pth")
+    shutil.copytree(finished[1] / "model.triples", tmp_path / "elsewhere")
+    os.symlink(tmp_path / "elsewhere", "model.triples")
+    refused(forget, "another name", checkpoint="model.pth", forget_count=3, purge_dataset=False)
+
+
+def test_a_pair_that_stays_elsewhere_is_refused(forget, data, make_split):
+    """The same pair twice in training, of which a draw may take one: the file's lines do not tell them apart."""
+    content = data.read_text().splitlines()
+    data.write_text("\n".join([*content, *content[1:]]) + "\n")
+    refused(forget, "occur in other", forget_count=3)
+
+
+# -- removing lines
+
+
+FORM = {"separator": "\t", "encoding": "utf-8", "fields": ["user_id", "item_id"]}
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_all_other_bytes_stay(tmp_path, end):
+    path = tmp_path / "a.inter"
+    lines = ["user_id:token\trating:float\titem_id:token", "ä\t1\tß", "a\t1.50\tb", "a\t2\tbb", "", "aa\t1\tb", "a\t3\tb"]
+    path.write_bytes(end.join(lines).encode())
+    path.chmod(0o640)
+    inter_file.remove_pairs(path, FORM, [("a", "b")])
+    kept = [lines[n] for n in (0, 1, 3, 4, 5)]
+    assert path.read_bytes().decode() == end.join(kept) + end
+    assert path.stat().st_mode & 0o777 == 0o640 and [file.name for file in tmp_path.glob(".*")] == []
+    inter_file.remove_pairs(path, FORM, [("a", "b")])  # once more does nothing
+    assert path.read_bytes().decode() == end.join(kept) + end
+
+
+def test_a_pair_that_the_file_does_not_name_is_refused(make_config, tmp_path):
+    (tmp_path / "a.inter").write_text("user_id:token\titem_id:token\na\tb\n")
+    inter_file.check(tmp_path / "a.inter", make_config(), [("a", "b")])
+    with pytest.raises(InputError, match="1 of 2"):
+        inter_file.check(tmp_path / "a.inter", make_config(), [("a", "b"), ("c", "b")])
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff\xfe", b"a:token\tb:token\n1\t2\n"])
+def test_a_file_without_the_columns_is_refused(make_config, tmp_path, content):
+    (tmp_path / "a.inter").write_bytes(content)
+    with pytest.raises(InputError, match="no .inter file"):
+        inter_file.check(tmp_path / "a.inter", make_config(), [("a", "b")])
+
+
+def test_a_damaged_token_file_is_refused_in_one_line(forget):
+    forget(forget_count=7, output_dir="first")
+    Path("first/unlearned.triples/data/tiny/tokens.json").write_text(json.dumps({"users": [1], "items": None}))
+    refused(forget, "cannot load data set", checkpoint="first/unlearned.pth", forget_count=3, output_dir="second")
