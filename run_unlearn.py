@@ -18,9 +18,10 @@ def main(argv=None):
     parser.add_argument("-m", "--model", help="RecBole model (default: BPR, or the checkpoint's)")
     parser.add_argument("-d", "--dataset", help="RecBole data set (default: the bundled ml-100k, or the checkpoint's)")
     parser.add_argument("--config_files", help='YAML files, separated by spaces: "a.yaml b.yaml"')
+    parser.add_argument("--requests", help="CSV file of deletion requests to serve one after the other (forget_requests)")
     args, rest = parser.parse_known_args(argv)
     try:
-        overrides = {}
+        overrides = {"forget_requests": args.requests} if args.requests else {}
         for arg in rest:
             key, equals, value = arg.removeprefix("--").partition("=")
             if not arg.startswith("--") or not equals or not key:

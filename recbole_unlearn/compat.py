@@ -30,7 +30,7 @@ def plain(value):
 
 
 # Keys whose values may name what is to be forgotten, if only by when it happened: never written anywhere.
-PERSONAL_KEYS = ("forget_users", "forget_items", "forget_file", "forget_category", "forget_time", "spam_items")
+PERSONAL_KEYS = ("forget_users", "forget_items", "forget_file", "forget_requests", "forget_category", "forget_time", "spam_items")
 
 
 def settings(config):

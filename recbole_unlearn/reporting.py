@@ -67,11 +67,38 @@ def markdown(result):
         *([SPAM_EXPOSURE, ""] if forget["kind"] == "spam" else []),
         f"{_how(solve)}; kernels loaded in {solve['setup_seconds']:.2g} s before the request.",
         "",
+        *(_drift(result["stream"]) if "stream" in result else []),
     ]
     return "\n".join(lines)
 
 
+def _drift(stream):
+    """Comparisons with retraining along a stream, and the advice that follows."""
+    lines = []
+    if stream["drift"]:
+        metric = next(key for key in stream["drift"][0] if key.endswith("_unlearned") and key.startswith("ndcg"))[:-10]
+        rows = [
+            {
+                "requests": each["requests"],
+                "forgotten": each["forgotten"],
+                **{f"{name} {of}": each[f"{key}_{of}"] for name, key in (("forget-set AUC", "forget_auc"), (metric.upper(), metric))
+                   for of in ("unlearned", "retrained")},
+            }
+            for each in stream["drift"]
+        ]  # fmt: skip
+        lines += ["Drift:", "", pd.DataFrame(rows).to_markdown(index=False, floatfmt=".4f"), ""]
+    if stream["empty"]:
+        lines += [f"{stream['empty']} requests named nothing, or nothing any more, to forget.", ""]
+    return lines + ([stream["retrain"].capitalize() + ".", ""] if stream["retrain"] else [])
+
+
 def _how(unlearning):
+    if "requests" in unlearning:
+        return (
+            f"Method: {unlearning['method']}, {unlearning['requests']} requests in {unlearning['batches']} batches of "
+            f"{unlearning['median_seconds']:.2g} s (median; longest {unlearning['longest_seconds']:.2g} s), all rows replayed "
+            f"{unlearning['replays_of_all_rows']} times"
+        )
     if unlearning["method"] == "replay":
         return (
             f"Method: replay of {'all ' if unlearning['all_rows'] else ''}{unlearning['rows_replayed']} embedding rows over {unlearning['epochs']} epochs "

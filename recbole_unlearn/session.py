@@ -1,5 +1,6 @@
 """Many requests on one open model."""
 
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,8 @@ from recbole_unlearn.data.forget import ForgetRequest
 from recbole_unlearn.data.split import Split
 from recbole_unlearn.data.triple_log import log_path
 from recbole_unlearn.input_error import InputError
-from recbole_unlearn.quick_start import _configure, _save_unlearned, _unlearner
+from recbole_unlearn.opening import configure, open_unlearner
+from recbole_unlearn.output import save_unlearned
 from recbole_unlearn.unlearner import Unlearned
 
 
@@ -17,7 +19,8 @@ class UnlearnSession:
     """A trained model that forgets request after request, in memory, while it keeps serving.
 
     Opened once: the triple log is verified and memory-mapped, the kernels are loaded. Each request starts where the one
-    before ended: with its weights, its trajectory, and without its interactions. Nothing is written before `save`.
+    before ended: with its weights, its trajectory, and without its interactions. Nothing is written before `save`. The
+    checkpoint stays locked until `close`, or the end of a ``with`` block.
 
     Attributes:
         model: the RecBole model; its weights change in place with each request.
@@ -25,10 +28,11 @@ class UnlearnSession:
         forgotten: rows of ``split`` that the session has forgotten, sorted int64 array.
     """
 
-    def __init__(self, config, split, stored, log):
+    def __init__(self, config, split, stored, log, held=None):
         self.config, self.split = config, split
         self.stored, self.log = stored, log
-        self.model, self.unlearner = _unlearner(config, split, stored, log)
+        self.held = held or ExitStack()
+        self.model, self.unlearner = open_unlearner(config, split, stored, log)
         self.unlearner.warm_up()
 
     @classmethod
@@ -39,9 +43,22 @@ class UnlearnSession:
             InputError: as `run_unlearn` does.
         """
         settings = {**(config_dict or {}), "checkpoint": str(checkpoint)}
-        config, stored, log = _configure(None, None, config_file_list, settings)
-        init_seed(config["seed"], config["reproducibility"])
-        return cls(config, Split(config).align(log), stored, log)
+        with ExitStack() as held:
+            config, stored, log = configure(held, None, None, config_file_list, settings)
+            init_seed(config["seed"], config["reproducibility"])
+            session = cls(config, Split(config).align(log), stored, log, held)
+            session.held = held.pop_all()
+        return session
+
+    def close(self):
+        """Give the checkpoint free."""
+        self.held.close()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self.close()
 
     @property
     def forgotten(self):
@@ -81,4 +98,4 @@ class UnlearnSession:
         if path.exists() or log_path(path).exists():
             raise InputError(f"{path} exists already; name a new file")
         now = Unlearned(self.unlearner.state_dict, self.unlearner.method, 0.0, {}, self.unlearner.snapshots)
-        _save_unlearned(path, self.stored, self.log, now, self.split, rows, self.config)
+        save_unlearned(path, self.stored, self.log, now, self.split, rows, self.config)

@@ -4,83 +4,16 @@ from dataclasses import dataclass
 from time import perf_counter
 
 import numpy as np
-import pandas as pd
 from tqdm import tqdm
 
-from recbole_unlearn.data.forget import ids
+from recbole_unlearn.data.requests import batches, rows_of
 from recbole_unlearn.evaluation import forgetting, ranking
-from recbole_unlearn.input_error import InputError
 from recbole_unlearn.training import train
+from recbole_unlearn.unlearner import Unlearned
 
-COLUMNS = ("user", "item", "time")
 # From this share of forgotten interactions on, settings that were chosen for the data with them (the number of epochs,
 # learning rate, size) are those of another data set; a convention, not a measurement.
 RETRAIN_SHARE = 0.1
-
-
-def read_requests(path):
-    """Requests of a CSV file with the columns user, item and, if wanted, time; tokens as in the .inter file.
-
-    An empty item means all interactions of the user, an empty user all of the item.
-
-    Returns:
-        DataFrame of str columns ``user``, ``item`` and a column ``time``, in order of time (else of lines).
-    """
-    try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
-    except (OSError, ValueError) as error:  # pandas' parser errors are ValueErrors
-        raise InputError(f"cannot read requests {path}: {' '.join(str(error).split())}") from None
-    if not {"user", "item"} <= set(table.columns) or set(table.columns) - set(COLUMNS):
-        raise InputError(f"requests {path} must start with the line user,item or user,item,time; got {','.join(table.columns)}")
-    if len(table) == 0:
-        raise InputError(f"requests {path} holds no request")
-    table["user"], table["item"] = table["user"].str.strip(), table["item"].str.strip()
-    empty = np.flatnonzero((table["user"] == "") & (table["item"] == ""))
-    if len(empty):
-        raise InputError(f"requests {path}, line {empty[0] + 2}: neither a user nor an item")
-    if "time" not in table:
-        table["time"] = np.arange(len(table))
-        return table
-    times = pd.to_numeric(table["time"], errors="coerce")
-    if times.isna().any():
-        times = pd.to_datetime(table["time"], errors="coerce", utc=True, format="ISO8601")
-    if times.isna().any():
-        line = np.flatnonzero(times.isna())[0] + 2
-        raise InputError(f"requests {path}, line {line}: time must be a number or an ISO date in every line")
-    table["time"] = times
-    return table.sort_values("time", kind="stable", ignore_index=True)
-
-
-def batches(table, together=1):
-    """Requests to serve at once: those of one time, and ``together`` times' worth of them.
-
-    Returns:
-        list of DataFrames.
-    """
-    times = table["time"].ne(table["time"].shift()).cumsum() - 1
-    return [group for _, group in table.groupby(times // together)]
-
-
-def rows_of(split, table):
-    """Training rows that each request names: list of int64 arrays; empty for what was never trained on.
-
-    Raises:
-        InputError: a token that the data set does not know.
-    """
-    chosen = {}
-    for field in ("user", "item"):
-        named = table[field] != ""
-        known = ids(split, field, table.loc[named, field].tolist())
-        chosen[field] = np.zeros(len(table), np.int64)
-        chosen[field][named.to_numpy()] = known
-    rows = pd.DataFrame({"user": split.users, "item": split.items})
-    of_user, of_item = rows.groupby("user").indices, rows.groupby("item").indices
-    none = np.empty(0, np.int64)
-    found = []
-    for user, item in zip(chosen["user"], chosen["item"], strict=True):
-        own = of_user.get(user, none) if user else of_item.get(item, none)
-        found.append(own[split.items[own] == item] if user and item else own)
-    return found
 
 
 @dataclass
@@ -88,63 +21,70 @@ class Served:
     """Outcome of a stream.
 
     Attributes:
-        batches (list of dict): number of ``requests``, newly forgotten ``interactions``, how many are ``forgotten`` in all,
-            ``seconds``, and whether ``all_rows`` were replayed.
+        unlearned (Unlearned): the weights at the end, with the seconds of all batches together.
+        batches (list of dict): number of ``requests``, newly forgotten ``interactions``, how many are ``forgotten`` in
+            all, ``seconds``, and whether ``all_rows`` were replayed.
         drift (list of dict): comparisons with retraining.
-        empty (int): requests that named nothing (left) to forget.
+        empty (int): requests that named nothing, or nothing any more, to forget.
         retrain (str or None): why retraining is advised.
     """
 
+    unlearned: Unlearned
     batches: list
     drift: list
     empty: int
     retrain: str | None
 
+    def report(self):
+        """Everything but weights, as plain values."""
+        return {"batches": self.batches, "drift": self.drift, "empty": self.empty, "retrain": self.retrain}
 
-def serve(session, table, together=1, drift_every=0, scratch=None, show_progress=False):
-    """Serve requests on an open session.
+
+def serve(session, table, scratch, together=1, drift_every=0, show_progress=False):
+    """Serve requests on an open session, one after the other.
 
     Args:
         session (UnlearnSession): its model changes.
-        table: as `read_requests` returns it.
+        table: as `data.requests.read` returns it.
+        scratch (Path): folder for retrained models.
         together (int): requests (or times) to serve at once.
         drift_every (int): compare with a retrained model whenever this many requests have been served; 0: never.
-        scratch: folder for the retrained models.
 
     Returns:
         Served
     """
-    split = session.split
+    split, unlearner = session.split, session.unlearner
     wanted = rows_of(split, table)
-    result = Served([], [], 0, None)
-    served, due = 0, drift_every
+    served, drifts, empty, n_served = [], [], 0, 0
     for group in tqdm(batches(table, together), "Requests", ncols=100, disable=not show_progress):
-        named = [wanted[k] for k in group.index]
-        fresh = [rows[~session.unlearner.absent[rows]] for rows in named]
-        result.empty += sum(len(rows) == 0 for rows in fresh)
+        fresh = [rows[~unlearner.absent[rows]] for rows in (wanted[k] for k in group.index)]
+        empty += sum(len(rows) == 0 for rows in fresh)
         rows = np.unique(np.concatenate(fresh))
         start, all_rows = perf_counter(), False
         if len(rows):
             all_rows = session.forget_rows(rows).details.get("all_rows", False)
-        served += len(group)
-        result.batches.append(
-            {
-                "requests": len(group),
-                "interactions": len(rows),
-                "forgotten": len(session.forgotten),
-                "seconds": perf_counter() - start,
-                "all_rows": all_rows,
-            }
-        )
-        if drift_every and served >= due:
-            due += drift_every
-            result.drift.append({"requests": served, **drift(session, scratch)})
-    share = len(session.forgotten) / split.n_rows
+        figures = {"requests": len(group), "interactions": len(rows), "forgotten": len(session.forgotten)}
+        served.append({**figures, "seconds": perf_counter() - start, "all_rows": all_rows})
+        before, n_served = n_served, n_served + len(group)
+        if drift_every and before // drift_every < n_served // drift_every:
+            drifts.append({"requests": n_served, **drift(session, scratch)})
+    seconds = [batch["seconds"] for batch in served]
+    details = {
+        "chosen": unlearner.chosen,
+        "requests": n_served,
+        "batches": len(served),
+        "median_seconds": float(np.median(seconds)),
+        "longest_seconds": max(seconds),
+        "replays_of_all_rows": sum(batch["all_rows"] for batch in served),
+    }
+    unlearned = Unlearned(unlearner.state_dict, unlearner.method, sum(seconds), details, unlearner.snapshots)
+    share, retrain = len(session.forgotten) / split.n_rows, None
     if share > RETRAIN_SHARE:
-        result.retrain = (
-            f"{share:.0%} of the training interactions are forgotten; the number of epochs and other settings were chosen with them"
+        retrain = (
+            f"train anew soon: {share:.0%} of the training interactions are forgotten, and the number of epochs and other "
+            "settings were chosen with them"
         )
-    return result
+    return Served(unlearned, served, drifts, empty, retrain)
 
 
 def drift(session, scratch):

@@ -1,6 +1,5 @@
 """Forget requests: which training interactions are to be forgotten."""
 
-import difflib
 import math
 from dataclasses import dataclass
 from datetime import date, datetime, timezone
@@ -10,7 +9,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from recbole_unlearn.data import requests
 from recbole_unlearn.data.atomic_file import column_types, read_columns
+from recbole_unlearn.data.tokens import ids, nearest
 from recbole_unlearn.input_error import InputError
 
 
@@ -226,7 +227,7 @@ def _of_category(split, value, rng):
     unknown = [category for category in categories if category not in known]
     if unknown:
         raise InputError(
-            f"unknown category {unknown[0]!r} in column {field} of the .item file{_nearest(unknown[0], known)}"
+            f"unknown category {unknown[0]!r} in column {field} of the .item file{nearest(unknown[0], known)}"
         )
     items = table.loc[table[field].isin(categories), data.iid_field].map(data.field2token_id[data.iid_field])
     return np.flatnonzero(np.isin(split.items, items.dropna()))
@@ -286,6 +287,10 @@ def _of_spam(split, accounts, rng):
     return split.spam
 
 
+def _in_requests(split, path, rng):
+    return np.unique(np.concatenate(requests.rows_of(split, requests.read(path))))
+
+
 def _in_file(split, path, rng):
     pairs = _read_pairs(path)
     users = ids(split, "user", [user for user, _ in pairs])
@@ -300,24 +305,6 @@ def _in_file(split, path, rng):
             f"{len(pairs)}; held-out interactions were never trained on); remove them from the file"
         )
     return np.flatnonzero(np.isin(keys, wanted))
-
-
-def ids(split, field, tokens):
-    """Ids of user (``field='user'``) or item tokens, int64 ``[tokens]``; InputError for one that the data set lacks."""
-    data = split.train._dataset
-    known = data.field2token_id[data.uid_field if field == "user" else data.iid_field]
-    known = {token: i for token, i in known.items() if i != 0}
-    unknown = [token for token in tokens if token not in known]
-    if unknown:
-        more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
-        hint = _nearest(unknown[0], known)
-        raise InputError(f"unknown {field} token {unknown[0]!r}{more} in data set {data.dataset_name!r}{hint}")
-    return np.array([known[token] for token in tokens], dtype=np.int64)
-
-
-def _nearest(token, known):
-    near = difflib.get_close_matches(token, list(known)[:100_000], n=1)
-    return f"; did you mean {near[0]!r}?" if near and near[0] != token else ""
 
 
 def _read_pairs(path):
@@ -345,6 +332,7 @@ STRATEGIES = {
     "users": (_tokens, _of_users),
     "items": (_tokens, _of_items),
     "file": (_path, _in_file),
+    "requests": (_path, _in_requests),
     "core_users": (_whole, partial(_of_extreme_users, most=True)),
     "edge_users": (_whole, partial(_of_extreme_users, most=False)),
     "popular_items": (_whole, partial(_of_extreme_items, most=True)),

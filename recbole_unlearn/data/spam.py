@@ -6,7 +6,8 @@ tastes, ids and sizes of the data set stay, and the unlearned model loads wherev
 
 import numpy as np
 
-from recbole_unlearn.data.forget import _ids, rarest
+from recbole_unlearn.data.forget import rarest
+from recbole_unlearn.data.tokens import ids
 from recbole_unlearn.input_error import InputError
 
 
@@ -25,7 +26,7 @@ def draw_spam(split, accounts, promoted, seed):
         InputError: unknown item, more rare items than there are, too few users.
     """
     rng = np.random.default_rng(seed)
-    items = rarest(split, promoted, rng) if isinstance(promoted, int) else np.unique(_ids(split, "item", promoted))
+    items = rarest(split, promoted, rng) if isinstance(promoted, int) else np.unique(ids(split, "item", promoted))
     users, seen = np.unique(split.users), split.seen()
     # a user who had every item would leave RecBole no negative to draw
     room = split.n_items - 1 - len(items)

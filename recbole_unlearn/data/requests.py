@@ -1,0 +1,80 @@
+"""Files of deletion requests."""
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from recbole_unlearn.data.tokens import ids
+from recbole_unlearn.input_error import InputError
+
+def read(path):
+    """Requests of a CSV file with the columns user, item and, if wanted, time; tokens as in the .inter file.
+
+    An empty item means all interactions of the user, an empty user all of the item.
+
+    Returns:
+        DataFrame of str columns ``user``, ``item`` and a column ``time``, in order of time (else of lines).
+    """
+    try:
+        lines = list(csv.reader(Path(path).read_text("utf-8-sig").splitlines(), strict=True))
+    except (OSError, UnicodeDecodeError, TypeError, csv.Error) as error:
+        raise InputError(f"cannot read requests {path}: {' '.join(str(error).split())}") from None
+    header = [name.strip() for name in lines[0]] if lines else []
+    if header not in (["user", "item"], ["user", "item", "time"]):
+        raise InputError(f"requests {path} must start with the line user,item or user,item,time; got {','.join(header)!r}")
+    rows = []
+    for number, line in enumerate(lines[1:], 2):
+        fields = [field.strip() for field in line]
+        if not any(fields):
+            continue
+        if len(fields) != len(header) or not (fields[0] or fields[1]):
+            raise InputError(f"requests {path}, line {number}: expected {','.join(header)}, with a user or an item at least")
+        rows.append([number, *fields])
+    if not rows:
+        raise InputError(f"requests {path} holds no request")
+    table = pd.DataFrame(rows, columns=["line", *header])
+    if "time" not in table:
+        table["time"] = np.arange(len(table))
+        return table.drop(columns="line")
+    times = pd.to_numeric(table["time"], errors="coerce")
+    if times.isna().all():
+        times = pd.to_datetime(table["time"], errors="coerce", utc=True, format="ISO8601")
+    if times.isna().any():
+        line = table["line"][times.isna()].iloc[0]
+        raise InputError(f"requests {path}, line {line}: time must be a number or an ISO date, the same in every line")
+    table["time"] = times
+    return table.drop(columns="line").sort_values("time", kind="stable", ignore_index=True)
+
+
+def batches(table, together=1):
+    """Requests to serve at once: those of one time, and ``together`` times' worth of them.
+
+    Returns:
+        list of DataFrames.
+    """
+    times = table["time"].ne(table["time"].shift()).cumsum() - 1
+    return [group for _, group in table.groupby(times // together)]
+
+
+def rows_of(split, table):
+    """Training rows that each request names: list of int64 arrays; empty for what was never trained on.
+
+    Raises:
+        InputError: a token that the data set does not know.
+    """
+    chosen = {}
+    for field in ("user", "item"):
+        named = table[field] != ""
+        known = ids(split, field, table.loc[named, field].tolist())
+        chosen[field] = np.zeros(len(table), np.int64)
+        chosen[field][named.to_numpy()] = known
+    rows = pd.DataFrame({"user": split.users, "item": split.items})
+    of_user, of_item = rows.groupby("user").indices, rows.groupby("item").indices
+    none = np.empty(0, np.int64)
+    found = []
+    for user, item in zip(chosen["user"], chosen["item"], strict=True):
+        own = of_user.get(user, none) if user else of_item.get(item, none)
+        found.append(own[split.items[own] == item] if user and item else own)
+    return found

@@ -1,0 +1,88 @@
+"""From what the user gives to configuration, model and triple log; refuses what cannot work, before any work."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from recbole_unlearn import checkpoint as checkpoints
+from recbole_unlearn import purge as purging
+from recbole_unlearn.config import UnlearnConfig
+from recbole_unlearn.data import frozen as frozen_data
+from recbole_unlearn.files import locked
+from recbole_unlearn.input_error import InputError
+from recbole_unlearn.training import RUN_KEYS, new_model
+from recbole_unlearn.unlearner import SUPPORTED, InfluenceUnlearner
+
+
+def configure(held, model, dataset, config_file_list, config_dict):
+    """Configuration, and checkpoint and log if one was named; the checkpoint's lock goes to ``held`` (ExitStack)."""
+    if config_dict is not None and not isinstance(config_dict, Mapping):
+        raise InputError("config_dict must be a dict")
+    named = _given("checkpoint", config_file_list, config_dict)
+    if named is not None and _given("evaluate", config_file_list, config_dict) == "fidelity":
+        raise InputError("evaluate: fidelity trains its own seeds; leave checkpoint out")
+    if named is None:
+        return _trainable(_supported(UnlearnConfig(model or _given("model", config_file_list, config_dict) or "BPR",
+                          dataset or _given("dataset", config_file_list, config_dict) or "ml-100k",
+                          config_file_list, config_dict))), None, None  # fmt: skip
+    if not isinstance(named, (str, Path)):
+        raise InputError(f"checkpoint must be a path, not {named!r}")
+    if Path(named).is_file() or purging.pending(named):
+        held.enter_context(locked(named))
+        if purging.recover(named):
+            raise InputError(f"checkpoint {named} was purged by a process that was killed; the purge is finished now")
+    stored, log = checkpoints.load(named)
+    earlier = stored["config"]
+    for key, value in (("model", model), ("dataset", dataset)):
+        if value is not None and value != earlier.get(key):
+            raise InputError(f"checkpoint {named} was trained with {key} {earlier.get(key)!r}, not {value!r}")
+    kept = {key: value for key, value in earlier.items() if key not in RUN_KEYS and key.islower()}
+    if stored.get("data"):
+        kept["data_path"] = str(frozen_data.folder(log.path))
+    elif earlier.get("data_path"):
+        kept["data_path"] = str(Path(earlier["data_path"]).parent)
+    config = UnlearnConfig(earlier["model"], earlier["dataset"], config_file_list, config_dict, kept)
+    return _supported(config), stored, log
+
+
+def _given(key, config_file_list, config_dict):
+    """``model`` or ``dataset`` where RecBole also looks for it."""
+    return UnlearnConfig.peek(key, config_file_list, config_dict)
+
+
+def _trainable(config):
+    """Raises InputError where training would end in nothing that can be unlearned from."""
+    if not config["log_negatives"]:
+        raise InputError("log_negatives: False leaves nothing to unlearn from; leave it out")
+    if config["epochs"] < 1:
+        raise InputError(f"epochs must be at least 1, not {config['epochs']}")
+    if config["train_neg_sample_args"]["distribution"] == "none":
+        raise InputError("train_neg_sample_args: None trains without negatives; BPR needs them")
+    computed = [f"{m.lower()}@{k}" for m in config["metrics"] for k in config["topk"]]
+    if config["valid_metric"].lower() not in computed:
+        raise InputError(f"valid_metric {config['valid_metric']} is none of the metrics at topk: {', '.join(computed)}")
+    adam = config["learner"].lower() == "adam"
+    if config["method"] == "replay" and (not adam or config["clip_grad_norm"]):
+        raise InputError("method: replay needs learner: adam and no clip_grad_norm; use method: influence")
+    replayed = config["method"] == "auto" and adam and not config["clip_grad_norm"]
+    if config["damping"] == "adam" and not adam and not replayed and config["method"] != "reoptimise":
+        raise InputError(f"damping: adam does not fit learner: {config['learner']}; use damping: scalar")
+    return config
+
+
+def _supported(config):
+    if config["model"] not in SUPPORTED:
+        raise InputError(f"model {config['model']} is not supported; {', '.join(SUPPORTED)} is")
+    if config["purge_dataset"] and not config["purge"]:
+        raise InputError("purge_dataset: True leaves an original that fits no data; give purge: True too")
+    return config
+
+
+def open_unlearner(config, split, stored, log):
+    """The model of a checkpoint, and its unlearner."""
+    model = new_model(config, split)
+    try:
+        model.load_state_dict(stored["state_dict"])
+    except RuntimeError as error:
+        raise InputError(f"the checkpoint's weights do not fit the configuration: {' '.join(str(error).split())}") from None
+    epochs = stored["triple_log"]["epochs"]
+    return model, InfluenceUnlearner(model, log, stored["optimizer"], config, epochs, split.popularity())

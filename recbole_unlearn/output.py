@@ -1,0 +1,158 @@
+"""What a run writes, where, and in which order, so that a crash at any moment leaves nothing half."""
+
+import logging
+import os
+import secrets
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+
+import numpy as np
+
+from recbole_unlearn import audit
+from recbole_unlearn import checkpoint as checkpoints
+from recbole_unlearn import purge as purging
+from recbole_unlearn.compat import settings
+from recbole_unlearn.data import frozen as frozen_data
+from recbole_unlearn.data import inter_file
+from recbole_unlearn.data.frozen import Frozen
+from recbole_unlearn.data.triple_log import log_path
+from recbole_unlearn.files import is_debris, locked, remove
+from recbole_unlearn.input_error import InputError
+
+
+def output_folder(config):
+    if config["output_dir"]:
+        folder = Path(config["output_dir"])
+        purging.tidy(folder)
+        if folder.exists() and (not folder.is_dir() or not all(map(is_debris, folder.iterdir()))):
+            raise InputError(f"output_dir {folder} exists and is not an empty folder; name a new one")
+        return folder
+    stem = f"{config['model']}-{config['dataset']}-{datetime.now():%Y-%m-%d_%H-%M-%S}"
+    folder, n = Path(config["checkpoint_dir"]) / stem, 1
+    for earlier in folder.parent.glob("*/"):
+        purging.tidy(earlier)
+    while folder.exists():
+        n += 1
+        folder = Path(config["checkpoint_dir"]) / f"{stem}-{n}"
+    return folder
+
+
+def claim(held, folder):
+    """Make the output folder and keep other processes out of it; tidies up after a killed one."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("unlearned.pth", "model.pth"):
+        held.enter_context(locked(folder / name))
+    purging.recover(folder / "unlearned.pth")
+    if not all(map(is_debris, folder.iterdir())):  # again, now that nobody else can be writing
+        raise InputError(f"output_dir {folder} was filled by another process meanwhile; name a new one")
+    held.enter_context(_nothing_half(folder))
+    return folder
+
+
+@contextmanager
+def _nothing_half(folder):
+    """Empty a folder of ours where the system stopped us before there was a whole checkpoint in it."""
+    try:
+        yield
+    except OSError:
+        if not any(folder.glob("*.pth")):
+            for entry in folder.iterdir():
+                if not entry.name.endswith(".lock"):
+                    remove(entry)
+        raise
+
+
+@contextmanager
+def in_one_line(folder):
+    """Say in one line what the system refused: a full disk, a read-only folder."""
+    existed = folder.exists()
+    try:
+        yield
+    except OSError as error:
+        if not existed and folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
+        what = f"{error.filename}: {error.strerror}" if error.filename else error.strerror or str(error)
+        raise InputError(f"cannot write to {folder} ({what}); make room, give rights or name another output_dir") from error
+
+
+def save_unlearned(path, stored, log, unlearned, split, rows, config, inter=None):
+    """The new checkpoint and its log, in neither of which the forgotten rows occur.
+
+    ``inter``: the user's interactions file if it loses lines; ids and split are kept with the log then, see `Frozen`.
+    """
+    run_id = secrets.token_hex(8)
+    inter = str(inter) if inter else (stored.get("data") or {}).get("inter")
+    frozen = Frozen(split, rows) if inter else None
+    fingerprint = frozen.fingerprint if frozen else split.fingerprint_without(rows)
+
+    def write_log(folder):
+        log.without(rows, folder, run_id, fingerprint, unlearned.snapshots, split.popularity())
+        if frozen:
+            frozen.write(folder)
+
+    state = {
+        **stored,
+        "config": settings(config),
+        "state_dict": unlearned.state_dict,
+        "triple_log": {"run_id": run_id, "epochs": stored["triple_log"]["epochs"]},
+    }
+    if frozen:
+        state["data"] = {"inter": inter}
+        state["config"] |= frozen_data.settings(config)
+        state["config"]["data_path"] = str(frozen_data.folder(log_path(path)) / config["dataset"])
+    checkpoints.save_with_log(path, state, write_log)
+
+
+def erasure_of(config, split, rows, stored):
+    """What `purge` is to remove from the data set: keyword arguments of it; empty without ``purge_dataset``.
+
+    Raises:
+        InputError: the original or the data set could not be purged.
+    """
+    erasure = {}
+    if config["purge_dataset"]:
+        earlier = (stored or {}).get("data")
+        inter = Path(earlier["inter"]) if earlier else inter_file.plain_path(config)
+        if not inter.is_file():
+            raise InputError(f"purge_dataset: {inter} is not there any more; put it back, or leave purge_dataset out")
+        forgotten, kept = split.pairs(rows), split.pairs(np.delete(np.arange(split.n_rows), rows))
+        if both := len(set(forgotten) & set(kept)):
+            raise InputError(
+                f"purge_dataset: {both} forgotten pairs of user and item occur in other training interactions too, which "
+                "the file does not tell apart; use forget_file, which forgets all of them"
+            )
+        erasure = {"inter": inter, "config": config, "pairs": forgotten}
+    if config["purge"]:
+        purging.check(config["checkpoint"], **erasure)
+    return erasure
+
+
+def audit_file(config, output):
+    """Path of the audit file, or None. Raises InputError where nothing could be appended to it."""
+    if config["audit"] is None:
+        return None
+    path = Path(config["audit"])
+    if path.name == config["audit"]:
+        path = output / path
+    if path.exists() and (torn := audit.read(path).torn):
+        logging.getLogger().warning(f"{path}: a crash tore its last line; these {torn} bytes will be removed")
+    if path.parent != output and not path.parent.is_dir():
+        raise InputError(f"audit: folder {path.parent} does not exist; make it")
+    if path.parent.exists() and not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise InputError(f"audit file {path} cannot be written; give rights or name another")
+    return path
+
+
+def record_and_purge(result, config, path, stored, unlearned, erasure, trail):
+    """Nothing is deleted before it is on record that, and by what, it was replaced."""
+    if trail:
+        before = audit.model_checksums(path, stored["state_dict"])
+        after = audit.model_checksums(result["files"]["unlearned"], unlearned.state_dict)
+        audit.append(trail, audit.unlearned_record(result["audit"]["request"], result, config, before, after))
+    if config["purge"]:
+        purging.purge(path, **erasure)
+        result["files"].pop("original")
+        if trail:
+            purged = ["checkpoint", "log", *(["data set"] if erasure else [])]
+            audit.append(trail, audit.purged_record(result["audit"]["request"], purged))

@@ -1,0 +1,138 @@
+"""Streams of deletion requests: the file, and what serving it comes to."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from recbole_unlearn import checkpoint
+from recbole_unlearn.data import requests
+from recbole_unlearn.input_error import InputError
+from recbole_unlearn.quick_start import run_unlearn
+from recbole_unlearn.session import UnlearnSession
+from recbole_unlearn.stream import RETRAIN_SHARE, serve
+
+
+@pytest.fixture
+def write(tmp_path):
+    """Function (lines) -> path of a request file."""
+
+    def file(*lines):
+        (tmp_path / "requests.csv").write_text("\n".join(lines) + "\n")
+        return str(tmp_path / "requests.csv")
+
+    return file
+
+
+@pytest.fixture
+def pairs(split):
+    """User and item tokens of the training rows."""
+    return list(zip(split.token("user", split.users), split.token("item", split.items), strict=True))
+
+
+def test_users_items_and_pairs_name_their_rows(write, split, pairs):
+    user, item = pairs[40]
+    table = requests.read(write("user,item", f"{user},{item}", f"{user},", f",{item}"))
+    one, whole_user, whole_item = requests.rows_of(split, table)
+    assert one.tolist() == [40]
+    assert whole_user.tolist() == [k for k, (u, _) in enumerate(pairs) if u == user]
+    assert whole_item.tolist() == [k for k, (_, i) in enumerate(pairs) if i == item]
+
+
+def test_a_pair_that_was_never_trained_on_names_nothing(write, split, pairs):
+    user = pairs[0][0]
+    item = next(item for _, item in pairs if (user, item) not in pairs)
+    (rows,) = requests.rows_of(split, requests.read(write("user,item", f"{user},{item}")))
+    assert rows.tolist() == []
+
+
+def test_requests_come_in_order_of_time_and_those_of_one_time_together(write):
+    table = requests.read(write("user,item,time", "a,,2026-03-02", "b,,2026-03-01T10:00:00Z", "c,,2026-03-02"))
+    assert [group["user"].tolist() for group in requests.batches(table)] == [["b"], ["a", "c"]]
+    assert [group["user"].tolist() for group in requests.batches(table, 2)] == [["b", "a", "c"]]
+    table = requests.read(write("user,item,time", "a,,10", "b,,9.5"))
+    assert table["user"].tolist() == ["b", "a"]
+
+
+def test_without_times_every_line_is_a_batch(write):
+    table = requests.read(write("user,item", *[f"{n}," for n in range(5)]))
+    assert [len(group) for group in requests.batches(table)] == [1] * 5
+    assert [len(group) for group in requests.batches(table, 2)] == [2, 2, 1]
+
+
+@pytest.mark.parametrize(
+    "lines, message",
+    [
+        (["user,product", "a,b"], "user,item"),
+        (["a,b"], "user,item"),
+        (["user,item"], "no request"),
+        (["user,item", "a,", ","], "line 3"),
+        (["user,item,time", "a,,1", "b,,soon"], "line 3"),
+        (["user,item", "a,b,c,d"], "line 2"),
+        (["user,item", '"a,b'], "cannot read requests"),
+    ],
+)
+def test_bad_files_are_refused(write, lines, message):
+    with pytest.raises(InputError, match=message):
+        requests.read(write(*lines))
+
+
+def test_a_file_that_is_missing_or_no_text_is_refused(tmp_path):
+    (tmp_path / "garbage").write_bytes(bytes(range(256)))
+    for name in ("nothing", "garbage", ""):
+        with pytest.raises(InputError, match="cannot read requests"):
+            requests.read(tmp_path / name)
+
+
+@pytest.fixture
+def session(make_options):
+    run_unlearn("BPR", "tiny", config_dict=make_options(compare="none", output_dir="out", forget_count=1, epochs=5))
+    with UnlearnSession.open("out/model.pth") as opened:
+        yield opened
+
+
+def test_serving_forgets_what_is_asked_for_in_turn(session, write, tmp_path):
+    users = session.split.token("user", [3, 4, 5])
+    table = requests.read(write("user,item", *[f"{user}," for user in users], f"{users[0]},"))
+    served = serve(session, table, tmp_path)
+    rows = [int(np.sum(session.split.users == user)) for user in (3, 4, 5)]
+    assert [batch["interactions"] for batch in served.batches] == [*rows, 0]
+    assert [batch["forgotten"] for batch in served.batches] == [*np.cumsum(rows).tolist(), sum(rows)]
+    assert served.empty == 1 and served.drift == []
+    assert sorted(set(session.split.users[session.forgotten])) == [3, 4, 5]
+    state = session.model.state_dict()
+    assert all(torch.equal(value, state[key]) for key, value in served.unlearned.state_dict.items())
+
+
+def test_an_unknown_token_anywhere_is_refused_before_anything_is_forgotten(session, write, tmp_path):
+    table = requests.read(write("user,item", f"{session.split.token('user', [3])[0]},", "nobody,"))
+    with pytest.raises(InputError, match="nobody"):
+        serve(session, table, tmp_path)
+    assert len(session.forgotten) == 0
+
+
+def test_retraining_is_advised_once_much_is_forgotten(session, write, tmp_path):
+    users = session.split.token("user", np.unique(session.split.users)[:10])
+    few, many = (requests.read(write("user,item", *[f"{user}," for user in some])) for some in (users[:1], users))
+    assert serve(session, few, tmp_path).retrain is None
+    served = serve(session, many, tmp_path)
+    assert len(session.forgotten) > RETRAIN_SHARE * session.split.n_rows
+    assert "of the training interactions are forgotten" in served.retrain
+
+
+def test_a_run_serves_a_stream_measures_drift_and_saves_the_end(make_options, write, split):
+    users = split.token("user", [3, 4, 5, 6])
+    path = write("user,item", *[f"{user}," for user in users])
+    given = make_options(forget_requests=path, drift_every=2, output_dir="out", epochs=4)
+    result = run_unlearn("BPR", "tiny", config_dict=given)
+    stream = result["stream"]
+    assert [each["requests"] for each in stream["drift"]] == [2, 4]
+    assert all(0 <= each["forget_auc_retrained"] <= 1 for each in stream["drift"])
+    assert result["forget_set"]["kind"] == "requests" and result["forget_set"]["users"] == 4
+    state, log = checkpoint.load("out/unlearned.pth")
+    assert not set(np.asarray(log.users)) & {3, 4, 5, 6}
+    page = open("out/result.md").read()
+    assert "4 requests in 4 batches" in page and "Drift" in page
+    written = json.dumps(json.load(open("out/result.json"))) + page
+    assert not any(user in written for user in users) and "requests.csv" not in written
