@@ -113,13 +113,14 @@ def test_a_file_is_never_overwritten(trained):
 def test_small_requests_that_touch_most_of_the_data_together_end_in_a_replay_of_all_rows(trained):
     """All rows are then as after one request for everything: what single requests leave undone does not add up."""
     path = trained(**WHOLE_BATCH)
-    session, at_once = UnlearnSession.open(path), UnlearnSession.open(path)
-    chosen = [session.forget("count", n).details["all_rows"] for n in range(1, 40)]
+    with UnlearnSession.open(path) as session:
+        chosen = [session.forget("count", n).details["all_rows"] for n in range(1, 40)]
     last = chosen.index(True) + 1
     assert 1 < last < len(chosen) and not chosen[last]
-    session, rows = UnlearnSession.open(path), []
-    for n in range(1, last + 1):
-        session.forget("count", n)
+    with UnlearnSession.open(path) as session:
+        for n in range(1, last + 1):
+            session.forget("count", n)
+    at_once = UnlearnSession.open(path)
     at_once.config["replay_rows"] = "all"
     at_once.unlearner.apply(session.forgotten, at_once.unlearner.unlearn(session.forgotten))
     expected = flat(at_once.unlearner.state_dict)

@@ -67,7 +67,7 @@ def test_without_times_every_line_is_a_batch(write):
         (["user,product", "a,b"], "user,item"),
         (["a,b"], "user,item"),
         (["user,item"], "no request"),
-        (["user,item", "a,", ","], "line 3"),
+        (["user,item", "a,", " ,", "b,c,d"], "line 4"),
         (["user,item,time", "a,,1", "b,,soon"], "line 3"),
         (["user,item", "a,b,c,d"], "line 2"),
         (["user,item", '"a,b'], "cannot read requests"),
