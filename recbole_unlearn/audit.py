@@ -30,9 +30,10 @@ GENESIS = hashlib.sha256(FORMAT.encode()).hexdigest()
 # The settings that the unlearned weights depend on. A positive list: whatever else a configuration holds (paths, seeds
 # of the draw, tokens, keys of the user's own) may tell what was forgotten.
 SETTINGS = (
-    "model", "dataset", "seed", "epochs", "learner", "learning_rate", "weight_decay", "train_batch_size", "embedding_size",
-    "train_neg_sample_args", "negatives", "method", "reoptimise_tolerance", "reoptimise_max_iterations", "paper", "curvature",
-    "damping", "damping_strength", "pool_return", "log_epochs", "curvature_triples", "cg_tolerance", "cg_max_iterations",
+    "model", "dataset", "seed", "epochs", "learner", "learning_rate", "weight_decay", "train_batch_size",
+    "embedding_size", "train_neg_sample_args", "negatives", "method", "reoptimise_tolerance",
+    "reoptimise_max_iterations", "paper", "curvature", "damping", "damping_strength", "pool_return", "log_epochs",
+    "curvature_triples", "cg_tolerance", "cg_max_iterations",
 )  # fmt: skip
 
 

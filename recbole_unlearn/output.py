@@ -119,8 +119,8 @@ def erasure_of(config, split, rows, stored):
         forgotten, kept = split.pairs(rows), split.pairs(np.delete(np.arange(split.n_rows), rows))
         if both := len(set(forgotten) & set(kept)):
             raise InputError(
-                f"purge_dataset: {both} forgotten pairs of user and item occur in other training interactions too, which "
-                "the file does not tell apart; use forget_file, which forgets all of them"
+                f"purge_dataset: {both} forgotten pairs of user and item occur in other training interactions too, "
+                "which the file does not tell apart; use forget_file, which forgets all of them"
             )
         erasure = {"inter": inter, "config": config, "pairs": forgotten}
     if config["purge"]:

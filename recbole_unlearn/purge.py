@@ -88,7 +88,9 @@ def tidy(folder):
                     _finish(path)
     except OSError as error:
         what = f"{error.filename}: {error.strerror}"
-        raise InputError(f"cannot tidy up after a killed process ({what}); give rights, or make room, in {folder}") from error
+        raise InputError(
+            f"cannot tidy up after a killed process ({what}); give rights, or make room, in {folder}"
+        ) from error
 
 
 def _journal(path):

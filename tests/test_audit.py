@@ -100,7 +100,9 @@ def test_a_torn_last_line_is_reported_and_removed_by_the_next_append(file):
         assert len(trail.records) == 4
 
 
-@pytest.mark.parametrize("content", [b"\x00" * 50 + b"\n", b"[1]\n", b"3\n", b'{"previous": 3}\n', b"{}\n", b"[" * 9999 + b"\n"])
+@pytest.mark.parametrize(
+    "content", [b"\x00" * 50 + b"\n", b"[1]\n", b"3\n", b'{"previous": 3}\n', b"{}\n", b"[" * 9999 + b"\n"]
+)
 def test_other_files_are_refused_in_one_line(tmp_path, content):
     (tmp_path / "a").write_bytes(content)
     with pytest.raises(audit.AuditError) as refused:
@@ -213,7 +215,9 @@ def test_one_file_goes_on_over_requests_and_verifies_each_model(make_options):
 
 
 def test_a_run_can_do_without(make_options):
-    result = run_unlearn("BPR", "tiny", None, make_options(forget_count=5, output_dir="out", compare="none", audit="None"))
+    result = run_unlearn(
+        "BPR", "tiny", None, make_options(forget_count=5, output_dir="out", compare="none", audit="None")
+    )
     assert "audit" not in result and not list(Path(".").rglob("audit.jsonl"))
 
 
@@ -261,7 +265,9 @@ def test_verify_finds_a_changed_log(recorded):
         audit.verify(recorded / "audit.jsonl", [recorded / "unlearned.pth"])
 
 
-@pytest.mark.parametrize("case, status", [("fine", 0), ("torn", 0), ("changed", 1), ("model", 1), ("missing", 2), ("no model", 2)])
+@pytest.mark.parametrize(
+    "case, status", [("fine", 0), ("torn", 0), ("changed", 1), ("model", 1), ("missing", 2), ("no model", 2)]
+)
 def test_the_command_says_it_in_one_line_and_by_its_status(recorded, capsys, case, status):
     file, checkpoint = recorded / "audit.jsonl", recorded / "unlearned.pth"
     content = file.read_bytes()

@@ -169,7 +169,9 @@ def forgotten_traces(root, scene):
     split, rows = scene["split"], scene["rows"]
     pairs, found = split.pairs(rows), []
     ids = set(zip(split.users[rows].tolist(), split.items[rows].tolist(), strict=True))
-    texts = [form.format(*pair) for pair in pairs for form in ("{}\t{}", "{},{}", '"{}", "{}"', "{} {}", "('{}', '{}')")]
+    texts = [
+        form.format(*pair) for pair in pairs for form in ("{}\t{}", "{},{}", '"{}", "{}"', "{} {}", "('{}', '{}')")
+    ]
     needles = [text.encode(coding) for text in texts for coding in ("utf-8", "utf-16-le", "utf-32-le")]
     for file in (file for file in Path(root).rglob("*") if file.is_file()):
         content = file.read_bytes()

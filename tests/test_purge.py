@@ -49,7 +49,9 @@ def everything():
 
 def holders(*texts):
     codings = ("utf-8", "utf-16-le", "utf-16-be", "utf-32-le")
-    return [name for name, content in everything().items() if any(t.encode(c) in content for t in texts for c in codings)]
+    return [
+        name for name, content in everything().items() if any(t.encode(c) in content for t in texts for c in codings)
+    ]
 
 
 def test_a_user_with_nothing_left_is_named_in_no_file(forget, data):
@@ -70,7 +72,9 @@ def test_forgotten_pairs_are_together_in_no_file(forget, data, make_split):
     for user, item in pairs:
         assert not [line for line in data.read_text().splitlines() if line.split("\t")[:2] == [user, item]]
         # a line, a list, a tuple: however text puts two tokens side by side
-        joined = [f"{user}{between}{item}{end}" for between in ("\t", ",", ", ", '", "', "', '", ":") for end in "\t\n,\"'"]
+        joined = [
+            f"{user}{between}{item}{end}" for between in ("\t", ",", ", ", '", "', "', '", ":") for end in "\t\n,\"'"
+        ]
         assert holders(*joined) == []
     logs = list(Path(".").rglob("users.npy"))
     assert [str(file) for file in logs] == ["out/unlearned.triples/users.npy"]
@@ -114,7 +118,11 @@ def test_ids_and_split_stay_those_of_the_model(forget, make_split):
 def frozen_split(stored):
     from recbole_unlearn.config import UnlearnConfig
 
-    kept = {key: value for key, value in stored.items() if key in ("benchmark_filename", "load_col", "data_path", "eval_args")}
+    kept = {
+        key: value
+        for key, value in stored.items()
+        if key in ("benchmark_filename", "load_col", "data_path", "eval_args")
+    }
     return Split(UnlearnConfig("BPR", "tiny", config_dict=kept))
 
 
@@ -125,7 +133,9 @@ def test_further_requests_go_on_and_thin_the_file_out(forget, data):
     assert second["forget_set"]["of"] == first["forget_set"]["of"] - 7
     assert len(data.read_text().splitlines()) == lines - 16
     assert not Path("first/unlearned.pth").exists() and not Path("first/unlearned.triples").exists()
-    third = forget("second/unlearned.pth", forget_users=[SECRET_USER], output_dir="third", purge_dataset=False, purge=False)
+    third = forget(
+        "second/unlearned.pth", forget_users=[SECRET_USER], output_dir="third", purge_dataset=False, purge=False
+    )
     assert third["forget_set"]["of"] == first["forget_set"]["of"] - 16
     log = TripleLog.open("third/unlearned.triples")
     assert log.n_rows == third["forget_set"]["of"] - third["forget_set"]["interactions"]
@@ -187,7 +197,11 @@ def test_the_bundled_data_is_refused(make_options):
     "keys",
     [
         {"load_col": {"inter": ["user_id", "item_id"], "item": ["item_id", "class"]}},
-        {"threshold": {"timestamp": 3}, "LABEL_FIELD": "label", "load_col": {"inter": ["user_id", "item_id", "timestamp"]}},
+        {
+            "threshold": {"timestamp": 3},
+            "LABEL_FIELD": "label",
+            "load_col": {"inter": ["user_id", "item_id", "timestamp"]},
+        },
     ],
     ids=lambda keys: next(iter(keys)),
 )
@@ -225,7 +239,15 @@ FORM = {"separator": "\t", "encoding": "utf-8", "fields": ["user_id", "item_id"]
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
 def test_all_other_bytes_stay(tmp_path, end):
     path = tmp_path / "a.inter"
-    lines = ["user_id:token\trating:float\titem_id:token", "ä\t1\tß", "a\t1.50\tb", "a\t2\tbb", "", "aa\t1\tb", "a\t3\tb"]
+    lines = [
+        "user_id:token\trating:float\titem_id:token",
+        "ä\t1\tß",
+        "a\t1.50\tb",
+        "a\t2\tbb",
+        "",
+        "aa\t1\tb",
+        "a\t3\tb",
+    ]
     path.write_bytes(end.join(lines).encode())
     path.chmod(0o640)
     inter_file.remove_pairs(path, FORM, [("a", "b")])

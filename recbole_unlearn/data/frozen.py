@@ -1,9 +1,9 @@
 """A data set as a model knows it, kept in the model's log once the ``.inter`` file has lost lines.
 
-RecBole numbers users and items in the order in which the file names them, and splits it by its length. After lines were
-removed from it, ids and split would be others, and the model's rows would belong to other users. So the split is kept
-in RecBole's own form for ready splits (``benchmark_filename``), and the numbering in ``tokens.json``, in which users and
-items of whom nothing is left have lost their names.
+RecBole numbers users and items in the order in which the file names them, and splits it by its length. After lines
+were removed from it, ids and split would be others, and the model's rows would belong to other users. So the split is
+kept in RecBole's own form for ready splits (``benchmark_filename``), and the numbering in ``tokens.json``, in which
+users and items of whom nothing is left have lost their names.
 """
 
 import json

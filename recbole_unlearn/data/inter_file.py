@@ -39,7 +39,7 @@ def plain_path(config):
         raise InputError(f"purge_dataset: {path} does not exist; check data_path")
     if Path(recbole.__file__).resolve().parent in path.resolve().parents:
         raise InputError(
-            f"purge_dataset: {path} is RecBole's own example; copy it to a folder of yours and give data_path"
+            f"purge_dataset: {path} is RecBole's own example; copy it under another name and train on that"
         )
     return path
 
@@ -52,13 +52,13 @@ def check(path, config, pairs):
             found.add(pair)
     if found != pairs:
         raise InputError(
-            f"purge_dataset: {path} does not name {len(pairs - found)} of {len(pairs)} forgotten interactions as RecBole "
-            "read them (quoted fields?); edit it yourself"
+            f"purge_dataset: {path} does not name {len(pairs - found)} of {len(pairs)} forgotten interactions as "
+            "RecBole read them (quoted fields?); edit it yourself"
         )
 
 
 def remove_pairs(path, form, pairs):
-    """Replace the file, atomically, by one without the lines of these (user token, item token); the rest stays as it is.
+    """Replace the file, atomically, by one without the lines of these (user token, item token); all else stays.
 
     Args:
         form (dict): of `reading`.
