@@ -18,7 +18,7 @@ from recbole.utils import init_seed
 from recbole_unlearn import audit, reporting
 from recbole_unlearn import checkpoint as checkpoints
 from recbole_unlearn import purge as purging
-from recbole_unlearn import quick_start as quick
+from recbole_unlearn import opening, output
 from recbole_unlearn.config import UnlearnConfig
 from recbole_unlearn.data.split import Split
 from recbole_unlearn.data.triple_log import TripleLog
@@ -49,7 +49,7 @@ def scene(make_options, data_path, tmp_path_factory):
         split = Split(config)
         stored, log = checkpoints.load("model.pth")
         rows = distinctive(split)[3::30]
-        _, unlearner = quick._unlearner(config, split, stored, log)
+        _, unlearner = opening.open_unlearner(config, split, stored, log)
         unlearned = unlearner.unlearn(rows)
     finally:
         os.chdir(before)
@@ -72,11 +72,11 @@ def forget(scene, ready=lambda: None):
     ready()
     with ExitStack() as held:
         held.enter_context(locked(MODEL))
-        erasure = quick._erasure(config, split, rows, stored)
-        folder = quick._claim(held, UNLEARNED.parent)
-        quick._save_unlearned(UNLEARNED, stored, log, scene["unlearned"], split, rows, config, erasure["inter"])
+        erasure = output.erasure_of(config, split, rows, stored)
+        folder = output.claim(held, UNLEARNED.parent)
+        output.save_unlearned(UNLEARNED, stored, log, scene["unlearned"], split, rows, config, erasure["inter"])
         reporting.write(result, folder)
-        quick._record_and_purge(result, config, MODEL, stored, scene["unlearned"], erasure, folder / "audit.jsonl")
+        output.record_and_purge(result, config, MODEL, stored, scene["unlearned"], erasure, folder / "audit.jsonl")
         reporting.write(result, folder)
 
 
@@ -402,7 +402,7 @@ def test_an_audit_file_that_cannot_be_extended_keeps_the_original(scene, tmp_pat
     def full(path, record):
         raise OSError(28, "No space left on device", str(path))
 
-    monkeypatch.setattr(quick.audit, "append", full)
+    monkeypatch.setattr(output.audit, "append", full)
     keys = {"checkpoint": str(MODEL), "forget_count": 3, "compare": "none", "output_dir": "out", "purge": True}
     with pytest.raises(InputError, match="No space"):
         run_unlearn(config_dict=keys)
