@@ -150,10 +150,13 @@ def test_a_moved_model_finds_its_data(forget):
     assert result["models"]["retrained"]["forget_auc"] >= 0
 
 
-def test_an_unlearned_model_evaluates_the_same_after_the_purge(forget):
+def test_an_unlearned_model_evaluates_alike_after_the_purge(forget):
+    """Not to the last digit: nobody knows any more which items to leave out of the forgotten users' candidates."""
     first = forget(forget_count=7, output_dir="first")
     again = forget("first/unlearned.pth", forget_count=1, output_dir="second", purge=False, purge_dataset=False)
-    assert again["models"]["original"]["ranking"] == first["models"]["unlearned"]["ranking"]
+    before, after = first["models"]["unlearned"]["ranking"], again["models"]["original"]["ranking"]
+    for protocol, metrics in before.items():
+        assert after[protocol] == pytest.approx(metrics, abs=0.01)
 
 
 def test_other_columns_are_kept_as_the_model_read_them(forget, make_split):
