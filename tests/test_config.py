@@ -1,6 +1,7 @@
 """Configuration: RecBole's precedence, without its traps."""
 
 import copy
+import importlib.util
 import re
 import sys
 
@@ -372,3 +373,11 @@ def test_what_agrees_with_the_paper_is_accepted():
 
 def test_a_checkpoints_configuration_does_not_contradict_the_paper():
     assert build(None, {"curvature": "gauss_newton", "damping": "adam"}, paper=True)["curvature"] == "hessian"
+
+
+def test_the_configuration_reference_is_up_to_date():
+    docs = properties_dir().parent / "docs"
+    spec = importlib.util.spec_from_file_location("configuration", docs / "configuration.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert (docs / "configuration.md").read_text("utf-8") == module.page(), "run: python docs/configuration.py"
