@@ -342,7 +342,7 @@ class TestBlocksOfUsers:
         for name in ("gradient", "diagonal", "blocks"):
             np.testing.assert_array_equal(getattr(streamed, name)(), getattr(kept, name)())
         assert streamed.loss == kept.loss
-        assert isinstance(streamed.triples.neg, np.memmap)
+        assert not streamed.triples.neg.flags.owndata and not streamed.triples.neg.flags.writeable  # still the file
 
     def test_a_user_larger_than_a_block_is_not_split(self, wide, exact):
         problem, v = wide
@@ -363,7 +363,7 @@ def test_many_negatives_to_a_row():
     np.testing.assert_allclose(problem.closed_form().loss, 5 * 1300 * np.log(2), rtol=1e-13)
 
 
-@pytest.mark.parametrize("K", [1, 7, 16, 64, 100])
+@pytest.mark.parametrize("K", [7, 64])
 @pytest.mark.parametrize("exact", [False, True], ids=["gauss-newton", "hessian"])
 def test_wide_embeddings(K, exact):
     problem = random_problem(seed=K, n_users=5, n_items=9, K=K, m=3, rows=20)
