@@ -2,11 +2,18 @@
 
 For user u, x_t = p_u . (q_i - q_j). Along a direction (v^P, v^Q), dx_t = e_i - e_j with the scalar
 e_k = v_u . q_k + p_u . v_k a (user, item), so each distinct item of a user is gathered once, the triples of the
-user only touch scalars, and one last pass over the distinct items scatters the result. Loops are parallel over
-a fixed number of user chunks, each with its own accumulator, so results do not depend on the number of threads.
+user only touch scalars, and one last pass over the distinct items scatters the result. Triples name an item by its
+number among the user's distinct items, so that these scalars are few and near. Loops are parallel over a fixed number
+of user chunks, each with its own accumulator, so results do not depend on the number of threads.
 
 Kernels are specialised on K (a compile-time constant) and cached on disk by numba. Scores and scalars have the type of
 the embeddings (float32 or float64); sums are float64.
+
+A block of users is passed as ``(row_ptr, pos, neg, count, dist, chunk_ptr)``: the rows of user u are
+``row_ptr[u] : row_ptr[u + 1]``; ``pos`` ``[rows]`` and ``neg`` ``[rows, m]`` number the user's distinct items, whose
+``count[u]`` ids begin at ``dist[(1 + m) row_ptr[u]]``, where no user before can reach; chunk c has the users
+``chunk_ptr[c] : chunk_ptr[c + 1]``. Accumulators over items, ``out_Q`` ``[chunks, n_items, K]``, are
+added to, and to be summed over chunks.
 """
 
 from functools import cache
@@ -14,81 +21,96 @@ from functools import cache
 import numba
 import numpy as np
 
-FLAGS = {"cache": True, "nogil": True, "error_model": "numpy", "fastmath": {"reassoc", "contract", "nsz", "arcp"}}
+from recbole_unlearn.influence.vectors import (
+    FLAGS,
+    add_scaled,
+    dot,
+    exp,
+    load,
+    multiply,
+    store,
+    widen,
+    zeros,
+)
+
+PARALLEL = {**FLAGS, "parallel": True}
 
 
-@numba.njit(**{**FLAGS, "parallel": True})
-def distinct_items(row_ptr, pos, neg, chunk_ptr, n_items, ptr, out):
-    """Distinct items of each user's triples; fills ``out`` by ``ptr``, or only the counts ``ptr[1:]`` if it is empty."""
-    fill = len(out) > 0
+@numba.njit(**PARALLEL)
+def number_items(row_ptr, pos, neg, count, dist, chunk_ptr, n_items):
+    """Turn item ids in ``pos`` and ``neg`` into numbers among a user's distinct items; fills ``count`` and ``dist``."""
     for c in numba.prange(len(chunk_ptr) - 1):
-        mark = np.full(n_items, -1, np.int32)
+        number = np.full(n_items, -1, np.int64)  # counted on over the users of the chunk, so never reset
+        before = 0
         for u in range(chunk_ptr[c], chunk_ptr[c + 1]):
             n = 0
-            start = ptr[u]
+            first = (1 + neg.shape[1]) * row_ptr[u]
             for r in range(row_ptr[u], row_ptr[u + 1]):
-                k = pos[r]
-                if mark[k] != u:
-                    mark[k] = u
-                    if fill:
-                        out[start + n] = k
-                    n += 1
-                for t in range(neg.shape[1]):
-                    k = neg[r, t]
-                    if mark[k] != u:
-                        mark[k] = u
-                        if fill:
-                            out[start + n] = k
-                        n += 1
-            if not fill:
-                ptr[u + 1] = n
+                for t in range(-1, neg.shape[1]):
+                    k = pos[r] if t < 0 else neg[r, t]
+                    # without a branch, it would be mispredicted often
+                    new = number[k] < before
+                    at = n if new else number[k] - before
+                    number[k] = before + at
+                    dist[first + n] = k
+                    n += new
+                    if t < 0:
+                        pos[r] = at
+                    else:
+                        neg[r, t] = at
+            count[u] = n
+            before += n
 
 
 @cache
-def linearise(K):
-    """Kernel ``(P, Q, row_ptr, pos, neg, weight, dist_ptr, dist, chunk_ptr, n_items, h, a, b) -> loss``.
+def linearise(K, single):
+    """Kernel ``(P, Q, *block, weight, h, b) -> loss``, ``single`` for float32.
 
     At the scores x of the current weights it fills, with s = sigmoid(-x):
-    ``h[r, t] = w s (1 - s)``, and for each distinct (user, item) ``a = sum h`` over the triples that hold the item
-    and ``b = sum +-w s`` (plus where it is the positive). Returns the weighted loss ``sum -w log sigmoid(x)``.
+    ``h[r, t] = w s (1 - s)``, and for each distinct (user, item) ``b = sum +-w s`` over the triples that hold the item
+    (plus where it is the positive). Returns the weighted loss ``sum -w log sigmoid(x)``.
     """
+    exponential = exp if single else np.exp
 
-    @numba.njit(**{**FLAGS, "parallel": True})
-    def kernel(P, Q, row_ptr, pos, neg, weight, dist_ptr, dist, chunk_ptr, n_items, h, a, b):
+    @numba.njit(**PARALLEL)
+    def kernel(P, Q, row_ptr, pos, neg, count, dist, chunk_ptr, weight, h, b):
         n_chunks = len(chunk_ptr) - 1
+        m = neg.shape[1]
         loss = np.zeros(n_chunks)
+        longest = count.max() if len(count) else 0
         for c in numba.prange(n_chunks):
-            e = np.empty(n_items, P.dtype)
-            sum_h = np.zeros(n_items, np.float64)
-            sum_s = np.zeros(n_items, np.float64)
+            e = np.empty(longest, P.dtype)
+            acc = np.empty(longest, np.float64)
             total = 0.0
             for u in range(chunk_ptr[c], chunk_ptr[c + 1]):
-                for d in range(dist_ptr[u], dist_ptr[u + 1]):
-                    k = dist[d]
-                    x = np.float32(0)
-                    for f in range(K):
-                        x += P[u, f] * Q[k, f]
-                    e[k] = x
-                    sum_h[k] = 0.0
-                    sum_s[k] = 0.0
+                first = (1 + m) * row_ptr[u]
+                p = load(K, P, u, 0)
+                for d in range(count[u]):
+                    e[d] = dot(p, load(K, Q, dist[first + d], 0))
+                    acc[d] = 0.0
                 for r in range(row_ptr[u], row_ptr[u + 1]):
-                    i = pos[r]
+                    ei = e[pos[r]]
                     w = weight[r]
-                    for t in range(neg.shape[1]):
+                    row_s, row_loss, product = 0.0, 0.0, 1.0
+                    for t in range(m):
                         j = neg[r, t]
-                        x = e[i] - e[j]
-                        q = np.exp(-abs(x))
-                        s = (q if x > 0 else np.float32(1)) / (1 + q)
-                        total += w * (np.log1p(q) + max(-x, np.float32(0)))
-                        curve = w * s * (1 - s)
-                        h[r, t] = curve
-                        sum_h[i] += curve
-                        sum_h[j] += curve
-                        sum_s[i] += w * s
-                        sum_s[j] -= w * s
-                for d in range(dist_ptr[u], dist_ptr[u + 1]):
-                    a[d] = sum_h[dist[d]]
-                    b[d] = sum_s[dist[d]]
+                        x = ei - e[j]
+                        q = exponential(-abs(x))
+                        inverse = 1 / (1 + q)
+                        s = w * (q * inverse if x > 0 else inverse)
+                        h[r, t] = w * q * inverse * inverse
+                        acc[j] -= s
+                        row_s += s
+                        # log(1 + q) summed as the log of a product, which stays below 2^513
+                        product *= 1.0 + q
+                        row_loss += max(-x, 0)
+                        if t & 511 == 511:
+                            row_loss += np.log(product)
+                            product = 1.0
+                    acc[pos[r]] += row_s
+                    total += w * (row_loss + np.log(product))
+                for d in range(count[u]):
+                    b[first + d] = acc[d]
             loss[c] = total
         return loss.sum()
 
@@ -97,152 +119,147 @@ def linearise(K):
 
 @cache
 def curvature_product(K, exact):
-    """Kernel ``(P, VP, QV, row_ptr, pos, neg, h, dist_ptr, dist, b, chunk_ptr, n_items, out_P, out_Q)``.
+    """Kernel ``(VP, QV, *block, h, b, out_P, out_Q)``.
 
-    ``QV`` is ``[n_items, 2K]``: q_k and v_k side by side. ``out_Q`` is ``[chunks, n_items, K]``, to be summed over
-    chunks. With ``exact`` the coupling s I of p_u with q_i and q_j is included, else the product is Gauss-Newton.
+    ``VP`` is ``[n_users, 2K]``: v_u and p_u side by side, ``QV`` is ``[n_items, 2K]``: q_k and v_k. With ``exact`` the
+    coupling s I of p_u with q_i and q_j is included, else the product is Gauss-Newton.
     """
+    both = 2 * K
 
-    @numba.njit(**{**FLAGS, "parallel": True})
-    def kernel(P, VP, QV, row_ptr, pos, neg, h, dist_ptr, dist, b, chunk_ptr, n_items, out_P, out_Q):
+    @numba.njit(**PARALLEL)
+    def kernel(VP, QV, row_ptr, pos, neg, count, dist, chunk_ptr, h, b, out_P, out_Q):
+        m = neg.shape[1]
+        longest = count.max() if len(count) else 0
         for c in numba.prange(len(chunk_ptr) - 1):
-            e = np.empty(n_items, P.dtype)
-            acc = np.zeros(n_items, np.float64)
+            e = np.empty(longest, VP.dtype)
+            acc = np.empty(longest, np.float64)
             out = out_Q[c]
-            out[:] = 0
-            p = np.empty(K, P.dtype)
-            v = np.empty(K, P.dtype)
-            sum_u = np.empty(K, np.float64)
             for u in range(chunk_ptr[c], chunk_ptr[c + 1]):
-                for f in range(K):
-                    p[f] = P[u, f]
-                    v[f] = VP[u, f]
-                    sum_u[f] = 0.0
-                for d in range(dist_ptr[u], dist_ptr[u + 1]):
-                    k = dist[d]
-                    x = np.float32(0)
-                    for f in range(K):
-                        x += v[f] * QV[k, f] + p[f] * QV[k, K + f]
-                    e[k] = x
-                    acc[k] = 0.0
+                first = (1 + m) * row_ptr[u]
+                vp = load(both, VP, u, 0)
+                for d in range(count[u]):
+                    e[d] = dot(vp, load(both, QV, dist[first + d], 0))
+                    acc[d] = 0.0
                 for r in range(row_ptr[u], row_ptr[u + 1]):
                     ei = e[pos[r]]
                     total = 0.0
-                    for t in range(neg.shape[1]):
+                    for t in range(m):
                         j = neg[r, t]
                         w = h[r, t] * (ei - e[j])
                         acc[j] -= w
                         total += w
                     acc[pos[r]] += total
-                for d in range(dist_ptr[u], dist_ptr[u + 1]):
-                    k = dist[d]
-                    g = acc[k]
+                p, v = widen(load(K, VP, u, K)), widen(load(K, VP, u, 0))
+                sum_u = zeros(K)
+                for d in range(count[u]):
+                    k = dist[first + d]
+                    sum_k = add_scaled(load(K, out, k, 0), acc[d], p)
+                    sum_u = add_scaled(sum_u, acc[d], load(K, QV, k, 0))
                     if exact:
-                        s = b[d]
-                        for f in range(K):
-                            sum_u[f] += g * QV[k, f] - s * QV[k, K + f]
-                            out[k, f] += g * p[f] - s * v[f]
-                    else:
-                        for f in range(K):
-                            sum_u[f] += g * QV[k, f]
-                            out[k, f] += g * p[f]
-                for f in range(K):
-                    out_P[u, f] = sum_u[f]
+                        sum_k = add_scaled(sum_k, -b[first + d], v)
+                        sum_u = add_scaled(sum_u, -b[first + d], load(K, QV, k, K))
+                    store(out, k, 0, sum_k)
+                store(out_P, u, 0, sum_u)
 
     return kernel
 
 
 @cache
 def gradient(K):
-    """Kernel ``(P, Q, dist_ptr, dist, b, chunk_ptr, out_P, out_Q)``: gradient of the loss that `linearise` returns.
+    """Kernel ``(P, Q, *block, b, out_P, out_Q)``: gradient of the loss that `linearise` returns."""
 
-    ``out_P`` is ``[n_users, K]``; ``out_Q`` is ``[chunks, n_items, K]``, to be summed over chunks.
-    """
-
-    @numba.njit(**{**FLAGS, "parallel": True})
-    def kernel(P, Q, dist_ptr, dist, b, chunk_ptr, out_P, out_Q):
+    @numba.njit(**PARALLEL)
+    def kernel(P, Q, row_ptr, pos, neg, count, dist, chunk_ptr, b, out_P, out_Q):
         for c in numba.prange(len(chunk_ptr) - 1):
             out = out_Q[c]
-            out[:] = 0
-            sum_u = np.empty(K, np.float64)
             for u in range(chunk_ptr[c], chunk_ptr[c + 1]):
-                sum_u[:] = 0
-                for d in range(dist_ptr[u], dist_ptr[u + 1]):
-                    k = dist[d]
-                    for f in range(K):
-                        sum_u[f] -= b[d] * Q[k, f]
-                        out[k, f] -= b[d] * P[u, f]
-                for f in range(K):
-                    out_P[u, f] = sum_u[f]
+                first = (1 + neg.shape[1]) * row_ptr[u]
+                p = widen(load(K, P, u, 0))
+                sum_u = zeros(K)
+                for d in range(count[u]):
+                    k = dist[first + d]
+                    sum_u = add_scaled(sum_u, -b[first + d], load(K, Q, k, 0))
+                    store(out, k, 0, add_scaled(load(K, out, k, 0), -b[first + d], p))
+                store(out_P, u, 0, sum_u)
 
     return kernel
 
 
 @cache
 def gauss_newton_blocks(K):
-    """Kernel that fills the K x K diagonal blocks of the Gauss-Newton matrix.
+    """Kernel ``(P, Q, *block, h, out_P, out_Q)``: the K x K diagonal blocks of the Gauss-Newton matrix.
 
-    ``(P, Q, row_ptr, pos, neg, h, dist_ptr, dist, a, chunk_ptr, n_items, block_P, block_Q)``;
-    ``block_Q`` is ``[chunks, n_items, K, K]``. Only the lower triangles are filled. A negative must not be the
-    positive of its row.
+    ``out_P`` is ``[n_users, K, K]`` and ``out_Q`` ``[chunks, n_items, K, K]``. A negative must not be the positive of
+    its row.
     """
 
-    @numba.njit(**{**FLAGS, "parallel": True})
-    def kernel(P, Q, row_ptr, pos, neg, h, dist_ptr, dist, a, chunk_ptr, n_items, block_P, block_Q):
+    @numba.njit(**PARALLEL)
+    def kernel(P, Q, row_ptr, pos, neg, count, dist, chunk_ptr, h, out_P, out_Q):
+        m = neg.shape[1]
+        longest = count.max() if len(count) else 0
         for c in numba.prange(len(chunk_ptr) - 1):
-            out = block_Q[c]
-            out[:] = 0
-            mean = np.empty(K, np.float64)
+            own = out_P.reshape(-1, K)
+            out = out_Q[c].reshape(-1, K)
+            a = np.empty(longest, np.float64)
+            outer = np.empty((K, K), np.float64)
             for u in range(chunk_ptr[c], chunk_ptr[c + 1]):
-                own = block_P[u]
-                own[:] = 0
-                for d in range(dist_ptr[u], dist_ptr[u + 1]):
-                    k = dist[d]
-                    for f in range(K):
-                        qa, pa = a[d] * Q[k, f], a[d] * P[u, f]
-                        for g in range(f + 1):
-                            own[f, g] += qa * Q[k, g]
-                            out[k, f, g] += pa * P[u, g]
+                first = (1 + m) * row_ptr[u]
+                for f in range(K):
+                    store(outer, f, 0, add_scaled(zeros(K), P[u, f], load(K, P, u, 0)))
+                    store(own, K * u + f, 0, zeros(K))
+                a[: count[u]] = 0.0
                 for r in range(row_ptr[u], row_ptr[u + 1]):
-                    for f in range(K):
-                        mean[f] = 0.0
-                    for t in range(neg.shape[1]):
+                    total = 0.0
+                    q = load(K, Q, dist[first + pos[r]], 0)
+                    for t in range(m):
+                        w = h[r, t]
+                        k = dist[first + neg[r, t]]
+                        difference = add_scaled(q, -1, load(K, Q, k, 0))
                         for f in range(K):
-                            mean[f] += h[r, t] * Q[neg[r, t], f]
-                    i = pos[r]
+                            scale = w * (Q[dist[first + pos[r]], f] - Q[k, f])
+                            store(own, K * u + f, 0, add_scaled(load(K, own, K * u + f, 0), scale, difference))
+                        a[neg[r, t]] += w
+                        total += w
+                    a[pos[r]] += total
+                for d in range(count[u]):
+                    k = dist[first + d]
                     for f in range(K):
-                        for g in range(f + 1):
-                            own[f, g] -= Q[i, f] * mean[g] + mean[f] * Q[i, g]
+                        changed = add_scaled(load(K, out, K * k + f, 0), a[d], load(K, outer, f, 0))
+                        store(out, K * k + f, 0, changed)
 
     return kernel
 
 
 @cache
 def gauss_newton_diagonal(K):
-    """Kernel like `gauss_newton_blocks` for the diagonal alone: ``diag_P`` ``[n_users, K]``, ``diag_Q`` ``[chunks, n_items, K]``."""
+    """Kernel like `gauss_newton_blocks` for the diagonal alone: one dimension K less."""
 
-    @numba.njit(**{**FLAGS, "parallel": True})
-    def kernel(P, Q, row_ptr, pos, neg, h, dist_ptr, dist, a, chunk_ptr, n_items, diag_P, diag_Q):
+    @numba.njit(**PARALLEL)
+    def kernel(P, Q, row_ptr, pos, neg, count, dist, chunk_ptr, h, out_P, out_Q):
+        m = neg.shape[1]
+        longest = count.max() if len(count) else 0
         for c in numba.prange(len(chunk_ptr) - 1):
-            out = diag_Q[c]
-            out[:] = 0
-            mean = np.empty(K, np.float64)
+            out = out_Q[c]
+            a = np.empty(longest, np.float64)
             for u in range(chunk_ptr[c], chunk_ptr[c + 1]):
-                own = diag_P[u]
-                own[:] = 0
-                for d in range(dist_ptr[u], dist_ptr[u + 1]):
-                    k = dist[d]
-                    for f in range(K):
-                        own[f] += a[d] * Q[k, f] * Q[k, f]
-                        out[k, f] += a[d] * P[u, f] * P[u, f]
+                first = (1 + m) * row_ptr[u]
+                a[: count[u]] = 0.0
+                sum_u = zeros(K)
                 for r in range(row_ptr[u], row_ptr[u + 1]):
-                    for f in range(K):
-                        mean[f] = 0.0
-                    for t in range(neg.shape[1]):
-                        for f in range(K):
-                            mean[f] += h[r, t] * Q[neg[r, t], f]
-                    for f in range(K):
-                        own[f] -= 2 * Q[pos[r], f] * mean[f]
+                    total = 0.0
+                    q = load(K, Q, dist[first + pos[r]], 0)
+                    for t in range(m):
+                        difference = add_scaled(q, -1, load(K, Q, dist[first + neg[r, t]], 0))
+                        sum_u = add_scaled(sum_u, h[r, t], multiply(difference, difference))
+                        a[neg[r, t]] += h[r, t]
+                        total += h[r, t]
+                    a[pos[r]] += total
+                p = widen(load(K, P, u, 0))
+                square = multiply(p, p)
+                for d in range(count[u]):
+                    k = dist[first + d]
+                    store(out, k, 0, add_scaled(load(K, out, k, 0), a[d], square))
+                store(out_P, u, 0, sum_u)
 
     return kernel
 

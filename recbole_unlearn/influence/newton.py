@@ -118,8 +118,9 @@ def minimise(objective, P, Q, tolerance, max_iterations, progress=None):
             precondition = preconditioner(loss, objective.l2)
         if radius is None:
             radius = torch.dot(gradient, precondition(gradient)).sqrt().item()
-        # accurate enough for quadratic convergence, no more than the tolerance asks for and one solve can give
-        accuracy = max(min(0.1, norm / first) * norm, 1e-6 * norm, target / 2)
+        # accurate enough for quadratic convergence, no more than the tolerance asks for and one solve can give: below
+        # some 1e-6, rounding along the rotations takes over
+        accuracy = max(min(0.1, norm / first) * norm, 1e-5 * norm, target / 2)
         model = _steihaug(Damped(loss, objective.l2), gradient, precondition, radius, accuracy)
         report.iterations += 1
         report.products += model.products

@@ -4,6 +4,7 @@ A curvature is any object with ``size`` (int) and ``matvec(v) -> Tensor`` on fla
 Everything is a sum over triples (not a mean), with explicit weights.
 """
 
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -11,7 +12,12 @@ import torch
 
 from recbole_unlearn.influence import kernels
 
-CHUNKS = 16  # of users; fixed, so that sums are the same whatever the number of threads
+# Of users; fixed, so that sums are the same whatever the number of threads. Fewer where the accumulators over items,
+# one a chunk, would be large.
+CHUNKS = 16
+ACCUMULATOR_BYTES = 32 << 20
+BLOCK_TRIPLES = 4_000_000
+KEPT_TRIPLES = 16_000_000
 
 
 class Curvature(Protocol):
@@ -24,40 +30,76 @@ class Curvature(Protocol):
         ...
 
 
+@dataclass
+class Block:
+    """Triples of the users ``users`` (slice), grouped as `kernels` wants them; ``rows`` (slice) of all rows."""
+
+    users: slice
+    rows: slice
+    row_ptr: np.ndarray
+    pos: np.ndarray
+    neg: np.ndarray
+    count: np.ndarray
+    dist: np.ndarray
+
+    def arguments(self, chunks):
+        """What every kernel takes, the users in so many chunks of about as many rows."""
+        ends = np.searchsorted(self.row_ptr, np.linspace(0, self.row_ptr[-1], chunks + 1)[1:-1])
+        chunk_ptr = np.concatenate([[0], ends, [len(self.count)]])
+        return self.row_ptr, self.pos, self.neg, self.count, self.dist, chunk_ptr
+
+
 class UserTriples:
     """Triples grouped by user: the data that a dot-product curvature is summed over.
+
+    The arrays are only read, a block of users at a time, and may be memory-mapped. Above ``kept_triples`` nothing of
+    their size is kept: every pass reads and groups the blocks again, so that memory does not grow with the triples.
 
     Args:
         users: int array ``[rows]``, non-decreasing.
         pos: positive item of each row, ``[rows]``.
-        neg: negatives of each row, ``[rows, m]``; any unsigned integer type.
+        neg: negatives of each row, ``[rows, m]``; any unsigned integer type that holds all item ids.
         n_users, n_items: sizes of the id spaces.
         weight: weight of each triple of a row, float ``[rows]`` or one number.
+        block_triples (int): size of a block; users are not split.
     """
 
-    def __init__(self, users, pos, neg, n_users, n_items, weight=1.0):
-        users = np.asarray(users)
+    def __init__(
+        self, users, pos, neg, n_users, n_items, weight=1.0, block_triples=BLOCK_TRIPLES, kept_triples=KEPT_TRIPLES
+    ):
         self.n_users, self.n_items = n_users, n_items
-        self.pos, self.neg = np.ascontiguousarray(pos), np.ascontiguousarray(neg)
-        self.weight = np.array(np.broadcast_to(np.float32(weight), self.pos.shape))  # a copy: writable, one kernel
-        self.row_ptr = np.searchsorted(users, np.arange(n_users + 1))
-        self.chunk_ptr = np.searchsorted(self.row_ptr, np.linspace(0, len(users), CHUNKS + 1)[1:-1], side="left")
-        self.chunk_ptr = np.concatenate([[0], self.chunk_ptr, [n_users]])
-        self.dist_ptr = np.zeros(n_users + 1, np.int64)
-        empty = np.empty(0, np.int32)
-        args = (self.row_ptr, self.pos, self.neg, self.chunk_ptr, n_items, self.dist_ptr)
-        kernels.distinct_items(*args, empty)
-        np.cumsum(self.dist_ptr, out=self.dist_ptr)
-        self.dist = np.empty(self.dist_ptr[-1], np.int32)
-        if len(self.dist):
-            kernels.distinct_items(*args, self.dist)
+        self.pos, self.neg = np.asarray(pos), np.asarray(neg)
+        self.weight = np.broadcast_to(np.asarray(weight, np.float32), self.pos.shape)
+        self.row_ptr = np.searchsorted(np.asarray(users), np.arange(n_users + 1))
+        starts = np.arange(0, len(self.pos), max(block_triples // max(self.neg.shape[1], 1), 1))[1:]
+        inner = np.unique(np.searchsorted(self.row_ptr, starts))
+        self.bounds = [0, *(int(user) for user in inner if 0 < user < n_users), n_users]
+        self.kept = len(self) <= kept_triples
+        self._blocks = [self._block(b) for b in range(len(self.bounds) - 1)] if self.kept else None
 
     def __len__(self):
         return self.neg.size
 
-    def grouping(self):
-        """Arguments that every kernel takes."""
-        return self.row_ptr, self.pos, self.neg
+    def _block(self, b):
+        users = slice(self.bounds[b], self.bounds[b + 1])
+        ptr = self.row_ptr[users.start : users.stop + 1]
+        rows = slice(int(ptr[0]), int(ptr[-1]))
+        pos, neg = self.pos[rows].astype(self.neg.dtype), np.array(self.neg[rows], order="C")
+        block = Block(
+            users,
+            rows,
+            ptr - ptr[0],
+            pos,
+            neg,
+            np.empty(len(ptr) - 1, np.int64),
+            np.empty(pos.size + neg.size, neg.dtype),
+        )
+        kernels.number_items(*block.arguments(CHUNKS), self.n_items)
+        return block
+
+    def blocks(self):
+        """The blocks, in order of users."""
+        return self._blocks if self.kept else (self._block(b) for b in range(len(self.bounds) - 1))
 
 
 class DotProductCurvature:
@@ -80,16 +122,43 @@ class DotProductCurvature:
         self.K = self.P.shape[1]
         self.exact = exact
         self.size = self.P.size + self.Q.size
-        t = triples
-        self.h = np.empty(t.neg.shape, dtype)
-        self.a = np.empty(len(t.dist), dtype)
-        self.b = np.empty(len(t.dist), dtype)
-        self.loss = kernels.linearise(self.K)(
-            self.P, self.Q, *t.grouping(), t.weight, t.dist_ptr, t.dist, t.chunk_ptr, t.n_items, self.h, self.a, self.b
-        )
-        self._out_Q = np.empty((len(t.chunk_ptr) - 1, t.n_items, self.K))
-        self._QV = np.empty((t.n_items, 2 * self.K), dtype)
-        self._QV[:, : self.K] = self.Q
+        # the two factors of e = v_u . q_k + p_u . v_k, as one inner product of twice the length
+        self._VP = np.concatenate([np.zeros_like(self.P), self.P], axis=1)
+        self._QV = np.concatenate([self.Q, np.zeros_like(self.Q)], axis=1)
+        self._kept = None
+        self.loss = 0.0
+        linear = []
+        for block in triples.blocks():
+            loss, h, b = self._linearise(block)
+            self.loss += loss
+            if triples.kept:
+                linear.append((block, h, b))
+        if triples.kept:
+            self._kept = linear
+
+    def _linearise(self, block):
+        h, b = np.empty(block.neg.shape, self.P.dtype), np.empty(len(block.dist), self.P.dtype)
+        weight = np.ascontiguousarray(self.triples.weight[block.rows])
+        kernel = kernels.linearise(self.K, self.P.dtype == np.float32)
+        return kernel(self.P[block.users], self.Q, *block.arguments(CHUNKS), weight, h, b), h, b
+
+    def _parts(self):
+        """Each block with its h and b, see `kernels.linearise`."""
+        return self._kept or ((block, *self._linearise(block)[1:]) for block in self.triples.blocks())
+
+    def _accumulate(self, kernel, shape, run):
+        """Sum what a kernel adds up, one array ``shape`` a row of P and of Q, over blocks and chunks.
+
+        ``run(kernel, block, arguments, h, b, out_P, out_Q)`` calls the kernel.
+        """
+        t = self.triples
+        chunks = int(np.clip(ACCUMULATOR_BYTES // (8 * t.n_items * np.prod(shape)), 2, CHUNKS))
+        result = np.empty((t.n_users + t.n_items, *shape))
+        partial = np.zeros((chunks, t.n_items, *shape))
+        for block, h, b in self._parts():
+            run(kernel, block, block.arguments(chunks), h, b, result[block.users], partial)
+        partial.sum(axis=0, out=result[t.n_users :])
+        return result
 
     def split(self, v):
         """The user and item parts of a flat vector, as views ``[n_users, K]`` and ``[n_items, K]``."""
@@ -97,44 +166,35 @@ class DotProductCurvature:
         return v[: self.P.size].reshape(self.P.shape), v[self.P.size :].reshape(self.Q.shape)
 
     def matvec(self, v):
-        t = self.triples
-        VP, VQ = self.split(v)
-        self._QV[:, self.K :] = VQ
-        result = np.empty(self.size)
-        out_P, out_Q = self.split(result)
-        kernels.curvature_product(self.K, self.exact)(
-            self.P, VP.astype(self.P.dtype), self._QV, *t.grouping(), self.h, t.dist_ptr, t.dist, self.b,
-            t.chunk_ptr, t.n_items, out_P, self._out_Q,
-        )  # fmt: skip
-        self._out_Q.sum(axis=0, out=out_Q)
-        return torch.from_numpy(result)
+        self._VP[:, : self.K], self._QV[:, self.K :] = self.split(v)
+
+        def run(kernel, block, arguments, h, b, out_P, out_Q):
+            kernel(self._VP[block.users], self._QV, *arguments, h, b, out_P, out_Q)
+
+        result = self._accumulate(kernels.curvature_product(self.K, self.exact), (self.K,), run)
+        return torch.from_numpy(result.ravel())
 
     def gradient(self):
         """Gradient of the loss, float64 ``[size]``."""
-        t = self.triples
-        result = np.empty(self.size)
-        out_P, out_Q = self.split(result)
-        kernels.gradient(self.K)(self.P, self.Q, t.dist_ptr, t.dist, self.b, t.chunk_ptr, out_P, self._out_Q)
-        self._out_Q.sum(axis=0, out=out_Q)
-        return torch.from_numpy(result)
+
+        def run(kernel, block, arguments, h, b, out_P, out_Q):
+            kernel(self.P[block.users], self.Q, *arguments, b, out_P, out_Q)
+
+        return torch.from_numpy(self._accumulate(kernels.gradient(self.K), (self.K,), run).ravel())
 
     def _per_row(self, kernel, shape):
-        t = self.triples
-        P_part = np.zeros((t.n_users, *shape))
-        Q_part = np.zeros((len(t.chunk_ptr) - 1, t.n_items, *shape))
-        kernel(
-            self.P, self.Q, *t.grouping(), self.h, t.dist_ptr, t.dist, self.a, t.chunk_ptr, t.n_items, P_part, Q_part
-        )
-        return np.concatenate([P_part, Q_part.sum(axis=0)])
+        def run(kernel, block, arguments, h, b, out_P, out_Q):
+            kernel(self.P[block.users], self.Q, *arguments, h, out_P, out_Q)
+
+        return torch.from_numpy(self._accumulate(kernel, shape, run))
 
     def diagonal(self):
         """Diagonal of the Gauss-Newton matrix, float64 ``[size]``."""
-        return torch.from_numpy(self._per_row(kernels.gauss_newton_diagonal(self.K), (self.K,)).ravel())
+        return self._per_row(kernels.gauss_newton_diagonal(self.K), (self.K,)).view(-1)
 
     def blocks(self):
         """K x K diagonal blocks of the Gauss-Newton matrix, one an embedding row: ``[n_users + n_items, K, K]``."""
-        lower = torch.from_numpy(self._per_row(kernels.gauss_newton_blocks(self.K), (self.K, self.K)))
-        return lower.tril() + lower.tril(-1).mT
+        return self._per_row(kernels.gauss_newton_blocks(self.K), (self.K, self.K))
 
 
 class Sum:

@@ -16,17 +16,11 @@ from functools import cache
 
 import numba
 import numpy as np
-from numba import types
-from numba.core import cgutils
-from numba.extending import intrinsic
 
-from recbole_unlearn.influence.kernels import FLAGS
 from recbole_unlearn.influence.objective import returning
+from recbole_unlearn.influence.vectors import FLAGS, add_scaled, dot, exp, load, store
 
 CHUNKS = 16  # of rows; fixed, so that the order of triples is the same whatever the number of threads
-
-ir = cgutils.ir  # llvmlite's
-LLVM_FLAGS = ("reassoc", "contract", "nsz")
 
 
 @dataclass
@@ -98,68 +92,6 @@ def _arrange(anchors, neg, item_place, forgotten, chunks, chosen, step, counts, 
             gone[at] = forgotten[r]
 
 
-# Operations on rows of K float32, written as LLVM vectors: numba makes scalar code of short constant loops.
-
-
-def _row(builder, K, context, array_type, array, row):
-    """LLVM pointer to a row of an array ``[any, K]``, as a vector."""
-    data = context.make_array(array_type)(context, builder, array).data
-    start = builder.gep(data, [builder.mul(row, row.type(K))])
-    return builder.bitcast(start, ir.VectorType(ir.FloatType(), K).as_pointer())
-
-
-@intrinsic(prefer_literal=True)
-def _dot(typing, K, A, a, B, b):
-    """``A[a] . B[b]`` of float32 arrays ``[any, K]``; K a constant."""
-    width = K.literal_value
-
-    def emit(context, builder, signature, args):
-        kinds = signature.args
-        left = builder.load(_row(builder, width, context, kinds[1], *args[1:3]), align=4)
-        right = builder.load(_row(builder, width, context, kinds[3], *args[3:5]), align=4)
-        product = builder.fmul(left, right, LLVM_FLAGS)
-        kind = ir.FunctionType(ir.FloatType(), [ir.FloatType(), product.type])
-        add = cgutils.get_or_insert_function(builder.module, kind, f"llvm.vector.reduce.fadd.v{width}f32")
-        return builder.call(add, [ir.FloatType()(0), product], fastmath=LLVM_FLAGS)
-
-    return types.float32(K, A, types.int64, B, types.int64), emit
-
-
-@intrinsic(prefer_literal=True)
-def _axpy(typing, K, A, a, scale, B, b):
-    """``A[a] += scale * B[b]`` of float32 arrays ``[any, K]``; K a constant."""
-    width = K.literal_value
-
-    def emit(context, builder, signature, args):
-        kinds = signature.args
-        target = _row(builder, width, context, kinds[1], *args[1:3])
-        scale, source = args[3], builder.load(_row(builder, width, context, kinds[4], *args[4:6]), align=4)
-        scales = source.type(ir.Undefined)
-        for k in range(width):
-            scales = builder.insert_element(scales, scale, ir.IntType(32)(k))
-        change = builder.fmul(scales, source, LLVM_FLAGS)
-        builder.store(builder.fadd(builder.load(target, align=4), change, LLVM_FLAGS), target, align=4)
-
-    return types.void(K, A, types.int64, types.float32, B, types.int64), emit
-
-
-@numba.njit(**FLAGS)
-def _exp(x):
-    """exp of a float32 to 3e-7, infinite from 88.4 on; inlined, where a call would empty the registers."""
-    x = max(min(x, np.float32(88.5)), np.float32(-87))
-    n = np.floor(x * np.float32(1.442695) + np.float32(0.5))
-    x -= n * np.float32(0.6931472)
-    series = np.float32(1 / 5040)
-    series = series * x + np.float32(1 / 720)
-    series = series * x + np.float32(1 / 120)
-    series = series * x + np.float32(1 / 24)
-    series = series * x + np.float32(1 / 6)
-    series = series * x + np.float32(1 / 2)
-    series = series * x + np.float32(1)
-    series = series * x + np.float32(1)
-    return series * np.int32((np.int32(n) + np.int32(127)) << np.int32(23)).view(np.float32)
-
-
 @numba.njit(**FLAGS)
 def _adam(w, m, v, g, step, hyper):
     """A step of torch.optim.Adam on flat float32 arrays, the ``step``-th from 1 on; ``g`` is set to zero."""
@@ -205,23 +137,23 @@ def _replay_epoch(K):
                         u, i = rows[k, 0], rows[k, 1]
                         anchored = u < n_touched or i < n_touched
                         wu, wi = u + shift * (u < n_touched), i + shift * (i < n_touched)
-                        score = _dot(K, W, wu, W, wi)
+                        score = dot(load(K, W, wu, 0), load(K, W, wi, 0))
                         total = np.float32(0)
                         for t in range(2, rows.shape[1]):
                             j = rows[k, t]
                             if not anchored and j >= n_touched:
                                 continue
                             wj = j + shift * (j < n_touched)
-                            g = scale / (np.float32(1) + _exp(score - _dot(K, W, wu, W, wj)))
+                            g = scale / (np.float32(1) + exp(score - dot(load(K, W, wu, 0), load(K, W, wj, 0))))
                             total += g
                             if u < n_touched:
-                                _axpy(K, G, u, g, W, wj)
+                                store(G, u, 0, add_scaled(load(K, G, u, 0), g, load(K, W, wj, 0)))
                             if j < n_touched:
-                                _axpy(K, G, j, g, W, wu)
+                                store(G, j, 0, add_scaled(load(K, G, j, 0), g, load(K, W, wu, 0)))
                         if u < n_touched:
-                            _axpy(K, G, u, -total, W, wi)
+                            store(G, u, 0, add_scaled(load(K, G, u, 0), -total, load(K, W, wi, 0)))
                         if i < n_touched:
-                            _axpy(K, G, i, -total, W, wu)
+                            store(G, i, 0, add_scaled(load(K, G, i, 0), -total, load(K, W, wu, 0)))
                 w = W[shift : shift + n_touched]
                 _adam(w.ravel(), M[lane].ravel(), V[lane].ravel(), G.ravel(), steps_before + s + 1, hyper)
 

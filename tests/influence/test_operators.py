@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from recbole_unlearn.influence.objective import Triples
 from recbole_unlearn.influence.objective import gradient as objective_gradient
 from recbole_unlearn.influence.operators import AutogradCurvature, Damped, DotProductCurvature, Sum, UserTriples
+from recbole_unlearn.influence.solver import block_jacobi, conjugate_gradient, jacobi
 
 # The closed form keeps embeddings, h and the scalars e in float32 (epsilon 1.2e-7), sums in float64. A score
 # of magnitude 10 is then off by some 1e-6 and so, relatively, is its h.
@@ -207,9 +208,7 @@ def test_float64_is_exact_and_the_gradient_is_that_of_autograd(wide, small, dtyp
         v = torch.from_numpy(np.random.default_rng(1).normal(size=operator.size))
         assert_close(operator.gradient(), reference.gradient(), tolerance)
         product = reference.matvec(v)
-        np.testing.assert_allclose(
-            operator.matvec(v), product, rtol=0, atol=tolerance * v.norm() * product.abs().max()
-        )
+        np.testing.assert_allclose(operator.matvec(v), product, rtol=0, atol=tolerance * v.norm() * product.abs().max())
 
 
 def test_a_sum_is_the_operator_of_all_triples(wide):
@@ -309,6 +308,87 @@ def test_same_bits_for_any_number_of_threads(wide):
 
 def test_width_of_the_ids_does_not_matter(wide):
     np.testing.assert_array_equal(everything(*wide, dtype=np.uint16), everything(*wide, dtype=np.uint32))
+
+
+def in_blocks(problem, exact, folder=None, embeddings=np.float32, **sizes):
+    """The closed form with blocks of a size to be given; memory-mapped from a folder if there is one."""
+    arrays = problem.users, problem.pos.astype(np.uint16), problem.neg.astype(np.uint16)
+    if folder is not None:
+        for name, array in zip("upn", arrays, strict=True):
+            np.save(folder / f"{name}.npy", array)
+        arrays = [np.load(folder / f"{name}.npy", mmap_mode="r") for name in "upn"]
+    triples = UserTriples(*arrays, len(problem.P), len(problem.Q), problem.weight, **sizes)
+    return DotProductCurvature(triples, problem.P, problem.Q, exact, embeddings)
+
+
+@pytest.mark.parametrize("exact", [False, True], ids=["gauss-newton", "hessian"])
+class TestBlocksOfUsers:
+    def test_many_blocks_sum_to_the_whole(self, wide, exact):
+        problem, v = wide
+        whole, parts = problem.closed_form(exact), in_blocks(problem, exact, block_triples=100)
+        assert len(whole.triples.bounds) == 2 and len(parts.triples.bounds) > 4
+        np.testing.assert_allclose(parts.loss, whole.loss, rtol=1e-12)
+        for name in ("gradient", "diagonal", "blocks"):
+            assert_close(getattr(parts, name)(), getattr(whole, name)(), FLOAT64)
+        assert_close(parts.matvec(v), whole.matvec(v), FLOAT64)
+
+    def test_streaming_a_memory_mapped_log_gives_the_same_bits_and_keeps_no_triples(self, wide, exact, tmp_path):
+        problem, v = wide
+        kept = in_blocks(problem, exact, block_triples=100)
+        streamed = in_blocks(problem, exact, tmp_path, block_triples=100, kept_triples=0)
+        assert kept.triples.kept and not streamed.triples.kept
+        for _ in range(2):
+            np.testing.assert_array_equal(streamed.matvec(v), kept.matvec(v))
+        for name in ("gradient", "diagonal", "blocks"):
+            np.testing.assert_array_equal(getattr(streamed, name)(), getattr(kept, name)())
+        assert streamed.loss == kept.loss
+        assert not streamed.triples.neg.flags.owndata and not streamed.triples.neg.flags.writeable  # still the file
+
+    def test_a_user_larger_than_a_block_is_not_split(self, wide, exact):
+        problem, v = wide
+        whole, parts = problem.closed_form(exact), in_blocks(problem, exact, block_triples=1)
+        counts = np.bincount(problem.users)
+        assert len(parts.triples.bounds) - 1 <= (counts > 0).sum() + 1
+        assert_close(parts.matvec(v), whole.matvec(v), FLOAT64)
+
+
+def test_many_negatives_to_a_row():
+    """The loss takes one logarithm of a product over up to 512 negatives, whose factors go up to 2."""
+    problem = random_problem(seed=8, n_users=3, n_items=40, K=3, m=1300, rows=5)
+    problem.weight[:] = 1
+    x = margins_of(*(torch.from_numpy(part).double() for part in (problem.P, problem.Q)), problem)
+    direct = torch.nn.functional.softplus(-x).sum()
+    np.testing.assert_allclose(problem.closed_form(embeddings=np.float64).loss, direct, rtol=1e-13)
+    problem.P[:] = 0  # every factor is 2
+    np.testing.assert_allclose(problem.closed_form().loss, 5 * 1300 * np.log(2), rtol=1e-13)
+
+
+@pytest.mark.parametrize("K", [7, 64])
+@pytest.mark.parametrize("exact", [False, True], ids=["gauss-newton", "hessian"])
+def test_wide_embeddings(K, exact):
+    problem = random_problem(seed=K, n_users=5, n_items=9, K=K, m=3, rows=20)
+    problem.P /= np.sqrt(K)
+    matrix = dense(problem, exact)
+    v = torch.from_numpy(np.random.default_rng(1).normal(size=len(matrix)))
+    assert_close(problem.closed_form(exact).matvec(v), matrix @ v, 2 * FLOAT32)
+
+
+@pytest.mark.parametrize("exact", [False, True], ids=["gauss-newton", "hessian"])
+@pytest.mark.parametrize("kind", ["jacobi", "block-jacobi"])
+def test_preconditioned_conjugate_gradient_agrees_with_a_dense_solve(wide, exact, kind):
+    """The system that one influence step solves, end to end."""
+    problem, z = wide
+    problem.P *= 0.1  # small enough that the damped Hessian is positive definite
+    problem.Q *= 0.1
+    d = torch.linspace(5, 50, len(z), dtype=torch.float64)
+    matrix = dense(problem, exact) + torch.diag(d)
+    assert torch.linalg.eigvalsh(matrix)[0] > 0
+    operator = problem.closed_form(exact)
+    precondition = jacobi(operator.diagonal(), d) if kind == "jacobi" else block_jacobi(operator.blocks(), d)
+    step, report = conjugate_gradient(Damped(operator, d), z, precondition, tolerance=1e-10)
+    assert report.converged
+    expected = torch.linalg.solve(matrix, z)
+    np.testing.assert_allclose(step, expected, rtol=0, atol=1e-5 * expected.abs().max())
 
 
 class TestAutograd:

@@ -557,40 +557,6 @@ class TestTrajectory:
             Trajectory(epochs, [np.zeros(2)] * len(epochs))
 
 
-@pytest.mark.parametrize("K", [1, 2, 3, 7, 8, 10, 64, 100, 300])
-def test_row_operations(K):
-    """Any width, at any offset; nothing beside the row is touched."""
-
-    @numba.njit
-    def run(A, B, scale):
-        module._axpy(K, A, 1, scale, B, 2)
-        return module._dot(K, A, 0, B, 3)
-
-    rng = np.random.default_rng(K)
-    A, B = (rng.normal(size=(n, K)).astype(np.float32) for n in (3, 4))
-    expected = A.astype(np.float64)
-    expected[1] += -0.7 * B[2].astype(np.float64)
-    product = run(A, B, -0.7)
-    np.testing.assert_allclose(A, expected, rtol=0, atol=1e-6)
-    np.testing.assert_array_equal(A[[0, 2]], expected[[0, 2]])
-    np.testing.assert_allclose(product, expected[0] @ B[3], rtol=0, atol=1e-6 * K**0.5)
-
-
-def test_exponential():
-    @numba.njit
-    def run(x):
-        out = np.empty_like(x)
-        for k in range(len(x)):
-            out[k] = module._exp(x[k])
-        return out
-
-    x = np.linspace(-87, 88, 100_001, dtype=np.float32)
-    np.testing.assert_allclose(run(x), np.exp(x.astype(np.float64)), rtol=4e-7)
-    assert run(np.zeros(1, np.float32))[0] == 1
-    extreme = run(np.array([-1e30, -100, 89, 1e30, np.nan], np.float32))
-    assert (extreme[:2] < 1e-37).all() and (extreme[2:4] == np.inf).all() and np.isnan(extreme[4])
-
-
 def test_adam_is_torchs():
     rng = np.random.default_rng(0)
     grads = rng.normal(size=(30, 11)).astype(np.float32)

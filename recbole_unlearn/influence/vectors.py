@@ -1,0 +1,135 @@
+"""Rows of embeddings as LLVM vectors inside numba kernels, and a fast exponential.
+
+Numba makes scalar code of short constant loops, and keeps in memory what belongs in registers. A `Vector` is a value:
+a variable of it that a loop accumulates into stays in registers.
+"""
+
+import numba
+import numpy as np
+from numba import types
+from numba.core import cgutils
+from numba.core.datamodel import models
+from numba.extending import intrinsic, register_model
+
+FLAGS = {"cache": True, "nogil": True, "error_model": "numpy", "fastmath": {"reassoc", "contract", "nsz", "arcp"}}
+
+ir = cgutils.ir  # llvmlite's
+LLVM_FLAGS = ("reassoc", "contract", "nsz")
+
+
+class Vector(types.Type):
+    """Numba type of a row of ``length`` numbers, float32 or float64."""
+
+    def __init__(self, length, element):
+        self.length, self.element = length, element
+        super().__init__(f"Vector({length}, {element})")
+
+
+@register_model(Vector)
+class _VectorModel(models.PrimitiveModel):
+    def __init__(self, manager, vector):
+        element = ir.FloatType() if vector.element == types.float32 else ir.DoubleType()
+        super().__init__(manager, vector, ir.VectorType(element, vector.length))
+
+
+def _pointer(context, builder, kind, array, row, column, vector):
+    """LLVM pointer to a vector that starts at ``array[row, column]``, ``array`` C-contiguous."""
+    view = context.make_array(kind)(context, builder, array)
+    place = builder.add(builder.mul(row, builder.extract_value(view.shape, 1)), column)
+    return builder.bitcast(builder.gep(view.data, [place]), context.get_value_type(vector).as_pointer())
+
+
+@intrinsic(prefer_literal=True)
+def load(typing, length, array, row, column):
+    """``array[row, column : column + length]`` of a C-contiguous float array; ``length`` a constant."""
+    vector = Vector(length.literal_value, array.dtype)
+
+    def emit(context, builder, signature, args):
+        return builder.load(_pointer(context, builder, array, *args[1:], vector), align=array.dtype.bitwidth // 8)
+
+    return vector(length, array, types.int64, types.int64), emit
+
+
+@intrinsic
+def store(typing, array, row, column, x):
+    """``array[row, column : column + len(x)] = x``, of the same type."""
+
+    def emit(context, builder, signature, args):
+        builder.store(args[3], _pointer(context, builder, array, *args[:3], x), align=array.dtype.bitwidth // 8)
+
+    if array.dtype != x.element:
+        raise numba.TypingError(f"a vector of {x.element} does not go into an array of {array.dtype}")
+    return types.void(array, types.int64, types.int64, x), emit
+
+
+@intrinsic(prefer_literal=True)
+def zeros(typing, length):
+    """A vector of float64 zeros, to accumulate into."""
+    vector = Vector(length.literal_value, types.float64)
+    return vector(length), lambda context, builder, signature, args: context.get_value_type(vector)(None)
+
+
+@intrinsic
+def widen(typing, x):
+    """The same numbers in float64."""
+    vector = Vector(x.length, types.float64)
+
+    def emit(context, builder, signature, args):
+        return builder.fpext(args[0], context.get_value_type(vector)) if x != vector else args[0]
+
+    return vector(x), emit
+
+
+@intrinsic
+def multiply(typing, x, y):
+    """Entrywise product of two vectors of the same type."""
+    return x(x, x), lambda context, builder, signature, args: builder.fmul(*args, LLVM_FLAGS)
+
+
+@intrinsic
+def dot(typing, x, y):
+    """Inner product of two vectors of the same type."""
+
+    def emit(context, builder, signature, args):
+        product = builder.fmul(*args, LLVM_FLAGS)
+        element = product.type.element
+        name = f"llvm.vector.reduce.fadd.v{x.length}f{x.element.bitwidth}"
+        kind = ir.FunctionType(element, [element, product.type])
+        add = cgutils.get_or_insert_function(builder.module, kind, name)
+        return builder.call(add, [element(0), product], fastmath=LLVM_FLAGS)
+
+    return x.element(x, x), emit
+
+
+@intrinsic
+def add_scaled(typing, x, scale, y):
+    """``x + scale * y``, in the type of ``x``; ``scale`` a number, ``y`` of the same type or narrower."""
+
+    def emit(context, builder, signature, args):
+        x_value, scale_value, y_value = args
+        vector = x_value.type
+        if y != x:
+            y_value = builder.fpext(y_value, vector)
+        one = builder.insert_element(vector(ir.Undefined), scale_value, ir.IntType(32)(0))
+        everywhere = ir.VectorType(ir.IntType(32), x.length)(None)
+        scales = builder.shuffle_vector(one, vector(ir.Undefined), everywhere)
+        return builder.fadd(x_value, builder.fmul(scales, y_value, LLVM_FLAGS), LLVM_FLAGS)
+
+    return x(x, x.element, y), emit
+
+
+@numba.njit(**FLAGS)
+def exp(x):
+    """exp of a float32 to 3e-7, infinite from 88.4 on; inlined, where a call would empty the registers."""
+    x = max(min(x, np.float32(88.5)), np.float32(-87))
+    n = np.floor(x * np.float32(1.442695) + np.float32(0.5))
+    x -= n * np.float32(0.6931472)
+    series = np.float32(1 / 5040)
+    series = series * x + np.float32(1 / 720)
+    series = series * x + np.float32(1 / 120)
+    series = series * x + np.float32(1 / 24)
+    series = series * x + np.float32(1 / 6)
+    series = series * x + np.float32(1 / 2)
+    series = series * x + np.float32(1)
+    series = series * x + np.float32(1)
+    return series * np.int32((np.int32(n) + np.int32(127)) << np.int32(23)).view(np.float32)
