@@ -24,7 +24,7 @@ import sys
 import tempfile
 from functools import partial
 from pathlib import Path
-from time import perf_counter
+from time import perf_counter, process_time
 
 import numba
 import numpy as np
@@ -36,6 +36,7 @@ from recbole_unlearn.influence.operators import AutogradCurvature, Damped, DotPr
 ROOT = Path(__file__).parents[1]
 ML_1M = {"n_rows": 1_000_000, "n_users": 6040, "n_items": 3706}
 NEGATIVES = 4
+CLOCKS = {"wall": perf_counter, "cpu": process_time}
 KINDS = {"Gauss-Newton": False, "Hessian": True}  # exact?
 AUTOGRAD_BATCH = 2**17  # triples; larger ones are no faster
 
@@ -43,7 +44,7 @@ AUTOGRAD_BATCH = 2**17  # triples; larger ones are no faster
 # Measuring
 
 
-def take_turns(functions, rounds, repeats=1):
+def take_turns(functions, rounds, repeats=1, clock=perf_counter):
     """Seconds of each function (dict by name), ``[rounds]``: the median of ``repeats`` calls in each round."""
     for function in functions.values():
         function()
@@ -52,9 +53,9 @@ def take_turns(functions, rounds, repeats=1):
         turns = {name: [] for name in functions}
         for _ in range(repeats):
             for name, function in functions.items():
-                start = perf_counter()
+                start = clock()
                 function()
-                turns[name].append(perf_counter() - start)
+                turns[name].append(clock() - start)
         for name, values in turns.items():
             seconds[name].append(float(np.median(values)))
     return {name: np.array(values) for name, values in seconds.items()}
@@ -69,7 +70,7 @@ def spread(values, unit=1.0, digits=3):
 def report(section, rows, output, notes=""):
     """Print a section's rows (list of dicts) as a table, and write it as JSON and Markdown."""
     table = pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True)
-    command = f"python benchmarks/speed.py --sections={section}"
+    command = " ".join(["python benchmarks/speed.py", f"--sections={section}", *given()])
     load = ", ".join(f"{x:.1f}" for x in os.getloadavg())
     machine = f"{numba.get_num_threads()} threads, {os.cpu_count()} cores, load average {load} at the end"
     page = f"## {section}\n\n`{command}` ({machine})\n\n{table}\n" + (f"\n{notes}\n" if notes else "")
@@ -79,6 +80,11 @@ def report(section, rows, output, notes=""):
     (output / f"{section}.json").write_text(
         json.dumps({"machine": machine, "rows": rows, "notes": notes}, indent=1) + "\n"
     )
+
+
+def given():
+    """The other arguments of the command line, without paths."""
+    return [word for word in sys.argv[1:] if word.startswith(("--rounds", "--clock", "--datasets"))]
 
 
 # Synthetic triples
@@ -126,30 +132,27 @@ def embeddings(n_users, n_items, K, seed=0):
 
 
 @numba.njit(parallel=True, fastmath=True)
-def _sum(words):
+def read(arrays):
+    """Stream through a tuple of arrays of 64-bit words, all threads once."""
     part = np.zeros(16, np.uint64)
     for c in numba.prange(16):
         total = np.uint64(0)
-        for k in range(c * len(words) // 16, (c + 1) * len(words) // 16):
-            total += words[k]
+        for words in arrays:
+            for k in range(c * len(words) // 16, (c + 1) * len(words) // 16):
+                total += words[k]
         part[c] = total
     return part.sum()
 
 
-def read(arrays):
-    """Stream through arrays of 64-bit words."""
-    return [_sum(words) for words in arrays]
-
-
 def streams(curvature):
-    """What a product reads once, from first to last, as arrays of 64-bit words."""
+    """What a product reads once, from first to last, as a tuple of arrays of 64-bit words."""
     arrays = []
     for block, h, b in curvature._parts():
         distinct = block.count.sum()
         arrays += [block.row_ptr, block.count, block.pos, block.neg, h, block.dist[:distinct]]
         arrays += [b[:distinct]] if curvature.exact else []
     flat = [array.reshape(-1).view(np.uint8) for array in arrays]
-    return [array[: array.size // 8 * 8].view(np.uint64) for array in flat]
+    return tuple(array[: array.size // 8 * 8].view(np.uint64) for array in flat)
 
 
 def autograd(users, pos, neg, P, Q, exact):
@@ -177,14 +180,14 @@ def kernels(options):
         write_triples(Path(folder), **ML_1M)
         columns = read_triples(Path(folder))
         for K in (8, 64):
-            rows += kernels_at(K, columns, options.rounds)
+            rows += kernels_at(K, columns, options.rounds, CLOCKS[options.clock])
     report(
         "kernels", rows, options.output,
         f"{columns[2].size:,} triples. Relative error: to float32 autograd (Gauss-Newton: on an eighth).",
     )  # fmt: skip
 
 
-def kernels_at(K, columns, rounds):
+def kernels_at(K, columns, rounds, clock):
     """Rows of the table for one K."""
     sizes = ML_1M["n_users"], ML_1M["n_items"]
     P, Q = embeddings(*sizes, K)
@@ -194,12 +197,12 @@ def kernels_at(K, columns, rounds):
     words = {kind: streams(curvature) for kind, curvature in products.items()}
     turns = {kind: partial(curvature.matvec, v) for kind, curvature in products.items()}
     turns |= {f"read {kind}": partial(read, arrays) for kind, arrays in words.items()}
-    near = take_turns(turns, max(rounds, 3), repeats=7)
+    near = take_turns(turns, max(rounds, 3), repeats=7, clock=clock)
 
     hessian = autograd(*columns, P, Q, exact=True)
     answers = {}
     turns = {kind: turns[kind] for kind in KINDS} | {"autograd": lambda: answers.update(Hessian=hessian.matvec(v))}
-    far = take_turns(turns, rounds)
+    far = take_turns(turns, rounds, clock=clock)
     part = [column[: len(column) // 8] for column in columns]
     answers["Gauss-Newton"] = autograd(*part, P, Q, exact=False).matvec(v)
     compared = {
@@ -287,7 +290,7 @@ def _resident():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, anonymous / 1024
 
 
-def measure_point(folder, n_users, n_items, K):
+def measure_point(clock, folder, n_users, n_items, K):
     """Time a product over the triples in a folder; prints JSON. Runs in a process of its own."""
     columns = read_triples(Path(folder))
     tiny = UserTriples(*(np.array(column[:0]) for column in columns), 1, n_items)
@@ -295,15 +298,15 @@ def measure_point(folder, n_users, n_items, K):
     few.matvec(torch.zeros(few.size, dtype=torch.float64))  # compiles
     base = _resident()[1]
     P, Q = embeddings(n_users, n_items, K)
-    start = perf_counter()
+    start = clock()
     curvature = DotProductCurvature(UserTriples(*columns, n_users, n_items), P, Q)
-    prepared = perf_counter() - start
+    prepared = clock() - start
     v = torch.ones(curvature.size, dtype=torch.float64)
     seconds = []
     while len(seconds) < 3 or (sum(seconds) < 1 and len(seconds) < 15):
-        start = perf_counter()
+        start = clock()
         curvature.matvec(v)
-        seconds.append(perf_counter() - start)
+        seconds.append(clock() - start)
     peak, now = _resident()
     print(
         json.dumps(
@@ -334,7 +337,7 @@ def growth(options):
             with tempfile.TemporaryDirectory() as folder:
                 sizes = point["users"], point["items"]
                 write_triples(Path(folder), point["triples"] // NEGATIVES, *sizes)
-                arguments = ["--point", folder, *map(str, (*sizes, point["K"]))]
+                arguments = [f"--clock={options.clock}", "--point", folder, *map(str, (*sizes, point["K"]))]
                 done = subprocess.run([sys.executable, __file__, *arguments], capture_output=True, text=True)
                 if done.returncode:
                     sys.exit(f"{point} failed:\n{done.stderr}")
@@ -399,6 +402,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sections", default=",".join(name for name in SECTIONS if name not in NEED_DATA))
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu: for a busy machine, with 1 thread")
     parser.add_argument("--datasets", default="ml-1m,pinterest")
     parser.add_argument("--data_path", default="dataset/")
     parser.add_argument("--cache", default="saved/fidelity")
@@ -407,7 +411,7 @@ def main():
     parser.add_argument("--point", nargs=4, metavar=("FOLDER", "USERS", "ITEMS", "K"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.point:
-        measure_point(options.point[0], *map(int, options.point[1:]))
+        measure_point(CLOCKS[options.clock], options.point[0], *map(int, options.point[1:]))
         return
     chosen = options.sections.split(",")
     if unknown := set(chosen) - SECTIONS.keys():

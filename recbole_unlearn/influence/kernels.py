@@ -70,8 +70,6 @@ def linearise(K, single):
     ``h[r, t] = w s (1 - s)``, and for each distinct (user, item) ``b = sum +-w s`` over the triples that hold the item
     (plus where it is the positive). Returns the weighted loss ``sum -w log sigmoid(x)``.
     """
-    exponential = exp if single else np.exp
-
     @numba.njit(**PARALLEL)
     def kernel(P, Q, row_ptr, pos, neg, count, dist, chunk_ptr, weight, h, b):
         n_chunks = len(chunk_ptr) - 1
@@ -95,7 +93,8 @@ def linearise(K, single):
                     for t in range(m):
                         j = neg[r, t]
                         x = ei - e[j]
-                        q = exponential(-abs(x))
+                        # not chosen once outside: a function in the closure would defeat the cache on disk
+                        q = exp(-abs(x)) if single else np.exp(-abs(x))
                         inverse = 1 / (1 + q)
                         s = w * (q * inverse if x > 0 else inverse)
                         h[r, t] = w * q * inverse * inverse

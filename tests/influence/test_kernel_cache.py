@@ -1,0 +1,26 @@
+"""Kernels come from disk in a new process: else every request would wait for the compiler."""
+
+import subprocess
+import sys
+
+PROGRAM = """
+import numpy as np
+import torch
+from recbole_unlearn.influence import kernels
+from recbole_unlearn.influence.operators import DotProductCurvature, UserTriples
+
+triples = UserTriples([0, 0], np.array([0, 1], np.uint16), np.array([[1], [2]], np.uint16), 1, 3)
+operator = DotProductCurvature(triples, np.ones((1, 3)), np.ones((3, 3)), exact=True)
+operator.matvec(torch.ones(operator.size, dtype=torch.float64))
+operator.gradient(), operator.diagonal(), operator.blocks()
+used = [kernels.number_items, kernels.linearise(3, True), kernels.curvature_product(3, True), kernels.gradient(3)]
+used += [kernels.gauss_newton_diagonal(3), kernels.gauss_newton_blocks(3)]
+print(sum(len(kernel.stats.cache_misses) for kernel in used), sum(len(kernel.stats.cache_hits) for kernel in used))
+"""
+
+
+def test_a_second_process_compiles_nothing():
+    for _ in range(2):
+        run = subprocess.run([sys.executable, "-W", "ignore", "-c", PROGRAM], capture_output=True, text=True)
+        assert run.returncode == 0, run.stderr
+    assert run.stdout.split() == ["0", "6"]
