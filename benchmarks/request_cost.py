@@ -1,6 +1,6 @@
 """What a request costs: against stock RecBole's Retrain, against a curvature product, and what logging costs before.
 
-    python benchmarks/requests.py --dataset=ml-1m --data_path=PATH --config_files=properties/paper.yaml
+    python benchmarks/request_cost.py --dataset=ml-1m --data_path=PATH --config_files=properties/paper.yaml
 
 Everything is measured in one process, one after the other, on an otherwise idle machine. Retrain is stock RecBole: its
 own loader and trainer, median of --epochs epochs with validation, times the epochs that the configuration trains
@@ -122,8 +122,8 @@ def main():
     }
     name = f"{args.dataset}-{Path(args.config_files).stem or 'default'}"
     table = pd.Series(figures, name=name).to_markdown()
-    (output / f"requests-{name}.md").write_text(table + "\n")
-    (output / f"requests-{name}.json").write_text(json.dumps({"figures": figures, "requests": requests, "single": single}))
+    (output / f"request_cost-{name}.md").write_text(table + "\n")
+    (output / f"request_cost-{name}.json").write_text(json.dumps({"figures": figures, "requests": requests, "single": single}))
     print(table)
 
 
