@@ -11,9 +11,9 @@ matplotlib.rcParams["svg.hashsalt"] = "recbole_unlearn"
 import matplotlib.pyplot as plt  # noqa: E402
 
 SETS = {"count-200": "200 random interactions", "users-20": "20 whole users", "items-20": "20 whole items"}
-ORDER = ("nothing done", "paper's step", "influence", "replay", "retrained")
-LABELS = {"influence": "one corrected step", "replay": "replay (default)", "retrained": "Retrain"}
-COLOURS = dict(zip(ORDER, ("#b0b0b0", "#d08770", "#5e81ac", "#2e7d32", "#222222"), strict=True))
+ORDER = ("nothing done", "paper's step", "influence", "replay", "replay, all rows", "retrained")
+LABELS = {"influence": "one corrected step", "replay": "replay, touched rows", "retrained": "Retrain"}
+COLOURS = dict(zip(ORDER, ("#b0b0b0", "#d08770", "#5e81ac", "#7cb342", "#2e7d32", "#222222"), strict=True))
 
 
 def main():

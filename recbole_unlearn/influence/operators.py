@@ -219,7 +219,7 @@ class Sum:
 
 
 class AutogradCurvature:
-    """Curvature of any additive loss, by automatic differentiation.
+    """Curvature of any additive loss, by automatic differentiation, on the parameters' device; vectors stay on the CPU.
 
     Args:
         params (list of Tensor): parameters, concatenated in this order into the flat vector; they are not changed.
@@ -241,11 +241,11 @@ class AutogradCurvature:
     def _flat(self, grads):
         return torch.cat(
             [(torch.zeros_like(p) if g is None else g).reshape(-1) for p, g in zip(self.params, grads, strict=True)]
-        ).double()
+        ).to("cpu", torch.float64)
 
     def _pieces(self, v):
         parts = torch.split(v, [p.numel() for p in self.params])
-        return [part.view_as(p).to(p.dtype) for part, p in zip(parts, self.params, strict=True)]
+        return [part.view_as(p).to(p.device, p.dtype) for part, p in zip(parts, self.params, strict=True)]
 
     def gradient(self):
         """Gradient of the summed loss, float64 ``[size]``."""
