@@ -8,7 +8,9 @@ def main(argv=None):
     from recbole_unlearn.config import own_options
     from recbole_unlearn.input_error import InputError
 
-    options = "\n".join(f"  --{key}={'' if default is None else default}\n      {meaning}" for key, default, meaning in own_options())
+    options = "\n".join(
+        f"  --{key}={'' if default is None else default}\n      {meaning}" for key, default, meaning in own_options()
+    )
     parser = argparse.ArgumentParser(
         description="Train a RecBole model (or take --checkpoint), make it forget, and compare with retraining.",
         epilog=f"keys of recbole_unlearn, with their defaults:\n{options}\n\nAny key of RecBole is accepted likewise.",
@@ -18,7 +20,9 @@ def main(argv=None):
     parser.add_argument("-m", "--model", help="RecBole model (default: BPR, or the checkpoint's)")
     parser.add_argument("-d", "--dataset", help="RecBole data set (default: the bundled ml-100k, or the checkpoint's)")
     parser.add_argument("--config_files", help='YAML files, separated by spaces: "a.yaml b.yaml"')
-    parser.add_argument("--requests", help="CSV file of deletion requests to serve one after the other (forget_requests)")
+    parser.add_argument(
+        "--requests", help="CSV file of deletion requests to serve one after the other (forget_requests)"
+    )
     args, rest = parser.parse_known_args(argv)
     try:
         overrides = {"forget_requests": args.requests} if args.requests else {}

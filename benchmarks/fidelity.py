@@ -1,7 +1,8 @@
 """Fidelity to retraining over seeds, for random interactions, whole users and whole items.
 
     python benchmarks/fidelity.py --dataset=ml-100k
-    python benchmarks/fidelity.py --dataset=ml-1m --data_path=PATH --config_files=properties/paper.yaml --sets=ratio:0.0001
+    python benchmarks/fidelity.py --dataset=ml-1m --data_path=PATH --config_files=properties/paper.yaml \\
+        --sets=ratio:0.0001
 
 Trained models are cached in --cache; a run that was cut off goes on. Writes Markdown, CSV, LaTeX and JSON to --output.
 """
@@ -32,7 +33,9 @@ def main():
     parser.add_argument("--dataset", default="ml-100k")
     parser.add_argument("--data_path", default="dataset/")
     parser.add_argument("--config_files", default="")
-    parser.add_argument("--sets", default="count:200 users:20 items:20", help="forget sets, KIND:SIZE, separated by spaces")
+    parser.add_argument(
+        "--sets", default="count:200 users:20 items:20", help="forget sets, KIND:SIZE, separated by spaces"
+    )
     parser.add_argument("--methods", default="", help=f"separated by semicolons; default all: {'; '.join(METHODS)}")
     parser.add_argument("--seeds", type=int, default=6)
     parser.add_argument("--cache", default="saved/fidelity")

@@ -58,7 +58,8 @@ def main():
     requests = {ratio: ForgetRequest("ratio", ratio).rows(split) for ratio in RATIOS}
     originals = [Run(config["seed"] + n, (), True) for n in range(args.seeds)]
     retrainings = {
-        ratio: [Run(config["seed"] + n, tuple(map(int, rows))) for n in range(args.seeds)] for ratio, rows in requests.items()
+        ratio: [Run(config["seed"] + n, tuple(map(int, rows))) for n in range(args.seeds)]
+        for ratio, rows in requests.items()
     }
     trained.train(originals + sum(retrainings.values(), []))
     model = new_model(config, split)
@@ -97,9 +98,11 @@ def main():
     epoch = stock_epoch_seconds(config, split, args.retrain_epochs)
     total, unlearning = epoch * config["epochs"], sorted(seconds)[len(seconds) // 2]
     page = (
-        f"## {args.dataset}, the paper's setting, {args.seeds} seeds\n\n{frame.T.to_markdown(disable_numparse=True)}\n\n"
+        f"## {args.dataset}, the paper's setting, {args.seeds} seeds\n\n"
+        f"{frame.T.to_markdown(disable_numparse=True)}\n\n"
         f"Stock RecBole: {epoch:.2f} s an epoch with validation (median of {args.retrain_epochs}), {total:.0f} s for "
-        f"{config['epochs']} epochs; unlearning {unlearning:.3f} s (median of all): {total / unlearning:.0f} times faster.\n"
+        f"{config['epochs']} epochs; unlearning {unlearning:.3f} s (median of all): "
+        f"{total / unlearning:.0f} times faster.\n"
     )
     print(page)
     output = Path(args.output)

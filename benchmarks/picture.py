@@ -32,7 +32,9 @@ def main():
         )  # fmt: skip
         for height, name in enumerate(reversed(ORDER)):
             row = results[name]
-            axis.errorbar(row["forget_auc"], height, xerr=2 * row["forget_auc_sd"], fmt="o", color=COLOURS[name], capsize=3)
+            axis.errorbar(
+                row["forget_auc"], height, xerr=2 * row["forget_auc_sd"], fmt="o", color=COLOURS[name], capsize=3
+            )
         axis.set_title(title, fontsize=10)
         axis.set_xlabel("forget-set AUC")
         axis.grid(axis="x", alpha=0.3)

@@ -84,7 +84,9 @@ def main():
             rows = np.sort(rng.choice(split.n_rows, count, replace=False))
             times.append(session.unlearner.unlearn(rows).seconds)
 
-    triples = UserTriples(log.users, np.array(log.items), np.ascontiguousarray(log.epoch(0)), split.n_users, split.n_items)
+    triples = UserTriples(
+        log.users, np.array(log.items), np.ascontiguousarray(log.epoch(0)), split.n_users, split.n_items
+    )
     curvature = DotProductCurvature(triples, session.unlearner.P, session.unlearner.Q)
     vector = torch.randn(curvature.size, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     curvature.matvec(vector)
@@ -123,7 +125,9 @@ def main():
     name = f"{args.dataset}-{Path(args.config_files).stem or 'default'}"
     table = pd.Series(figures, name=name).to_markdown()
     (output / f"request_cost-{name}.md").write_text(table + "\n")
-    (output / f"request_cost-{name}.json").write_text(json.dumps({"figures": figures, "requests": requests, "single": single}))
+    (output / f"request_cost-{name}.json").write_text(
+        json.dumps({"figures": figures, "requests": requests, "single": single})
+    )
     print(table)
 
 

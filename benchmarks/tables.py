@@ -1,13 +1,21 @@
 """Puts what is in results/ into the README's tables, so that they cannot differ.
 
-    python benchmarks/tables.py
+python benchmarks/tables.py
 """
 
 import re
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-COLUMNS = ("forget-set AUC", "AUC, sd from Retrain", "correlation / ceiling", "Wasserstein / floor", "HR, sd", "NDCG, sd", "seconds")
+COLUMNS = (
+    "forget-set AUC",
+    "AUC, sd from Retrain",
+    "correlation / ceiling",
+    "Wasserstein / floor",
+    "HR, sd",
+    "NDCG, sd",
+    "seconds",
+)
 RATIO_ROWS = ("interactions", "HR@10", "NDCG@10 difference", "forget-set AUC", "AUC, sd", "seconds")
 
 
@@ -52,7 +60,9 @@ def main():
         begin, end = f"<!-- {make.__name__} -->\n", "<!-- end -->"
         if begin not in text:
             raise SystemExit(f"README.md lacks the line {begin.strip()}")
-        text = re.sub(f"{re.escape(begin)}.*?{end}", lambda _, make=make: f"{begin}\n{make()}\n{end}", text, flags=re.DOTALL)
+        text = re.sub(
+            f"{re.escape(begin)}.*?{end}", lambda _, make=make: f"{begin}\n{make()}\n{end}", text, flags=re.DOTALL
+        )
     readme.write_text(text)
 
 

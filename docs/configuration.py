@@ -1,6 +1,6 @@
 """Writes docs/configuration.md from properties/overall.yaml.
 
-    python docs/configuration.py
+python docs/configuration.py
 """
 
 import re
@@ -15,12 +15,19 @@ def page():
     lines = [
         "# Configuration",
         "",
-        "Made from `properties/overall.yaml` by `python docs/configuration.py`. Any key can be given in a YAML file (`--config_files`), in",
-        "`config_dict`, or on the command line as `--key=value`; RecBole's own keys likewise. `properties/paper.yaml` holds the setting of the paper.",
+        "Made from `properties/overall.yaml` by `python docs/configuration.py`. Any key can be given in a YAML file",
+        "(`--config_files`), in `config_dict`, or on the command line as `--key=value`; RecBole's own keys likewise.",
+        "`properties/paper.yaml` holds the setting of the paper.",
     ]
     for line in (properties_dir() / "overall.yaml").read_text("utf-8").splitlines()[2:]:
         if line.startswith("# "):
-            lines += ["", f"## {line[2:].rstrip('.')}", "", "| Key | Default | Type | Meaning |", "|:---|:---|:---|:---|"]
+            lines += [
+                "",
+                f"## {line[2:].rstrip('.')}",
+                "",
+                "| Key | Default | Type | Meaning |",
+                "|:---|:---|:---|:---|",
+            ]
         elif match := re.match(r"(\w+):", line):
             default, meaning = known[match[1]]
             kind, meaning = re.fullmatch(r"\((.*?)\) (.*)", meaning).groups()

@@ -138,5 +138,7 @@ def load(path):
     log = TripleLog.open(_log_folder(path, state))
     log.verify()
     if tie.get("run_id") != log.run_id or not 0 < tie.get("epochs", 0) <= log.n_epochs:
-        raise InputError(f"checkpoint {path} and {log.path} come from different runs; put back the folder that training wrote")
+        raise InputError(
+            f"checkpoint {path} and {log.path} come from different runs; put back the folder that training wrote"
+        )
     return state, log

@@ -30,7 +30,15 @@ def plain(value):
 
 
 # Keys whose values may name what is to be forgotten, if only by when it happened: never written anywhere.
-PERSONAL_KEYS = ("forget_users", "forget_items", "forget_file", "forget_requests", "forget_category", "forget_time", "spam_items")
+PERSONAL_KEYS = (
+    "forget_users",
+    "forget_items",
+    "forget_file",
+    "forget_requests",
+    "forget_category",
+    "forget_time",
+    "spam_items",
+)
 
 
 def settings(config):
@@ -84,7 +92,7 @@ def apply():
 
 
 def model_class(name):
-    """RecBole's ``get_model`` without its side effect: importing sine.py turns anomaly detection on, up to 5x slower."""
+    """RecBole's ``get_model`` without a side effect: importing sine.py turns anomaly detection on, up to 5x slower."""
     from recbole.utils import get_model
 
     anomaly = torch.is_anomaly_enabled()

@@ -23,7 +23,17 @@ CHOICES = {
     "evaluate": ("comparison", "fidelity"),
 }
 # Keys that RecBole reads without listing them in any properties file.
-RECBOLE_EXTRA = ("config_files", "local_rank", "nproc", "world_size", "offset", "ip", "port", "seq_len", "preload_weight")
+RECBOLE_EXTRA = (
+    "config_files",
+    "local_rank",
+    "nproc",
+    "world_size",
+    "offset",
+    "ip",
+    "port",
+    "seq_len",
+    "preload_weight",
+)
 
 
 def properties_dir():
@@ -37,7 +47,8 @@ def own_options():
     text = (properties_dir() / "overall.yaml").read_text("utf-8")
     defaults = yaml.safe_load(text)
     return [
-        (key, defaults[key], meaning.strip()) for key, meaning in re.findall(r"^(\w+):[^#\n]*#\s*(.*)$", text, re.MULTILINE)
+        (key, defaults[key], meaning.strip())
+        for key, meaning in re.findall(r"^(\w+):[^#\n]*#\s*(.*)$", text, re.MULTILINE)
     ]
 
 
@@ -175,7 +186,11 @@ class UnlearnConfig(Config):
             if not isinstance(self[key], bool):
                 raise InputError(f"{key} must be True or False, not {self[key]!r}")
         for key, low in (("damping_strength", 0), ("cg_tolerance", 0), ("reoptimise_tolerance", 0)):
-            if not isinstance(self[key], (int, float)) or isinstance(self[key], bool) or not low <= self[key] < float("inf"):
+            if (
+                not isinstance(self[key], (int, float))
+                or isinstance(self[key], bool)
+                or not low <= self[key] < float("inf")
+            ):
                 raise InputError(f"{key} must be a number of at least {low}, not {self[key]!r}")
         for key in ("curvature_triples", "cg_max_iterations", "reoptimise_max_iterations", "request_batch"):
             if not isinstance(self[key], int) or isinstance(self[key], bool) or self[key] < 1:
@@ -190,7 +205,11 @@ class UnlearnConfig(Config):
             raise InputError(f"log_epochs must be 'all' or a whole number of at least 1, not {epochs!r}")
         if self["paper"]:
             for key, value in PAPER.items():
-                if key in given and key not in self._checkpoint_config and (given[key] if given[key] is not None else "none") != value:
+                if (
+                    key in given
+                    and key not in self._checkpoint_config
+                    and (given[key] if given[key] is not None else "none") != value
+                ):
                     raise InputError(f"paper: True fixes {key} at {value!r}; leave {key} out or set paper: False")
             self.final_config_dict.update(PAPER)
         if self["method"] == "reoptimise" and not (self["negatives"] == "static" and self["weight_decay"]):

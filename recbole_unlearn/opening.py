@@ -83,6 +83,8 @@ def open_unlearner(config, split, stored, log):
     try:
         model.load_state_dict(stored["state_dict"])
     except RuntimeError as error:
-        raise InputError(f"the checkpoint's weights do not fit the configuration: {' '.join(str(error).split())}") from None
+        raise InputError(
+            f"the checkpoint's weights do not fit the configuration: {' '.join(str(error).split())}"
+        ) from None
     epochs = stored["triple_log"]["epochs"]
     return model, InfluenceUnlearner(model, log, stored["optimizer"], config, epochs, split.popularity())

@@ -73,7 +73,9 @@ def in_one_line(folder):
         if not existed and folder.is_dir() and not any(folder.iterdir()):
             folder.rmdir()
         what = f"{error.filename}: {error.strerror}" if error.filename else error.strerror or str(error)
-        raise InputError(f"cannot write to {folder} ({what}); make room, give rights or name another output_dir") from error
+        raise InputError(
+            f"cannot write to {folder} ({what}); make room, give rights or name another output_dir"
+        ) from error
 
 
 def save_unlearned(path, stored, log, unlearned, split, rows, config, inter=None):

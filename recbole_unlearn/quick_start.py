@@ -47,7 +47,8 @@ def run_unlearn(model=None, dataset=None, config_file_list=None, config_dict=Non
 
     Returns:
         dict: ``models`` (original, unlearned, retrained: ranking metrics, forget_auc, seconds; exposure of spam),
-        ``forget_set``, ``unlearning`` (solver report), ``stream`` (of requests), ``speed_up``, ``verdict``, ``files``, ``settings``.
+        ``forget_set``, ``unlearning`` (solver report), ``stream`` (of requests), ``speed_up``, ``verdict``, ``files``,
+        ``settings``.
 
     Raises:
         InputError: anything the user gave that cannot be used, before any training.
@@ -77,7 +78,9 @@ def _run(held, model, dataset, config_file_list, config_dict, saved):
     logger.info(split.train._dataset)
 
     if config["evaluate"] == "fidelity":
-        return _fidelity(config, (model, dataset, config_file_list, config_dict), request, rows, output if saved else None)
+        return _fidelity(
+            config, (model, dataset, config_file_list, config_dict), request, rows, output if saved else None
+        )
 
     with tempfile.TemporaryDirectory() as scratch:
         folder = claim(held, output) if saved else Path(scratch)

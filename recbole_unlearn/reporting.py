@@ -57,7 +57,8 @@ def markdown(result):
     lines = [
         f"# {result['model']} on {result['dataset']}: {forget['interactions']} interactions forgotten",
         "",
-        f"{forget['interactions']} of {forget['of']} training interactions ({forget['kind']}), {forget['users']} users, "
+        f"{forget['interactions']} of {forget['of']} training interactions ({forget['kind']}), "
+        f"{forget['users']} users, "
         f"{forget['items']} items.",
         "",
         table,
@@ -77,16 +78,10 @@ def _drift(stream):
     lines = []
     if stream["drift"]:
         metric = next(key for key in stream["drift"][0] if key.endswith("_unlearned") and key.startswith("ndcg"))[:-10]
-        rows = [
-            {
-                "requests": each["requests"],
-                "forgotten": each["forgotten"],
-                **{f"{name} {of}": each[f"{key}_{of}"] for name, key in (("forget-set AUC", "forget_auc"), (metric.upper(), metric))
-                   for of in ("unlearned", "retrained")},
-            }
-            for each in stream["drift"]
-        ]  # fmt: skip
-        lines += ["Drift:", "", pd.DataFrame(rows).to_markdown(index=False, floatfmt=".4f"), ""]
+        names = {"forget_auc": "forget-set AUC", metric: metric.upper()}
+        columns = {f"{key}_{of}": f"{name} {of}" for key, name in names.items() for of in ("unlearned", "retrained")}
+        table = pd.DataFrame(stream["drift"])[["requests", "forgotten", *columns]].rename(columns=columns)
+        lines += ["Drift:", "", table.to_markdown(index=False, floatfmt=".4f"), ""]
     if stream["empty"]:
         lines += [f"{stream['empty']} requests named nothing, or nothing any more, to forget.", ""]
     return lines + ([stream["retrain"].capitalize() + ".", ""] if stream["retrain"] else [])
@@ -96,12 +91,14 @@ def _how(unlearning):
     if "requests" in unlearning:
         return (
             f"Method: {unlearning['method']}, {unlearning['requests']} requests in {unlearning['batches']} batches of "
-            f"{unlearning['median_seconds']:.2g} s (median; longest {unlearning['longest_seconds']:.2g} s), all rows replayed "
+            f"{unlearning['median_seconds']:.2g} s (median; longest {unlearning['longest_seconds']:.2g} s), "
+            "all rows replayed "
             f"{unlearning['replays_of_all_rows']} times"
         )
     if unlearning["method"] == "replay":
         return (
-            f"Method: replay of {'all ' if unlearning['all_rows'] else ''}{unlearning['rows_replayed']} embedding rows over {unlearning['epochs']} epochs "
+            f"Method: replay of {'all ' if unlearning['all_rows'] else ''}{unlearning['rows_replayed']} embedding rows "
+            f"over {unlearning['epochs']} epochs "
             f"({unlearning['triples_replayed']:,} triples)"
         )
     if unlearning["method"] == "reoptimise":

@@ -81,8 +81,8 @@ def serve(session, table, scratch, together=1, drift_every=0, show_progress=Fals
     share, retrain = len(session.forgotten) / split.n_rows, None
     if share > RETRAIN_SHARE:
         retrain = (
-            f"train anew soon: {share:.0%} of the training interactions are forgotten, and the number of epochs and other "
-            "settings were chosen with them"
+            f"train anew soon: {share:.0%} of the training interactions are forgotten, and the number of epochs and "
+            "other settings were chosen with them"
         )
     return Served(unlearned, served, drifts, empty, retrain)
 

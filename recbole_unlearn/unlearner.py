@@ -84,7 +84,10 @@ class InfluenceUnlearner:
         self.config = config
         self.epochs = log.n_epochs if epochs is None else epochs
         if not 1 <= self.epochs <= log.n_epochs:
-            raise InputError(f"the checkpoint was written after epoch {self.epochs}, the triple log holds {log.n_epochs}; train again")
+            raise InputError(
+                f"the checkpoint was written after epoch {self.epochs}, the triple log holds {log.n_epochs}; "
+                "train again"
+            )
         self.popularity = popularity
         self._hold({key: value.detach().cpu().clone() for key, value in model.state_dict().items()})
         check_finite(self.state_dict, "the model")
@@ -367,8 +370,8 @@ class InfluenceUnlearner:
         step, solve = self._solve(curvature, z, self.damping, show_progress)
         if not solve.converged:
             logging.getLogger().warning(
-                f"conjugate gradient stopped at relative residual {solve.residual:.1e} after {solve.iterations} iterations"
-                + (": negative curvature" if solve.negative_curvature else "")
+                f"conjugate gradient stopped at relative residual {solve.residual:.1e} after {solve.iterations} "
+                "iterations" + (": negative curvature" if solve.negative_curvature else "")
             )
         details = {
             "curvature_triples": len(curvature.triples),

@@ -211,11 +211,7 @@ def test_a_switch_that_is_not_true_or_false_is_refused(key, value):
         for key in ("damping_strength", "cg_tolerance")
         for value in (-1, "much", None, True, float("nan"), [1])
     ]
-    + [
-        (key, value)
-        for key in ("curvature_triples", "cg_max_iterations")
-        for value in (0, -1, 2.5, "all", None, True)
-    ]
+    + [(key, value) for key in ("curvature_triples", "cg_max_iterations") for value in (0, -1, 2.5, "all", None, True)]
     + [("log_epochs", value) for value in (0, -1, 1.5, "last", None, True, [1])],
 )
 def test_a_number_of_the_wrong_kind_is_refused(key, value):
@@ -365,10 +361,7 @@ def test_what_contradicts_the_paper_is_refused(write_yaml, key, value, where):
 
 
 def test_what_agrees_with_the_paper_is_accepted():
-    assert (
-        build(paper=True, curvature="hessian", damping="none", pool_return=False, log_epochs=1)["paper"]
-        is True
-    )
+    assert build(paper=True, curvature="hessian", damping="none", pool_return=False, log_epochs=1)["paper"] is True
 
 
 def test_a_checkpoints_configuration_does_not_contradict_the_paper():

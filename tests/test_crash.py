@@ -15,10 +15,9 @@ import pytest
 import torch
 from recbole.utils import init_seed
 
-from recbole_unlearn import audit, reporting
+from recbole_unlearn import audit, opening, output, reporting
 from recbole_unlearn import checkpoint as checkpoints
 from recbole_unlearn import purge as purging
-from recbole_unlearn import opening, output
 from recbole_unlearn.config import UnlearnConfig
 from recbole_unlearn.data.split import Split
 from recbole_unlearn.data.triple_log import TripleLog

@@ -154,9 +154,7 @@ def test_result_md_shows_every_model(finished):
 
 def test_the_unlearned_model_differs_from_both_others(finished):
     _, folder = finished
-    original, unlearned, retrained = (
-        weights(folder / f"{name}.pth") for name in ("model", "unlearned", "retrained")
-    )
+    original, unlearned, retrained = (weights(folder / f"{name}.pth") for name in ("model", "unlearned", "retrained"))
     for first, second in ((original, unlearned), (unlearned, retrained), (original, retrained)):
         assert not same(first, second)
     for value in unlearned.values():
@@ -189,9 +187,7 @@ def test_without_retraining_there_is_no_verdict(run):
 
 
 def test_without_an_output_folder_every_run_gets_its_own(run):
-    folders = {
-        Path(run(forget_count=5, output_dir=None, epochs=1)["files"]["unlearned"]).parent for _ in range(3)
-    }
+    folders = {Path(run(forget_count=5, output_dir=None, epochs=1)["files"]["unlearned"]).parent for _ in range(3)}
     assert len(folders) == 3
     for folder in folders:
         assert folder.parent == Path("saved") and (folder / "result.json").is_file()
@@ -325,9 +321,7 @@ def test_a_checkpoint_may_be_named_in_a_config_file(trained, run, tmp_path):
 
 
 def test_a_checkpoint_brings_its_own_model_data_and_settings(trained):
-    result = run_unlearn(
-        config_dict={"checkpoint": str(trained / "model.pth"), "compare": "none", "output_dir": "out"}
-    )
+    result = run_unlearn(config_dict={"checkpoint": str(trained / "model.pth"), "compare": "none", "output_dir": "out"})
     assert (result["model"], result["dataset"]) == ("BPR", "tiny")
     assert result["settings"]["embedding_size"] == 8 and result["settings"]["topk"] == [5, 10]
 
@@ -453,9 +447,7 @@ def holders(secret):
     found = []
     for entry in Path(".").rglob("*"):
         data = entry.read_bytes() if entry.is_file() else b""
-        if secret in entry.name or any(
-            secret.encode(coding) in data for coding in ("utf-8", "utf-16-le", "utf-32-le")
-        ):
+        if secret in entry.name or any(secret.encode(coding) in data for coding in ("utf-8", "utf-16-le", "utf-32-le")):
             found.append(str(entry))
     return found
 
@@ -479,9 +471,7 @@ def test_the_names_of_the_forgotten_are_written_nowhere(run, split, tmp_path, re
 
 
 def test_the_names_of_the_forgotten_are_written_nowhere_by_a_second_request(trained, run, recbole_log):
-    run(
-        state="INFO", checkpoint=str(trained / "unlearned.pth"), forget_users=[SECRET_USER], compare="retrain"
-    )
+    run(state="INFO", checkpoint=str(trained / "unlearned.pth"), forget_users=[SECRET_USER], compare="retrain")
     assert holders(SECRET_USER) == []
 
 
@@ -626,9 +616,7 @@ def test_help_lists_every_own_key_with_its_meaning(capsys):
 )
 def test_an_error_is_one_line_and_status_2(capsys, make_options, arguments, says):
     model = [] if arguments[0].startswith("--model") else ["-m", "BPR"]
-    status = command_line.main(
-        [*model, "-d", "tiny", *as_arguments(make_options(output_dir="out")), *arguments]
-    )
+    status = command_line.main([*model, "-d", "tiny", *as_arguments(make_options(output_dir="out")), *arguments])
     out, err = capsys.readouterr()
     assert status == 2
     assert err.startswith("error: ") and err.count("\n") == 1 and says in err

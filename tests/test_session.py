@@ -19,7 +19,11 @@ def trained(make_options):
     """Function (**keys) -> checkpoint of the tiny model."""
 
     def train(**keys):
-        run_unlearn("BPR", "tiny", config_dict=make_options(**{"compare": "none", "output_dir": "out", "forget_count": 1, **keys}))
+        run_unlearn(
+            "BPR",
+            "tiny",
+            config_dict=make_options(**{"compare": "none", "output_dir": "out", "forget_count": 1, **keys}),
+        )
         return "out/model.pth"
 
     return train

@@ -57,9 +57,7 @@ class Recording:
         original = model.calculate_loss
 
         def calculate_loss(interaction):
-            columns = [
-                interaction[name].clone().view(times, -1) for name in ("user_id", "item_id", "neg_item_id")
-            ]
+            columns = [interaction[name].clone().view(times, -1) for name in ("user_id", "item_id", "neg_item_id")]
             users, items, drawn = columns
             assert (users == users[0]).all() and (items == items[0]).all()
             self.batches.append(torch.cat([users[:1], items[:1], drawn]).T.numpy())
@@ -179,9 +177,7 @@ def test_several_epochs_without_a_validation_set_are_those_of_stock_recbole(make
 
 
 def test_training_twice_gives_the_same_bits_and_another_seed_does_not(train):
-    first, again, other = (
-        train(folder, seed=seed)[1].model for folder, seed in (("a", 1), ("b", 1), ("c", 2))
-    )
+    first, again, other = (train(folder, seed=seed)[1].model for folder, seed in (("a", 1), ("b", 1), ("c", 2)))
     same_weights(first, again)
     assert not torch.equal(first.user_embedding.weight, other.user_embedding.weight)
 
@@ -252,14 +248,10 @@ def test_static_negatives_hold_with_workers_and_item_features(train, more):
         assert not set(zip(used[:, 0].tolist(), used[:, column].tolist(), strict=True)) & positives
 
 
-def test_duplicated_interactions_are_logged_one_by_one(
-    make_split, make_model, write_data, interactions, tmp_path
-):
+def test_duplicated_interactions_are_logged_one_by_one(make_split, make_model, write_data, interactions, tmp_path):
     doubled = interactions + [(user, item, time + 7) for user, item, time in interactions[::3]]
     path = write_data(tmp_path, "tiny", doubled)
-    split, trainer, recording = build(
-        make_split, make_model, tmp_path / "ours", data_path=path, **negatives(2)
-    )
+    split, trainer, recording = build(make_split, make_model, tmp_path / "ours", data_path=path, **negatives(2))
     trainer.fit(split.train, split.valid, verbose=False)
     check_log(TripleLog.open(log_path(trainer.saved_model_file)), recording.epochs)
 
@@ -337,9 +329,7 @@ def resume(train, make_split, make_model, tmp_path):
         _, first, _ = train(eval_step=1, **overrides)
         path = first.saved_model_file
         before = [epoch.copy() for epoch in logged_epochs(TripleLog.open(log_path(path)))]
-        split, second, recording = build(
-            make_split, make_model, tmp_path / "again", **{**overrides, "epochs": 6}
-        )
+        split, second, recording = build(make_split, make_model, tmp_path / "again", **{**overrides, "epochs": 6})
         np.random.seed(31)  # a new process would draw other numbers too
         second.resume_checkpoint(path)
         second.fit(split.train, split.valid, verbose=False)

@@ -23,7 +23,11 @@ def wheel(tmp_path_factory):
 
 def test_the_wheel_holds_the_yaml_files_and_the_command(wheel):
     names = zipfile.ZipFile(wheel).namelist()
-    assert {"run_unlearn.py", "recbole_unlearn/properties/overall.yaml", "recbole_unlearn/properties/paper.yaml"} <= set(names)
+    assert {
+        "run_unlearn.py",
+        "recbole_unlearn/properties/overall.yaml",
+        "recbole_unlearn/properties/paper.yaml",
+    } <= set(names)
     assert not [name for name in names if name.startswith(("tests", "benchmarks"))]
 
 

@@ -9,6 +9,7 @@ import pandas as pd
 from recbole_unlearn.data.tokens import ids
 from recbole_unlearn.input_error import InputError
 
+
 def read(path):
     """Requests of a CSV file with the columns user, item and, if wanted, time; tokens as in the .inter file.
 
@@ -23,14 +24,18 @@ def read(path):
         raise InputError(f"cannot read requests {path}: {' '.join(str(error).split())}") from None
     header = [name.strip() for name in lines[0]] if lines else []
     if header not in (["user", "item"], ["user", "item", "time"]):
-        raise InputError(f"requests {path} must start with the line user,item or user,item,time; got {','.join(header)!r}")
+        raise InputError(
+            f"requests {path} must start with the line user,item or user,item,time; got {','.join(header)!r}"
+        )
     rows = []
     for number, line in enumerate(lines[1:], 2):
         fields = [field.strip() for field in line]
         if not any(fields):
             continue
         if len(fields) != len(header) or not (fields[0] or fields[1]):
-            raise InputError(f"requests {path}, line {number}: expected {','.join(header)}, with a user or an item at least")
+            raise InputError(
+                f"requests {path}, line {number}: expected {','.join(header)}, with a user or an item at least"
+            )
         rows.append([number, *fields])
     if not rows:
         raise InputError(f"requests {path} holds no request")

@@ -3,7 +3,7 @@
 A log is a folder: ``metadata.json``, the anchors ``users.npy`` and ``items.npy`` (shape ``[rows]``, grouped by user),
 and one ``epoch-NNNNN.npy`` an epoch (shape ``[rows, negatives]``; only one if the negatives are static). All
 columns use the smallest unsigned integer type that holds the ids, so 2 bytes a triple below 65,536 items.
-``weights-NNNNN.npy`` are snapshots of the weights after NNNNN epochs (float16, flat), ever rarer as training goes on. The
+``weights-NNNNN.npy`` are snapshots of the weights after NNNNN epochs (float16, flat), ever rarer with time. The
 metadata is replaced last and atomically: a killed run leaves the last complete epoch.
 """
 
@@ -152,11 +152,15 @@ class TripleLog:
                 raise InputError(f"triple log: {file} is far too large to be ours; train again to get a new log")
             metadata = json.loads(file.read_text("utf-8"))
         except OSError:
-            raise InputError(f"triple log: none at {path}; train with recbole_unlearn so that negatives are logged") from None
+            raise InputError(
+                f"triple log: none at {path}; train with recbole_unlearn so that negatives are logged"
+            ) from None
         except (ValueError, RecursionError) as error:
             raise InputError(f"triple log: {file} is damaged ({error}); train again to get a new log") from None
         if not isinstance(metadata, dict) or metadata.get("format") != FORMAT:
-            raise InputError(f"triple log: {file} is not a triple log's metadata; point to the folder that training wrote")
+            raise InputError(
+                f"triple log: {file} is not a triple log's metadata; point to the folder that training wrote"
+            )
         if metadata.get("version") != VERSION:
             raise InputError(
                 f"triple log: {path} has version {metadata.get('version')}, this program reads {VERSION}; train again"
@@ -194,7 +198,7 @@ class TripleLog:
         write_atomically(self.path / "metadata.json", json.dumps(self.metadata, indent=1).encode())
 
     def append(self, negatives):
-        """Add a complete epoch; ``negatives``: int array ``[rows, negatives]`` of item ids, none of them 0 (padding)."""
+        """Add a complete epoch; ``negatives``: int array ``[rows, negatives]`` of item ids, none of them 0."""
         negatives = np.ascontiguousarray(negatives, dtype=self.dtype)
         if negatives.shape != (self.n_rows, self.negatives) or (self.n_rows and negatives.min() == 0):
             raise ValueError(f"an epoch must hold {self.n_rows} x {self.negatives} negatives, all of them drawn")
@@ -239,9 +243,7 @@ class TripleLog:
         self.metadata["snapshots"] = [n for n in self.snapshots if n <= n_epochs]
         kept |= {"users.npy", "items.npy", *(self._weights_file(n).name for n in self.snapshots)}
         self.metadata["n_epochs"] = min(n_epochs, self.n_epochs)
-        self.metadata["crc32"] = {
-            name: crc for name, crc in self.metadata["crc32"].items() if name in kept
-        }
+        self.metadata["crc32"] = {name: crc for name, crc in self.metadata["crc32"].items() if name in kept}
         self._write_metadata()
         for file in self.path.glob("*.npy"):
             if file.name not in kept:
@@ -279,7 +281,9 @@ class TripleLog:
                 reason = " ".join(str(error).split())
                 raise InputError(f"triple log: {file} is missing or damaged ({reason}); train again") from None
             if _crc(column) != expected:
-                raise InputError(f"triple log: {file} does not match its checksum; it was changed or damaged, train again")
+                raise InputError(
+                    f"triple log: {file} does not match its checksum; it was changed or damaged, train again"
+                )
             if name.startswith("weights-"):
                 if not np.isfinite(column).all():
                     raise InputError(f"triple log: {file} holds NaN or infinite weights; train again")
@@ -291,8 +295,8 @@ class TripleLog:
     def without(self, rows, path, run_id, fingerprint, snapshots=None, popularity=None):
         """Write a copy in which the given rows, anchors and negatives alike, do not occur; returns the new log.
 
-        Redrawn negatives become what a retrained model's log would hold: forgotten items are drawn for their users as often
-        as any other. Left as they were, an item missing among thousands of draws would tell what was forgotten.
+        Redrawn negatives become what a retrained model's log would hold: forgotten items are drawn for their users as
+        often as any other. Left as they were, an item missing among thousands of draws would tell what was forgotten.
         The copy appears under its final name only when complete.
 
         Args:
@@ -341,7 +345,9 @@ class _Redraw:
     def __init__(self, users, items, gone, n_items, popularity):
         place = np.cumsum(~gone) - 1
         returns = list(returning(users, items, gone, n_items, popularity))
-        self.rows = np.concatenate([np.empty(0, np.int64), *(place[kept] for _, kept, _, _ in returns)]).astype(np.int64)
+        self.rows = np.concatenate([np.empty(0, np.int64), *(place[kept] for _, kept, _, _ in returns)]).astype(
+            np.int64
+        )
         self.owner = np.repeat(np.arange(len(returns)), [len(kept) for _, kept, _, _ in returns])
         self.chance = np.array([share.sum() for _, _, _, share in returns])
         self.back = np.concatenate([np.empty(0, items.dtype), *(back for _, _, back, _ in returns)])
@@ -352,7 +358,9 @@ class _Redraw:
 
     def __call__(self, negatives):
         if len(self.rows):
-            row, column = np.nonzero(self.rng.random((len(self.rows), negatives.shape[1])) < self.chance[self.owner][:, None])
+            row, column = np.nonzero(
+                self.rng.random((len(self.rows), negatives.shape[1])) < self.chance[self.owner][:, None]
+            )
             found = np.searchsorted(self.cumulated, self.owner[row] + self.rng.random(len(row)), "right")
             negatives[self.rows[row], column] = self.back[np.minimum(found, len(self.back) - 1)]
         return negatives

@@ -89,7 +89,7 @@ class Observer:
         self.trainer.eval_collector.data_collect(split.train)
 
     def _matched(self, rng):
-        """A held-out pair for each forgotten one: of the same user where there is one, of the nearest item popularity."""
+        """A held-out pair for each forgotten one: of the same user if possible, of the nearest item popularity."""
         split = self.split
         popularity = np.bincount(split.items, minlength=split.n_items)
         held = [loader._dataset.inter_feat for loader in (split.valid, split.test)]
@@ -109,7 +109,9 @@ class Observer:
         split, field = self.split, self.split.train._dataset.uid_field
         percentile, margin = np.empty(len(self.users)), np.empty(len(self.users))
         held = np.empty(len(self.users))
-        everyone, where = np.unique(np.concatenate([self.unique, self.others, self.held_out[:, 0]]), return_inverse=True)
+        everyone, where = np.unique(
+            np.concatenate([self.unique, self.others, self.held_out[:, 0]]), return_inverse=True
+        )
         top = np.empty((len(everyone), TOP_K), np.int64)
         at_forgotten = np.searchsorted(everyone, self.users)
         at_held = np.searchsorted(everyone, self.held_out[:, 0])
@@ -152,7 +154,8 @@ def ceiling(before, after):
         before, after: margins of the original and retrained models, ``[seeds, pairs]``.
 
     Returns:
-        float: ``sqrt(2r / (1 + r))``, r the mean correlation of the changes of two halves of the seeds (Spearman-Brown).
+        float: ``sqrt(2r / (1 + r))``, r the mean correlation of the changes of two halves of the seeds
+        (Spearman-Brown).
     """
     n = len(after)
     halves = [list(half) for half in itertools.combinations(range(n), n // 2)]
@@ -194,7 +197,9 @@ def compare(retrained, originals, unlearned):
         result[f"{name}_ratio"] = float(np.mean([distance(u.percentile, r.percentile) for u, r in cross]) / floor)
     for name in ("affected", "unaffected"):
         result[f"overlap_{name}"] = float(np.mean([overlap(getattr(u, name), getattr(r, name)) for u, r in cross]))
-        result[f"overlap_{name}_floor"] = float(np.mean([overlap(getattr(a, name), getattr(b, name)) for a, b in pairs]))
+        result[f"overlap_{name}_floor"] = float(
+            np.mean([overlap(getattr(a, name), getattr(b, name)) for a, b in pairs])
+        )
     before = np.array([v.margin for v in originals])
     after = np.array([v.margin for v in retrained])
     predicted = np.array([v.margin for v in unlearned]) - before

@@ -72,10 +72,17 @@ def verdict(original, unlearned, retrained):
     gap, effect = auc[1] - auc[2], auc[0] - auc[2]
     bound = noise(unlearned, retrained)
     closed = 1 - gap / effect if effect else float("nan")
-    figures = {"gap": gap, "gap_bound": bound if np.isfinite(bound) else None, "effect": effect, "gap_closed": closed if np.isfinite(closed) else None}
+    figures = {
+        "gap": gap,
+        "gap_bound": bound if np.isfinite(bound) else None,
+        "effect": effect,
+        "gap_closed": closed if np.isfinite(closed) else None,
+    }
     numbers = f"forget-set AUC {auc[1]:.4f} against {auc[2]:.4f} retrained and {auc[0]:.4f} before"
     if abs(effect) <= noise(original, retrained):
-        text = f"The forget set is too small to tell: {numbers}; even doing nothing would be within two standard errors."
+        text = (
+            f"The forget set is too small to tell: {numbers}; even doing nothing would be within two standard errors."
+        )
     elif abs(gap) <= bound:
         text = f"The forget set now looks like the retrained model's: {numbers}."
     elif gap * effect > 0:

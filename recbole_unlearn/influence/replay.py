@@ -291,7 +291,9 @@ def replay(
         total += len(returned)
 
         trajectory.at(epoch + 0.5, out=recorded)
-        _replay_epoch(K)(W, triples, out, start, returned, return_start, M, V, epoch * n_steps, scale, hyper, int(all_rows))
+        _replay_epoch(K)(
+            W, triples, out, start, returned, return_start, M, V, epoch * n_steps, scale, hyper, int(all_rows)
+        )
         if epoch + 1 in trajectory.epochs:
             snapshots[epoch + 1] = change(epoch + 1).astype(np.float32)
         if progress:

@@ -112,12 +112,8 @@ def test_a_single_token_needs_no_list(select, pairs):
 
 
 @pytest.mark.parametrize("given", [17, "17", [17], "17,17"])
-def test_numeric_tokens_select_whether_given_as_numbers_or_text(
-    make_split, make_config, write_data, tmp_path, given
-):
-    rows = [
-        (str(user), str(item), user * item) for user in range(10, 30) for item in range(10, 30) if user % item
-    ]
+def test_numeric_tokens_select_whether_given_as_numbers_or_text(make_split, make_config, write_data, tmp_path, given):
+    rows = [(str(user), str(item), user * item) for user in range(10, 30) for item in range(10, 30) if user % item]
     numeric = make_split(dataset="numeric", data_path=write_data(tmp_path, "numeric", rows))
     request = ForgetRequest.from_config(make_config(forget_users=given))
     rows = request.rows(numeric)
@@ -178,9 +174,7 @@ def test_no_request_ever_selects_a_held_out_interaction(select, split, pairs):
     for loader in (split.valid, split.test):
         data = loader._dataset
         features = data.inter_feat
-        held_out |= set(
-            zip(features[data.uid_field].tolist(), features[data.iid_field].tolist(), strict=True)
-        )
+        held_out |= set(zip(features[data.uid_field].tolist(), features[data.iid_field].tolist(), strict=True))
     user = pairs[0][0]
     item = str(split.token("item", next(iter(held_out))[1]))
     for keys in ({"forget_ratio": 0.9}, {"forget_users": [user]}, {"forget_items": [item]}):
@@ -192,9 +186,7 @@ def test_no_request_ever_selects_a_held_out_interaction(select, split, pairs):
 # -- refusals
 
 
-@pytest.mark.parametrize(
-    "ratio", [0, 0.0, 1, 1.0, 1.5, -0.1, float("nan"), "abc", "1e", True, [0.1], {"a": 1}]
-)
+@pytest.mark.parametrize("ratio", [0, 0.0, 1, 1.0, 1.5, -0.1, float("nan"), "abc", "1e", True, [0.1], {"a": 1}])
 def test_a_ratio_outside_0_to_1_is_refused(refusal, ratio):
     assert "forget_ratio" in refusal(forget_ratio=ratio)
 

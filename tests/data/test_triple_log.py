@@ -471,9 +471,7 @@ def pickled_object_array(path):
 
 def file_outside_the_folder(path):
     np.save(path.parent / "outside.npy", np.ones(3, np.uint8))
-    edit_metadata(
-        path, lambda m: m["crc32"].update({"../outside.npy": triple_log._crc(np.ones(3, np.uint8))})
-    )
+    edit_metadata(path, lambda m: m["crc32"].update({"../outside.npy": triple_log._crc(np.ones(3, np.uint8))}))
 
 
 def absolute_file_name(path):
@@ -705,9 +703,7 @@ def test_an_interrupted_without_leaves_no_half_log(tmp_path, monkeypatch):
     static=st.booleans(),
     share=st.floats(0, 1),
 )
-def test_any_log_and_any_part_of_it_come_back_as_written(
-    seed, rows, n_items, negatives, epochs, static, share
-):
+def test_any_log_and_any_part_of_it_come_back_as_written(seed, rows, n_items, negatives, epochs, static, share):
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder)
         shape = dict(epochs=epochs, rows=rows, n_items=n_items, negatives=negatives, static=static, seed=seed)

@@ -58,5 +58,7 @@ def test_a_cut_off_run_goes_on_and_the_tables_are_written(make_options, tmp_path
     for name, figures in first["fidelity"].items():
         for key in ("forget_auc", "correlation", "hit@10"):
             assert figures[key] == again["fidelity"][name][key] or np.isnan(figures[key])
-    assert {file.name for file in (tmp_path / "one").iterdir()} == {f"fidelity.{e}" for e in ("md", "csv", "tex", "json")}
+    assert {file.name for file in (tmp_path / "one").iterdir()} == {
+        f"fidelity.{e}" for e in ("md", "csv", "tex", "json")
+    }
     json.loads((tmp_path / "one" / "fidelity.json").read_text())

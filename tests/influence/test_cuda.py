@@ -16,7 +16,9 @@ def test_the_products_agree_with_the_closed_form(exact):
     users = np.sort(rng.integers(0, N_USERS, ROWS)).astype(np.int32)
     pos, neg = rng.integers(0, N_ITEMS, ROWS), rng.integers(0, N_ITEMS, (ROWS, M))
     P, Q = (rng.normal(size=(n, K)).astype(np.float32) for n in (N_USERS, N_ITEMS))
-    closed = DotProductCurvature(UserTriples(users, pos.astype(np.uint16), neg.astype(np.uint16), N_USERS, N_ITEMS), P, Q, exact)
+    closed = DotProductCurvature(
+        UserTriples(users, pos.astype(np.uint16), neg.astype(np.uint16), N_USERS, N_ITEMS), P, Q, exact
+    )
     params = [torch.tensor(part, device="cuda", requires_grad=True) for part in (P, Q)]
     u, i, j = (torch.as_tensor(ids, device="cuda", dtype=torch.int64) for ids in (users, pos, neg))
 

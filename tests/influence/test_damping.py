@@ -22,9 +22,7 @@ def run_adam(gradients, beta1):
 
 def metric(optimizer_state):
     state, group = optimizer_state["state"][0], optimizer_state["param_groups"][0]
-    return adam(
-        state["exp_avg_sq"].numpy(), int(state["step"]), group["betas"][1], group["eps"], group["lr"], N
-    )
+    return adam(state["exp_avg_sq"].numpy(), int(state["step"]), group["betas"][1], group["eps"], group["lr"], N)
 
 
 @pytest.mark.parametrize("steps", [1, 2, 25])

@@ -144,9 +144,7 @@ class TestPoolReturn:
         forgotten = np.sort(rng.choice(rows, rng.integers(rows + 1), replace=False))
         popularity = rng.uniform(0.1, 5, n_items)
         popularity[0] = 100  # of the padding id, which is never drawn
-        triples = pool_return(
-            users, items, forgotten, n_items, m, popularity if distribution == "popularity" else None
-        )
+        triples = pool_return(users, items, forgotten, n_items, m, popularity if distribution == "popularity" else None)
         weights = popularity if distribution == "popularity" else np.ones(n_items)
         expected = expected_draws(users.tolist(), items.tolist(), forgotten.tolist(), n_items, m, weights)
         actual = weight_of_each(triples)

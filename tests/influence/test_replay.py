@@ -73,9 +73,7 @@ class Problem:
         )  # fmt: skip
 
     def returns(self):
-        return _Returns(
-            self.users, self.pos, self.gone, self.n_items, self.m, self.popularity
-        )
+        return _Returns(self.users, self.pos, self.gone, self.n_items, self.m, self.popularity)
 
 
 def random_problem(

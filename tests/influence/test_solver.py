@@ -168,9 +168,7 @@ class TestBlockJacobi:
     def test_blocks_without_inverse_act_as_the_identity(self):
         """Zero (a row in no triple) and rank-deficient (a row in fewer triples than K)."""
         rng = np.random.default_rng(11)
-        ranks = np.repeat(
-            np.arange(9), 10
-        )  # rounding makes the last pivots of some positive, of others negative
+        ranks = np.repeat(np.arange(9), 10)  # rounding makes the last pivots of some positive, of others negative
         factors = [rng.normal(size=(8, rank)) for rank in ranks]
         blocks = torch.stack(
             [torch.from_numpy(f @ f.T if f.shape[1] < 8 else positive_definite(rng, 8)) for f in factors]
