@@ -3,7 +3,6 @@
 python benchmarks/tables.py
 """
 
-import re
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -57,12 +56,12 @@ def main():
     readme = ROOT / "README.md"
     text = readme.read_text()
     for make in (fidelity, ratios, speed):
-        begin, end = f"<!-- {make.__name__} -->\n", "<!-- end -->"
-        if begin not in text:
-            raise SystemExit(f"README.md lacks the line {begin.strip()}")
-        text = re.sub(
-            f"{re.escape(begin)}.*?{end}", lambda _, make=make: f"{begin}\n{make()}\n{end}", text, flags=re.DOTALL
-        )
+        mark = f"<!-- {make.__name__} -->\n"
+        before, found, rest = text.partition(mark)
+        if not found:
+            raise SystemExit(f"README.md lacks the line {mark.strip()}")
+        _, end, after = rest.partition("<!-- end -->")
+        text = f"{before}{mark}\n{make()}\n{end}{after}"
     readme.write_text(text)
 
 
