@@ -18,7 +18,6 @@ growth   Seconds and peak memory of a product in a process of its own, triples m
 import argparse
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -283,11 +282,9 @@ def solver(options):
 # Growth
 
 
-def _resident():
-    """Peak resident MB of this process, and the anonymous (not file-backed) MB now."""
-    status = Path("/proc/self/status").read_text()
-    anonymous = int(status.split("RssAnon:")[1].split()[0])
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, anonymous / 1024
+def peak_memory():
+    """Peak resident MB of this process; unlike ru_maxrss, without what the parent held when it forked."""
+    return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) / 1024
 
 
 def measure_point(clock, folder, n_users, n_items, K):
@@ -296,7 +293,6 @@ def measure_point(clock, folder, n_users, n_items, K):
     tiny = UserTriples(*(np.array(column[:0]) for column in columns), 1, n_items)
     few = DotProductCurvature(tiny, *embeddings(1, n_items, K))
     few.matvec(torch.zeros(few.size, dtype=torch.float64))  # compiles
-    base = _resident()[1]
     P, Q = embeddings(n_users, n_items, K)
     start = clock()
     curvature = DotProductCurvature(UserTriples(*columns, n_users, n_items), P, Q)
@@ -307,17 +303,8 @@ def measure_point(clock, folder, n_users, n_items, K):
         start = clock()
         curvature.matvec(v)
         seconds.append(clock() - start)
-    peak, now = _resident()
     print(
-        json.dumps(
-            {
-                "seconds": seconds,
-                "prepared": prepared,
-                "peak_MB": peak,
-                "own_MB": now - base,
-                "kept": curvature.triples.kept,
-            }
-        )
+        json.dumps({"seconds": seconds, "prepared": prepared, "peak_MB": peak_memory(), "kept": curvature.triples.kept})
     )
 
 

@@ -70,6 +70,7 @@ def linearise(K, single):
     ``h[r, t] = w s (1 - s)``, and for each distinct (user, item) ``b = sum +-w s`` over the triples that hold the item
     (plus where it is the positive). Returns the weighted loss ``sum -w log sigmoid(x)``.
     """
+
     @numba.njit(**PARALLEL)
     def kernel(P, Q, row_ptr, pos, neg, count, dist, chunk_ptr, weight, h, b):
         n_chunks = len(chunk_ptr) - 1

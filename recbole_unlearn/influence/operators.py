@@ -62,6 +62,7 @@ class UserTriples:
         n_users, n_items: sizes of the id spaces.
         weight: weight of each triple of a row, float ``[rows]`` or one number.
         block_triples (int): size of a block; users are not split.
+        kept_triples (int): up to so many triples, the grouped blocks are kept in memory.
     """
 
     def __init__(
