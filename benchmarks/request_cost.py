@@ -4,7 +4,8 @@
 
 Everything is measured in one process, one after the other, on an otherwise idle machine. Retrain is stock RecBole: its
 own loader and trainer, median of --epochs epochs with validation, times the epochs that the configuration trains
-(or, under early stopping, that the original trained). The original comes from --cache or is trained first.
+(or, under early stopping, that the original trained). The originals (--seeds of them) come
+from --cache or are trained first.
 """
 
 import argparse
@@ -59,6 +60,7 @@ def main():
     parser.add_argument("--cache", default="saved/fidelity")
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--requests", type=int, default=11)
+    parser.add_argument("--seeds", type=int, default=1, help="originals to take requests on")
     parser.add_argument("--output", default="results/speed")
     args = parser.parse_args()
     logging.getLogger().setLevel(logging.ERROR)
@@ -66,23 +68,25 @@ def main():
         ("BPR", args.dataset, args.config_files.split(), {"data_path": args.data_path, "method": "replay"}), args.cache
     )
     config, split = trained.config, trained.split
-    original = Run(config["seed"], (), True)
-    (path,) = trained.train([original])
+    paths = trained.train([Run(config["seed"] + n, (), True) for n in range(args.seeds)])
     output = Path(args.output)
     output.mkdir(parents=True, exist_ok=True)
 
-    start = perf_counter()
-    settings = {"data_path": args.data_path, "method": "replay", "show_progress": False}
-    session = UnlearnSession.open(path, args.config_files.split(), settings)
-    opening = perf_counter() - start
-    log, stored = session.log, session.stored
     # Each request starts from the original: what a session has forgotten is not kept here.
-    requests, single = [], []
-    for n in range(args.requests):
-        rng = np.random.default_rng(n)
-        for times, count in ((requests, max(round(RATIO * split.n_rows), 1)), (single, 1)):
-            rows = np.sort(rng.choice(split.n_rows, count, replace=False))
-            times.append(session.unlearner.unlearn(rows).seconds)
+    openings, replayed, requests, single = [], [], [], []
+    settings = {"data_path": args.data_path, "method": "replay", "show_progress": False}
+    for path in paths:
+        start = perf_counter()
+        session = UnlearnSession.open(path, args.config_files.split(), settings)
+        openings.append(perf_counter() - start)
+        replayed.append(session.unlearner.epochs)
+        for n in range(args.requests):
+            rng = np.random.default_rng(n)
+            for times, count in ((requests, max(round(RATIO * split.n_rows), 1)), (single, 1)):
+                rows = np.sort(rng.choice(split.n_rows, count, replace=False))
+                times.append(session.unlearner.unlearn(rows).seconds)
+        session.close()
+    log, stored = session.log, session.stored
 
     triples = UserTriples(
         log.users, np.array(log.items), np.ascontiguousarray(log.epoch(0)), split.n_users, split.n_items
@@ -98,7 +102,7 @@ def main():
     costs = logging_cost(config, split, output, args.epochs)
     overhead = median(b / a for a, b in zip(costs[False], costs[True], strict=True)) - 1
     n_logged = log.n_epochs if not log.static else 1
-    size = sum(f.stat().st_size for f in log_path(path).iterdir()) / (n_logged * log.n_rows * log.negatives)
+    size = sum(f.stat().st_size for f in log_path(paths[-1]).iterdir()) / (n_logged * log.n_rows * log.negatives)
     for logged in costs:
         for left in output.glob(f"speed-{logged}*"):
             for file in left.iterdir() if left.is_dir() else ():
@@ -111,13 +115,14 @@ def main():
     figures = {
         "triples an epoch": f"{log.n_rows * log.negatives:,}",
         "Retrain, stock RecBole": f"{epochs * epoch:.4g} s ({epochs} epochs of {epoch:.3g} s)",
+        "epochs replayed (up to the best one)": ", ".join(map(str, replayed)),
         f"request, {max(round(RATIO * split.n_rows), 1)} interactions": spread(requests),
         "times faster than Retrain": f"{epochs * epoch / median(requests):.0f}",
         "request, 1 interaction": spread(single),
         "times faster than Retrain, 1 interaction": f"{epochs * epoch / median(single):.0f}",
         "one curvature product": spread(products),
         "request, 1 interaction, in curvature products": f"{median(single) / median(products):.1f}",
-        "opening before the first request": f"{opening:.3g} s",
+        "opening before the first request": spread(openings),
         "logging, share of training time": f"{overhead:+.1%}",
         "log, bytes a triple": f"{size:.2f}",
         "training epoch": f"{median(costs[True]):.3g} s",
