@@ -356,7 +356,7 @@ def draw_growth(rows, file):
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    matplotlib.rcParams["svg.hashsalt"] = "growth"
+    matplotlib.rcParams |= {"svg.hashsalt": "growth", "svg.fonttype": "none"}
     lines = {}
     for row in rows:
         lines.setdefault(row["against"], []).append(row)

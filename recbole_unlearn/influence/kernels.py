@@ -64,11 +64,11 @@ def number_items(row_ptr, pos, neg, count, dist, chunk_ptr, n_items):
 
 @cache
 def linearise(K, single):
-    """Kernel ``(P, Q, *block, weight, h, b) -> loss``, ``single`` for float32.
+    """Kernel ``(P, Q, *block, weight, h, b) -> loss [chunks]``, ``single`` for float32.
 
     At the scores x of the current weights it fills, with s = sigmoid(-x):
     ``h[r, t] = w s (1 - s)``, and for each distinct (user, item) ``b = sum +-w s`` over the triples that hold the item
-    (plus where it is the positive). Returns the weighted loss ``sum -w log sigmoid(x)``.
+    (plus where it is the positive). Returns the weighted loss ``sum -w log sigmoid(x)`` of each chunk.
     """
 
     @numba.njit(**PARALLEL)
@@ -112,7 +112,7 @@ def linearise(K, single):
                 for d in range(count[u]):
                     b[first + d] = acc[d]
             loss[c] = total
-        return loss.sum()
+        return loss  # summed outside: here, the sum would be split between threads
 
     return kernel
 

@@ -141,7 +141,8 @@ class DotProductCurvature:
         h, b = np.empty(block.neg.shape, self.P.dtype), np.empty(len(block.dist), self.P.dtype)
         weight = np.ascontiguousarray(self.triples.weight[block.rows])
         kernel = kernels.linearise(self.K, self.P.dtype == np.float32)
-        return kernel(self.P[block.users], self.Q, *block.arguments(CHUNKS), weight, h, b), h, b
+        loss = kernel(self.P[block.users], self.Q, *block.arguments(CHUNKS), weight, h, b)
+        return float(loss.sum()), h, b
 
     def _parts(self):
         """Each block with its h and b, see `kernels.linearise`."""
