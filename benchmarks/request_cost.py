@@ -116,7 +116,7 @@ def main():
         "triples an epoch": f"{log.n_rows * log.negatives:,}",
         "Retrain, stock RecBole": f"{epochs * epoch:.4g} s ({epochs} epochs of {epoch:.3g} s)",
         "epochs replayed (up to the best one)": ", ".join(map(str, replayed)),
-        f"request, {max(round(RATIO * split.n_rows), 1)} interactions": spread(requests),
+        f"request, {RATIO:.2%} of the interactions": spread(requests),
         "times faster than Retrain": f"{epochs * epoch / median(requests):.0f}",
         "request, 1 interaction": spread(single),
         "times faster than Retrain, 1 interaction": f"{epochs * epoch / median(single):.0f}",

@@ -49,7 +49,16 @@ def ratios():
 
 
 def speed():
-    return "\n\n".join(file.read_text().strip() for file in sorted((ROOT / "results/speed").glob("*.md")))
+    columns, rows = [], {}
+    for file in sorted((ROOT / "results/speed").glob("request_cost-*.md")):
+        head, _, *lines = (cells(line) for line in file.read_text().splitlines())
+        columns.append(head[1])
+        for name, value in lines:
+            rows.setdefault(name, {})[head[1]] = value
+    table = ["| | " + " | ".join(columns) + " |", "|" + ":---|" * (len(columns) + 1)]
+    table += [f"| {name} | " + " | ".join(values.get(c, "") for c in columns) + " |" for name, values in rows.items()]
+    others = [(ROOT / f"results/speed/{name}.md").read_text().partition("\n\n")[2] for name in ("kernels", "solver")]
+    return "\n".join([*table, "", *others])
 
 
 def main():
