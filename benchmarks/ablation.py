@@ -6,12 +6,9 @@ Shares its cache of trained seeds with fidelity.py.
 """
 
 import argparse
-from pathlib import Path
 
-from fidelity import forget_rows
+from fidelity import report
 
-from recbole_unlearn.evaluation.fidelity import fidelity
-from recbole_unlearn.reporting import write_fidelity
 from recbole_unlearn.training import TrainedSeeds
 
 STEP = {"method": "influence"}
@@ -36,14 +33,7 @@ def main():
     parser.add_argument("--output", default="results/ablation")
     args = parser.parse_args()
     trained = TrainedSeeds(("BPR", args.dataset, [], {"data_path": args.data_path}), args.cache)
-    output = Path(args.output)
-    output.mkdir(parents=True, exist_ok=True)
-    for text in args.sets.split():
-        kind, size = text.split(":")
-        rows = forget_rows(trained.split, kind, int(size))
-        results = fidelity(trained, rows, args.seeds, VARIANTS)
-        title = f"{args.dataset}, default BPR, forget {text} ({len(rows)} interactions), {args.seeds} seeds"
-        print(write_fidelity(results, title, output, f"{args.dataset}-{kind}-{size}"), flush=True)
+    report(trained, args, VARIANTS, "default", args.dataset)
 
 
 if __name__ == "__main__":

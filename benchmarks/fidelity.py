@@ -28,6 +28,18 @@ def forget_rows(split, kind, size, seed=2020):
     return np.flatnonzero(np.isin(split.users, users) if kind == "users" else np.isin(split.items, items))
 
 
+def report(trained, args, methods, setting, stem):
+    """Measure the methods on each of the forget sets in ``args.sets``; print the tables and write them."""
+    output = Path(args.output)
+    output.mkdir(parents=True, exist_ok=True)
+    for text in args.sets.split():
+        kind, size = text.split(":")
+        rows = forget_rows(trained.split, kind, float(size) if kind == "ratio" else int(size))
+        results = fidelity(trained, rows, args.seeds, methods)
+        title = f"{args.dataset}, {setting} BPR, forget {text} ({len(rows)} interactions), {args.seeds} seeds"
+        print(write_fidelity(results, title, output, f"{stem}-{kind}-{size}"), flush=True)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dataset", default="ml-100k")
@@ -45,15 +57,8 @@ def main():
     arguments = ("BPR", args.dataset, args.config_files.split(), {"data_path": args.data_path})
     trained = TrainedSeeds(arguments, args.cache, args.processes)
     methods = {name: METHODS[name] for name in args.methods.split("; ")} if args.methods else METHODS
-    output = Path(args.output)
-    output.mkdir(parents=True, exist_ok=True)
-    for text in args.sets.split():
-        kind, size = text.split(":")
-        rows = forget_rows(trained.split, kind, float(size) if kind == "ratio" else int(size))
-        results = fidelity(trained, rows, args.seeds, methods)
-        setting = Path(args.config_files).stem or "default"
-        title = f"{args.dataset}, {setting} BPR, forget {text} ({len(rows)} interactions), {args.seeds} seeds"
-        print(write_fidelity(results, title, output, f"{args.dataset}-{setting}-{kind}-{size}"), flush=True)
+    setting = Path(args.config_files).stem or "default"
+    report(trained, args, methods, setting, f"{args.dataset}-{setting}")
 
 
 if __name__ == "__main__":

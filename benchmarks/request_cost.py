@@ -21,6 +21,7 @@ import torch
 from paper_ratios import stock_epoch_seconds
 
 from recbole_unlearn.data.triple_log import log_path
+from recbole_unlearn.files import remove
 from recbole_unlearn.influence.operators import DotProductCurvature, UserTriples
 from recbole_unlearn.session import UnlearnSession
 from recbole_unlearn.trainer import BPRTrainer
@@ -105,9 +106,7 @@ def main():
     size = sum(f.stat().st_size for f in log_path(paths[-1]).iterdir()) / (n_logged * log.n_rows * log.negatives)
     for logged in costs:
         for left in output.glob(f"speed-{logged}*"):
-            for file in left.iterdir() if left.is_dir() else ():
-                file.unlink()
-            left.rmdir() if left.is_dir() else left.unlink()
+            remove(left)
 
     def spread(times):
         return f"{median(times):.3g} s ({min(times):.3g}-{max(times):.3g})"

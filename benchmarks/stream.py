@@ -17,6 +17,7 @@ from tqdm import tqdm
 from recbole_unlearn import checkpoint as checkpoints
 from recbole_unlearn.data.forget import ForgetRequest
 from recbole_unlearn.evaluation import forgetting, ranking
+from recbole_unlearn.opening import open_unlearner
 from recbole_unlearn.session import UnlearnSession
 from recbole_unlearn.trainer import BPRTrainer
 from recbole_unlearn.training import Run, TrainedSeeds, new_model
@@ -56,7 +57,7 @@ def main():
     figures, seconds, replays = {"original": [], "unlearned": [], "retrained": []}, [], []
     for original, retrained in zip(originals, retrainings, strict=True):
         stored, log = checkpoints.load(trained.path(original))
-        session = UnlearnSession(config, split, stored, log)
+        session = UnlearnSession(config, split, stored, log, *open_unlearner(config, split, stored, log))
         served = [session.forget_rows([row]) for row in tqdm(order, "Requests", ncols=100)]
         seconds += [each.seconds for each in served]
         replays.append(sum(each.details["all_rows"] for each in served))

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import torch
 
-from recbole_unlearn.compat import checkpoint_state, plain  # noqa: F401
 from recbole_unlearn.data.triple_log import TripleLog, log_path
 from recbole_unlearn.files import remove, replacing, sync_folder
 from recbole_unlearn.input_error import InputError

@@ -192,14 +192,10 @@ class UnlearnConfig(Config):
                 or not low <= self[key] < float("inf")
             ):
                 raise InputError(f"{key} must be a number of at least {low}, not {self[key]!r}")
-        for key in ("curvature_triples", "cg_max_iterations", "reoptimise_max_iterations", "request_batch"):
-            if not isinstance(self[key], int) or isinstance(self[key], bool) or self[key] < 1:
-                raise InputError(f"{key} must be a whole number of at least 1, not {self[key]!r}")
-        if not isinstance(self["drift_every"], int) or isinstance(self["drift_every"], bool) or self["drift_every"] < 0:
-            raise InputError(f"drift_every must be a whole number of at least 0, not {self['drift_every']!r}")
-        seeds = self["fidelity_seeds"]
-        if not isinstance(seeds, int) or isinstance(seeds, bool) or seeds < 3:
-            raise InputError(f"fidelity_seeds must be a whole number of at least 3, not {seeds!r}")
+        ones = ("curvature_triples", "cg_max_iterations", "reoptimise_max_iterations", "request_batch")
+        for key, low in (*((key, 1) for key in ones), ("drift_every", 0), ("fidelity_seeds", 3)):
+            if not isinstance(self[key], int) or isinstance(self[key], bool) or self[key] < low:
+                raise InputError(f"{key} must be a whole number of at least {low}, not {self[key]!r}")
         epochs = self["log_epochs"]
         if epochs != "all" and (not isinstance(epochs, int) or isinstance(epochs, bool) or epochs < 1):
             raise InputError(f"log_epochs must be 'all' or a whole number of at least 1, not {epochs!r}")

@@ -13,7 +13,6 @@ from recbole.utils import init_logger, init_seed
 from recbole_unlearn import checkpoint as checkpoints
 from recbole_unlearn import reporting
 from recbole_unlearn.compat import PERSONAL_KEYS, settings
-from recbole_unlearn.data import requests
 from recbole_unlearn.data.forget import ForgetRequest
 from recbole_unlearn.data.split import Split
 from recbole_unlearn.evaluation import forgetting, ranking
@@ -101,9 +100,11 @@ def _run(held, model, dataset, config_file_list, config_dict, saved):
         setup_seconds = perf_counter() - start
         served = None
         if request.kind == "requests":
-            session = UnlearnSession(config, split, stored, log)
-            table, progress = requests.read(request.value), config["show_progress"]
-            served = serve(session, table, Path(scratch), config["request_batch"], config["drift_every"], progress)
+            serving = new_model(config, split)
+            serving.load_state_dict(original.state_dict())
+            session = UnlearnSession(config, split, stored, log, serving, unlearner)
+            together, drift_every, progress = (config[k] for k in ("request_batch", "drift_every", "show_progress"))
+            served = serve(session, request.value, Path(scratch), together, drift_every, progress)
             unlearned = served.unlearned
         else:
             unlearned = unlearner.unlearn(rows, show_progress=config["show_progress"])

@@ -28,12 +28,11 @@ class UnlearnSession:
         forgotten: rows of ``split`` that the session has forgotten, sorted int64 array.
     """
 
-    def __init__(self, config, split, stored, log, held=None):
+    def __init__(self, config, split, stored, log, model, unlearner):
         self.config, self.split = config, split
         self.stored, self.log = stored, log
-        self.held = held or ExitStack()
-        self.model, self.unlearner = open_unlearner(config, split, stored, log)
-        self.unlearner.warm_up()
+        self.model, self.unlearner = model, unlearner
+        self.held = ExitStack()
 
     @classmethod
     def open(cls, checkpoint, config_file_list=None, config_dict=None):
@@ -46,7 +45,9 @@ class UnlearnSession:
         with ExitStack() as held:
             config, stored, log = configure(held, None, None, config_file_list, settings)
             init_seed(config["seed"], config["reproducibility"])
-            session = cls(config, Split(config).align(log), stored, log, held)
+            split = Split(config).align(log)
+            session = cls(config, split, stored, log, *open_unlearner(config, split, stored, log))
+            session.unlearner.warm_up()
             session.held = held.pop_all()
         return session
 
@@ -77,7 +78,7 @@ class UnlearnSession:
         Raises:
             InputError: unknown tokens or pairs, nothing left to forget or nothing left to model; nothing has changed.
         """
-        return self.forget_rows(ForgetRequest(kind, value, self.config["forget_seed"]).rows(self.split))
+        return self.forget_rows(ForgetRequest.of(kind, value, self.config).rows(self.split))
 
     def forget_rows(self, rows):
         """As `forget`, for rows of ``split``."""

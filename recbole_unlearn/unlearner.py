@@ -243,9 +243,6 @@ class InfluenceUnlearner:
         users, items = np.asarray(self.log.users, np.int64), np.asarray(self.log.items, np.int64)
         return users[present], items[present], np.searchsorted(present, rows)
 
-    def _flat(self):
-        return np.concatenate([self.P.ravel(), self.Q.ravel()])
-
     def _adam(self):
         group = self.optimizer_state["param_groups"][0]
         return Adam(group["lr"], *group["betas"], group["eps"], group["weight_decay"])
@@ -270,7 +267,7 @@ class InfluenceUnlearner:
         log, (n_users, K) = self.log, self.P.shape
         recorded = self.snapshots
         times = [n for n in recorded if n < self.epochs]
-        trajectory = Trajectory([*times, self.epochs], [*(recorded[n] for n in times), self._flat()])
+        trajectory = Trajectory([*times, self.epochs], [*(recorded[n] for n in times), flat(self.P, self.Q).numpy()])
         m, all_rows = log.negatives, self._all_rows(rows)
         absent = self.absent
         if all_rows:  # from the start, without anything that was ever forgotten
@@ -391,7 +388,7 @@ class InfluenceUnlearner:
         removed = sampled_triples(users[rows], items[rows], log.gather(rows, self._log_epochs()))
         z = gradient(removed, self.P, self.Q)
         # L2 is a mean over triples too, so fewer triples carry less of it
-        theta = self._flat().astype(np.float64)
+        theta = flat(self.P, self.Q).numpy()
         z += len(rows) * log.negatives * self.weight_decay * theta
         if self.config["pool_return"]:
             returned = pool_return(*self._remaining(rows), len(self.Q), log.negatives, self.popularity)

@@ -42,9 +42,13 @@ class ForgetRequest:
         if len(given) != 1:
             keys = " and ".join(f"forget_{kind}" for kind in given) or "none"
             raise InputError(f"give exactly one of {', '.join(f'forget_{k}' for k in KINDS)}; got {keys}")
-        (kind, value), seed = given.popitem(), config["forget_seed"]
+        return cls.of(*given.popitem(), config)
+
+    @classmethod
+    def of(cls, kind, value, config):
+        """The request that the key ``forget_<kind>`` states with this value; InputError for a bad one."""
         read, _ = STRATEGIES[kind]
-        value = read(f"forget_{kind}", value, config)
+        value, seed = read(f"forget_{kind}", value, config), config["forget_seed"]
         if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
             raise InputError(f"forget_seed must be a whole number of at least 0; got {seed!r}")
         return cls(kind, value, seed)
@@ -83,11 +87,15 @@ def _whole(key, value, config):
 
 
 def _tokens(key, value, config):
-    return [str(v) for v in (value if isinstance(value, (list, tuple)) else str(value).split(","))]
+    return [str(v) for v in (value if isinstance(value, (list, tuple, np.ndarray)) else str(value).split(","))]
 
 
 def _path(key, value, config):
     return value
+
+
+def _table(key, value, config):
+    return requests.read(value)
 
 
 def _categories(key, value, config):
@@ -287,8 +295,8 @@ def _of_spam(split, accounts, rng):
     return split.spam
 
 
-def _in_requests(split, path, rng):
-    return np.unique(np.concatenate(requests.rows_of(split, requests.read(path))))
+def _in_requests(split, table, rng):
+    return np.unique(np.concatenate(requests.rows_of(split, table)))
 
 
 def _in_file(split, path, rng):
@@ -332,7 +340,7 @@ STRATEGIES = {
     "users": (_tokens, _of_users),
     "items": (_tokens, _of_items),
     "file": (_path, _in_file),
-    "requests": (_path, _in_requests),
+    "requests": (_table, _in_requests),
     "core_users": (_whole, partial(_of_extreme_users, most=True)),
     "edge_users": (_whole, partial(_of_extreme_users, most=False)),
     "popular_items": (_whole, partial(_of_extreme_items, most=True)),
