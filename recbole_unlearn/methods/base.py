@@ -1,0 +1,86 @@
+"""What every method of a comparison works on, and what it gives back."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from recbole_unlearn.training import new_model
+
+
+@dataclass
+class Task:
+    """One trained model, about to be asked to forget.
+
+    Attributes:
+        config (UnlearnConfig): of model, training and evaluation; ``config["method_args"]`` holds settings of methods.
+        split (Split): the one split that all methods share.
+        seed (int): of the model's training, and of all that a method trains or draws.
+        stored (dict): checkpoint of the model, as `checkpoint.load` returns it; only read.
+        log (TripleLog): its log; only read.
+        path (Path): its checkpoint file.
+        folder (Path): where methods keep what they train before a request comes.
+    """
+
+    config: object
+    split: object
+    seed: int
+    stored: dict
+    log: object
+    path: Path
+    folder: Path
+
+    def model(self):
+        """The trained model, in an object of its own."""
+        model = new_model(self.config, self.split, self.seed)
+        model.load_state_dict(self.stored["state_dict"])
+        return model.eval()
+
+
+@dataclass
+class Forgotten:
+    """Result of a request.
+
+    Attributes:
+        model: RecBole model (or ensemble of them that RecBole's evaluators take for one).
+        seconds (float): from the request to the model; all that the method had to compute for it.
+        details (dict): plain values: what was done.
+    """
+
+    model: object
+    seconds: float
+    details: dict = field(default_factory=dict)
+
+
+class Method(ABC):
+    """One way to forget. One file a method; its settings are in ``properties/method/<name>.yaml``.
+
+    Args:
+        task (Task)
+        settings (dict): of ``properties/method/<name>.yaml``, with the user's changes.
+    """
+
+    def __init__(self, task, settings):
+        self.task, self.settings = task, settings
+
+    def prepare(self):
+        """Train what the method needs before any request beside the model itself, or find it in ``task.folder``.
+
+        Returns:
+            float: seconds that this took when it was done (0 for methods that need nothing).
+        """
+        return 0.0
+
+    def original(self):
+        """The method's model before any request; after `prepare`."""
+        return self.task.model()
+
+    @abstractmethod
+    def forget(self, rows, show_progress=False):
+        """Forget rows of ``task.split``; ``task`` and what `prepare` trained stay as they are.
+
+        Args:
+            rows: sorted int64 array.
+
+        Returns:
+            Forgotten
+        """
