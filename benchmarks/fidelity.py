@@ -19,8 +19,8 @@ from recbole_unlearn.training import TrainedSeeds
 
 
 def forget_rows(split, kind, size, seed=2020):
-    """Rows of ``size`` random interactions, whole users or whole items, or a ratio of the interactions."""
-    if kind in ("count", "ratio"):
+    """Rows of ``size`` random interactions, users or items drawn at random, or of another kind of `ForgetRequest`."""
+    if kind not in ("users", "items"):
         return ForgetRequest(kind, size, seed).rows(split)
     rng = np.random.default_rng(seed)
     users = rng.choice(np.unique(split.users), min(int(size), split.n_users), replace=False)
@@ -46,18 +46,22 @@ def main():
     parser.add_argument("--data_path", default="dataset/")
     parser.add_argument("--config_files", default="")
     parser.add_argument(
-        "--sets", default="count:200 users:20 items:20", help="forget sets, KIND:SIZE, separated by spaces"
+        "--sets",
+        default="count:200 users:20 items:20",
+        help="forget sets, KIND:SIZE, separated by spaces; also popular_items, core_users, ...",
     )
     parser.add_argument("--methods", default="", help=f"separated by semicolons; default all: {'; '.join(METHODS)}")
     parser.add_argument("--seeds", type=int, default=6)
+    parser.add_argument("--changes", default="", help="keys of the configuration, KEY=VALUE, separated by spaces")
     parser.add_argument("--cache", default="saved/fidelity")
     parser.add_argument("--processes", type=int)
     parser.add_argument("--output", default="results/fidelity")
     args = parser.parse_args()
-    arguments = ("BPR", args.dataset, args.config_files.split(), {"data_path": args.data_path})
+    changes = dict(change.split("=", 1) for change in args.changes.split())
+    arguments = ("BPR", args.dataset, args.config_files.split(), {"data_path": args.data_path, **changes})
     trained = TrainedSeeds(arguments, args.cache, args.processes)
     methods = {name: METHODS[name] for name in args.methods.split("; ")} if args.methods else METHODS
-    setting = Path(args.config_files).stem or "default"
+    setting = "-".join([Path(args.config_files).stem or "default", *(f"{k}={v}" for k, v in changes.items())])
     report(trained, args, methods, setting, f"{args.dataset}-{setting}")
 
 

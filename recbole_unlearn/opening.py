@@ -87,4 +87,6 @@ def open_unlearner(config, split, stored, log):
             f"the checkpoint's weights do not fit the configuration: {' '.join(str(error).split())}"
         ) from None
     epochs = stored["triple_log"]["epochs"]
-    return model, InfluenceUnlearner(model, log, stored["optimizer"], config, epochs, split.popularity())
+    return model, InfluenceUnlearner(
+        model, log, stored["optimizer"], config, epochs, split.popularity(), split.data_row
+    )

@@ -11,26 +11,29 @@ from recbole.utils import InputType
 from recbole_unlearn.checkpoint import save
 from recbole_unlearn.compat import checkpoint_state
 from recbole_unlearn.data.fingerprint import fingerprint
-from recbole_unlearn.data.sampling import ROW, NegativeDraw, PairwiseCollate, batches
+from recbole_unlearn.data.sampling import ROW, BatchOrder, NegativeDraw, PairwiseCollate, batches
 from recbole_unlearn.data.triple_log import TripleLog, log_path, snapshot_due
 from recbole_unlearn.evaluation.ranks import RankedLoader
 from recbole_unlearn.input_error import InputError
 
 
 class _Recorded:
-    """A train loader whose iteration also writes down which negatives each row got."""
+    """A train loader whose iteration also writes down which negatives each row got, and in which batch."""
 
     def __init__(self, loader, position, negatives, dtype):
         self.loader = loader
         self.position = position  # row of the data set -> row of the log
         self.drawn = np.zeros((len(position), negatives), dtype)
+        self.step = np.zeros(len(position), np.int32)
 
     def __iter__(self):
         fast = isinstance(self.loader.collate_fn, PairwiseCollate) and self.loader.num_workers == 0
-        for batch in batches(self.loader, self.loader.collate_fn) if fast else self.loader:
+        for step, batch in enumerate(batches(self.loader, self.loader.collate_fn) if fast else self.loader):
             rows = batch.interaction.pop(ROW)
             negatives = batch[self.loader.neg_item_id].view(self.drawn.shape[1], -1)
-            self.drawn[self.position[rows[: negatives.shape[1]].numpy()]] = negatives.t().numpy()
+            place = self.position[rows[: negatives.shape[1]].numpy()]
+            self.drawn[place] = negatives.t().numpy()
+            self.step[place] = step
             yield batch
 
     def __len__(self):
@@ -121,7 +124,8 @@ class BPRTrainer(Trainer):
         recorded = _Recorded(train_data, self._position, train_data.times, dtype)
         loss = super()._train_epoch(recorded, epoch_idx, loss_func, show_progress)
         if self.triple_log:
-            self.triple_log.append(recorded.drawn)
+            order = BatchOrder.describe(train_data, epoch_idx - self.start_epoch, recorded.step)
+            self.triple_log.append(recorded.drawn, order)
             self._snapshot(epoch_idx + 1)
         return loss
 

@@ -9,6 +9,7 @@ import torch
 from tqdm import tqdm
 
 from recbole_unlearn.checkpoint import check_finite
+from recbole_unlearn.data.sampling import BatchOrder
 from recbole_unlearn.influence import damping as damping_metrics
 from recbole_unlearn.influence.newton import Objective, flat, minimise
 from recbole_unlearn.influence.objective import gradient, pool_return, sampled_triples
@@ -71,12 +72,14 @@ class InfluenceUnlearner:
         config: configuration with the keys of properties/overall.yaml.
         epochs (int, optional): epochs that the weights were trained for; default: all of the log.
         popularity (array, optional): sampling weight of each item where negatives are not uniform.
+        data_row (array, optional): row in RecBole's training data of each row of the log, int ``[rows]``, to replay
+            all rows in the order of batches of their training; default: in another order.
 
     Raises:
         InputError: model, optimiser or weights that the method is not valid for.
     """
 
-    def __init__(self, model, log, optimizer_state, config, epochs=None, popularity=None):
+    def __init__(self, model, log, optimizer_state, config, epochs=None, popularity=None, data_row=None):
         name = type(model).__name__
         if name not in SUPPORTED:
             raise InputError(f"model {name} is not supported; {', '.join(SUPPORTED)} is")
@@ -89,6 +92,8 @@ class InfluenceUnlearner:
                 "train again"
             )
         self.popularity = popularity
+        batch_rows = max(config["train_batch_size"] // log.negatives, 1)
+        self.order = None if data_row is None else BatchOrder(log.order, data_row, batch_rows)
         self._hold({key: value.detach().cpu().clone() for key, value in model.state_dict().items()})
         check_finite(self.state_dict, "the model")
         if len(self.P) != log.metadata["n_users"] or len(self.Q) != log.metadata["n_items"]:
@@ -288,6 +293,7 @@ class InfluenceUnlearner:
                 bar.update,
                 all_rows,
                 absent,
+                self.order.steps if all_rows and self.order else None,
             )
         change = np.zeros((n_users + len(self.Q), K))
         change[result.rows] = result.change

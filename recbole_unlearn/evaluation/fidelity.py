@@ -260,8 +260,9 @@ def fidelity(trained, rows, seeds=6, methods=None, show_progress=True):
                 changed = _with(config, methods[name])
                 model.load_state_dict(state["state_dict"])
                 unlearner = InfluenceUnlearner(
-                    model, log, state["optimizer"], changed, state["triple_log"]["epochs"], split.popularity()
-                )
+                    model, log, state["optimizer"], changed, state["triple_log"]["epochs"], split.popularity(),
+                    split.data_row,
+                )  # fmt: skip
                 unlearner.warm_up()
                 unlearned = unlearner.unlearn(rows)
                 seconds.append(unlearned.seconds)

@@ -9,6 +9,9 @@ and without them but with the forgotten items back in their users' negative pool
 what the two have in common (the order of batches, which the log does not keep) cancels.
 
 The two lanes run in parallel with each other; an epoch's triples are found and ordered by all threads before.
+
+Run for all rows, the second lane needs no first one to be compared with: in the order of batches of the training it is
+that training again, bit by bit up to rounding, but for what was forgotten.
 """
 
 from dataclasses import astuple, dataclass
@@ -21,6 +24,7 @@ from recbole_unlearn.influence.objective import returning
 from recbole_unlearn.influence.vectors import FLAGS, add_scaled, dot, exp, load, store
 
 CHUNKS = 16  # of rows; fixed, so that the order of triples is the same whatever the number of threads
+PARTS = 2  # of a batch, for as many threads; fixed for the same reason, and few since each has gradients of its own
 
 
 @dataclass
@@ -44,9 +48,10 @@ def _mix(x):
 
 
 @numba.njit(**{**FLAGS, "parallel": True})
-def _select(anchors, neg, present, item_place, n_touched, n_steps, seed, chunks, chosen, step, counts):
-    """Rows of an epoch with a touched weight row in some triple, and the random step that each falls in.
+def _select(anchors, neg, present, item_place, n_touched, n_steps, seed, known, chunks, chosen, step, counts):
+    """Rows of an epoch with a touched weight row in some triple, and the step that each falls in.
 
+    The step is that of ``known`` ``[n_rows]``, or random where this is empty.
     ``chosen`` and ``step`` ``[n_rows]`` are filled from the start of each chunk, ``counts``
     ``[chunks, n_steps]`` says how many rows of a chunk fall in a step. Returns the number of triples that
     hold a touched row.
@@ -68,7 +73,8 @@ def _select(anchors, neg, present, item_place, n_touched, n_steps, seed, chunks,
         counts[c] = 0
         for k in range(first, first + n):
             draw = _mix(np.uint64(seed) ^ (np.uint64(chosen[k]) << np.uint64(20)))
-            s = ((draw >> np.uint64(32)) * np.uint64(n_steps)) >> np.uint64(32)
+            drawn = np.int64(((draw >> np.uint64(32)) * np.uint64(n_steps)) >> np.uint64(32))
+            s = known[chosen[k]] if len(known) else drawn
             step[k] = s
             counts[c, s] += 1
     return triples
@@ -110,52 +116,103 @@ def _adam(w, m, v, g, step, hyper):
 
 
 @cache
+def _add_gradients(K):
+    """Adds the gradients of some triples to ``G_users`` and ``G_items``, indexed as the touched rows of a lane.
+
+    The triples are ``rows[begin:end]`` without those that are ``gone``, where this is not empty; see `_replay_epoch`.
+    """
+
+    @numba.njit(**FLAGS)
+    def add(W, G_users, G_items, rows, begin, end, gone, n_touched, shift, scale):
+        for k in range(begin, end):
+            if len(gone) and gone[k]:
+                continue
+            u, i = rows[k, 0], rows[k, 1]
+            anchored = u < n_touched or i < n_touched
+            wu, wi = u + shift * (u < n_touched), i + shift * (i < n_touched)
+            score = dot(load(K, W, wu, 0), load(K, W, wi, 0))
+            total = np.float32(0)
+            for t in range(2, rows.shape[1]):
+                j = rows[k, t]
+                if not anchored and j >= n_touched:
+                    continue
+                wj = j + shift * (j < n_touched)
+                g = scale / (np.float32(1) + exp(score - dot(load(K, W, wu, 0), load(K, W, wj, 0))))
+                total += g
+                if u < n_touched:
+                    store(G_users, u, 0, add_scaled(load(K, G_users, u, 0), g, load(K, W, wj, 0)))
+                if j < n_touched:
+                    store(G_items, j, 0, add_scaled(load(K, G_items, j, 0), g, load(K, W, wu, 0)))
+            if u < n_touched:
+                store(G_users, u, 0, add_scaled(load(K, G_users, u, 0), -total, load(K, W, wi, 0)))
+            if i < n_touched:
+                store(G_items, i, 0, add_scaled(load(K, G_items, i, 0), -total, load(K, W, wu, 0)))
+
+    return add
+
+
+@cache
 def _replay_epoch(K):
     """Kernel for an epoch of both lanes: 0 with the forgotten triples, 1 without them but with the returns.
 
     ``W`` ``[2 * n_touched + n_users + n_items, K]``: touched rows of lane 0, touched rows of lane 1, all rows
     as they were recorded. A row of ``triples`` ``[n, 2 + m]`` or ``returned`` ``[r, 3]`` is a user, its
     positive and negatives, as places in ``W``; places below ``n_touched`` are touched rows, of either lane.
-    ``start`` and ``return_start`` ``[n_steps + 1]`` delimit the steps. ``M`` and ``V`` ``[2, n_touched, K]``
-    are Adam's state. Lanes before ``first_lane`` are left out.
+    ``start`` and ``return_start`` ``[n_steps + 1]`` delimit the steps, ``scale`` ``[n_steps]`` weights their
+    triples. ``M`` and ``V`` ``[2, n_touched, K]`` are Adam's state.
     """
+    add_gradients = _add_gradients(K)
 
     @numba.njit(**{**FLAGS, "parallel": True})
-    def kernel(W, triples, gone, start, returned, return_start, M, V, steps_before, scale, hyper, first_lane):
+    def kernel(W, triples, gone, start, returned, return_start, M, V, steps_before, scale, hyper):
         n_touched = M.shape[1]
-        for lane in numba.prange(first_lane, 2):
+        for lane in numba.prange(2):
             G = np.zeros((n_touched, K), np.float32)
             shift = lane * n_touched
+            left_out = gone[: lane * len(gone)]
             for s in range(len(start) - 1):
-                for part in range(1 + lane):
-                    rows = triples if part == 0 else returned
-                    begin = start[s] if part == 0 else return_start[s]
-                    end = start[s + 1] if part == 0 else return_start[s + 1]
-                    for k in range(begin, end):
-                        if lane == 1 and part == 0 and gone[k]:
-                            continue
-                        u, i = rows[k, 0], rows[k, 1]
-                        anchored = u < n_touched or i < n_touched
-                        wu, wi = u + shift * (u < n_touched), i + shift * (i < n_touched)
-                        score = dot(load(K, W, wu, 0), load(K, W, wi, 0))
-                        total = np.float32(0)
-                        for t in range(2, rows.shape[1]):
-                            j = rows[k, t]
-                            if not anchored and j >= n_touched:
-                                continue
-                            wj = j + shift * (j < n_touched)
-                            g = scale / (np.float32(1) + exp(score - dot(load(K, W, wu, 0), load(K, W, wj, 0))))
-                            total += g
-                            if u < n_touched:
-                                store(G, u, 0, add_scaled(load(K, G, u, 0), g, load(K, W, wj, 0)))
-                            if j < n_touched:
-                                store(G, j, 0, add_scaled(load(K, G, j, 0), g, load(K, W, wu, 0)))
-                        if u < n_touched:
-                            store(G, u, 0, add_scaled(load(K, G, u, 0), -total, load(K, W, wi, 0)))
-                        if i < n_touched:
-                            store(G, i, 0, add_scaled(load(K, G, i, 0), -total, load(K, W, wu, 0)))
+                add_gradients(W, G, G, triples, start[s], start[s + 1], left_out, n_touched, shift, scale[s])
+                back = slice(return_start[s], return_start[s + 1]) if lane else slice(0, 0)
+                add_gradients(W, G, G, returned, back.start, back.stop, gone[:0], n_touched, shift, scale[s])
                 w = W[shift : shift + n_touched]
                 _adam(w.ravel(), M[lane].ravel(), V[lane].ravel(), G.ravel(), steps_before + s + 1, hyper)
+
+    return kernel
+
+
+@cache
+def _train_epoch(K):
+    """Kernel for an epoch of lane 1 of `_replay_epoch` alone, where all rows are touched: ``W`` ``[n_touched, K]``.
+
+    The triples of a step are in order of users, and each thread takes some users'; they add to the items separately.
+    """
+    add_gradients = _add_gradients(K)
+
+    @numba.njit(**{**FLAGS, "parallel": True})
+    def kernel(W, n_users, triples, gone, start, returned, return_start, M, V, steps_before, scale, hyper):
+        n = len(W)
+        G = np.zeros((PARTS, n, K), np.float32)
+        for s in range(len(start) - 1):
+            bounds = np.empty(PARTS + 1, np.int64)
+            bounds[0], bounds[PARTS] = start[s], start[s + 1]
+            for part in range(1, PARTS):
+                at = max(start[s] + (start[s + 1] - start[s]) * part // PARTS, bounds[part - 1])
+                while start[s] < at < start[s + 1] and triples[at, 0] == triples[at - 1, 0]:
+                    at += 1
+                bounds[part] = at
+            for part in numba.prange(PARTS):
+                add_gradients(W, G[0], G[part], triples, bounds[part], bounds[part + 1], gone, n, 0, scale[s])
+            add_gradients(W, G[0], G[0], returned, return_start[s], return_start[s + 1], gone[:0], n, 0, scale[s])
+            for part in numba.prange(PARTS):
+                first, last = n * part // PARTS, n * (part + 1) // PARTS
+                items = max(first, n_users)
+                for other in range(1, PARTS):
+                    total, more = G[0, items:last].ravel(), G[other, items:last].ravel()
+                    for f in range(len(more)):
+                        total[f] += more[f]
+                        more[f] = 0
+                w, m, v, g = W[first:last], M[first:last], V[first:last], G[0, first:last]
+                _adam(w.ravel(), m.ravel(), v.ravel(), g.ravel(), steps_before + s + 1, hyper)
 
     return kernel
 
@@ -212,12 +269,13 @@ class Replayed:
 
 def replay(
     users, pos, negatives, forgotten, trajectory, n_users, n_items, optimizer, batch_triples,
-    popularity=None, seed=0, progress=None, all_rows=False, absent=None,
+    popularity=None, seed=0, progress=None, all_rows=False, absent=None, steps=None,
 ):  # fmt: skip
     """Run the optimiser again for the rows that some interactions touch, with and without these interactions.
 
     With ``all_rows`` it is run for every row, only without the interactions: retraining from the recorded start, with
-    the recorded negatives and another order of batches. Changes are then those to the recorded weights.
+    the recorded negatives, in the recorded order of batches where that is known. Changes are then those to the
+    recorded weights.
 
     Args:
         users, pos: anchors, int arrays ``[rows]``, grouped by user.
@@ -231,6 +289,7 @@ def replay(
         progress (callable, optional): called after each epoch.
         all_rows (bool): whether to run all rows again instead of the touched ones.
         absent (optional): rows that earlier requests took away, bool ``[rows]``; neither lane has them.
+        steps (callable, optional): epoch -> batch that each row was in, int32 ``[rows]``, or None; default: at random.
 
     Returns:
         Replayed
@@ -253,17 +312,18 @@ def replay(
     touched_items = np.unique(pos[forgotten]).astype(np.int64)
     rows = np.arange(n_weights) if all_rows else np.concatenate([touched_users, n_users + touched_items])
     n_touched = len(rows)
-    place = np.arange(2 * n_touched, 2 * n_touched + n_weights, dtype=np.int32)
+    n_lanes, n_held = (1, 0) if all_rows else (2, n_weights)
+    place = np.arange(n_lanes * n_touched, n_lanes * n_touched + n_weights, dtype=np.int32)
     place[rows] = np.arange(n_touched)
     user_place, item_place = place[:n_users], place[n_users:]
     anchors = np.stack([user_place[users], item_place[pos]], axis=1)
-    W = np.empty((2 * n_touched + n_weights, K), np.float32)
-    lanes, recorded = W[: 2 * n_touched].reshape(2, n_touched, K), W[2 * n_touched :].reshape(-1)
+    W = np.empty((n_lanes * n_touched + n_held, K), np.float32)
+    lanes, recorded = W[: n_lanes * n_touched].reshape(n_lanes, n_touched, K), W[n_lanes * n_touched :].reshape(-1)
     lanes[:] = trajectory.at(0).reshape(-1, K)[rows]
     M, V = np.zeros_like(lanes), np.zeros_like(lanes)
 
     def change(time):
-        return lanes[1].astype(np.float64) - (trajectory.at(time).reshape(-1, K) if all_rows else lanes[0])
+        return lanes[-1].astype(np.float64) - (trajectory.at(time).reshape(-1, K) if all_rows else lanes[0])
 
     snapshots = {0: change(0).astype(np.float32)}
 
@@ -273,15 +333,23 @@ def replay(
     chosen, step, out = (np.empty(n_rows, kind) for kind in (np.int32, np.int32, np.bool_))
     triples = np.empty((n_rows, 2 + m), np.int32)
     hyper = tuple(float(value) for value in astuple(optimizer))
-    # The loss is the mean over a batch, and the last batch of an epoch is smaller than ``batch_triples``.
-    scale = np.float32(n_steps / (n_present * m))
     rng = np.random.default_rng(seed)
     total = 0
     for epoch, neg in enumerate(negatives):
         neg = np.ascontiguousarray(neg).view()
         neg.flags.writeable = False  # memory-mapped or not: one compiled version
         order = np.uint64(rng.integers(2**63))
-        total += _select(anchors, neg, present, item_place, n_touched, n_steps, order, chunks, chosen, step, counts)
+        known = steps(epoch) if steps else None
+        # The loss is the mean over a batch, and the last one of an epoch is smaller; at random, all are of one size.
+        if known is None:
+            known, size = np.empty(0, np.int32), np.full(n_steps, n_present * m / n_steps)
+        else:
+            size = np.maximum(np.bincount(known[present], minlength=n_steps), 1) * m
+        if len(size) > n_steps:
+            raise ValueError(f"steps name batch {len(size) - 1}, but there are {n_steps}")
+        total += _select(
+            anchors, neg, present, item_place, n_touched, n_steps, order, known, chunks, chosen, step, counts
+        )
         start = np.concatenate([[0], np.cumsum(counts.T)])  # by step, then chunk
         next_free = start[:-1].reshape(n_steps, CHUNKS).T.copy()
         start = start[::CHUNKS].copy()
@@ -290,17 +358,20 @@ def replay(
         returned = np.stack([user_place[user], item_place[positive], item_place[item]], axis=1)
         total += len(returned)
 
-        trajectory.at(epoch + 0.5, out=recorded)
-        _replay_epoch(K)(
-            W, triples, out, start, returned, return_start, M, V, epoch * n_steps, scale, hyper, int(all_rows)
-        )
+        steps_of_epoch = (triples, out, start, returned, return_start)
+        weight = (1 / size).astype(np.float32)
+        if all_rows:
+            _train_epoch(K)(W, n_users, *steps_of_epoch, M[0], V[0], epoch * n_steps, weight, hyper)
+        else:
+            trajectory.at(epoch + 0.5, out=recorded)
+            _replay_epoch(K)(W, *steps_of_epoch, M, V, epoch * n_steps, weight, hyper)
         if epoch + 1 in trajectory.epochs:
             snapshots[epoch + 1] = change(epoch + 1).astype(np.float32)
         if progress:
             progress()
     left = np.bincount(users[present & ~gone], minlength=n_users)
     untrained = np.isin(rows, touched_users[left[touched_users] == 0])
-    without = lanes[1].copy()
+    without = lanes[-1].copy()
     return Replayed(rows, change(len(negatives)), snapshots, untrained, without, total)
 
 
