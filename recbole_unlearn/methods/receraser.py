@@ -2,7 +2,6 @@
 
 from math import ceil
 
-import numba
 import numpy as np
 import torch
 from recbole.model.init import xavier_normal_initialization
@@ -54,7 +53,6 @@ class Points:
         return result
 
 
-@numba.njit(cache=True, nogil=True)
 def assign(distance, capacity):
     """Go through all (point, cluster) pairs, nearest first, and give each point the first cluster that has room.
 
@@ -68,42 +66,21 @@ def assign(distance, capacity):
     Returns:
         int64 ``[points]``: cluster of each; of equally distant points the first comes first.
     """
-    n, k = distance.shape
-    labels = np.empty(n, np.int64)
-    nearest = np.empty(n, distance.dtype)
-    is_open = np.ones(k, np.bool_)
-    waiting = np.arange(n)
-    size = np.zeros(k, np.int64)
+    labels = distance.argmin(axis=1)
+    nearest = distance[np.arange(len(labels)), labels]
+    open_clusters = np.arange(distance.shape[1])
     while True:
-        for point in waiting:
-            best = -1
-            for cluster in range(k):
-                if is_open[cluster] and (best < 0 or distance[point, cluster] < distance[point, best]):
-                    best = cluster
-            labels[point] = best
-            nearest[point] = distance[point, best]
-            size[best] += 1
-        full, bound = -1, np.inf
-        for cluster in range(k):
-            if is_open[cluster] and size[cluster] > capacity:
-                own = nearest[labels == cluster]
-                last = np.partition(own, capacity - 1)[capacity - 1]
-                if full < 0 or last < bound:
-                    full, bound = cluster, last
-        if full < 0:
+        size = np.bincount(labels, minlength=distance.shape[1])
+        over = open_clusters[size[open_clusters] > capacity]
+        if not len(over):
             return labels
-        is_open[full] = False
+        last = [np.partition(nearest[labels == each], capacity - 1)[capacity - 1] for each in over]
+        full = over[np.argmin(last)]
+        open_clusters = open_clusters[open_clusters != full]
         members = np.flatnonzero(labels == full)
-        ties = capacity - (nearest[members] < bound).sum()  # how many at the bound itself still fit
-        late = np.zeros(len(members), np.bool_)
-        for m in range(len(members)):
-            if nearest[members[m]] == bound:
-                late[m] = ties <= 0
-                ties -= 1
-            else:
-                late[m] = nearest[members[m]] > bound
-        waiting = members[late]
-        size[full] = capacity
+        late = members[np.argsort(nearest[members], kind="stable")[capacity:]]
+        choice = distance[np.ix_(late, open_clusters)]
+        labels[late], nearest[late] = open_clusters[choice.argmin(axis=1)], choice.min(axis=1)
 
 
 def cluster(points, shards, capacity, rounds, rng):

@@ -13,34 +13,25 @@ from recbole_unlearn.methods.shards import ScoreEnsemble, derived_seed
 # Partition
 
 
-@numba.njit(cache=True, nogil=True)
-def transport(kernel, scale, iterations, tolerance):
-    """Sinkhorn's iterations: columns of the plan ``row_i * kernel_ij * scale_j`` with equal sums, rows likewise.
+def transport(kernel, scale, iterations=200, tolerance=1e-3):
+    """Sinkhorn's iterations, for a plan ``row_i * kernel_ij * scale_j`` with equal row sums and equal column sums.
 
     Args:
         kernel: exp(-cost / entropy) ``[points, clusters]``; a row may have any factor.
-        scale: where to start, ``[clusters]``; changed in place.
+        scale: where to start, ``[clusters]``.
         tolerance: relative error of the column sums at which it stops.
 
     Returns:
-        int: iterations.
+        (scale, relative error)
     """
-    n, k = kernel.shape
-    for iteration in range(iterations):
-        column = np.zeros(k)
-        for i in range(n):
-            total = 0.0
-            for j in range(k):
-                total += kernel[i, j] * scale[j]
-            for j in range(k):
-                column[j] += kernel[i, j] * scale[j] / total
-        column *= k / n
-        if np.abs(column - 1).max() < tolerance:
-            return iteration
-        scale /= np.maximum(column, 1e-100)
-        scale /= scale.max()
-        scale[:] = np.maximum(scale, 1e-100)
-    return iterations
+    for _ in range(iterations):
+        column = scale * (kernel.T @ (1 / (kernel @ scale))) * len(scale) / len(kernel)
+        error = np.abs(column - 1).max()
+        if error < tolerance:
+            break
+        scale = scale / np.maximum(column, 1e-100)
+        scale = np.maximum(scale / scale.max(), 1e-100)
+    return scale, error
 
 
 def transport_clusters(points, shards, entropy, rounds, rng):
@@ -62,7 +53,7 @@ def transport_clusters(points, shards, entropy, rounds, rng):
         cost = points.distances(centroids)
         cost /= max(entropy * cost.mean(), 1e-300)
         cost -= cost.min(axis=1, keepdims=True)
-        transport(np.exp(-cost), scale, 200, 1e-3)
+        scale, _ = transport(np.exp(-cost), scale)
         cost -= np.log(scale)
         cost -= cost.min(axis=1, keepdims=True)
         cost += np.log(np.exp(-cost).sum(axis=1, keepdims=True))  # minus the logarithm of the probability
