@@ -64,7 +64,7 @@ def assign(distance, capacity):
         capacity (int): points of a cluster, at most; ``capacity * clusters >= points``.
 
     Returns:
-        int64 ``[points]``: cluster of each; of equally distant points the first comes first.
+        int64 ``[points]``: cluster of each; equally distant pairs come in any order.
     """
     labels = distance.argmin(axis=1)
     nearest = distance[np.arange(len(labels)), labels]
@@ -78,7 +78,7 @@ def assign(distance, capacity):
         full = over[np.argmin(last)]
         open_clusters = open_clusters[open_clusters != full]
         members = np.flatnonzero(labels == full)
-        late = members[np.argsort(nearest[members], kind="stable")[capacity:]]
+        late = members[np.argpartition(nearest[members], capacity - 1)[capacity:]]
         choice = distance[np.ix_(late, open_clusters)]
         labels[late], nearest[late] = open_clusters[choice.argmin(axis=1)], choice.min(axis=1)
 
