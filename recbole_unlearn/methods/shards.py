@@ -384,15 +384,16 @@ class Sharded(Method):
         rows = np.asarray(rows, np.int64)
         keep = np.ones(self.task.split.n_rows, bool)
         keep[rows] = False
-        found, hit, rows_trained = list(self._embeddings), np.unique(self.shard[rows]), 0
-        slices = 0
+        found, hit = list(self._embeddings), np.unique(self.shard[rows])
+        slices = rows_trained = 0
         for shard in tqdm(hit, "Shards", ncols=100, disable=not show_progress):
             first = int(self.slice[rows[self.shard[rows] == shard]].min())
             weights = _read(self.folder / _slice_file(shard, first - 1), ADVICE)["made"] if first else {}
             for number in range(first, self.slices):
-                weights = self._train_slice(shard, number, weights, keep)
-                rows_trained += int((keep & (self.shard == shard) & (self.slice <= number)).sum())
-                slices += 1
+                before, weights = weights, self._train_slice(shard, number, weights, keep)
+                if weights is not before:  # else nothing of the slice is left
+                    rows_trained += int((keep & (self.shard == shard) & (self.slice <= number)).sum())
+                    slices += 1
             found[shard] = self._embed(shard, weights, keep)
         trained = perf_counter()
         model, details = self.combine(*(torch.stack(t, dim=1) for t in zip(*found, strict=True)), keep, show_progress)

@@ -303,7 +303,9 @@ def test_ideal_puts_the_forget_set_into_one_shard(make_task, make_settings):
 
 def test_a_shard_that_loses_everything_drops_out(make_task, make_settings):
     method = prepared(make_task(epochs=1), make_settings("sisa", shards=3))
-    model = method.forget(np.flatnonzero(method.shard == 1)).model
+    result = method.forget(np.flatnonzero(method.shard == 1))
+    model = result.model
+    assert result.details["shards_retrained"] == [1] and result.details["slices_retrained"] == 0
     assert not model.user[:, 1].any() and not model.item[:, 1].any()
     assert torch.isfinite(model.full_sort_predict(Interaction({"user_id": torch.arange(1, 9)}))).all()
 
