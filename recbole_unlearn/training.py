@@ -63,6 +63,13 @@ def train(config, split, path, forgotten=None, seed=None, log_negatives=True):
     return model, trainer, seconds
 
 
+def training_settings(config):
+    """The part of a configuration that decides, with data and seed, what weights training ends in; plain values."""
+    own = {key for key, _, _ in own_options()} - {"negatives"}
+    skipped = own | set(RUN_KEYS) | {"seed", "metrics", "topk", "metric_decimal_place", "state"}
+    return {key: value for key, value in plain(config.final_config_dict).items() if key not in skipped}
+
+
 def _rows(forgotten):
     return np.empty(0, np.int64) if forgotten is None else np.asarray(forgotten, np.int64)
 
@@ -96,9 +103,7 @@ class TrainedSeeds:
 
     def path(self, run):
         """Checkpoint file of a run, whether or not it exists yet."""
-        own = {key for key, _, _ in own_options()} - {"negatives"}
-        skipped = own | set(RUN_KEYS) | {"seed", "metrics", "topk", "metric_decimal_place", "state"}
-        settings = {k: v for k, v in plain(self.config.final_config_dict).items() if k not in skipped}
+        settings = training_settings(self.config)
         data = self.split.fingerprint_without(list(run.forgotten))
         data.pop("origin")
         text = json.dumps([settings, data, run.seed, run.log_negatives], sort_keys=True)

@@ -1,0 +1,154 @@
+"""UltraRE: shards by optimal transport, combined by logistic regression (Li et al., "UltraRE", NeurIPS 2023)."""
+
+from math import ceil
+
+import numba
+import numpy as np
+import torch
+
+from recbole_unlearn.data.sampling import NegativeDraw
+from recbole_unlearn.methods.receraser import Clustered, assign
+from recbole_unlearn.methods.shards import ScoreEnsemble, derived_seed
+
+# Partition
+
+
+def transport(kernel, scale, iterations=200, tolerance=1e-3):
+    """Sinkhorn's iterations, for a plan ``row_i * kernel_ij * scale_j`` with equal row sums and equal column sums.
+
+    Args:
+        kernel: exp(-cost / entropy) ``[points, clusters]``; a row may have any factor.
+        scale: where to start, ``[clusters]``.
+        tolerance: relative error of the column sums at which it stops.
+
+    Returns:
+        (scale, relative error)
+    """
+    for _ in range(iterations):
+        column = scale * (kernel.T @ (1 / (kernel @ scale))) * len(scale) / len(kernel)
+        error = np.abs(column - 1).max()
+        if error < tolerance:
+            break
+        scale = scale / np.maximum(column, 1e-100)
+        scale = np.maximum(scale / scale.max(), 1e-100)
+    return scale, error
+
+
+def transport_clusters(points, shards, entropy, rounds, rng):
+    """Balanced clusters by entropic optimal transport to centroids, which are the means of their members.
+
+    The plan gives each point a probability of each cluster; the most certain are assigned first, until a cluster has
+    its share, one part in ``shards``.
+
+    Args:
+        points (Points)
+        entropy (float): weight of the plan's entropy, as a share of the mean cost.
+
+    Returns:
+        int64 ``[points]``.
+    """
+    centroids, labels = points.at(rng.choice(len(points), shards, replace=False)), None
+    scale = np.ones(shards)
+    for _ in range(rounds):
+        cost = points.distances(centroids)
+        cost /= max(entropy * cost.mean(), 1e-300)
+        cost -= cost.min(axis=1, keepdims=True)
+        scale, _ = transport(np.exp(-cost), scale)
+        cost -= np.log(scale)
+        cost -= cost.min(axis=1, keepdims=True)
+        cost += np.log(np.exp(-cost).sum(axis=1, keepdims=True))  # minus the logarithm of the probability
+        before, labels = labels, assign(cost, ceil(len(points) / shards))
+        if before is not None and np.array_equal(before, labels):
+            break
+        centroids = points.means(labels, centroids)
+    return labels
+
+
+# Combination
+
+
+@numba.njit(cache=True, nogil=True)
+def pair_scores(user, item, users, items):
+    """Each shard's score of pairs: embeddings ``[n, shards, d]``, ids ``[pairs]`` -> float64 ``[pairs, shards]``."""
+    shards, size = user.shape[1:]
+    result = np.empty((len(users), shards))
+    for pair in range(len(users)):
+        u, i = users[pair], items[pair]
+        for k in range(shards):
+            total = 0.0
+            for d in range(size):
+                total += user[u, k, d] * item[i, k, d]
+            result[pair, k] = total
+    return result
+
+
+def logistic_regression(features, labels, ridge, iterations=100, tolerance=1e-8):
+    """Minimise the summed logistic loss + ridge / 2 * |weights|^2 by Newton's method; the intercept is free.
+
+    Args:
+        features: float64 ``[n, f]``.
+        labels: bool ``[n]``.
+
+    Returns:
+        (weights ``[f]``, intercept)
+    """
+    x = np.column_stack([features, np.ones(len(features))])
+    penalty = np.full(x.shape[1], float(ridge))
+    penalty[-1] = 0
+    sign = np.where(labels, -1.0, 1.0)
+
+    def objective(w):
+        return np.logaddexp(0, sign * (x @ w)).sum() + penalty @ w**2 / 2
+
+    w = np.zeros(x.shape[1])
+    value = objective(w)
+    for _ in range(iterations):
+        probability = 1 / (1 + np.exp(-np.clip(x @ w, -500, 500)))
+        gradient = x.T @ (probability - labels) + penalty * w
+        # the last term keeps the system solvable where a shard is empty and ridge is 0
+        curvature = (x.T * (probability * (1 - probability))) @ x + np.diag(penalty + 1e-9)
+        step, length = np.linalg.solve(curvature, gradient), 1.0
+        while (new := objective(w - length * step)) > value and length > 1e-6:
+            length /= 2
+        if value - new <= tolerance * max(value, 1):
+            return (w if new > value else w - length * step)[:-1], w[-1]
+        w, value = w - length * step, new
+    return w[:-1], w[-1]
+
+
+class WeightedScore(ScoreEnsemble):
+    """Sum of the shards' scores, each times its weight."""
+
+
+class UltraRE(Clustered):
+    """Shards by optimal transport; logistic regression on their scores tells interactions from sampled negatives."""
+
+    name = "ultrare"
+
+    def __init__(self, task, settings):
+        super().__init__(task, settings)
+        self.check("entropy", float, 1e-4)
+        self.check("ridge", float, 0)
+
+    def cluster(self, points, rng):
+        return transport_clusters(points, self.shards, self.settings["entropy"], self.settings["rounds"], rng)
+
+    def empty_ensemble(self, user, item):
+        return WeightedScore(self.task.config, user, item)
+
+    def combine(self, user, item, keep, show_progress=False):
+        split, seed = self.task.split, derived_seed(self.task.seed, self.shards, self.slices)
+        users, items = split.users[keep], split.items[keep]
+        sampler = split.remaining(np.flatnonzero(~keep))._sampler
+        stream = np.random.get_state()
+        np.random.seed(seed)
+        negatives = NegativeDraw(sampler, split.n_users)(users, 1)
+        np.random.set_state(stream)
+        tables = user.numpy(), item.numpy()
+        scores = [pair_scores(*tables, users, candidates) for candidates in (items, negatives)]
+        labels = np.repeat([True, False], len(users))
+        weight, intercept = logistic_regression(np.concatenate(scores), labels, self.settings["ridge"])
+        ensemble = self.empty_ensemble(user, item)
+        ensemble.weight.data.copy_(torch.from_numpy(weight))
+        ensemble.set_popularity(np.bincount(items, minlength=split.n_items))
+        return ensemble.to(self.task.config["device"]), {"weights": [float(w) for w in weight], **self.details()}
