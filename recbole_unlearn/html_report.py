@@ -75,7 +75,8 @@ h1{{font-size:15pt;margin-top:0}}h2{{font-size:12pt;margin-top:1rem;break-after:
 .facts div{{padding:.08rem 0}}.panels{{grid-template-columns:repeat(3,1fr)}}.wide .panels{{grid-template-columns:1fr}}
 .wide{{display:grid;grid-template-columns:9.5cm 1fr;gap:6mm;align-items:center}}
 figure,tr,.facts div,.verdict,.counts{{break-inside:avoid}}
-details::details-content{{content-visibility:visible;block-size:auto}}}}
+details::details-content{{content-visibility:visible;block-size:auto}}
+details .facts{{display:block;columns:2}}details .facts div{{grid-template-columns:1fr 1fr}}}}
 {svg.STYLE}"""
 
 
@@ -166,14 +167,14 @@ def _comparison(result, table):
         if "retrained" in result["models"]
         else "",
         _table(
-            ["difference" if " - " in column else column for column in table.columns],
+            ["gap" if " - " in column else column for column in table.columns],
             table.itertuples(),
             "Figures of each model",
         ),
         '<p class="note">HR@K: share of users with a held-out item among their first K; NDCG@K also counts its '
         "place. full: ranked among all items; uni99: among 99 drawn ones. Forget-set AUC: how often a forgotten item "
         "ranks above an item that its user never had; 0.5 is chance."
-        + (" Difference: unlearned minus retrained." * ("retrained" in result["models"]))
+        + (" Gap: unlearned minus retrained." * ("retrained" in result["models"]))
         + (" Spam exposure@K: share of the other users with a promoted item among their first K." * _has_spam(result))
         + "</p>",
     ]

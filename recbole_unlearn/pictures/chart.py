@@ -159,6 +159,12 @@ class Picture:
     panels: Sequence
     columns: int = 1
 
+    @property
+    def legend(self):
+        """Names of a legend that serves all of several panels; empty where each needs, or has, its own."""
+        legends = [chart.legend for chart in self.panels]
+        return legends[0] if len(legends) > 1 and all(each == legends[0] for each in legends) else []
+
 
 def ticks(low, high, log=False, most=5):
     """Round numbers from ``low`` to ``high``, at most about ``most``."""

@@ -37,6 +37,11 @@ body{{font-family:system-ui,sans-serif;max-width:80rem;margin:1rem auto;padding:
 <body>
 <h1>{title}</h1>
 {pictures}
+<script>
+// after the whole page is laid out: a panel is as wide as it then is
+for (const [id, shown] of Object.entries({figures}))
+  Plotly.newPlot(id, shown.data, shown.layout, {{responsive: true, displaylogo: false}});
+</script>
 </body>
 </html>
 """
@@ -55,11 +60,12 @@ def figure(chart):
         result.add_trace(go.Scatter(x=[low, high], y=[chart.level] * 2, mode="lines", line=line, hoverinfo="skip",
                                     showlegend=False))  # fmt: skip
     result.update_layout(
-        title={"text": escape(chart.title), "font": {"size": 14}, "x": 0.5},
+        title={"text": escape(chart.title), "font": {"size": 14}, "x": 0.02},
+        modebar={"bgcolor": "rgba(0,0,0,0)", "color": GREY, "remove": ["select2d", "lasso2d", "autoScale2d"]},
         font={"color": GREY, "size": 12},
         paper_bgcolor="rgba(0,0,0,0)",
         plot_bgcolor="rgba(0,0,0,0)",
-        margin={"l": 10, "r": 10, "t": 40 if chart.title else 10, "b": 10},
+        margin={"l": 10, "r": 10, "t": 40, "b": 10},
         height=360,
         showlegend=bool(chart.legend),
         legend={"orientation": "h", "y": -0.25},
@@ -71,19 +77,16 @@ def figure(chart):
 
 def page(pictures, title):
     """All pictures as one HTML page (str) that needs nothing from outside; plotly.js makes it some 5 MB."""
-    parts = []
+    parts, drawn = [], []
     for number, picture in enumerate(pictures):
-        parts.append(f"<h2>{escape(picture.title)}</h2>\n<div class='panels'>")
+        parts.append(f'<h2>{escape(picture.title)}</h2>\n<div class="panels">')
         for place, chart in enumerate(picture.panels):
-            drawn = figure(chart).to_html(
-                full_html=False,
-                include_plotlyjs=False,
-                div_id=f"picture-{number}-{place}",
-                config={"responsive": True, "displaylogo": False},
-            )
-            parts.append(f'<div role="img" aria-label="{escape(chart.alt)}">{drawn}</div>')
+            name = f"picture-{number}-{place}"
+            parts.append(f'<div id="{name}" role="img" aria-label="{escape(chart.alt)}"></div>')
+            drawn.append(f'"{name}":{figure(chart).to_json()}')
         parts.append("</div>")
-    return PAGE.format(title=escape(title), plotly=get_plotlyjs(), pictures="\n".join(parts))
+    shown = "{" + ",".join(drawn).replace("</", "<\\/") + "}"
+    return PAGE.format(title=escape(title), plotly=get_plotlyjs(), pictures="\n".join(parts), figures=shown)
 
 
 def write(pictures, path, title):
@@ -115,6 +118,7 @@ def _trace(series, chart, first):
         line={"color": look.colour, "dash": ",".join(f"{n}px" for n in look.dash.split()) or "solid"},
         marker={"color": look.colour, "symbol": SYMBOLS.get(look.marker, look.marker), "size": 8 * series.size},
         fill="tozeroy" if series.fill else None,
+        fillcolor=f"rgba({','.join(str(int(look.colour[n : n + 2], 16)) for n in (1, 3, 5))},.22)",
         error_y=spread,
         **common,
     )

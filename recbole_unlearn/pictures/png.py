@@ -38,6 +38,11 @@ def write(picture, path, dpi=160):
         axis.set_axis_off()
     for axis, chart in zip(axes, picture.panels, strict=False):
         _draw(axis, chart)
+        if chart.legend and not picture.legend:
+            axis.legend(fontsize=7, framealpha=0.6)
+    if picture.legend:
+        handles, names = axes[0].get_legend_handles_labels()
+        figure.legend(handles, names, loc="outside lower center", ncols=2 * columns, fontsize=8, frameon=False)
     drawn = io.BytesIO()
     figure.savefig(drawn, dpi=dpi, format="png")
     write_atomically(path, drawn.getvalue())
@@ -59,8 +64,6 @@ def _draw(axis, chart):
     if chart.level is not None:
         axis.axhline(chart.level, color="#444444", lw=0.8)
     axis.grid(alpha=0.25)
-    if chart.legend:
-        axis.legend(fontsize=7, framealpha=0.6)
 
 
 def _none():

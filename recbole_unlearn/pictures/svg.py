@@ -43,14 +43,15 @@ def panel(chart):
 
 def draw(picture):
     """A picture as an SVG file (str) of its own, in light or dark as the reader prefers."""
-    drawn = [_panel(chart) for chart in picture.panels]
-    columns = min(picture.columns, len(drawn))
-    top, parts = 26, []
+    columns = min(picture.columns, len(picture.panels))
+    width, top, parts = columns * WIDTH + 16, 26, []
+    if picture.legend:
+        top = _legend(picture.panels[0], parts, top, width)
+    drawn = [_panel(chart, not picture.legend) for chart in picture.panels]
     for start in range(0, len(drawn), columns):
         row = drawn[start : start + columns]
         parts += [f'<g transform="translate({8 + n * WIDTH} {top})">{body}</g>' for n, (body, _) in enumerate(row)]
         top += max(height for _, height in row) + 8
-    width = columns * WIDTH + 16
     alt = escape(" ".join([picture.title + ".", *(chart.alt for chart in picture.panels)]))
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" class="chart" width="{width}" height="{top}" '
@@ -62,14 +63,14 @@ def draw(picture):
     )
 
 
-def _panel(chart):
+def _panel(chart, legend=True):
     """(content of a panel, its height)"""
     parts, top = [], 6
     if chart.title:
         parts.append(_text(WIDTH / 2, top + 10, chart.title, "middle", "title"))
         top += 18
-    if chart.legend:
-        top = _legend(chart, parts, top)
+    if legend and chart.legend:
+        top = _legend(chart, parts, top, WIDTH)
     (x_low, x_high), (y_low, y_high) = chart.limits("x"), chart.limits("y")
     x_ticks, y_ticks = _ticks(chart.x, x_low, x_high), _ticks(chart.y, y_low, y_high)
     room = max((len(text) for _, text in y_ticks), default=0) * LETTER
@@ -108,7 +109,7 @@ def _panel(chart):
     return "".join(parts), foot + 8
 
 
-def _legend(chart, parts, top):
+def _legend(chart, parts, top, room):
     """Entries in as many lines as they need; returns where they end."""
     x, y, seen = 8, top + 10, set()
     for series in chart.series:
@@ -116,7 +117,7 @@ def _legend(chart, parts, top):
             continue
         seen.add(series.name)
         width = 30 + len(series.name) * LETTER
-        if x + width > WIDTH and x > 8:
+        if x + width > room and x > 8:
             x, y = 8, y + LINE
         look = series.look
         if series.kind in ("line", "curve"):
