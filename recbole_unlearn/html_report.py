@@ -61,8 +61,9 @@ thead th,thead th:first-child{{font-weight:600;border-bottom-width:2px;vertical-
 figure{{margin:1rem 0}}figcaption,.note{{font-size:.85rem}}figcaption{{max-width:44rem}}
 .panels{{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,17.5rem),1fr));gap:.75rem}}
 .chart{{display:block;width:100%;max-width:30rem;height:auto}}
-@media (max-width:34rem){{table{{font-size:.76rem}}th,td{{padding:.25rem .3rem}}th:first-child{{padding-left:0}}
-tbody th{{white-space:normal}}.facts,.facts div{{display:block}}.facts dt{{color:var(--open)}}
+@media (max-width:34rem){{table{{font-size:.73rem}}th,td{{padding:.25rem .2rem}}th:first-child{{padding-left:0}}
+body{{padding:.75rem}}tbody th{{white-space:normal;overflow-wrap:anywhere;min-width:4.4rem}}
+.facts,.facts div{{display:block}}.facts dt{{color:var(--open)}}
 .counts dd{{font-size:1.15rem}}}}
 @media (min-width:60rem){{.wide{{display:grid;grid-template-columns:30rem 1fr;gap:2rem;align-items:center}}}}
 code{{font-size:.85em;overflow-wrap:anywhere}}
@@ -179,7 +180,10 @@ def _comparison(result, table):
         + "</p>",
     ]
     if result.get("rank_histogram"):
-        caption = "Each forgotten interaction's item, ranked by each model among the items that its user never had."
+        caption = (
+            "Each forgotten interaction's item, ranked by each model among the items that its user never had; 100 % is "
+            "the top."
+        )
         if "retrained" in result["rank_histogram"]:
             caption += (
                 " Well forgotten, the filled outline follows the retrained model's, neither to the right of it nor to "
@@ -252,7 +256,7 @@ def _stream(stream):
     parts = []
     if stream["drift"]:
         keys = [key.removesuffix("_unlearned") for key in stream["drift"][0] if key.endswith("_unlearned")]
-        shown = ["forget_auc", next(key for key in keys if key.startswith("ndcg"))]
+        shown = ["forget_auc", *[key for key in keys if key.startswith("ndcg")][:1]]
         names = {key: "forget-set AUC" if key == "forget_auc" else key.upper() for key in shown}
         if len(stream["drift"]) > 1:
             panels = [figures.drift(stream["drift"], key, name) for key, name in names.items()]
@@ -275,7 +279,7 @@ def _stream(stream):
     if len(stream["batches"]) > 1:
         seconds = [each["seconds"] for each in stream["batches"]]
         chart = figures.stream_times([each["requests"] for each in stream["batches"]], seconds)
-        parts.append(_figure(chart, "Time of each request (or batch of them), in the order in which they came."))
+        parts.append(_figure(chart, "Each request, or batch of them, in the order in which they came."))
     if stream["empty"]:
         parts.append(f"<p>{stream['empty']} requests named nothing, or nothing any more, to forget.</p>")
     if stream["retrain"]:

@@ -16,6 +16,15 @@ def embeddings(model):
     return tuple(each.detach().cpu().numpy() for each in pair)
 
 
+def weight_distance(first, second):
+    """l2 distance of two models' embeddings, ``((P, Q), (P, Q))`` (UBPR, Figure 6).
+
+    Only between paired runs, of the same initialisation, order and negatives: rotating P and Q together changes no
+    score, but the distance.
+    """
+    return float(np.sqrt(sum(np.sum((a.astype(np.float64) - b) ** 2) for a, b in zip(first, second, strict=True))))
+
+
 def pnpr(P, Q, users, items, negatives):
     """Positive-negative proximity ratio (UBPR, Figure 5) of pairs: mean distance to negatives over that to the item.
 

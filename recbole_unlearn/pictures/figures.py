@@ -28,7 +28,7 @@ def rank_histogram(counts):
     means = ", ".join(f"{name} {_middle(each):.2f}" for name, each in counts.items())
     chart = Chart(
         "",
-        Axis("rank percentile of the forgotten item (100 %: top)", limits=(0, 1), percent=True),
+        Axis("rank percentile of the forgotten item", limits=(0, 1), percent=True),
         Axis("share of the forgotten", limits=(0, 1.08 * top or 1), percent=True),
         series,
         f"Histogram of where forgotten items rank among the items that their users never had; means about {means}.",

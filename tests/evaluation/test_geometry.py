@@ -37,6 +37,13 @@ def test_the_ratio_is_the_mean_distance_to_negatives_over_that_to_the_item(rng):
     np.testing.assert_allclose(geometry.pnpr(P, Q, users, items, negatives), expected, rtol=1e-6)
 
 
+def test_the_distance_of_weights_counts_every_weight_once(rng):
+    P, Q = rng.normal(size=(3, 2)).astype(np.float32), rng.normal(size=(5, 2)).astype(np.float32)
+    assert geometry.weight_distance((P, Q), (P, Q)) == 0
+    moved = geometry.weight_distance((P, Q), (P + np.float32(2), Q - np.float32(1)))
+    assert moved == pytest.approx(np.sqrt(6 * 4 + 10 * 1), rel=1e-6)
+
+
 def test_means_are_taken_user_by_user():
     np.testing.assert_allclose(geometry.by_user(np.array([5, 2, 5, 9]), np.array([1.0, 7.0, 4.0, 0.5])), [7, 2.5, 0.5])
 
