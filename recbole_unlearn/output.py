@@ -151,7 +151,10 @@ def record_and_purge(result, config, path, stored, unlearned, erasure, trail):
     if trail:
         before = audit.model_checksums(path, stored["state_dict"])
         after = audit.model_checksums(result["files"]["unlearned"], unlearned.state_dict)
-        audit.append(trail, audit.unlearned_record(result["audit"]["request"], result, config, before, after))
+        record = audit.unlearned_record(result["audit"]["request"], result, config, before, after)
+        head = audit.append(trail, record)
+        result["audit"] |= {"time": record["time"], "before": before, "after": after, "head": head}
+        result["versions"] = record["versions"]
     if config["purge"]:
         purging.purge(path, **erasure)
         result["files"].pop("original")

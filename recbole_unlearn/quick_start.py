@@ -18,6 +18,7 @@ from recbole_unlearn.data.split import Split
 from recbole_unlearn.evaluation import forgetting, ranking
 from recbole_unlearn.evaluation.exposure import exposure
 from recbole_unlearn.evaluation.fidelity import fidelity
+from recbole_unlearn.evaluation.geometry import geometry
 from recbole_unlearn.opening import configure, open_unlearner
 from recbole_unlearn.output import (
     audit_file,
@@ -149,6 +150,8 @@ def _run(held, model, dataset, config_file_list, config_dict, saved):
             "speed_up": seconds["retrained"] / seconds["unlearned"] if "retrained" in seconds else None,
             "verdict": sentence,
             "verdict_figures": figures,
+            "rank_histogram": {name: forgetting.histogram(each) for name, each in ranks.items()},
+            "geometry": geometry(models, log, rows, stored["triple_log"]["epochs"]),
             "files": files if saved else {},
             "settings": settings(config),
         }

@@ -4,6 +4,7 @@ import json
 
 import pandas as pd
 
+from recbole_unlearn import html_report
 from recbole_unlearn.files import write_atomically
 
 
@@ -71,6 +72,11 @@ def markdown(result):
         *(_drift(result["stream"]) if "stream" in result else []),
     ]
     return "\n".join(lines)
+
+
+def html(result):
+    """The result as an HTML page of its own, with pictures."""
+    return html_report.page(result, comparison_table(result), _how(result["unlearning"]))
 
 
 def _drift(stream):
@@ -195,6 +201,7 @@ def write_fidelity(results, title, folder, name="fidelity"):
 
 
 def write(result, folder):
-    """Write result.json and result.md."""
+    """Write result.json, result.md and report.html."""
     write_atomically(folder / "result.json", json.dumps(result, indent=1).encode())
     write_atomically(folder / "result.md", markdown(result).encode())
+    write_atomically(folder / "report.html", html(result).encode())

@@ -141,8 +141,10 @@ def test_processes_that_append_at_the_same_time_keep_one_chain(tmp_path):
 
 def test_a_run_is_recorded(finished):
     result, folder = finished
-    (record,) = audit.read(folder / "audit.jsonl").records
-    assert result["audit"] == {"file": str(folder / "audit.jsonl"), "request": record["request"]}
+    trail = audit.read(folder / "audit.jsonl")
+    (record,) = trail.records
+    said = {key: record[key] for key in ("request", "time", "before", "after")}
+    assert result["audit"] == {"file": str(folder / "audit.jsonl"), "head": trail.head, **said}
     forget = result["forget_set"]
     assert record["counts"] == {key: forget[key] for key in ("interactions", "of", "users", "items")}
     assert record["event"] == "unlearned" and record["method"] == "replay" and record["time"].endswith("+00:00")

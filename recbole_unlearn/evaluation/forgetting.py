@@ -52,6 +52,11 @@ def percentiles(model, split, rows):
     return result
 
 
+def histogram(ranks, bins=20):
+    """Number of percentiles in each of equally wide bins from 0 to 1, as a list."""
+    return np.histogram(ranks, bins, (0, 1))[0].tolist()
+
+
 def verdict(original, unlearned, retrained):
     """One sentence: whether the forget set now looks like the retrained model's.
 
@@ -62,7 +67,8 @@ def verdict(original, unlearned, retrained):
         original, unlearned, retrained: percentiles of the same pairs.
 
     Returns:
-        (str, dict): the sentence, and the figures in it.
+        (str, dict): the sentence, and the figures in it, with ``outcome``: 'alike', 'not yet', 'over-forgotten' or
+        'too small'.
     """
     auc = [float(np.mean(x)) for x in (original, unlearned, retrained)]
 
@@ -80,13 +86,17 @@ def verdict(original, unlearned, retrained):
     }
     numbers = f"forget-set AUC {auc[1]:.4f} against {auc[2]:.4f} retrained and {auc[0]:.4f} before"
     if abs(effect) <= noise(original, retrained):
+        outcome = "too small"
         text = (
             f"The forget set is too small to tell: {numbers}; even doing nothing would be within two standard errors."
         )
     elif abs(gap) <= bound:
+        outcome = "alike"
         text = f"The forget set now looks like the retrained model's: {numbers}."
     elif gap * effect > 0:
+        outcome = "not yet"
         text = f"The forget set does not yet look like the retrained model's: {numbers} ({closed:.0%} of the way)."
     else:
+        outcome = "over-forgotten"
         text = f"The forget set is over-forgotten compared with the retrained model: {numbers}."
-    return text, figures
+    return text, {**figures, "outcome": outcome}

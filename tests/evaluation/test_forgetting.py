@@ -106,21 +106,23 @@ RETRAINED = around(0.6, seed=3)
 
 
 @pytest.mark.parametrize(
-    "original, unlearned, beginning",
+    "original, unlearned, outcome, beginning",
     [
-        (around(0.6001, seed=1), around(0.6, seed=2), "The forget set is too small to tell"),
-        (around(0.9, seed=1), around(0.6001, seed=2), "The forget set now looks like the retrained model's"),
+        (around(0.6001, seed=1), around(0.6, seed=2), "too small", "The forget set is too small to tell"),
+        (around(0.9, seed=1), around(0.6001, seed=2), "alike", "The forget set now looks like the retrained model's"),
         (
             around(0.9, seed=1),
             around(0.75, seed=2),
+            "not yet",
             "The forget set does not yet look like the retrained model's",
         ),
-        (around(0.9, seed=1), around(0.45, seed=2), "The forget set is over-forgotten"),
+        (around(0.9, seed=1), around(0.45, seed=2), "over-forgotten", "The forget set is over-forgotten"),
     ],
     ids=["too small", "forgotten", "not yet", "over-forgotten"],
 )
-def test_the_verdict_names_the_situation(original, unlearned, beginning):
+def test_the_verdict_names_the_situation(original, unlearned, outcome, beginning):
     text, figures = forgetting.verdict(original, unlearned, RETRAINED)
+    assert figures["outcome"] == outcome
     assert text.startswith(beginning) and "\n" not in text
     for mean in (original.mean(), unlearned.mean(), RETRAINED.mean()):
         assert f"{mean:.4f}" in text

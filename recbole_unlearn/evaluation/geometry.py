@@ -1,0 +1,107 @@
+"""Where a user, what it had and what it never had lie in embedding space, before and after forgetting."""
+
+import numpy as np
+
+RECENT = 10  # epochs, at most, whose negatives stand for all: later ones are what the final weights answer to
+POSITIVES = 3  # of a user in its map, as in the paper
+NEGATIVES = 15  # a positive in the map
+
+
+def embeddings(model):
+    """User and item embeddings of a model, float32 ``[users, K]`` and ``[items, K]``; None if it has no such pair."""
+    state = model.state_dict()
+    pair = [state.get(f"{kind}_embedding.weight") for kind in ("user", "item")]
+    if any(each is None or each.ndim != 2 for each in pair) or pair[0].shape[1] != pair[1].shape[1]:
+        return None
+    return tuple(each.detach().cpu().numpy() for each in pair)
+
+
+def weight_distance(first, second):
+    """l2 distance of two models' embeddings, ``((P, Q), (P, Q))`` (UBPR, Figure 6).
+
+    Only between paired runs, of the same initialisation, order and negatives: rotating P and Q together changes no
+    score, but the distance.
+    """
+    return float(np.sqrt(sum(np.sum((a.astype(np.float64) - b) ** 2) for a, b in zip(first, second, strict=True))))
+
+
+def pnpr(P, Q, users, items, negatives):
+    """Positive-negative proximity ratio (UBPR, Figure 5) of pairs: mean distance to negatives over that to the item.
+
+    Above 1: the user is nearer to the item than to what it never had; about 1: no difference.
+
+    Args:
+        users, items: ``[n]``.
+        negatives: ``[n, m]``.
+
+    Returns:
+        float64 ``[n]``.
+    """
+    user = P[users].astype(np.float64)
+    near = np.linalg.norm(user - Q[items], axis=1)
+    far = np.linalg.norm(user[:, None] - Q[negatives], axis=2).mean(1)
+    return far / np.maximum(near, np.finfo(np.float32).tiny)
+
+
+def by_user(users, values):
+    """Mean of the values of each user, in the order of the user ids."""
+    _, place = np.unique(users, return_inverse=True)
+    return np.bincount(place, values) / np.bincount(place)
+
+
+def tsne_map(P, Q, user, items, negatives, seed=0):
+    """Two-dimensional map of a user, items and negatives by t-SNE, scaled to the unit square.
+
+    A map shows who is near whom; where, how large, and how two maps lie to each other mean nothing.
+
+    Args:
+        user (int): id.
+        items, negatives: ids, ``[n]`` and ``[m]``.
+
+    Returns:
+        dict of lists, rounded: ``user`` [x, y], ``positives`` ``[n, 2]``, ``negatives`` ``[m, 2]``.
+    """
+    from sklearn.manifold import TSNE  # here: it costs a moment that not every run needs
+
+    points = np.concatenate([P[[user]], Q[items], Q[negatives]]).astype(np.float64)
+    perplexity = min(30.0, (len(points) - 1) / 3)
+    tsne = TSNE(perplexity=perplexity, init="pca", method="exact", random_state=seed)
+    places = tsne.fit_transform(points / (points.std() or 1.0))
+    middle = (places.min(0) + places.max(0)) / 2
+    places = 0.5 + (places - middle) / (np.ptp(places, axis=0).max() or 1.0)
+    places = np.round(places, 4).tolist()
+    return {"user": places[0], "positives": places[1 : 1 + len(items)], "negatives": places[1 + len(items) :]}
+
+
+def geometry(models, log, rows, epochs, seed=0):
+    """PNPR of every user that loses something, and a map of the one that loses most, without saying who is who.
+
+    Args:
+        models (dict): name -> RecBole model.
+        log (TripleLog): of the original's training; its negatives are those that the forgotten rows met.
+        rows: sorted int array of forgotten rows of the log.
+        epochs (int): epochs that the original's weights were trained for.
+
+    Returns:
+        dict of plain values, for `pictures.figures`: ``pnpr`` (model -> one value a user, users in random order) and
+        ``map`` (model -> `tsne_map`); empty where models have no embeddings or nothing is forgotten.
+    """
+    pairs = {name: embeddings(model) for name, model in models.items()}
+    if len(rows) == 0 or None in pairs.values():
+        return {}
+    users, items = np.asarray(log.users, np.int64)[rows], np.asarray(log.items, np.int64)[rows]
+    recent = np.arange(max(epochs - RECENT, 0), epochs)
+    negatives = np.concatenate(list(log.gather(rows, recent)), axis=1).astype(np.int64)
+    rng = np.random.default_rng(seed)
+    order = rng.permutation(len(np.unique(users)))  # the order of ids would help to tell who is who
+    ids, counts = np.unique(users, return_counts=True)
+    own = np.flatnonzero(users == ids[counts.argmax()])
+    own = rng.choice(own, min(POSITIVES, len(own)), replace=False)
+    others = np.unique(negatives[own, :NEGATIVES])
+    others = np.setdiff1d(others, items[own])
+    ratios, maps = {}, {}
+    for name, (P, Q) in pairs.items():
+        ratios[name] = np.round(by_user(users, pnpr(P, Q, users, items, negatives))[order], 4).tolist()
+        if len(others) > 1:
+            maps[name] = tsne_map(P, Q, users[own[0]], items[own], others, seed)
+    return {"pnpr": ratios, "map": maps}
