@@ -107,9 +107,10 @@ class Comparison:
         """
         results = {}
         with quiet(), one_thread():
+            originals = [self._original(seed) for seed in self.seeds]
+            retrained = [self._retrained(seed, rows) for rows in sets.values() for seed in self.seeds]
+            self.trained.train(originals + retrained, self.show_progress)
             for name, rows in sets.items():
-                runs = [self._original(seed) for seed in self.seeds] + [self._retrained(s, rows) for s in self.seeds]
-                self.trained.train(runs, self.show_progress)
                 names = [ORIGINAL, RETRAIN, *(method for method in self.settings if method != RETRAIN)]
                 jobs = [(method, seed) for method in names for seed in self.seeds]
                 figures = {method: [] for method in names}

@@ -1,5 +1,6 @@
 """Fine-tuning on the remaining data."""
 
+import copy
 from time import perf_counter
 
 from recbole_unlearn.methods.base import Forgotten, Method
@@ -19,7 +20,7 @@ class FineTune(Method):
         model = task.model(loader._dataset)
         trainer = BPRTrainer(task.config, model)
         trainer.log_negatives = False
-        trainer.optimizer.load_state_dict(task.stored["optimizer"])
+        trainer.optimizer.load_state_dict(copy.deepcopy(task.stored["optimizer"]))  # torch would go on in our tensors
         for epoch in range(self.settings["epochs"]):
             loss = trainer._train_epoch(loader, epoch, show_progress=show_progress)
         details = {"epochs": self.settings["epochs"]}

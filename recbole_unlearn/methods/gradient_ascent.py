@@ -29,7 +29,7 @@ class GradientAscent(Method):
             loss = ascent_loss(model, triples)
             loss.backward()
             optimizer.step()
-            losses.append(-float(loss))
+            losses.append(-float(loss.detach()))
         return Forgotten(model.eval(), perf_counter() - start, {"steps": self.settings["steps"], "losses": losses})
 
 

@@ -23,7 +23,7 @@ class SCIF(Method):
     def forget(self, rows, show_progress=False):
         start, task, settings = perf_counter(), self.task, self.settings
         log, epochs = task.log, last_epochs(task.stored, settings["log_epochs"])
-        users = np.unique(log.users[rows])
+        users = np.unique(log.users[rows]).astype(np.int64)
         model = task.model(task.split.remaining_data(rows))
         damping = settings["damping"] + log.n_rows * log.negatives * float(task.config["weight_decay"] or 0)
         if type(model).__name__ == "BPR":
