@@ -40,7 +40,10 @@ def main(argv=None):
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    page = fidelity_markdown(result["fidelity"], result["title"]) if "fidelity" in result else markdown(result)
+    if "comparison" in result:
+        page = result["page"]
+    else:
+        page = fidelity_markdown(result["fidelity"], result["title"]) if "fidelity" in result else markdown(result)
     print(f"\n{page}")
     for name, path in result["files"].items():
         print(f"{name}: {path}")

@@ -177,7 +177,7 @@ class UnlearnConfig(Config):
                 near = difflib.get_close_matches(str(value), allowed, n=1)
                 hint = f"; did you mean {near[0]!r}?" if near else ""
                 raise InputError(f"{key} must be one of {', '.join(allowed)}, not {value!r}{hint}")
-        for key in ("output_dir", "checkpoint", "fidelity_cache", "audit"):
+        for key in ("output_dir", "checkpoint", "fidelity_cache", "comparison_cache", "audit"):
             if isinstance(self[key], (int, float)) and not isinstance(self[key], bool):  # `--output_dir=5`
                 self.final_config_dict[key] = str(self[key])
             elif self[key] is not None and not isinstance(self[key], str):
@@ -193,7 +193,12 @@ class UnlearnConfig(Config):
             ):
                 raise InputError(f"{key} must be a number of at least {low}, not {self[key]!r}")
         ones = ("curvature_triples", "cg_max_iterations", "reoptimise_max_iterations", "request_batch")
-        for key, low in (*((key, 1) for key in ones), ("drift_every", 0), ("fidelity_seeds", 3)):
+        for key, low in (
+            *((key, 1) for key in ones),
+            ("drift_every", 0),
+            ("fidelity_seeds", 3),
+            ("comparison_seeds", 1),
+        ):
             if not isinstance(self[key], int) or isinstance(self[key], bool) or self[key] < low:
                 raise InputError(f"{key} must be a whole number of at least {low}, not {self[key]!r}")
         epochs = self["log_epochs"]

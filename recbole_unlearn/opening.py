@@ -20,6 +20,9 @@ def configure(held, model, dataset, config_file_list, config_dict):
     named = _given("checkpoint", config_file_list, config_dict)
     if named is not None and _given("evaluate", config_file_list, config_dict) == "fidelity":
         raise InputError("evaluate: fidelity trains its own seeds; leave checkpoint out")
+    for key in ("methods", "compare_models"):
+        if named is not None and _given(key, config_file_list, config_dict) is not None:
+            raise InputError(f"{key} trains its own models; leave checkpoint out")
     if named is None:
         return _trainable(_supported(UnlearnConfig(model or _given("model", config_file_list, config_dict) or "BPR",
                           dataset or _given("dataset", config_file_list, config_dict) or "ml-100k",

@@ -11,7 +11,9 @@ import numpy as np
 from recbole.utils import init_logger, init_seed
 
 from recbole_unlearn import checkpoint as checkpoints
+from recbole_unlearn import methods as unlearning_methods
 from recbole_unlearn import reporting
+from recbole_unlearn.comparison import Comparison, forget_sets, other_models, requests, summary
 from recbole_unlearn.compat import PERSONAL_KEYS, settings
 from recbole_unlearn.data.forget import ForgetRequest
 from recbole_unlearn.data.split import Split
@@ -46,7 +48,8 @@ def run_unlearn(model=None, dataset=None, config_file_list=None, config_dict=Non
         saved (bool): whether to keep checkpoints, log and results on disk.
 
     Returns:
-        dict: ``models`` (original, unlearned, retrained: ranking metrics, forget_auc, seconds; exposure of spam),
+        dict: with ``methods`` or ``compare_models``, ``comparison`` (see `comparison.Comparison.run`) and its ``page``;
+        else ``models`` (original, unlearned, retrained: ranking metrics, forget_auc, seconds; exposure of spam),
         ``forget_set``, ``unlearning`` (solver report), ``stream`` (of requests), ``speed_up``, ``verdict``, ``files``,
         ``settings``.
 
@@ -60,6 +63,8 @@ def run_unlearn(model=None, dataset=None, config_file_list=None, config_dict=Non
 def _run(held, model, dataset, config_file_list, config_dict, saved):
     """`run_unlearn`, with the locks that it takes in ``held``."""
     config, stored, log = configure(held, model, dataset, config_file_list, config_dict)
+    if config["methods"] is not None or config["compare_models"] is not None:
+        return _comparison(held, config, (config["model"], config["dataset"], config_file_list, config_dict), saved)
     request = ForgetRequest.from_config(config)
     init_seed(config["seed"], config["reproducibility"])
     split = Split(config)
@@ -179,6 +184,30 @@ def _fidelity(config, arguments, request, rows, folder):
         folder.mkdir(parents=True, exist_ok=True)
         reporting.write_fidelity(figures, title, folder)
     return {"fidelity": figures, "title": title, "files": {"tables": str(folder)} if folder else {}}
+
+
+def _comparison(held, config, arguments, saved):
+    """Train originals and retrained models, measure methods and models, write the tables."""
+    names = unlearning_methods.chosen(config["methods"]) if config["methods"] is not None else ["ours"]
+    settings = unlearning_methods.all_settings(names, config["method_args"])
+    models = other_models(config["compare_models"], *arguments)
+    requests(config)
+    folder = output_folder(config)
+    held.enter_context(in_one_line(folder))
+    init_logger(config)
+    cache = config["comparison_cache"] or Path(config["checkpoint_dir"]) / "comparison"
+    trained = TrainedSeeds(arguments, cache)
+    sets, seeds = forget_sets(trained.config, trained.split), config["comparison_seeds"]
+    results = Comparison(trained, settings, seeds, config["show_progress"]).run(sets, models)
+    summaries = {name: (each["interactions"], summary(each["figures"])) for name, each in results["sets"].items()}
+    title = f"{config['model']} on {config['dataset']}, {seeds} seed{'s' if seeds > 1 else ''}"
+    cutoff = 10 if 10 in config["topk"] else max(config["topk"])
+    if saved:
+        folder.mkdir(parents=True, exist_ok=True)
+        page = reporting.write_compared(results, summaries, title, folder, cutoff)
+    else:
+        page = reporting.compared_markdown(summaries, title, cutoff)
+    return {"comparison": results, "page": page, "title": title, "files": {"tables": str(folder)} if saved else {}}
 
 
 def _public(config):

@@ -200,6 +200,90 @@ def write_fidelity(results, title, folder, name="fidelity"):
     return page
 
 
+READ_COMPARED = (
+    "Mean ± standard deviation over seeds (difference to Retrain's mean). For the original, Retrain and other models, "
+    "request is the time of their training. One thread each. Forget-set AUC: near Retrain's is good, above it is not "
+    "forgotten, below it over-forgotten."
+)
+
+
+def compared_table(figures, cutoff=10):
+    """One row a method or model; ranking metrics at one cutoff.
+
+    Args:
+        figures (dict): of `recbole_unlearn.comparison.summary`.
+        cutoff (int): K.
+
+    Returns:
+        pandas.DataFrame of strings: mean ± standard deviation over seeds (difference to Retrain's mean).
+    """
+    of_ranking = [key for key in figures["retrain"] if key.startswith((f"ndcg@{cutoff}|", f"hit@{cutoff}|"))]
+    columns = {}
+    for key in of_ranking:
+        metric, protocol = key.split("|")
+        columns[key] = f"{metric.upper().replace('HIT', 'HR')} ({protocol})"
+    columns |= {"forget_auc": "forget-set AUC", "forget_auc|z": "AUC, sd from Retrain"}
+    if any("forget_auc|original" in row for row in figures.values()):
+        columns["forget_auc|original"] = "before, where the method has its own model"
+    columns |= {"prepare_seconds": "prepare, s", "seconds": "request, s", "speed_up": "times faster than Retrain"}
+    rows = {
+        name: {title: _compared_cell(row, key, name) for key, title in columns.items()} for name, row in figures.items()
+    }
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def _compared_cell(row, key, name):
+    if key == "forget_auc|z":
+        z = row["forget_auc"].get("z")
+        return "" if z is None or name == "retrain" else f"{z:+.1f}"
+    if key not in row:
+        return ""
+    mean, sd, delta = (row[key].get(part) for part in ("mean", "sd", "delta"))
+    if "seconds" in key or key == "speed_up":
+        return f"{mean:.3g}" if mean < 1000 else f"{mean:.0f}"
+    text = f"{mean:.4f}" + (f" ± {sd:.4f}" if sd is not None else "")
+    return text + (f" ({delta:+.4f})" if delta is not None and name != "retrain" else "")
+
+
+def compared_markdown(summaries, title, cutoff=10):
+    """All forget sets' tables, and how to read them, as a Markdown page.
+
+    Args:
+        summaries (dict): name of forget set -> (number of interactions, `recbole_unlearn.comparison.summary`).
+    """
+    lines = [f"# {title}", ""]
+    for name, (interactions, figures) in summaries.items():
+        table = compared_table(figures, cutoff).to_markdown(disable_numparse=True)
+        lines += [f"## Forget {name} ({interactions} interactions)", "", table, ""]
+    lines += [READ_COMPARED, ""]
+    return "\n".join(lines)
+
+
+def write_compared(results, summaries, title, folder, cutoff=10):
+    """Write comparison.md, .csv (every figure), .tex and .json (every seed); returns the Markdown.
+
+    Args:
+        results (dict): of `recbole_unlearn.comparison.Comparison.run`.
+        summaries: as for `compared_markdown`.
+    """
+    page = compared_markdown(summaries, title, cutoff)
+    every = [
+        {"forget set": name, "interactions": count, "method": method, "figure": figure, **values}
+        for name, (count, figures) in summaries.items()
+        for method, row in figures.items()
+        for figure, values in row.items()
+    ]
+    tabulars = [f"% forget {n}\n{latex(compared_table(f, cutoff))}" for n, (_, f) in summaries.items()]
+    for ending, text in (
+        ("md", page),
+        ("csv", pd.DataFrame(every).to_csv(index=False)),
+        ("tex", "\n".join(tabulars)),
+        ("json", json.dumps({**results, "title": title}, indent=1)),
+    ):
+        write_atomically(folder / f"comparison.{ending}", text.encode())
+    return page
+
+
 def write(result, folder):
     """Write result.json, result.md and report.html."""
     write_atomically(folder / "result.json", json.dumps(result, indent=1).encode())

@@ -27,7 +27,9 @@ from recbole_unlearn.trainer import BPRTrainer
 RUN_KEYS = (
     "checkpoint", "checkpoint_dir", "output_dir", "device", "gpu_id", "use_gpu", "compare", "purge", "data_path",
     "purge_dataset", "audit", "single_spec", "local_rank", "show_progress", "model", "dataset", "config_files",
-    "forget_category_field", "spam_items", "request_batch", "drift_every", *(f"forget_{kind}" for kind in KINDS),
+    "forget_category_field", "spam_items", "request_batch", "drift_every",
+    "methods", "method_args", "compare_models", "comparison_sets", "comparison_seeds", "comparison_cache",
+    *(f"forget_{kind}" for kind in KINDS),
 )  # fmt: skip
 
 

@@ -139,14 +139,18 @@ class Split:
         """
         config = _copy(self.config)
         config["seed"] = config["seed"] if seed is None else seed
-        data = self.train._dataset
-        keep = np.ones(len(data), dtype=bool)
-        keep[self.data_row[forgotten]] = False
-        rest = data.copy(data.inter_feat[torch.from_numpy(np.flatnonzero(keep))])
+        rest = self.remaining_data(forgotten)
         args = self.config["train_neg_sample_args"]
         built = [rest, self.valid._dataset, self.test._dataset]
         sampler = Sampler(["train", "valid", "test"], built, args["distribution"], args["alpha"]).set_phase("train")
         return get_dataloader(config, "train")(config, rest, sampler, shuffle=config["shuffle"])
+
+    def remaining_data(self, forgotten):
+        """RecBole's training data set without some rows; ids and sizes stay."""
+        data = self.train._dataset
+        keep = np.ones(len(data), dtype=bool)
+        keep[self.data_row[forgotten]] = False
+        return data.copy(data.inter_feat[torch.from_numpy(np.flatnonzero(keep))])
 
     def fingerprint_without(self, forgotten):
         """Fingerprint of the training data without some rows; remembers the checksum of the data that it came from."""

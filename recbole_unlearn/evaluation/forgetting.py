@@ -19,7 +19,14 @@ def scores(model, users, field, batch=256):
     for start in range(0, len(users), batch):
         part = slice(start, min(start + batch, len(users)))
         interaction = Interaction({field: torch.as_tensor(users[part])}).to(model.device)
-        yield part, model.full_sort_predict(interaction).view(part.stop - part.start, -1).cpu().numpy()
+        try:
+            batch_scores = model.full_sort_predict(interaction)
+        except NotImplementedError:  # models that only score single pairs, such as NeuMF
+            pairs = interaction.repeat_interleave(model.n_items)
+            items = torch.arange(model.n_items, device=model.device).repeat(len(interaction))
+            pairs.update(Interaction({model.ITEM_ID: items}))
+            batch_scores = model.predict(pairs)
+        yield part, batch_scores.view(part.stop - part.start, -1).cpu().numpy()
 
 
 def percentiles(model, split, rows):

@@ -1,1 +1,102 @@
-"""The methods of a comparison, by name."""
+"""The methods of a comparison, by name. A new one: its file here, its YAML in properties/method/, its line below."""
+
+import difflib
+
+import yaml
+
+from recbole_unlearn.config import properties_dir
+from recbole_unlearn.input_error import InputError
+from recbole_unlearn.methods.fine_tune import FineTune
+from recbole_unlearn.methods.gradient_ascent import GradientAscent
+from recbole_unlearn.methods.ifru import IFRU
+from recbole_unlearn.methods.ours import Ours
+from recbole_unlearn.methods.receraser import RecEraser
+from recbole_unlearn.methods.retrain import Retrain
+from recbole_unlearn.methods.rrl import RRL
+from recbole_unlearn.methods.scif import SCIF
+from recbole_unlearn.methods.sisa import SISA
+from recbole_unlearn.methods.ubpr import UBPR
+from recbole_unlearn.methods.ultrare import UltraRE
+
+METHODS = {
+    "retrain": Retrain,
+    "sisa": SISA,
+    "receraser": RecEraser,
+    "ultrare": UltraRE,
+    "scif": SCIF,
+    "ifru": IFRU,
+    "rrl": RRL,
+    "gradient_ascent": GradientAscent,
+    "fine_tune": FineTune,
+    "ubpr": UBPR,
+    "ours": Ours,
+}
+
+
+def chosen(value):
+    """Names of methods as the user gives them: ``all``, names separated by commas, or a list of them.
+
+    Returns:
+        list of str, without repetition.
+
+    Raises:
+        InputError: a name that no method has.
+    """
+    names = names_in(value, "methods")
+    if names == ["all"]:
+        return list(METHODS)
+    for name in names:
+        if name not in METHODS:
+            near = difflib.get_close_matches(name.lower(), METHODS, n=1, cutoff=0)
+            raise InputError(f"unknown method {name!r}; did you mean {near[0]!r}? methods: {', '.join(METHODS)}")
+    return names
+
+
+def names_in(value, key):
+    """A list of names, from one or from text with commas; each once."""
+    names = value.split(",") if isinstance(value, str) else value
+    if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) and name.strip() for name in names):
+        raise InputError(f"{key} must be names separated by commas, not {value!r}")
+    return list(dict.fromkeys(name.strip() for name in names))
+
+
+def settings_of(name, changes=None):
+    """Settings of a method: its ``properties/method/<name>.yaml``, with the user's changes.
+
+    Raises:
+        InputError: a setting that the method does not have, or a value of another type than its default.
+    """
+    settings = yaml.safe_load((properties_dir() / "method" / f"{name}.yaml").read_text("utf-8")) or {}
+    if not isinstance(changes or {}, dict):
+        raise InputError(f"method_args: {name} must hold settings as {{name: value}}, not {changes!r}")
+    for key, value in (changes or {}).items():
+        if key not in settings:
+            near = difflib.get_close_matches(str(key), settings, n=1, cutoff=0.5)
+            hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(settings) or 'none'}"
+            raise InputError(f"method_args: {name} has no setting {key!r}; {hint}")
+        default = settings[key]
+        if isinstance(default, bool) or isinstance(value, bool):
+            fits = isinstance(default, bool) and isinstance(value, bool)
+        elif isinstance(default, (int, float)):
+            fits = isinstance(value, int if isinstance(default, int) else (int, float)) and 0 <= value < float("inf")
+        else:
+            fits = default is None or isinstance(value, type(default))
+        if not fits:
+            raise InputError(f"method_args: {name}: {key} must be of the kind of {default!r}, not {value!r}")
+    return settings | (changes or {})
+
+
+def all_settings(names, method_args=None):
+    """Settings of several methods.
+
+    Args:
+        method_args (dict, optional): name -> changed settings, as in the key ``method_args``.
+
+    Returns:
+        dict: name -> settings.
+    """
+    if not isinstance(method_args or {}, dict):
+        raise InputError(f"method_args must be {{method: {{setting: value}}}}, not {method_args!r}")
+    for name in method_args or {}:
+        chosen([name])
+    return {name: settings_of(name, (method_args or {}).get(name)) for name in names}

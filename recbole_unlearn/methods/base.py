@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from recbole_unlearn.training import new_model
+from recbole.utils import init_seed
 
 
 @dataclass
@@ -29,9 +29,15 @@ class Task:
     path: Path
     folder: Path
 
-    def model(self):
-        """The trained model, in an object of its own."""
-        model = new_model(self.config, self.split, self.seed)
+    def model(self, data=None):
+        """The trained weights, in a model of their own.
+
+        Args:
+            data (optional): RecBole data set that the model is built on, such as ``split.remaining_data(rows)``: graph
+                models take their graph from it. Default: the one that it was trained on.
+        """
+        init_seed(self.seed, self.config["reproducibility"])
+        model = self.config.model_class(self.config, data or self.split.train._dataset).to(self.config["device"])
         model.load_state_dict(self.stored["state_dict"])
         return model.eval()
 

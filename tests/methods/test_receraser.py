@@ -85,8 +85,8 @@ def test_clusters_are_balanced_and_much_tighter_than_random_ones(factors):
 
 
 @pytest.mark.parametrize("kind, column", [("user", "users"), ("item", "items")])
-def test_a_shard_holds_all_interactions_of_its_users_or_items(kind, column, make_task, make_settings):
-    method = RecEraser(make_task(epochs=1), make_settings("receraser", shards=3, partition=kind, epochs=1))
+def test_a_shard_holds_all_interactions_of_its_users_or_items(kind, column, make_shard_task, make_settings):
+    method = RecEraser(make_shard_task(epochs=1), make_settings("receraser", shards=3, partition=kind, epochs=1))
     method.prepare()
     ids = getattr(method.task.split, column)
     homes = [set(method.shard[ids == each]) for each in np.unique(ids)]
@@ -98,12 +98,12 @@ def test_a_shard_holds_all_interactions_of_its_users_or_items(kind, column, make
 
 
 @pytest.fixture
-def aggregated(make_task):
+def aggregated(make_shard_task):
     """A small ensemble in float64 and a batch for it."""
     torch.manual_seed(5)
     user, item = torch.randn(9, 3, 4).double(), torch.randn(12, 3, 4).double()
     user[2, 1], item[3] = 0, 0
-    model = Aggregated(make_task().config, user, item, dropout=0.3, regularisation=1e-2)
+    model = Aggregated(make_shard_task().config, user, item, dropout=0.3, regularisation=1e-2)
     for parameter in model.parameters():  # zero biases would sit on ReLU's kink for absent embeddings
         torch.nn.init.normal_(parameter, std=0.7)
     ids = {"user_id": torch.randint(1, 9, (20,)), "item_id": torch.randint(1, 12, (20,))}
@@ -172,9 +172,9 @@ def test_dropout_falls_on_the_user_in_training_only(aggregated):
 
 @pytest.mark.parametrize("model", ["BPR", "LightGCN"])
 def test_a_request_retrains_one_shard_and_the_aggregation(
-    model, make_task, make_settings, some_rows, content, monkeypatch, tmp_path
+    model, make_shard_task, make_settings, some_rows, content, monkeypatch, tmp_path
 ):
-    task = make_task(model)
+    task = make_shard_task(model)
     method = RecEraser(task, make_settings("receraser", shards=3, epochs=2))
     seconds = method.prepare()
     files, before = content(method.folder), {k: v.clone() for k, v in method.original().state_dict().items()}
@@ -219,8 +219,8 @@ def test_a_request_retrains_one_shard_and_the_aggregation(
     assert torch.equal(method.forget(rows).model.user_attention.transfer, again.user_attention.transfer)
 
 
-def test_aggregation_learns_to_tell_interactions_from_negatives(make_task, make_settings):
-    task = make_task(epochs=12, learning_rate=0.05)
+def test_aggregation_learns_to_tell_interactions_from_negatives(make_shard_task, make_settings):
+    task = make_shard_task(epochs=12, learning_rate=0.05)
     method = RecEraser(task, make_settings("receraser", shards=2, epochs=15))
     method.prepare()
     split, model = task.split, method.original()
@@ -233,11 +233,11 @@ def test_aggregation_learns_to_tell_interactions_from_negatives(make_task, make_
     assert np.mean(better) > 0.9
 
 
-def test_another_model_makes_another_partition_in_another_folder(make_task, make_settings):
-    task = make_task(epochs=1)
+def test_another_model_makes_another_partition_in_another_folder(make_shard_task, make_settings):
+    task = make_shard_task(epochs=1)
     method = RecEraser(task, make_settings("receraser", shards=3, epochs=1))
     method.prepare()
-    other = make_task(epochs=1)
+    other = make_shard_task(epochs=1)
     other.stored = {**task.stored, "state_dict": {k: v.flip(0) for k, v in task.stored["state_dict"].items()}}
     again = RecEraser(other, method.settings)
     again.prepare()
@@ -253,12 +253,12 @@ def test_another_model_makes_another_partition_in_another_folder(make_task, make
         ({"learning_rate": "fast"}, "learning_rate must be"),
     ],
 )
-def test_bad_settings_are_refused(changes, message, make_task, make_settings):
+def test_bad_settings_are_refused(changes, message, make_shard_task, make_settings):
     with pytest.raises(InputError, match=message):
-        RecEraser(make_task(), make_settings("receraser", **changes))
+        RecEraser(make_shard_task(), make_settings("receraser", **changes))
 
 
-def test_more_shards_than_users_are_refused(make_task, make_settings):
-    method = RecEraser(make_task(), make_settings("receraser", shards=99, partition="user"))
+def test_more_shards_than_users_are_refused(make_shard_task, make_settings):
+    method = RecEraser(make_shard_task(), make_settings("receraser", shards=99, partition="user"))
     with pytest.raises(InputError, match="99 shards of 37 users; lower shards"):
         method.prepare()

@@ -40,8 +40,8 @@ def prepared(task, settings):
     return method
 
 
-def test_shards_divide_the_rows_evenly_at_random(make_task, make_settings):
-    method = prepared(make_task(epochs=1), make_settings("sisa", shards=3, slices=2))
+def test_shards_divide_the_rows_evenly_at_random(make_shard_task, make_settings):
+    method = prepared(make_shard_task(epochs=1), make_settings("sisa", shards=3, slices=2))
     size = np.bincount(method.shard * 2 + method.slice, minlength=6)
     assert size.sum() == method.task.split.n_rows and np.ptp(size) <= 2
     # at random: every user's rows lie in several shards
@@ -51,9 +51,9 @@ def test_shards_divide_the_rows_evenly_at_random(make_task, make_settings):
 
 @pytest.mark.parametrize("model", ["BPR", "LightGCN"])
 def test_a_request_retrains_its_shard_without_the_forgotten_and_nothing_else(
-    model, make_task, make_settings, some_rows, content, spied
+    model, make_shard_task, make_settings, some_rows, content, spied
 ):
-    method = prepared(make_task(model), make_settings("sisa", shards=3))
+    method = prepared(make_shard_task(model), make_settings("sisa", shards=3))
     assert len({seed for seed, _, _ in spied}) == len(spied) == 3
     files, before = content(method.folder), {k: v.clone() for k, v in method.original().state_dict().items()}
     rows = some_rows(method, 1, 9)
@@ -76,10 +76,10 @@ def test_a_request_retrains_its_shard_without_the_forgotten_and_nothing_else(
 
 
 @pytest.mark.parametrize("slices", [1, 3])
-def test_forgetting_is_exact(slices, make_task, make_settings, some_rows, monkeypatch, tmp_path):
+def test_forgetting_is_exact(slices, make_shard_task, make_settings, some_rows, monkeypatch, tmp_path):
     """The result is bit for bit what training without the forgotten rows, in the same shards, would have given."""
     settings = make_settings("sisa", shards=2, slices=slices)
-    method = prepared(make_task(), settings)
+    method = prepared(make_shard_task(), settings)
     rows = some_rows(method, 0, 7)
     forgotten = method.forget(rows).model
 
@@ -89,7 +89,7 @@ def test_forgetting_is_exact(slices, make_task, make_settings, some_rows, monkey
             shard[rows] = -1
             return shard, number
 
-    task = make_task()
+    task = make_shard_task()
     task.folder = tmp_path / "never"
     never = Never(task, settings)
     never.prepare()
@@ -98,8 +98,8 @@ def test_forgetting_is_exact(slices, make_task, make_settings, some_rows, monkey
     assert same(method.forget(rows).model, forgotten)  # whatever has been trained in between
 
 
-def test_slices_restart_from_the_checkpoint_before_the_first_that_is_hit(make_task, make_settings, some_rows, spied):
-    method = prepared(make_task(), make_settings("sisa", shards=2, slices=3))
+def test_slices_restart_from_the_checkpoint_before_the_first_that_is_hit(make_shard_task, make_settings, some_rows, spied):
+    method = prepared(make_shard_task(), make_settings("sisa", shards=2, slices=3))
     split, config = method.task.split, method.task.config
     assert len(spied) == 6
     seen = [pairs for _, pairs, _ in spied[:3]]
@@ -120,7 +120,7 @@ def test_slices_restart_from_the_checkpoint_before_the_first_that_is_hit(make_ta
 
 @pytest.mark.parametrize("distribution", ["uniform", "popularity"])
 def test_negatives_are_items_of_the_shard_that_the_user_has_not_there(
-    distribution, make_task, make_settings, spied, monkeypatch
+    distribution, make_shard_task, make_settings, spied, monkeypatch
 ):
     """Stock RecBole draws here; the draws of the trainer's compiled loader are tested below."""
     drawn = []
@@ -142,7 +142,7 @@ def test_negatives_are_items_of_the_shard_that_the_user_has_not_there(
 
     monkeypatch.setattr(BPRTrainer, "_train_epoch", record)
     args = {"distribution": distribution, "sample_num": 2, "alpha": 0.7, "dynamic": False, "candidate_num": 0}
-    task = make_task(epochs=2, train_neg_sample_args=args)
+    task = make_shard_task(epochs=2, train_neg_sample_args=args)
     method = prepared(task, make_settings("sisa", shards=4))
     split = task.split
     drop = np.isin(split.items, [3, 4, 5, 6]) & (method.shard == 2)  # items that only other shards have
@@ -182,8 +182,8 @@ def test_rows_without_a_negative_are_left_out(split):
     assert not len(shards.trainable(split, rows[split.users[rows] == user]))
 
 
-def test_validation_of_a_shard_knows_nothing_of_other_shards(make_task):
-    task = make_task()
+def test_validation_of_a_shard_knows_nothing_of_other_shards(make_shard_task):
+    task = make_shard_task()
     split = task.split
     rows = np.arange(0, split.n_rows, 3)
     loader = shards.shard_validation(task.config, split, shards.subset(split, rows))
@@ -193,8 +193,8 @@ def test_validation_of_a_shard_knows_nothing_of_other_shards(make_task):
 
 
 @torch.no_grad()
-def test_score_is_the_mean_over_shards_with_both_and_popularity_elsewhere(make_task):
-    config = make_task().config
+def test_score_is_the_mean_over_shards_with_both_and_popularity_elsewhere(make_shard_task):
+    config = make_shard_task().config
     rng = np.random.default_rng(0)
     user, item = rng.normal(size=(9, 3, 4)).astype("f4"), rng.normal(size=(12, 3, 4)).astype("f4")
     user[0] = item[0] = 0
@@ -223,8 +223,8 @@ def test_score_is_the_mean_over_shards_with_both_and_popularity_elsewhere(make_t
     np.testing.assert_allclose(ensemble.predict(Interaction(pairs)).numpy(), got.ravel(), atol=1e-5)
 
 
-def test_a_user_who_lost_everything_is_ranked_by_what_remains_popular(make_task, make_settings):
-    method = prepared(make_task(epochs=1), make_settings("sisa", shards=2))
+def test_a_user_who_lost_everything_is_ranked_by_what_remains_popular(make_shard_task, make_settings):
+    method = prepared(make_shard_task(epochs=1), make_settings("sisa", shards=2))
     split = method.task.split
     rows = np.flatnonzero(split.users == 5)
     model = method.forget(rows).model
@@ -235,8 +235,8 @@ def test_a_user_who_lost_everything_is_ranked_by_what_remains_popular(make_task,
 
 
 @pytest.mark.parametrize("model", ["BPR", "LightGCN"])
-def test_recbole_evaluates_saves_and_loads_it_like_any_model(model, make_task, make_settings, some_rows, tmp_path):
-    method = prepared(make_task(model), make_settings("sisa", shards=2))
+def test_recbole_evaluates_saves_and_loads_it_like_any_model(model, make_shard_task, make_settings, some_rows, tmp_path):
+    method = prepared(make_shard_task(model), make_settings("sisa", shards=2))
     split, config = method.task.split, method.task.config
     rows = some_rows(method, 0, 12)
     ensemble = method.forget(rows).model
@@ -262,10 +262,10 @@ def super_trainer(config, model):
 
 
 def test_what_is_prepared_is_found_again_and_a_cut_off_preparation_goes_on(
-    make_task, make_settings, spied, content, monkeypatch
+    make_shard_task, make_settings, spied, content, monkeypatch
 ):
     settings = make_settings("sisa", shards=3)
-    method = SISA(make_task(), settings)
+    method = SISA(make_shard_task(), settings)
     fit = shards.fit
 
     def killed(*args, **kwargs):
@@ -280,29 +280,29 @@ def test_what_is_prepared_is_found_again_and_a_cut_off_preparation_goes_on(
     seconds = method.prepare()
     assert len(spied) == 3  # the two finished ones were not trained again
     files = content(method.folder)
-    again = SISA(make_task(), settings)
+    again = SISA(make_shard_task(), settings)
     assert again.prepare() == seconds > 0 and len(spied) == 3
     assert content(method.folder) == files and same(again.original(), method.original())
-    other = SISA(make_task(learning_rate=0.03), settings)
+    other = SISA(make_shard_task(learning_rate=0.03), settings)
     other.prepare()
     assert other.folder != method.folder and len(spied) == 6
 
 
-def test_ideal_puts_the_forget_set_into_one_shard(make_task, make_settings):
+def test_ideal_puts_the_forget_set_into_one_shard(make_shard_task, make_settings):
     rows = np.arange(5, 500, 50)
-    method = SISA(make_task(epochs=1), make_settings("sisa", ideal=True))
+    method = SISA(make_shard_task(epochs=1), make_settings("sisa", ideal=True))
     with pytest.raises(InputError, match="ideal needs the forget set"):
         method.prepare()
     method.prepare(rows)
     assert len(set(method.shard[rows])) == 1
     assert len(method.forget(rows).details["shards_retrained"]) == 1
-    plain = prepared(make_task(epochs=1), make_settings("sisa"))
+    plain = prepared(make_shard_task(epochs=1), make_settings("sisa"))
     assert len(set(plain.shard[rows])) > 1 and (plain.shard != method.shard).sum() < len(rows)
     assert plain.folder != method.folder
 
 
-def test_a_shard_that_loses_everything_drops_out(make_task, make_settings):
-    method = prepared(make_task(epochs=1), make_settings("sisa", shards=3))
+def test_a_shard_that_loses_everything_drops_out(make_shard_task, make_settings):
+    method = prepared(make_shard_task(epochs=1), make_settings("sisa", shards=3))
     result = method.forget(np.flatnonzero(method.shard == 1))
     model = result.model
     assert result.details["shards_retrained"] == [1] and result.details["slices_retrained"] == 0
@@ -314,17 +314,17 @@ def test_a_shard_that_loses_everything_drops_out(make_task, make_settings):
     "changes, message",
     [({"shards": 0}, "shards must be"), ({"slices": 1.5}, "slices must be"), ({"ideal": 3}, "ideal must be")],
 )
-def test_bad_settings_are_refused(changes, message, make_task, make_settings):
-    task = make_task()
+def test_bad_settings_are_refused(changes, message, make_shard_task, make_settings):
+    task = make_shard_task()
     with pytest.raises(InputError, match=message):
         SISA(task, make_settings("sisa", **changes))
     assert not task.folder.exists()
 
 
-def test_other_models_and_damaged_files_are_refused(make_task, make_settings, tmp_path):
+def test_other_models_and_damaged_files_are_refused(make_shard_task, make_settings, tmp_path):
     with pytest.raises(InputError, match="BPR and LightGCN"):
-        SISA(make_task_named(make_task), make_settings("sisa"))
-    method = prepared(make_task(epochs=1), make_settings("sisa", shards=2))
+        SISA(make_shard_task_named(make_shard_task), make_settings("sisa"))
+    method = prepared(make_shard_task(epochs=1), make_settings("sisa", shards=2))
     (method.folder / "shard-1-slice-0.pth").write_bytes(b"nonsense")
     with pytest.raises(InputError, match="shard-1-slice-0.pth cannot be read.*delete it"):
         method.prepare()
@@ -332,7 +332,7 @@ def test_other_models_and_damaged_files_are_refused(make_task, make_settings, tm
         MeanScore.load(method.folder / "partition.pth", method.task.config)
 
 
-def make_task_named(make_task):
-    task = make_task()
+def make_shard_task_named(make_shard_task):
+    task = make_shard_task()
     task.config.final_config_dict["model"] = "NeuMF"
     return task

@@ -77,10 +77,10 @@ def test_regression_survives_separable_data_and_empty_shards():
 
 
 @torch.no_grad()
-def test_score_is_the_weighted_sum(make_task):
+def test_score_is_the_weighted_sum(make_shard_task):
     torch.manual_seed(0)
     user, item = torch.randn(7, 3, 4), torch.randn(8, 3, 4)
-    model = WeightedScore(make_task().config, user, item)
+    model = WeightedScore(make_shard_task().config, user, item)
     model.weight.copy_(torch.tensor([0.5, -1.0, 2.0]))
     ((_, got),) = scores(model, np.arange(7), "user_id")
     users, items = np.divmod(np.arange(56), 8)
@@ -93,9 +93,9 @@ def test_score_is_the_weighted_sum(make_task):
 
 @pytest.mark.parametrize("model", ["BPR", "LightGCN"])
 def test_a_request_retrains_one_shard_and_the_combination(
-    model, make_task, make_settings, some_rows, content, tmp_path
+    model, make_shard_task, make_settings, some_rows, content, tmp_path
 ):
-    task = make_task(model)
+    task = make_shard_task(model)
     method = UltraRE(task, make_settings("ultrare", shards=3))
     assert method.prepare() > 0
     split = task.split
@@ -121,8 +121,8 @@ def test_a_request_retrains_one_shard_and_the_combination(
     assert torch.equal(method.forget(rows).model.weight, again.weight)
 
 
-def test_a_user_who_lost_everything_is_ranked_by_popularity(make_task, make_settings):
-    method = UltraRE(make_task(epochs=1), make_settings("ultrare", shards=2, partition="interaction"))
+def test_a_user_who_lost_everything_is_ranked_by_popularity(make_shard_task, make_settings):
+    method = UltraRE(make_shard_task(epochs=1), make_settings("ultrare", shards=2, partition="interaction"))
     method.prepare()
     split = method.task.split
     rows = np.flatnonzero(split.users == 5)
@@ -135,6 +135,6 @@ def test_a_user_who_lost_everything_is_ranked_by_popularity(make_task, make_sett
     "changes, message",
     [({"entropy": 0}, "entropy must be"), ({"ridge": -1.0}, "ridge must be"), ({"rounds": 0}, "rounds")],
 )
-def test_bad_settings_are_refused(changes, message, make_task, make_settings):
+def test_bad_settings_are_refused(changes, message, make_shard_task, make_settings):
     with pytest.raises(InputError, match=message):
-        UltraRE(make_task(), make_settings("ultrare", **changes))
+        UltraRE(make_shard_task(), make_settings("ultrare", **changes))

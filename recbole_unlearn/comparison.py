@@ -1,0 +1,371 @@
+"""Compares methods, and RecBole's other models, on one split: how near to Retrain, at what cost.
+
+Originals and retrained models come from `TrainedSeeds`; every figure is kept in its folder, by what determines it, as
+soon as it is there. A comparison that was cut off goes on where it stopped.
+"""
+
+import difflib
+import hashlib
+import inspect
+import json
+import logging
+import tempfile
+from contextlib import contextmanager
+from pathlib import Path
+from time import perf_counter
+
+import numba
+import numpy as np
+import torch
+from recbole.config import configurator
+from recbole.utils import ModelType, get_trainer, init_seed
+from tqdm import tqdm
+
+import recbole_unlearn
+from recbole_unlearn import checkpoint as checkpoints
+from recbole_unlearn.compat import plain
+from recbole_unlearn.config import UnlearnConfig, own_options
+from recbole_unlearn.data.forget import ForgetRequest
+from recbole_unlearn.data.split import Split
+from recbole_unlearn.evaluation import forgetting, ranking
+from recbole_unlearn.files import write_atomically
+from recbole_unlearn.input_error import InputError
+from recbole_unlearn.methods import METHODS, names_in, settings_of
+from recbole_unlearn.methods.base import Forgotten, Method, Task
+from recbole_unlearn.trainer import BPRTrainer
+from recbole_unlearn.training import RUN_KEYS, Run, TrainedSeeds, new_model
+from recbole_unlearn.unlearner import SUPPORTED
+
+ORIGINAL, RETRAIN = "original", "retrain"
+SETS = ("ratio", "count", "core_users", "edge_users", "popular_items", "rare_items")  # none of which names anybody
+# Models that learn whole rows of the interaction matrix; RecBole refuses to train them with negatives.
+WITHOUT_NEGATIVES = (
+    "MultiDAE", "MultiVAE", "MacridVAE", "CDAE", "ENMF", "RaCT", "RecVAE", "DiffRec", "LDiffRec",
+)  # fmt: skip
+
+
+def forget_sets(config, split):
+    """The forget sets to compare on: those of ``comparison_sets``, else the one that the ``forget_*`` keys state.
+
+    Returns:
+        dict: name -> sorted rows of the split. No name says who or what is forgotten.
+
+    Raises:
+        InputError: what `ForgetRequest` refuses, or a kind of set that is not in `SETS`.
+    """
+    return {name: request.rows(split) for name, request in requests(config).items()}
+
+
+def requests(config):
+    """As `forget_sets`, before there is a split: name -> ForgetRequest."""
+    if config["comparison_sets"] is None:
+        request = ForgetRequest.from_config(config)
+        shown = f" {request.value}" if request.kind in SETS else ""
+        return {f"{request.kind}{shown}": request}
+    result = {}
+    for text in names_in(config["comparison_sets"], "comparison_sets"):
+        kind, colon, value = text.partition(":")
+        if kind not in SETS or not colon:
+            raise InputError(f"comparison_sets: {text!r} is not KIND:VALUE with a kind among {', '.join(SETS)}")
+        try:
+            value = float(value) if kind == "ratio" else int(value)
+        except ValueError:
+            raise InputError(f"comparison_sets: {text!r} must name a number after the colon") from None
+        result[f"{kind} {value}"] = ForgetRequest.of(kind, value, config)
+    return result
+
+
+class Comparison:
+    """Figures of methods and models on one split.
+
+    Args:
+        trained (TrainedSeeds): split, configuration and cache.
+        settings (dict): method name -> its settings, as `methods.all_settings` returns them.
+        seeds (int): M, of originals, retrained models and other models; the first is the configuration's.
+        show_progress (bool)
+    """
+
+    def __init__(self, trained, settings, seeds=1, show_progress=False):
+        self.trained, self.settings, self.show_progress = trained, settings, show_progress
+        self.config, self.split = trained.config, trained.split
+        self.seeds = [self.config["seed"] + n for n in range(seeds)]
+        self.folder = trained.folder / "results"
+        self.folder.mkdir(exist_ok=True)
+        self._tasks, self._trainer = {}, None
+
+    def run(self, sets, models=()):
+        """Measure everything that is not kept yet.
+
+        Args:
+            sets (dict): name -> sorted rows to forget.
+            models: names of other RecBole models, see `other_models`.
+
+        Returns:
+            dict of plain values: ``seeds``, ``settings`` of methods, and ``sets``: name -> ``interactions`` and
+            ``figures``, which hold a list over seeds for 'original', 'retrain', each method and each model, and for
+            'MODEL, unlearned' where ours makes the model forget.
+        """
+        results = {}
+        with quiet(), one_thread():
+            originals = [self._original(seed) for seed in self.seeds]
+            retrained = [self._retrained(seed, rows) for rows in sets.values() for seed in self.seeds]
+            self.trained.train(originals + retrained, self.show_progress)
+            for name, rows in sets.items():
+                names = [ORIGINAL, RETRAIN, *(method for method in self.settings if method != RETRAIN)]
+                jobs = [(method, seed) for method in names for seed in self.seeds]
+                figures = {method: [] for method in names}
+                for method, seed in tqdm(jobs, f"Compare on {name}", ncols=100, disable=not self.show_progress):
+                    figures[method].append(self._figures(method, seed, rows))
+                for model in models:
+                    runs = [self._of_model(model, seed, rows) for seed in self.seeds]
+                    after = [run.pop("unlearned") for run in runs if "unlearned" in run]
+                    figures |= {model: runs} | ({f"{model}, unlearned": after} if after else {})
+                results[name] = {"interactions": len(rows), "figures": figures}
+        return {"seeds": self.seeds, "settings": self.settings, "models": list(models), "sets": results}
+
+    def _original(self, seed):
+        return Run(seed, (), True)
+
+    def _retrained(self, seed, rows):
+        return Run(seed, tuple(int(row) for row in rows))
+
+    # -- what is kept
+
+    def _kept(self, what, compute):
+        """Result of ``compute()``, from the file that is named by everything ``what`` (plain values) says."""
+        text = json.dumps(what, sort_keys=True)
+        file = self.folder / f"{hashlib.sha256(text.encode()).hexdigest()[:20]}.json"
+        if not file.exists():
+            write_atomically(file, json.dumps(plain(compute())).encode())
+        return json.loads(file.read_text())
+
+    def _evaluated_by(self):
+        """Everything beside model and method that a figure depends on."""
+        run = {*RUN_KEYS, "fidelity_seeds", "fidelity_cache", "evaluate"}
+        own = {key: self.config[key] for key, _, _ in own_options() if key not in run}
+        others = {key: self.config[key] for key in ("seed", "metrics", "topk", "metric_decimal_place")}
+        return plain({**own, **others, "version": recbole_unlearn.__version__})
+
+    # -- methods
+
+    def _figures(self, name, seed, rows):
+        original = self.trained.path(self._original(seed)).stem
+        retrained = self.trained.path(self._retrained(seed, rows)).stem
+        what = [original, retrained, name, self.settings.get(name), self._evaluated_by(), _source(METHODS.get(name))]
+        return self._kept(what, lambda: self._measure(name, seed, rows))
+
+    def _measure(self, name, seed, rows):
+        """Figures of one method on one original and forget set."""
+        if name == ORIGINAL:
+            run = self._original(seed)
+            forgotten = Forgotten(self._task(seed).model(), self.trained.seconds(run))
+            return self._evaluate(forgotten.model, rows) | {"prepare_seconds": 0.0, "seconds": forgotten.seconds}
+        if name == RETRAIN:
+            forgotten, before, prepare_seconds = self._load_retrained(seed, rows), {}, 0.0
+        else:
+            method = METHODS[name](self._task(seed, name), self.settings[name])
+            prepare_seconds = method.prepare()
+            own = type(method).original is not Method.original
+            before = {ORIGINAL: self._evaluate(method.original(), rows)} if own else {}
+            forgotten = method.forget(rows)
+        figures = self._evaluate(forgotten.model, rows)
+        costs = {"prepare_seconds": prepare_seconds, "seconds": forgotten.seconds, "details": forgotten.details}
+        return figures | costs | before
+
+    def _load_retrained(self, seed, rows):
+        """What `methods.retrain.Retrain` gives, from the cache."""
+        run = self._retrained(seed, rows)
+        state = torch.load(self.trained.path(run), map_location="cpu", weights_only=True)
+        init_seed(seed, self.config["reproducibility"])
+        model = self.config.model_class(self.config, self.split.remaining_data(rows)).to(self.config["device"])
+        model.load_state_dict(state["state_dict"])
+        return Forgotten(model.eval(), self.trained.seconds(run), {"epochs": state["epoch"] + 1})
+
+    def _task(self, seed, method=ORIGINAL):
+        path = self.trained.path(self._original(seed))
+        if seed not in self._tasks:
+            self._tasks[seed] = checkpoints.load(path)
+        stored, log = self._tasks[seed]
+        text = json.dumps([self.settings.get(method), _source(METHODS.get(method))])
+        folder = path.with_suffix(f".{method}-{hashlib.sha256(text.encode()).hexdigest()[:8]}")
+        return Task(self.config, self.split, seed, stored, log, path, folder)
+
+    def _evaluate(self, model, rows):
+        """Metrics under both protocols, always on the same negatives, and forget-set AUC."""
+        if self._trainer is None:
+            self._trainer = BPRTrainer(self.config, new_model(self.config, self.split))
+            self._trainer.eval_collector.data_collect(self.split.train)
+        return {
+            "ranking": ranking.evaluate(self._trainer, model, self.split, self.config["seed"]),
+            "forget_auc": float(forgetting.percentiles(model, self.split, rows).mean()),
+        }
+
+    # -- other models
+
+    def _of_model(self, name, seed, rows):
+        """Figures of another RecBole model, trained on the same split; after unlearning too where it can forget."""
+        model, dataset, files, given = self.trained.arguments
+        arguments = model_arguments(name, model, dataset, files, given)
+        config = UnlearnConfig(*arguments)
+        skipped = {key for key, _, _ in own_options()} - {"negatives"} | set(RUN_KEYS) | {"model", "dataset"}
+        settings = {key: value for key, value in plain(config.final_config_dict).items() if key not in skipped}
+        data = self.split.fingerprint_without(rows)
+        what = ["model", name, settings, data, self.split.fingerprint, seed, self._evaluated_by()]
+        return self._kept(what, lambda: self._measure_model(name, arguments, seed, rows))
+
+    def _measure_model(self, name, arguments, seed, rows):
+        if name in SUPPORTED:
+            other = TrainedSeeds(arguments, self.trained.folder, self.trained.processes)
+            self._check_split(name, other.split)
+            comparison = Comparison(other, {}, 1, self.show_progress)
+            run = comparison._original(seed)
+            other.train([run], self.show_progress)
+            task = comparison._task(seed)
+            figures = self._evaluate(task.model(), rows) | {"prepare_seconds": 0.0, "seconds": other.seconds(run)}
+            ours = METHODS["ours"](task, settings_of("ours"))
+            ours.prepare()
+            forgotten = ours.forget(rows)
+            costs = {"prepare_seconds": 0.0, "seconds": forgotten.seconds, "details": forgotten.details}
+            return figures | {"unlearned": self._evaluate(forgotten.model, rows) | costs}
+        with tempfile.TemporaryDirectory() as scratch:
+            model, seconds = train_any(arguments, seed, scratch, lambda split: self._check_split(name, split))
+            return self._evaluate(model, rows) | {"prepare_seconds": 0.0, "seconds": seconds}
+
+    def _check_split(self, name, split):
+        if split.fingerprint != self.split.fingerprint:
+            raise InputError(f"compare_models: {name} has settings under which RecBole splits the data differently")
+
+
+def _source(method):
+    """Source of a method's file: with it, figures are measured anew when a method was changed."""
+    return inspect.getsource(inspect.getmodule(method)) if method else None
+
+
+def general_models():
+    """Names of RecBole's models, as its properties files spell them."""
+    folder = Path(configurator.__file__).parent.parent / "properties" / "model"
+    return sorted(file.stem for file in folder.glob("*.yaml"))
+
+
+def other_models(value, model, dataset, files, given):
+    """Names of the models to compare with, checked; the compared model itself is left out.
+
+    Raises:
+        InputError: an unknown name, or a model that is not for general recommendation.
+    """
+    names = names_in(value, "compare_models") if value else []
+    known = general_models()
+    for name in names:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0)[0]
+            raise InputError(f"compare_models: RecBole has no model {name!r}; did you mean {near!r}?")
+        config = UnlearnConfig(*model_arguments(name, model, dataset, files, given))
+        if config["MODEL_TYPE"] not in (ModelType.GENERAL, ModelType.TRADITIONAL):
+            raise InputError(f"compare_models: {name} is no general recommender; it needs other data than {dataset}")
+    return [name for name in names if name != model]
+
+
+def model_arguments(name, model, dataset, files, given):
+    """``arguments`` of another model with the same data, evaluation and training keys."""
+    changes = {"train_neg_sample_args": None} if name in WITHOUT_NEGATIVES else {}
+    return name, dataset, files, {**(given or {}), **changes, "model": name}
+
+
+def train_any(arguments, seed, folder, check=None):
+    """Train any general RecBole model with RecBole's own trainer for it, on the split of its configuration.
+
+    Args:
+        arguments: ``(model, dataset, config_file_list, config_dict)``.
+        seed (int): of initialisation, order and negatives; not of the split.
+        folder: for its checkpoint.
+        check (callable, optional): called with the split before training.
+
+    Returns:
+        (model with the best weights, seconds of ``fit``)
+    """
+    config = UnlearnConfig(*arguments)
+    config["show_progress"], config["checkpoint_dir"] = False, str(folder)
+    init_seed(config["seed"], config["reproducibility"])
+    split = Split(config)
+    if check:
+        check(split)
+    model = new_model(config, split, seed)
+    trainer = get_trainer(config["MODEL_TYPE"], config["model"])(config, model)
+    split.train.generator.manual_seed(seed)
+    start = perf_counter()
+    trainer.fit(split.train, split.valid, verbose=False, saved=True, show_progress=False)
+    seconds = perf_counter() - start
+    # other_parameter stays as training left it: what models keep there (matrices of neighbours, counts) has no epochs
+    state = torch.load(trainer.saved_model_file, map_location=config["device"], weights_only=True)
+    model.load_state_dict(state["state_dict"])
+    return model.eval(), seconds
+
+
+@contextmanager
+def quiet():
+    """Only errors in the log."""
+    logger = logging.getLogger()
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+@contextmanager
+def one_thread():
+    """All methods get one thread, as Retrain has in `TrainedSeeds`."""
+    before = torch.get_num_threads(), numba.get_num_threads()
+    torch.set_num_threads(1)
+    numba.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before[0])
+        numba.set_num_threads(before[1])
+
+
+def summary(figures):
+    """Figures of each method over seeds.
+
+    Args:
+        figures (dict): name -> list over seeds, as in ``sets`` of `Comparison.run`.
+
+    Returns:
+        dict: name -> figure -> {``mean``, ``sd`` (None for one seed)}; for the original and the methods also ``delta``
+        (to the mean of Retrain) and ``z`` (delta in standard deviations of Retrain, None for one seed). Figures are
+        'METRIC|PROTOCOL', 'forget_auc', 'forget_auc|original' (of methods with a model of their own, before the
+        request), 'prepare_seconds', 'seconds' (of the request; of training for models that were trained) and, for
+        methods, 'speed_up' over Retrain.
+    """
+    values = {name: _columns(runs) for name, runs in figures.items()}
+    reference, result = values[RETRAIN], {}
+    for name, columns in values.items():
+        row = result[name] = {}
+        for key, numbers in columns.items():
+            row[key] = {"mean": float(np.mean(numbers)), "sd": _sd(numbers)}
+            if key in reference and "seconds" not in key and (name in METHODS or name == ORIGINAL):
+                spread, delta = _sd(reference[key]), row[key]["mean"] - float(np.mean(reference[key]))
+                row[key] |= {"delta": delta, "z": delta / spread if spread else None}
+        if name in METHODS and name != RETRAIN:
+            row["speed_up"] = {"mean": float(np.mean(reference["seconds"]) / np.mean(columns["seconds"])), "sd": None}
+    return result
+
+
+def _sd(numbers):
+    return float(np.std(numbers, ddof=1)) if len(numbers) > 1 else None
+
+
+def _columns(runs):
+    """Figure -> list over seeds."""
+    columns = {
+        f"{metric}|{protocol}": [run["ranking"][protocol][metric] for run in runs]
+        for protocol, metrics in runs[0]["ranking"].items()
+        for metric in metrics
+    }
+    for key in ("forget_auc", "prepare_seconds", "seconds"):
+        columns[key] = [run[key] for run in runs]
+    if ORIGINAL in runs[0]:
+        columns["forget_auc|original"] = [run[ORIGINAL]["forget_auc"] for run in runs]
+    return columns

@@ -1,0 +1,39 @@
+"""Ours: replay of the recorded training, re-optimisation or an influence step, whichever is valid (docs/method.md)."""
+
+import copy
+from time import perf_counter
+
+from recbole_unlearn.methods.base import Forgotten, Method
+from recbole_unlearn.unlearner import InfluenceUnlearner
+
+
+class Ours(Method):
+    """`InfluenceUnlearner` with ``method: auto``: nothing of the request is looked at before it comes."""
+
+    unlearner = None
+
+    def changes(self):
+        """Keys of the configuration that differ for this method."""
+        return {"paper": False, **self.settings}
+
+    def prepare(self):
+        """Open the log and load the kernels. Nothing is trained."""
+        task = self.task
+        config = copy.copy(task.config)
+        config.final_config_dict = {**task.config.final_config_dict, **self.changes()}
+        stored, split = task.stored, task.split
+        self.unlearner = InfluenceUnlearner(
+            task.model(), task.log, stored["optimizer"], config, stored["triple_log"]["epochs"], split.popularity()
+        )
+        self.unlearner.warm_up()
+        return 0.0
+
+    def forget(self, rows, show_progress=False):
+        if self.unlearner is None:
+            self.prepare()
+        start = perf_counter()
+        unlearned = self.unlearner.unlearn(rows, show_progress)
+        model = self.task.model(self.task.split.remaining_data(rows))
+        model.load_state_dict(unlearned.state_dict)
+        details = {key: value for key, value in unlearned.report().items() if key not in ("seconds", "history")}
+        return Forgotten(model.eval(), perf_counter() - start, details)

@@ -1,0 +1,22 @@
+"""Retrain: new weights on the remaining data."""
+
+import torch
+
+from recbole_unlearn.methods.base import Forgotten, Method
+from recbole_unlearn.training import train
+
+
+class Retrain(Method):
+    """The target that all others are measured against.
+
+    Training anew on the remaining interactions, with the model's seed and stopping rule; negatives are drawn from the
+    new pool, which the forgotten items belong to again. Stays in ``task.folder``, without a log.
+    """
+
+    def forget(self, rows, show_progress=False):
+        task = self.task
+        task.folder.mkdir(parents=True, exist_ok=True)
+        path = task.folder / "retrained.pth"
+        model, _, seconds = train(task.config, task.split, path, rows, task.seed, log_negatives=False)
+        epoch = torch.load(path, map_location="cpu", weights_only=True)["epoch"]
+        return Forgotten(model.eval(), seconds, {"epochs": epoch + 1})

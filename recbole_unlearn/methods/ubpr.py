@@ -1,0 +1,16 @@
+"""UBPR's one step, equation (7), as published."""
+
+from recbole_unlearn.config import PAPER
+from recbole_unlearn.methods.ours import Ours
+
+
+class UBPR(Ours):
+    """Exact Hessian of the last epoch's triples, no damping but L2, the forgotten triples' gradient and nothing else.
+
+    "Learning to unlearn for Bayesian personalized ranking via influence function" (2025). Without L2, or where training
+    stopped early, this Hessian is indefinite; conjugate gradient then stops at the first direction of negative
+    curvature, which ``details`` say.
+    """
+
+    def changes(self):
+        return {"paper": True, **PAPER, **self.settings}

@@ -1,0 +1,120 @@
+"""What holds for every method, and how methods and their settings are named."""
+
+import copy
+import re
+
+import numpy as np
+import pytest
+import torch
+
+from recbole_unlearn.config import properties_dir
+from recbole_unlearn.evaluation.forgetting import percentiles
+from recbole_unlearn.input_error import InputError
+from recbole_unlearn.methods import METHODS, all_settings, chosen, settings_of
+
+ON_GRAPHS = ("retrain", "fine_tune", "gradient_ascent", "rrl", "scif", "ifru")
+
+
+def weights(model):
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def equal(first, second):
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def plain(state):
+    """A nested dict with lists of numbers for tensors."""
+    if isinstance(state, dict):
+        return {key: plain(value) for key, value in state.items()}
+    return state.tolist() if torch.is_tensor(state) else state
+
+
+def files(folder):
+    return {f.relative_to(folder): f.read_bytes() for f in folder.rglob("*") if f.is_file()}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_forgets_and_leaves_the_task_as_it_is(name, task, rows, run):
+    before, stored = weights(task.model()), copy.deepcopy(task.stored)
+    log = files(task.log.path)
+    forgotten = run(name, task, rows)
+    assert forgotten.seconds > 0 and not forgotten.model.training
+    assert plain(task.stored) == plain(stored)
+    assert equal(weights(task.model()), before) and files(task.log.path) == log
+    # UBPR's undamped Hessian may have no positive curvature to go along at all; it says so
+    assert not equal(weights(forgotten.model), before) or forgotten.details["negative_curvature"]
+    auc = [percentiles(model, task.split, rows).mean() for model in (task.model(), forgotten.model)]
+    # more epochs teach a model as small as this more about all items
+    assert auc[1] < auc[0] or name in ("fine_tune", "ubpr")
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_gives_the_same_bits_again(name, task, rows, run):
+    first, _ = run(name, task, rows), torch.manual_seed(5)
+    np.random.seed(5)
+    assert equal(weights(first.model), weights(run(name, task, rows).model))
+
+
+@pytest.mark.parametrize("name", ON_GRAPHS)
+def test_a_graph_model_forgets_the_edges_too(name, graph_task, rows, run):
+    model = run(name, graph_task, rows).model
+    assert all(torch.isfinite(value).all() for value in model.state_dict().values())
+    if name != "retrain":  # `train` builds the graph of retrained models itself
+        edges = 2 * (graph_task.split.n_rows - len(rows))
+        assert model.norm_adj_matrix._nnz() == edges
+
+
+# -- names and settings
+
+
+def test_all_names_every_method_and_one_name_may_be_repeated():
+    assert chosen("all") == list(METHODS)
+    assert chosen("ours, fine_tune,ours") == ["ours", "fine_tune"]
+
+
+@pytest.mark.parametrize("given, near", [("fine_tun", "fine_tune"), ("gradient", "gradient_ascent"), ("UPBR", "ubpr")])
+def test_an_unknown_name_is_refused_with_the_nearest_one(given, near):
+    with pytest.raises(InputError, match=f"unknown method '{given}'; did you mean '{near}'") as refused:
+        chosen(f"ours,{given}")
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("value", ["", "ours,,scif", 3, [1], {"ours": 1}])
+def test_what_is_no_list_of_names_is_refused(value):
+    with pytest.raises(InputError, match="methods must be names"):
+        chosen(value)
+
+
+def test_every_method_has_a_yaml_file_that_explains_each_setting():
+    folder = properties_dir() / "method"
+    assert {file.stem for file in folder.glob("*.yaml")} >= set(METHODS)
+    for file in folder.glob("*.yaml"):
+        for line in file.read_text().splitlines():
+            assert re.match(r"#|\s|[a-z_]+: .*# \(\w+( or \w+)?\) [A-Z].*\.$", line), (file.name, line)
+
+
+def test_changes_replace_single_settings():
+    assert settings_of("rrl", {"steps": 3})["steps"] == 3
+    assert settings_of("rrl", {"strength": 2})["strength"] == 2
+    assert all_settings(["rrl", "ours"], {"rrl": {"steps": 3}})["rrl"] == settings_of("rrl") | {"steps": 3}
+
+
+@pytest.mark.parametrize(
+    "given, message",
+    [
+        ({"fine_tune": {"epoch": 5}}, "fine_tune has no setting 'epoch'; did you mean 'epochs'"),
+        ({"retrain": {"epochs": 5}}, "retrain has no setting 'epochs'; it has none"),
+        ({"fine_tune": {"epochs": 0.5}}, "epochs must be of the kind of 5, not 0.5"),
+        ({"fine_tune": {"epochs": -1}}, "epochs must be of the kind of 5, not -1"),
+        ({"ifru": {"hessian": 1}}, "hessian must be of the kind of False, not 1"),
+        ({"scif": {"damping": float("nan")}}, "damping must be of the kind of 0.01, not nan"),
+        ({"fine_tun": {}}, "did you mean 'fine_tune'"),
+        ({"fine_tune": 5}, "fine_tune must hold settings"),
+        (5, "method_args must be"),
+    ],
+)
+def test_settings_that_a_method_does_not_have_are_refused(given, message):
+    with pytest.raises(InputError, match=message) as refused:
+        all_settings(list(METHODS), given)
+    assert "\n" not in str(refused.value)

@@ -1,0 +1,189 @@
+"""Methods and other models compared from one command."""
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import run_unlearn as command_line
+from recbole_unlearn import comparison as module
+from recbole_unlearn.comparison import Comparison, forget_sets, other_models, summary, train_any
+from recbole_unlearn.input_error import InputError
+from recbole_unlearn.quick_start import run_unlearn
+
+SECRET_USER, SECRET_ITEM = "SECRETUSER-93", "SECRETITEM-41"
+KEYS = {
+    "methods": "ours,fine_tune,retrain",
+    "method_args": {"fine_tune": {"epochs": 2}},
+    "compare_models": "LightGCN,NeuMF,ItemKNN,Pop,BPR",
+    "comparison_seeds": 2,
+    "forget_users": [SECRET_USER],
+    "k": 10,
+}
+
+
+@pytest.fixture(scope="module")
+def compared(make_options, tmp_path_factory):
+    """(result, folder of the tables, config_dict) of one comparison."""
+    folder = tmp_path_factory.mktemp("compared")
+    keys = make_options(**KEYS, comparison_cache=str(folder / "cache"))
+    result = run_unlearn(dataset="tiny", config_dict={**keys, "output_dir": str(folder / "one")})
+    return result, folder, keys
+
+
+def test_every_method_and_model_stands_in_the_table(compared):
+    result, folder, _ = compared
+    ((name, each),) = result["comparison"]["sets"].items()
+    assert name == "users" and each["interactions"] > 0
+    assert list(each["figures"]) == [
+        "original", "retrain", "ours", "fine_tune", "LightGCN", "NeuMF", "ItemKNN", "Pop",
+    ]  # fmt: skip
+    for method, runs in each["figures"].items():
+        assert len(runs) == 2, method
+        for run in runs:
+            assert set(run["ranking"]) == {"full", "uni99"} and 0 <= run["forget_auc"] <= 1
+            assert all(0 <= value <= 1 for metrics in run["ranking"].values() for value in metrics.values())
+            assert run["seconds"] > 0 and run["prepare_seconds"] == 0
+    page = (folder / "one" / "comparison.md").read_text()
+    assert page == result["page"]
+    for title in ("NDCG@10 (full)", "HR@10 (uni99)", "forget-set AUC", "| ours", "| NeuMF", "| retrain"):
+        assert title in page
+    assert result["comparison"]["settings"]["fine_tune"] == {"epochs": 2}
+
+
+def test_seeds_differ_and_models_without_training_do_not(compared):
+    figures = compared[0]["comparison"]["sets"]["users"]["figures"]
+    aucs = {name: [run["forget_auc"] for run in runs] for name, runs in figures.items()}
+    assert aucs["original"][0] != aucs["original"][1] and aucs["NeuMF"][0] != aucs["NeuMF"][1]
+    assert aucs["ItemKNN"][0] == aucs["ItemKNN"][1] and aucs["Pop"][0] == aucs["Pop"][1]
+
+
+def test_tables_come_in_four_formats(compared):
+    _, folder, _ = compared
+    assert {file.name for file in (folder / "one").iterdir()} == {
+        f"comparison.{e}" for e in ("md", "csv", "tex", "json")
+    }
+    rows = list(csv.DictReader((folder / "one" / "comparison.csv").open()))
+    figures = json.loads((folder / "one" / "comparison.json").read_text())["sets"]["users"]["figures"]
+    (row,) = (r for r in rows if (r["method"], r["figure"]) == ("ours", "ndcg@10|full"))
+    values = [run["ranking"]["full"]["ndcg@10"] for run in figures["ours"]]
+    reference = [run["ranking"]["full"]["ndcg@10"] for run in figures["retrain"]]
+    assert float(row["mean"]) == pytest.approx(np.mean(values))
+    assert float(row["delta"]) == pytest.approx(np.mean(values) - np.mean(reference))
+    tex = (folder / "one" / "comparison.tex").read_text()
+    assert tex.count(r"\begin{tabular}") == 1 and "fine\\_tune" in tex
+
+
+def test_nothing_forgotten_is_written(compared):
+    result, folder, _ = compared
+    texts = [file.read_text() for file in (*(folder / "one").iterdir(), *(folder / "cache" / "results").iterdir())]
+    assert len(texts) > 4 + 8
+    assert not [text for text in [*texts, json.dumps(result)] if SECRET_USER in text or SECRET_ITEM in text]
+
+
+def test_a_finished_comparison_measures_and_trains_nothing_again(compared, monkeypatch):
+    result, folder, keys = compared
+    for name in ("_measure", "_measure_model"):
+        monkeypatch.setattr(Comparison, name, lambda *args: pytest.fail("measured again"))
+    again = run_unlearn(dataset="tiny", config_dict={**keys, "output_dir": str(folder / "again")})
+    assert again["page"] == result["page"]
+
+
+def test_only_what_changed_is_measured_again(compared, monkeypatch):
+    _, folder, keys = compared
+    measured, own = [], Comparison._measure
+
+    def measure(self, name, seed, rows):
+        measured.append(name)
+        return own(self, name, seed, rows)
+
+    monkeypatch.setattr(Comparison, "_measure", measure)
+    changed = {**keys, "method_args": {"fine_tune": {"epochs": 1}}, "comparison_seeds": 1}
+    run_unlearn(dataset="tiny", config_dict={**changed, "output_dir": str(folder / "changed")})
+    assert measured == ["fine_tune"]
+    monkeypatch.setattr(module, "_source", lambda method: "new source" if method else None)
+    run_unlearn(dataset="tiny", config_dict={**changed, "output_dir": str(folder / "source")})
+    assert measured == ["fine_tune", "ours", "fine_tune"] or measured.count("original") == 0
+
+
+def test_the_command_line_prints_the_table(compared, capsys):
+    result, folder, keys = compared
+    given = [f"--{key}={value}" for key, value in {**keys, "output_dir": folder / "command"}.items()]
+    assert command_line.main(["--dataset=tiny", *given]) == 0
+    assert result["page"] in capsys.readouterr().out
+
+
+# -- figures
+
+
+def runs(*values):
+    return [
+        {"ranking": {"full": {"ndcg@10": v}}, "forget_auc": v, "prepare_seconds": 0.0, "seconds": 10 * v}
+        for v in values
+    ]
+
+
+def test_differences_are_to_retrains_mean_and_in_its_standard_deviations():
+    got = summary({"original": runs(0.5), "retrain": runs(0.2, 0.4), "ours": runs(0.5, 0.5), "Pop": runs(0.1)})
+    assert got["ours"]["forget_auc"]["delta"] == pytest.approx(0.2)
+    assert got["ours"]["forget_auc"]["z"] == pytest.approx(0.2 / np.std([0.2, 0.4], ddof=1))
+    assert got["ours"]["speed_up"]["mean"] == pytest.approx(0.6)
+    assert got["original"]["forget_auc"]["sd"] is None
+    assert "delta" not in got["Pop"]["forget_auc"] and "speed_up" not in got["Pop"]
+
+
+# -- what to compare
+
+
+def test_several_forget_sets(make_config, split):
+    config = make_config(comparison_sets="count:20,edge_users:2,ratio:0.05")
+    sets = forget_sets(config, split)
+    assert list(sets) == ["count 20", "edge_users 2", "ratio 0.05"]
+    assert len(sets["count 20"]) == 20 and len(np.unique(split.users[sets["edge_users 2"]])) == 2
+
+
+@pytest.mark.parametrize("value", ["users:u17", "count", "count:x", "time:1..2", "count:0", "ratio:2", 5])
+def test_forget_sets_that_would_name_somebody_or_nothing_are_refused(make_config, split, value):
+    with pytest.raises(InputError):
+        forget_sets(make_config(comparison_sets=value), split)
+
+
+@pytest.mark.parametrize(
+    "keys, message",
+    [
+        ({"methods": "fine_tun"}, "did you mean 'fine_tune'"),
+        ({"methods": "ours", "method_args": {"ours": {"steps": 3}}}, "ours has no setting 'steps'"),
+        ({"compare_models": "LightGNC"}, "did you mean 'LightGCN'"),
+        ({"compare_models": "SASRec"}, "SASRec is no general recommender"),
+        ({"methods": "ours", "comparison_seeds": 0}, "comparison_seeds must be"),
+        ({"methods": "ours", "comparison_sets": "users:3"}, "comparison_sets"),
+        ({"methods": "ours", "checkpoint": "model.pth"}, "leave checkpoint out"),
+    ],
+)
+def test_bad_input_is_refused_in_one_line_before_anything_is_written(make_options, keys, message):
+    with pytest.raises(InputError, match=message) as refused:
+        run_unlearn(dataset="tiny", config_dict=make_options(forget_count=10, output_dir="out", **keys))
+    assert "\n" not in str(refused.value) and not Path("out").exists() and not Path("saved").exists()
+    assert not torch.is_anomaly_enabled()
+
+
+def test_the_model_that_is_compared_is_no_other_model(make_options):
+    assert other_models("BPR,Pop, Pop", "BPR", "tiny", None, make_options()) == ["Pop"]
+
+
+def test_a_model_that_learns_whole_rows_trains_too(make_options, tmp_path):
+    arguments = module.model_arguments("MultiDAE", "BPR", "tiny", None, make_options(epochs=1))
+    model, seconds = train_any(arguments, 3, tmp_path)
+    assert seconds > 0 and type(model).__name__ == "MultiDAE"
+
+
+def test_another_split_is_refused(make_options, make_split, tmp_path):
+    split = make_split()
+    comparison = Comparison.__new__(Comparison)
+    comparison.split = split
+    arguments = ("Pop", "tiny", None, make_options(seed=7))
+    with pytest.raises(InputError, match="splits the data differently"):
+        train_any(arguments, 3, tmp_path, lambda other: comparison._check_split("Pop", other))
