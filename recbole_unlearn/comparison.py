@@ -91,7 +91,7 @@ class Comparison:
         self.seeds = [self.config["seed"] + n for n in range(seeds)]
         self.folder = trained.folder / "results"
         self.folder.mkdir(exist_ok=True)
-        self._tasks, self._trainer = {}, None
+        self._tasks, self._trainer, self._wanted = {}, None, None
 
     def run(self, sets, models=()):
         """Measure everything that is not kept yet.
@@ -107,6 +107,7 @@ class Comparison:
         """
         results = {}
         with quiet(), one_thread():
+            self._wanted = np.unique(np.concatenate(list(sets.values())))
             originals = [self._original(seed) for seed in self.seeds]
             retrained = [self._retrained(seed, rows) for rows in sets.values() for seed in self.seeds]
             self.trained.train(originals + retrained, self.show_progress)
@@ -164,7 +165,7 @@ class Comparison:
             forgotten, before, prepare_seconds = self._load_retrained(seed, rows), {}, 0.0
         else:
             method = METHODS[name](self._task(seed, name), self.settings[name])
-            prepare_seconds = method.prepare()
+            prepare_seconds = method.prepare(self._wanted)
             own = type(method).original is not Method.original
             before = {ORIGINAL: self._evaluate(method.original(), rows)} if own else {}
             forgotten = method.forget(rows)
@@ -223,7 +224,6 @@ class Comparison:
             task = comparison._task(seed)
             figures = self._evaluate(task.model(), rows) | {"prepare_seconds": 0.0, "seconds": other.seconds(run)}
             ours = METHODS["ours"](task, settings_of("ours"))
-            ours.prepare()
             forgotten = ours.forget(rows)
             costs = {"prepare_seconds": 0.0, "seconds": forgotten.seconds, "details": forgotten.details}
             return figures | {"unlearned": self._evaluate(forgotten.model, rows) | costs}

@@ -68,8 +68,11 @@ class Method(ABC):
     def __init__(self, task, settings):
         self.task, self.settings = task, settings
 
-    def prepare(self):
+    def prepare(self, rows=None):
         """Train what the method needs before any request beside the model itself, or find it in ``task.folder``.
+
+        Args:
+            rows (int64 array, optional): all that requests will name, which only idealised settings look at.
 
         Returns:
             float: seconds that this took when it was done (0 for methods that need nothing).
