@@ -23,9 +23,11 @@ def main(argv=None):
     parser.add_argument(
         "--requests", help="CSV file of deletion requests to serve one after the other (forget_requests)"
     )
+    parser.add_argument("--quick", action="store_true", help="with --experiment=paper: a small version (quick)")
     args, rest = parser.parse_known_args(argv)
     try:
         overrides = {"forget_requests": args.requests} if args.requests else {}
+        overrides |= {"quick": True} if args.quick else {}
         for arg in rest:
             key, equals, value = arg.removeprefix("--").partition("=")
             if not arg.startswith("--") or not equals or not key:
@@ -40,7 +42,7 @@ def main(argv=None):
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    if "comparison" in result:
+    if "page" in result:
         page = result["page"]
     else:
         page = fidelity_markdown(result["fidelity"], result["title"]) if "fidelity" in result else markdown(result)

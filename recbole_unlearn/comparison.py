@@ -152,7 +152,10 @@ class Comparison:
     def _figures(self, name, seed, rows):
         original = self.trained.path(self._original(seed)).stem
         retrained = self.trained.path(self._retrained(seed, rows)).stem
-        what = [original, retrained, name, self.settings.get(name), self._evaluated_by(), _source(METHODS.get(name))]
+        settings = self.settings.get(name)
+        what = [original, retrained, name, settings, self._evaluated_by(), _source(METHODS.get(name))]
+        if settings and settings.get("ideal"):
+            what.append(self._wanted.tolist())
         return self._kept(what, lambda: self._measure(name, seed, rows))
 
     def _measure(self, name, seed, rows):

@@ -21,6 +21,7 @@ CHOICES = {
     "damping": ("adam", "scalar", "none"),
     "compare": ("retrain", "none"),
     "evaluate": ("comparison", "fidelity"),
+    "experiment": ("none", "paper"),
 }
 # Keys that RecBole reads without listing them in any properties file.
 RECBOLE_EXTRA = (
@@ -182,7 +183,7 @@ class UnlearnConfig(Config):
                 self.final_config_dict[key] = str(self[key])
             elif self[key] is not None and not isinstance(self[key], str):
                 raise InputError(f"{key} must be a path, not {self[key]!r}")
-        for key in ("paper", "pool_return", "log_negatives", "purge", "purge_dataset"):
+        for key in ("quick", "paper", "pool_return", "log_negatives", "purge", "purge_dataset"):
             if not isinstance(self[key], bool):
                 raise InputError(f"{key} must be True or False, not {self[key]!r}")
         for key, low in (("damping_strength", 0), ("cg_tolerance", 0), ("reoptimise_tolerance", 0)):

@@ -15,12 +15,14 @@ from recbole_unlearn import methods as unlearning_methods
 from recbole_unlearn import reporting
 from recbole_unlearn.comparison import Comparison, forget_sets, other_models, requests, summary
 from recbole_unlearn.compat import PERSONAL_KEYS, settings
+from recbole_unlearn.config import UnlearnConfig
 from recbole_unlearn.data.forget import ForgetRequest
 from recbole_unlearn.data.split import Split
 from recbole_unlearn.evaluation import forgetting, ranking
 from recbole_unlearn.evaluation.exposure import exposure
 from recbole_unlearn.evaluation.fidelity import fidelity
 from recbole_unlearn.evaluation.geometry import geometry
+from recbole_unlearn.experiments import Paper, paper_arguments
 from recbole_unlearn.opening import configure, open_unlearner
 from recbole_unlearn.output import (
     audit_file,
@@ -62,6 +64,8 @@ def run_unlearn(model=None, dataset=None, config_file_list=None, config_dict=Non
 
 def _run(held, model, dataset, config_file_list, config_dict, saved):
     """`run_unlearn`, with the locks that it takes in ``held``."""
+    if UnlearnConfig.peek("experiment", config_file_list, config_dict) not in (None, "none", "None"):
+        return _experiment(model, dataset, config_file_list, config_dict)
     config, stored, log = configure(held, model, dataset, config_file_list, config_dict)
     if config["methods"] is not None or config["compare_models"] is not None:
         return _comparison(held, config, (config["model"], config["dataset"], config_file_list, config_dict), saved)
@@ -208,6 +212,23 @@ def _comparison(held, config, arguments, saved):
     else:
         page = reporting.compared_markdown(summaries, title, cutoff)
     return {"comparison": results, "page": page, "title": title, "files": {"tables": str(folder)} if saved else {}}
+
+
+def _experiment(model, dataset, config_file_list, config_dict):
+    """The paper's tables and figures."""
+    quick = UnlearnConfig.peek("quick", config_file_list, config_dict) in (True, "True")
+    dataset = dataset or UnlearnConfig.peek("dataset", config_file_list, config_dict) or "ml-100k"
+    arguments = paper_arguments(model or "BPR", dataset, config_file_list, config_dict, quick)
+    config = UnlearnConfig(*arguments)
+    names = unlearning_methods.chosen("all" if config["methods"] is None else config["methods"])
+    settings = unlearning_methods.all_settings(names, config["method_args"])
+    folder = Path(config["output_dir"] or "results")
+    with in_one_line(folder):
+        cache = config["comparison_cache"] or Path(config["checkpoint_dir"]) / "comparison"
+        trained = TrainedSeeds(arguments, cache)
+        paper = Paper(trained, settings, config["comparison_seeds"], quick, config["show_progress"])
+        page = paper.run(folder)
+    return {"page": page, "files": {"page": str(folder / f"{dataset}.md"), "figures": str(folder / dataset)}}
 
 
 def _public(config):

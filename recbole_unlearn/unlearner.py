@@ -189,7 +189,8 @@ class InfluenceUnlearner:
         neg = np.zeros((1, 1), self.log.dtype)
         if self.method == "replay":
             ends = Trajectory([0, 1], [np.zeros(2 * row.size, np.float32)] * 2)
-            replay(one, one, [neg], one, ends, 1, 1, self._adam(), 1)
+            for all_rows in (False, True):
+                replay(one, one, [neg], one, ends, 1, 1, self._adam(), 1, all_rows=all_rows)
             return
         triples = UserTriples(one.astype(np.int32), one.astype(self.log.items.dtype), neg, 1, 1)
         if self.method == "reoptimise":

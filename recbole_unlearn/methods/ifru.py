@@ -22,7 +22,7 @@ class IFRU(Method):
     weight decay's share and ``damping``, per triple.
     """
 
-    def prepare(self):
+    def prepare(self, rows=None):
         load_kernels(self.task, self.settings["hessian"])
         return 0.0
 

@@ -16,7 +16,7 @@ class Ours(Method):
         """Keys of the configuration that differ for this method."""
         return {"paper": False, **self.settings}
 
-    def prepare(self):
+    def prepare(self, rows=None):
         """Open the log and load the kernels. Nothing is trained."""
         task = self.task
         config = copy.copy(task.config)

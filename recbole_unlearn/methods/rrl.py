@@ -20,7 +20,7 @@ class RRL(Method):
     but for what lies off the diagonal. Negatives of F are those that training logged in its last epochs.
     """
 
-    def prepare(self):
+    def prepare(self, rows=None):
         load_kernels(self.task)
         return 0.0
 
