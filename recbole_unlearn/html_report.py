@@ -337,7 +337,7 @@ def _table(columns, rows, label, corner=""):
     corner = f'<th scope="col">{escape(corner)}</th>' if corner else "<td></td>"
     head = "".join(f'<th scope="col">{escape(str(column))}</th>' for column in columns)
     body = "\n".join(
-        f'<tr><th scope="row">{escape(str(name))}</th>'
+        f'<tr><th scope="row">{escape(str(name)).replace("@", "@<wbr>")}</th>'
         + "".join(f"<td>{escape(str(value))}</td>" for value in values)
         + "</tr>"
         for name, *values in rows

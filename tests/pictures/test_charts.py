@@ -245,6 +245,6 @@ def test_a_png_shows_something(tmp_path):
     pytest.importorskip("matplotlib")
     from matplotlib.image import imread
 
-    for name, picture in PICTURES.items():
-        png.write(picture, tmp_path / "picture.png", dpi=40)
+    for name in ("times", "map", "ranks", "negatives"):
+        png.write(PICTURES[name], tmp_path / "picture.png", dpi=40)
         assert imread(tmp_path / "picture.png")[..., :3].std() > 0.02, name
