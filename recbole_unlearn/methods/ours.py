@@ -4,7 +4,7 @@ import copy
 from time import perf_counter
 
 from recbole_unlearn.methods.base import Forgotten, Method
-from recbole_unlearn.unlearner import InfluenceUnlearner
+from recbole_unlearn.opening import open_unlearner
 
 
 class Ours(Method):
@@ -21,10 +21,7 @@ class Ours(Method):
         task = self.task
         config = copy.copy(task.config)
         config.final_config_dict = {**task.config.final_config_dict, **self.changes()}
-        stored, split = task.stored, task.split
-        self.unlearner = InfluenceUnlearner(
-            task.model(), task.log, stored["optimizer"], config, stored["triple_log"]["epochs"], split.popularity()
-        )
+        _, self.unlearner = open_unlearner(config, task.split, task.stored, task.log)
         self.unlearner.warm_up()
         return 0.0
 
