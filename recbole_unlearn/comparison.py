@@ -177,7 +177,7 @@ class Comparison:
         run = self._retrained(seed, rows)
         state = torch.load(self.trained.path(run), map_location="cpu", weights_only=True)
         init_seed(seed, self.config["reproducibility"])
-        model = self.config.model_class(self.config, self.split.remaining_data(rows)).to(self.config["device"])
+        model = self.config.model_class(self.config, self.split.remaining_dataset(rows)).to(self.config["device"])
         model.load_state_dict(state["state_dict"])
         return Forgotten(model.eval(), self.trained.seconds(run), {"epochs": state["epoch"] + 1})
 

@@ -4,11 +4,11 @@ import copy
 from time import perf_counter
 
 from recbole_unlearn.methods.base import Forgotten, Method
-from recbole_unlearn.unlearner import InfluenceUnlearner
+from recbole_unlearn.opening import open_unlearner
 
 
 class Ours(Method):
-    """`InfluenceUnlearner` with ``method: auto``: nothing of the request is looked at before it comes."""
+    """This package's unlearner with ``method: auto``: nothing of the request is looked at before it comes."""
 
     unlearner = None
 
@@ -21,10 +21,7 @@ class Ours(Method):
         task = self.task
         config = copy.copy(task.config)
         config.final_config_dict = {**task.config.final_config_dict, **self.changes()}
-        stored, split = task.stored, task.split
-        self.unlearner = InfluenceUnlearner(
-            task.model(), task.log, stored["optimizer"], config, stored["triple_log"]["epochs"], split.popularity()
-        )
+        _, self.unlearner = open_unlearner(config, task.split, task.stored, task.log)
         self.unlearner.warm_up()
         return 0.0
 
@@ -33,7 +30,7 @@ class Ours(Method):
             self.prepare()
         start = perf_counter()
         unlearned = self.unlearner.unlearn(rows, show_progress)
-        model = self.task.model(self.task.split.remaining_data(rows))
+        model = self.task.model(self.task.split.remaining_dataset(rows))
         model.load_state_dict(unlearned.state_dict)
         details = {key: value for key, value in unlearned.report().items() if key not in ("seconds", "history")}
         return Forgotten(model.eval(), perf_counter() - start, details)
