@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 import recbole_unlearn
 from recbole_unlearn import checkpoint as checkpoints
-from recbole_unlearn.compat import plain
+from recbole_unlearn.compat import model_class, plain
 from recbole_unlearn.config import UnlearnConfig, own_options
 from recbole_unlearn.data.forget import ForgetRequest
 from recbole_unlearn.data.split import Split
@@ -38,7 +38,7 @@ from recbole_unlearn.unlearner import SUPPORTED
 
 ORIGINAL, RETRAIN = "original", "retrain"
 SETS = ("ratio", "count", "core_users", "edge_users", "popular_items", "rare_items")  # none of which names anybody
-# Models that learn whole rows of the interaction matrix; RecBole refuses to train them with negatives.
+# Models that learn whole rows of the interaction matrix: RecBole refuses to train them with negatives.
 WITHOUT_NEGATIVES = (
     "MultiDAE", "MultiVAE", "MacridVAE", "CDAE", "ENMF", "RaCT", "RecVAE", "DiffRec", "LDiffRec",
 )  # fmt: skip
@@ -181,7 +181,7 @@ class Comparison:
         run = self._retrained(seed, rows)
         state = torch.load(self.trained.path(run), map_location="cpu", weights_only=True)
         init_seed(seed, self.config["reproducibility"])
-        model = self.config.model_class(self.config, self.split.remaining_data(rows)).to(self.config["device"])
+        model = self.config.model_class(self.config, self.split.remaining_dataset(rows)).to(self.config["device"])
         model.load_state_dict(state["state_dict"])
         return Forgotten(model.eval(), self.trained.seconds(run), {"epochs": state["epoch"] + 1})
 
@@ -240,8 +240,9 @@ class Comparison:
 
 
 def _source(method):
-    """Source of a method's file: with it, figures are measured anew when a method was changed."""
-    return inspect.getsource(inspect.getmodule(method)) if method else None
+    """Source of a method's files: with it, figures are measured anew when the method was changed."""
+    own = [each for each in (method.__mro__ if method else ()) if issubclass(each, Method) and each is not Method]
+    return [inspect.getsource(inspect.getmodule(each)) for each in own]
 
 
 def general_models():
@@ -262,15 +263,23 @@ def other_models(value, model, dataset, files, given):
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1, cutoff=0)[0]
             raise InputError(f"compare_models: RecBole has no model {name!r}; did you mean {near!r}?")
-        config = UnlearnConfig(*model_arguments(name, model, dataset, files, given))
-        if config["MODEL_TYPE"] not in (ModelType.GENERAL, ModelType.TRADITIONAL):
-            raise InputError(f"compare_models: {name} is no general recommender; it needs other data than {dataset}")
+        try:
+            kind = model_class(name).type
+        except (ValueError, ImportError, AttributeError) as error:
+            raise InputError(f"compare_models: {name} cannot be loaded from RecBole: {error}") from None
+        if kind not in (ModelType.GENERAL, ModelType.TRADITIONAL):
+            raise InputError(f"compare_models: {name} is no general recommender; it needs more than interactions")
+        UnlearnConfig(*model_arguments(name, model, dataset, files, given))
     return [name for name in names if name != model]
 
 
 def model_arguments(name, model, dataset, files, given):
-    """``arguments`` of another model with the same data, evaluation and training keys."""
-    changes = {"train_neg_sample_args": None} if name in WITHOUT_NEGATIVES else {}
+    """``arguments`` of another model with the same data, evaluation and training keys.
+
+    Models that do not train by gradient get no negatives: RecBole's Pop would count them as interactions.
+    """
+    none = name in WITHOUT_NEGATIVES or model_class(name).type == ModelType.TRADITIONAL
+    changes = {"train_neg_sample_args": None} if none else {}
     return name, dataset, files, {**(given or {}), **changes, "model": name}
 
 

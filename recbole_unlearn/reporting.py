@@ -183,7 +183,9 @@ def fidelity_markdown(results, title):
 def latex(frame):
     """A DataFrame of strings as a LaTeX tabular."""
     lines = [["", *frame.columns], *([name, *row] for name, row in zip(frame.index, frame.values, strict=True))]
-    body = "\n".join(" & ".join(line).replace("%", r"\%").replace("±", r"$\pm$") + r" \\" for line in lines)
+    body = "\n".join(
+        " & ".join(line).replace("%", r"\%").replace("_", r"\_").replace("±", r"$\pm$") + r" \\" for line in lines
+    )
     return f"\\begin{{tabular}}{{l{'r' * len(frame.columns)}}}\n{body}\n\\end{{tabular}}\n"
 
 

@@ -8,12 +8,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from recbole.model.general_recommender.bpr import BPR
 from recbole.utils import init_seed
 
 import recbole_unlearn  # noqa: F401  (registers the trainer, patches RecBole for the installed versions)
+from recbole_unlearn import checkpoint
 from recbole_unlearn.config import UnlearnConfig
 from recbole_unlearn.data.split import Split
-from recbole_unlearn.training import new_model
+from recbole_unlearn.methods import METHODS, settings_of
+from recbole_unlearn.methods.base import Task
+from recbole_unlearn.training import new_model, train
 
 NAME = "tiny"
 N_USERS, N_ITEMS = 37, 46
@@ -158,3 +162,68 @@ def finished(tmp_path_factory, make_options):
             "BPR", NAME, config_dict=make_options(forget_count=25, epochs=6, output_dir=str(cwd / "out"))
         )
     return result, cwd / "out"
+
+
+# -- for methods of a comparison
+
+
+class AnyModel(BPR):
+    """BPR under another name: methods take it for a model that they have no closed form for."""
+
+
+@pytest.fixture(scope="session")
+def make_trained_task(make_split, tmp_path_factory):
+    """Function (model='BPR', **keys) -> Task of a model trained on the tiny data set. No test may change its files."""
+    made = {}
+
+    def make(model="BPR", **keys):
+        name = f"{model}-{sorted(keys.items())}"
+        if name not in made:
+            folder = tmp_path_factory.mktemp("task")
+            negatives = {"train_neg_sample_args": {"distribution": "uniform", "sample_num": 2}}
+            with inside(folder):
+                split = make_split(model, **{"epochs": 6, "checkpoint_dir": str(folder), **negatives, **keys})
+                train(split.config, split, folder / "model.pth", seed=split.config["seed"])
+            stored, log = checkpoint.load(folder / "model.pth")
+            made[name] = Task(
+                split.config, split, split.config["seed"], stored, log, folder / "model.pth", folder / "x"
+            )
+        return made[name]
+
+    return make
+
+
+@pytest.fixture
+def task(make_trained_task):
+    return make_trained_task()
+
+
+@pytest.fixture
+def graph_task(make_trained_task):
+    return make_trained_task("LightGCN", n_layers=2)
+
+
+@pytest.fixture(scope="session")
+def rows(split):
+    """Rows to forget: some at random, and all of one user."""
+    chosen = np.random.default_rng(3).choice(split.n_rows, 15, replace=False)
+    return np.union1d(chosen, np.flatnonzero(split.users == split.users[100]))
+
+
+@pytest.fixture(scope="session")
+def run():
+    """Function (name, task, rows, **settings) -> Forgotten."""
+
+    def start(name, task, rows, **settings):
+        method = METHODS[name](task, settings_of(name, settings))
+        method.prepare()
+        return method.forget(rows)
+
+    return start
+
+
+@pytest.fixture
+def any_model(task, monkeypatch):
+    """The trained BPR as a model without closed form: (task)."""
+    monkeypatch.setattr(task.config, "model_class", AnyModel)
+    return task

@@ -139,13 +139,13 @@ class Split:
         """
         config = _copy(self.config)
         config["seed"] = config["seed"] if seed is None else seed
-        rest = self.remaining_data(forgotten)
+        rest = self.remaining_dataset(forgotten)
         args = self.config["train_neg_sample_args"]
         built = [rest, self.valid._dataset, self.test._dataset]
         sampler = Sampler(["train", "valid", "test"], built, args["distribution"], args["alpha"]).set_phase("train")
         return get_dataloader(config, "train")(config, rest, sampler, shuffle=config["shuffle"])
 
-    def remaining_data(self, forgotten):
+    def remaining_dataset(self, forgotten):
         """RecBole's training data set without some rows; ids and sizes stay."""
         data = self.train._dataset
         keep = np.ones(len(data), dtype=bool)

@@ -33,8 +33,8 @@ class Task:
         """The trained weights, in a model of their own.
 
         Args:
-            data (optional): RecBole data set that the model is built on, such as ``split.remaining_data(rows)``: graph
-                models take their graph from it. Default: the one that it was trained on.
+            data (optional): RecBole data set that the model is built on, such as ``split.remaining_dataset(rows)``;
+                graph models take their graph from it. Default: the one that it was trained on.
         """
         init_seed(self.seed, self.config["reproducibility"])
         model = self.config.model_class(self.config, data or self.split.train._dataset).to(self.config["device"])

@@ -19,7 +19,7 @@ class GradientAscent(Method):
 
     def forget(self, rows, show_progress=False):
         start, task = perf_counter(), self.task
-        model = task.model(task.split.remaining_data(rows)).train()
+        model = task.model(task.split.remaining_dataset(rows)).train()
         epochs = last_epochs(task.stored, self.settings["steps"])
         optimizer = torch.optim.Adam(model.parameters(), lr=task.config["learning_rate"])
         losses = []

@@ -30,7 +30,7 @@ class IFRU(Method):
         start, task, settings = perf_counter(), self.task, self.settings
         log, epochs = task.log, last_epochs(task.stored, settings["log_epochs"])
         kept = np.delete(np.arange(log.n_rows), rows)
-        before, model = task.model(), task.model(task.split.remaining_data(rows))
+        before, model = task.model(), task.model(task.split.remaining_dataset(rows))
         graph = type(model).__name__ != "BPR"
         H = curvature(model, log, kept, epochs, settings["hessian"])
         if graph:

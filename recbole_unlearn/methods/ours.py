@@ -8,7 +8,7 @@ from recbole_unlearn.opening import open_unlearner
 
 
 class Ours(Method):
-    """`InfluenceUnlearner` with ``method: auto``: nothing of the request is looked at before it comes."""
+    """This package's unlearner with ``method: auto``: nothing of the request is looked at before it comes."""
 
     unlearner = None
 
@@ -30,7 +30,7 @@ class Ours(Method):
             self.prepare()
         start = perf_counter()
         unlearned = self.unlearner.unlearn(rows, show_progress)
-        model = self.task.model(self.task.split.remaining_data(rows))
+        model = self.task.model(self.task.split.remaining_dataset(rows))
         model.load_state_dict(unlearned.state_dict)
         details = {key: value for key, value in unlearned.report().items() if key not in ("seconds", "history")}
         return Forgotten(model.eval(), perf_counter() - start, details)

@@ -26,7 +26,7 @@ class RRL(Method):
 
     def forget(self, rows, show_progress=False):
         start, task, settings = perf_counter(), self.task, self.settings
-        model = task.model(task.split.remaining_data(rows)).train()
+        model = task.model(task.split.remaining_dataset(rows)).train()
         kept = np.delete(np.arange(task.log.n_rows), rows)
         information = fisher(model, curvature(model, task.log, kept, last_epochs(task.stored, 1)), settings["probes"])
         triples = logged_triples(task.log, rows, last_epochs(task.stored, settings["log_epochs"]))

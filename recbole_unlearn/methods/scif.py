@@ -24,7 +24,7 @@ class SCIF(Method):
         start, task, settings = perf_counter(), self.task, self.settings
         log, epochs = task.log, last_epochs(task.stored, settings["log_epochs"])
         users = np.unique(log.users[rows]).astype(np.int64)
-        model = task.model(task.split.remaining_data(rows))
+        model = task.model(task.split.remaining_dataset(rows))
         damping = settings["damping"] + log.n_rows * log.negatives * float(task.config["weight_decay"] or 0)
         if type(model).__name__ == "BPR":
             change_users(model, log, users, rows, epochs, damping)

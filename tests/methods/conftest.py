@@ -1,78 +1,15 @@
-"""Small trained models that the tests of all methods share."""
+"""Small tasks for the methods that train shards."""
 
 import copy
 
 import numpy as np
 import pytest
 import yaml
-from recbole.model.general_recommender.bpr import BPR
 
 from recbole_unlearn import checkpoint
 from recbole_unlearn.config import properties_dir
-from recbole_unlearn.methods import METHODS, settings_of
 from recbole_unlearn.methods.base import Task
 from recbole_unlearn.training import train
-
-
-class AnyModel(BPR):
-    """BPR under another name: methods take it for a model that they have no closed form for."""
-
-
-@pytest.fixture(scope="session")
-def make_task(make_split, tmp_path_factory):
-    """Function (model='BPR', **keys) -> Task of a model trained on the tiny data set. No test may change its files."""
-    made = {}
-
-    def make(model="BPR", **keys):
-        name = f"{model}-{sorted(keys.items())}"
-        if name not in made:
-            folder = tmp_path_factory.mktemp("task")
-            negatives = {"train_neg_sample_args": {"distribution": "uniform", "sample_num": 2}}
-            split = make_split(model, **{"epochs": 6, "checkpoint_dir": str(folder), **negatives, **keys})
-            train(split.config, split, folder / "model.pth", seed=split.config["seed"])
-            stored, log = checkpoint.load(folder / "model.pth")
-            made[name] = Task(
-                split.config, split, split.config["seed"], stored, log, folder / "model.pth", folder / "x"
-            )
-        return made[name]
-
-    return make
-
-
-@pytest.fixture
-def task(make_task):
-    return make_task()
-
-
-@pytest.fixture
-def graph_task(make_task):
-    return make_task("LightGCN", n_layers=2)
-
-
-@pytest.fixture(scope="session")
-def rows(split):
-    """Rows to forget: some at random, and all of one user."""
-    chosen = np.random.default_rng(3).choice(split.n_rows, 15, replace=False)
-    return np.union1d(chosen, np.flatnonzero(split.users == split.users[100]))
-
-
-@pytest.fixture(scope="session")
-def run():
-    """Function (name, task, rows, **settings) -> Forgotten."""
-
-    def start(name, task, rows, **settings):
-        method = METHODS[name](task, settings_of(name, settings))
-        method.prepare()
-        return method.forget(rows)
-
-    return start
-
-
-@pytest.fixture
-def any_model(task, monkeypatch):
-    """The trained BPR as a model without closed form: (task)."""
-    monkeypatch.setattr(task.config, "model_class", AnyModel)
-    return task
 
 
 @pytest.fixture(scope="session")

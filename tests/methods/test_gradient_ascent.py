@@ -42,7 +42,7 @@ def test_each_step_raises_the_loss_and_only_touched_rows_move(task, rows, run):
     assert np.array_equal(np.flatnonzero(moved), np.unique([triples.pos, triples.neg]))
 
 
-def test_the_negatives_are_those_of_the_epochs_that_the_weights_were_trained_for(make_task, rows, run):
-    task = make_task(epochs=2)  # fewer than steps: they serve again
+def test_the_negatives_are_those_of_the_epochs_that_the_weights_were_trained_for(make_trained_task, rows, run):
+    task = make_trained_task(epochs=2)  # fewer than steps: they serve again
     assert len(run("gradient_ascent", task, rows, steps=5).details["losses"]) == 5
     assert torch.isfinite(task.model().user_embedding.weight).all()

@@ -89,7 +89,7 @@ def test_spillover_is_the_change_of_the_gradient_by_the_graph(graph_task, rows):
     """v, direct and spillover, is the derivative of the loss with the old graph minus that with the new."""
     task = graph_task
     epochs, kept = last_epochs(task.stored, 2), np.delete(np.arange(task.log.n_rows), rows)
-    data = task.split.remaining_data(rows)
+    data = task.split.remaining_dataset(rows)
     before, after = task.model(), task.model(data)
     v = curvature(before, task.log, np.arange(task.log.n_rows), epochs).gradient()
     v -= curvature(after, task.log, kept, epochs).gradient()

@@ -90,7 +90,7 @@ def test_every_method_has_a_yaml_file_that_explains_each_setting():
     folder = properties_dir() / "method"
     assert {file.stem for file in folder.glob("*.yaml")} >= set(METHODS)
     for file in folder.glob("*.yaml"):
-        for line in file.read_text().splitlines():
+        for line in filter(None, file.read_text().splitlines()):
             assert re.match(r"#|\s|[a-z_]+: .*# \(\w+( or \w+)?\) [A-Z].*\.$", line), (file.name, line)
 
 

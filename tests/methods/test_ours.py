@@ -8,7 +8,7 @@ import torch
 
 from recbole_unlearn.input_error import InputError
 from recbole_unlearn.methods.pairwise import logged_triples
-from recbole_unlearn.unlearner import InfluenceUnlearner
+from recbole_unlearn.unlearner import SUPPORTED, InfluenceUnlearner
 
 
 def by_hand(task, rows, **keys):
@@ -30,17 +30,15 @@ def test_ours_takes_settings(task, rows, run):
 
 
 def test_a_model_that_cannot_forget_is_refused(graph_task, rows, run):
-    from recbole_unlearn.unlearner import SUPPORTED
-
     if "LightGCN" in SUPPORTED:
         pytest.skip("LightGCN can forget")
     with pytest.raises(InputError, match="LightGCN is not supported"):
         run("ours", graph_task, rows)
 
 
-def test_ubpr_is_equation_7_by_a_dense_solve(make_task, rows, run):
+def test_ubpr_is_equation_7_by_a_dense_solve(make_trained_task, rows, run):
     """H of the last epoch's triples, forgotten ones included, L2 in it; no damping, no returning negatives."""
-    task = make_task(weight_decay=0.05, learning_rate=0.01)
+    task = make_trained_task(weight_decay=0.05, learning_rate=0.01)
     forgotten = run("ubpr", task, rows, cg_tolerance=1e-8)
     model = task.model()
     P, Q = (part.weight.detach().double() for part in (model.user_embedding, model.item_embedding))
