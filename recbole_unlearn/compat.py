@@ -105,5 +105,5 @@ def model_class(name):
 def clear_caches(model):
     """Drop the embeddings that graph models keep between ``full_sort_predict`` calls; they outlive a weight change."""
     for name in ("restore_user_e", "restore_item_e", "restore_entity_e"):
-        if hasattr(model, name):
+        if getattr(model, name, None) is not None:
             setattr(model, name, None)

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from recbole_unlearn import checkpoint as checkpoints
 from recbole_unlearn.evaluation.forgetting import scores
 from recbole_unlearn.evaluation.ranking import evaluate
-from recbole_unlearn.trainer import BPRTrainer
+from recbole_unlearn.trainer import make_trainer
 from recbole_unlearn.training import Run, new_model
 from recbole_unlearn.unlearner import InfluenceUnlearner
 
@@ -85,7 +85,7 @@ class Observer:
         users, items = split.users[keep], split.items[keep]
         ptr = np.searchsorted(users, np.arange(split.n_users + 1))
         self.trained = lambda user: items[ptr[user] : ptr[user + 1]]
-        self.trainer = BPRTrainer(config, new_model(config, split))
+        self.trainer = make_trainer(config, new_model(config, split))
         self.trainer.eval_collector.data_collect(split.train)
 
     def _matched(self, rng):
