@@ -4,6 +4,8 @@
 the versions that ``pyproject.toml`` admits, and changes no number.
 """
 
+from contextlib import contextmanager
+
 import torch
 from scipy.sparse import dok_matrix
 
@@ -100,6 +102,20 @@ def model_class(name):
         return get_model(name)
     finally:
         torch.autograd.set_detect_anomaly(anomaly)
+
+
+@contextmanager
+def replaced(owner, **attributes):
+    """Other attributes of an object, its methods included, for a while."""
+    own = vars(owner)
+    before = {name: own[name] for name in attributes if name in own}
+    own.update(attributes)
+    try:
+        yield
+    finally:
+        for name in attributes:
+            del own[name]
+        own.update(before)
 
 
 def clear_caches(model):

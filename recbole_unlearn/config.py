@@ -192,7 +192,12 @@ class UnlearnConfig(Config):
                 or not low <= self[key] < float("inf")
             ):
                 raise InputError(f"{key} must be a number of at least {low}, not {self[key]!r}")
-        ones = (*(["curvature_triples"] if self["curvature_triples"] is not None else []), "cg_max_iterations", "reoptimise_max_iterations", "request_batch")
+        ones = (
+            *(["curvature_triples"] if self["curvature_triples"] is not None else []),
+            "cg_max_iterations",
+            "reoptimise_max_iterations",
+            "request_batch",
+        )
         for key, low in (*((key, 1) for key in ones), ("drift_every", 0), ("fidelity_seeds", 3)):
             if not isinstance(self[key], int) or isinstance(self[key], bool) or self[key] < low:
                 raise InputError(f"{key} must be a whole number of at least {low}, not {self[key]!r}")

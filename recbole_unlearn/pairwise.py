@@ -21,6 +21,7 @@ from recbole_unlearn.unlearner import Unlearned
 CURVATURE_TRIPLES = {True: 8192, False: 65_536}  # of sequential and of other models
 GRADIENT_ROWS = 200_000  # logged rows of the forgotten, and returned negatives, that z is computed on at most
 PROBE = 256  # rows that tell whether a model holds the data itself
+ROUNDING = 1e-6  # of a row's loss in float32
 
 
 class PairwiseUnlearner:
@@ -228,9 +229,7 @@ class PairwiseUnlearner:
         empty = np.empty(0, np.int64)
         kept = np.concatenate([empty, *(np.tile(present[k], len(back)) for _, k, back, _ in found)]).astype(np.int64)
         item = np.concatenate([empty, *(np.repeat(back, len(k)) for _, k, back, _ in found)]).astype(np.int64)
-        weight = np.concatenate(
-            [np.empty(0), *(np.repeat(log.negatives * share, len(k)) for _, k, _, share in found)]
-        )
+        weight = np.concatenate([np.empty(0), *(np.repeat(log.negatives * share, len(k)) for _, k, _, share in found)])
         if len(kept) > GRADIENT_ROWS:
             chosen = np.linspace(0, len(kept) - 1, GRADIENT_ROWS).round().astype(int)
             kept, item, weight = kept[chosen], item[chosen], weight[chosen] * (len(kept) / GRADIENT_ROWS)
@@ -268,7 +267,7 @@ class PairwiseUnlearner:
                     view.losses(batch[0], len(batch[1]))
                     for view, batch in zip((self.view, after), batches, strict=True)
                 )
-                if not torch.equal(then, now):
+                if not torch.allclose(then, now, rtol=ROUNDING, atol=ROUNDING):
                     return True
         return False
 

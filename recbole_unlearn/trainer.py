@@ -2,7 +2,6 @@
 
 import secrets
 from pathlib import Path
-from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -11,7 +10,7 @@ from recbole.trainer.trainer import KGTrainer, Trainer
 from recbole.utils import InputType, ModelType
 
 from recbole_unlearn.checkpoint import save
-from recbole_unlearn.compat import checkpoint_state
+from recbole_unlearn.compat import checkpoint_state, replaced
 from recbole_unlearn.data.fingerprint import fingerprint
 from recbole_unlearn.data.sampling import ROW, NegativeDraw, PairwiseCollate, batches
 from recbole_unlearn.data.split import pairwise_loader
@@ -127,7 +126,7 @@ class _Logging:
         if loader is train_data:
             loss = super()._train_epoch(recorded, epoch_idx, loss_func, show_progress)
         else:
-            with patch.object(train_data, "general_dataloader", recorded):
+            with replaced(train_data, general_dataloader=recorded):
                 loss = super()._train_epoch(train_data, epoch_idx, loss_func, show_progress)
         if self.triple_log:
             drawn = recorded.drawn

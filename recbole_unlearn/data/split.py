@@ -62,7 +62,9 @@ def rebuild_histories(part, data, rows, gone):
     for user in np.unique(owner[gone]):
         own = np.flatnonzero(owner == user)
         prefix, kept = int(whole[lengths][own[0]]), ~gone[own]
-        sequences = {name: torch.cat([whole[field][own[0], :prefix], whole[name][own[kept]]]) for name, field in lists.items()}
+        sequences = {
+            name: torch.cat([whole[field][own[0], :prefix], whole[name][own[kept]]]) for name, field in lists.items()
+        }
         ends = prefix + np.cumsum(kept) - kept  # items before each row that are not gone
         places = np.searchsorted(rows, own)
         here = np.flatnonzero((places < len(rows)) & (rows[np.minimum(places, len(rows) - 1)] == own))

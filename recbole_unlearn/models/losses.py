@@ -2,17 +2,17 @@
 
 A model's own ``calculate_loss`` runs unchanged, but for its loss modules: they return one value a triple instead of
 the mean, so that the sum that the model makes of them is one value a triple too. Terms that belong to no triple
-(norms of whole tables, knowledge graph losses) stay scalars and are added to every triple: their mean is as in training.
+(norms of whole tables, knowledge graph losses) stay scalars and are added to every triple: the mean is as in training.
 """
 
 import random
 from contextlib import ExitStack, contextmanager
-from unittest.mock import patch
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
+from recbole_unlearn.compat import replaced
 from recbole_unlearn.input_error import InputError
 
 
@@ -58,7 +58,7 @@ class Unreduced:
             for module in self.model.modules():
                 forward = getattr(self, f"_{type(module).__name__}", None)
                 if module is not self.model and forward:
-                    patches.enter_context(patch.object(module, "forward", _bind(forward, module)))
+                    patches.enter_context(replaced(module, forward=_bind(forward, module)))
             special = getattr(self, f"_model_{type(self.model).__name__}", None)
             if special:
                 special(patches)
@@ -134,13 +134,18 @@ class Unreduced:
     def _model_SimpleX(self, patches):
         def forward(user, positive, history, history_length, negatives):
             model = self.model
-            embeddings = model.user_emb(user), model.item_emb(positive), model.item_emb(history), model.item_emb(negatives)
+            embeddings = (
+                model.user_emb(user),
+                model.item_emb(positive),
+                model.item_emb(history),
+                model.item_emb(negatives),
+            )
             user_e = model.dropout(model.get_UI_aggregation(embeddings[0], embeddings[2], history_length))
             near = torch.relu(1 - model.get_cos(user_e, embeddings[1].unsqueeze(1))).squeeze(1)
             far = torch.relu(model.get_cos(user_e, embeddings[3]) - model.margin).mean(1) * model.negative_weight
             return near + far + model.reg_weight * model.reg_loss(*embeddings, require_pow=model.require_pow)
 
-        patches.enter_context(patch.object(self.model, "forward", forward))
+        patches.enter_context(replaced(self.model, forward=forward))
 
     def _model_SGL(self, patches):
         """Both contrastive views are the full graph, as dropout in evaluation leaves everything in."""
@@ -159,22 +164,16 @@ class Unreduced:
         def contrastive(user, item, user_1, user_2, item_1, item_2):
             return model.ssl_weight * (contrast(user, user_1, user_2) + contrast(item, item_1, item_2))
 
-        for name, value in (
-            ("calc_bpr_loss", supervised),
-            ("calc_ssl_loss", contrastive),
-            ("sub_graph1", model.train_graph),
-            ("sub_graph2", model.train_graph),
-        ):
-            patches.enter_context(patch.object(model, name, value, create=True))
+        views = {"sub_graph1": model.train_graph, "sub_graph2": model.train_graph}
+        patches.enter_context(replaced(model, calc_bpr_loss=supervised, calc_ssl_loss=contrastive, **views))
 
     def _model_ConvNCF(self, patches):
         whole = self.model.reg_loss
-        patches.enter_context(patch.object(self.model, "reg_loss", lambda: whole() / self.train_batch))
+        patches.enter_context(replaced(self.model, reg_loss=lambda: whole() / self.train_batch))
 
     def _model_LINE(self, patches):
         order = np.random.default_rng(0).permutation(np.arange(1, self.model.n_users))
-        patches.enter_context(patch.object(self.model, "random_list", order))
-        patches.enter_context(patch.object(self.model, "random_pr", 0))
+        patches.enter_context(replaced(self.model, random_list=order, random_pr=0))
 
 
 def _bind(forward, module):

@@ -34,7 +34,9 @@ KNOWLEDGE = "knowledge graph loss: a fixed sample of it"
 CONTRASTIVE = "contrastive terms within a batch: of the batches that unlearning takes; not in the curvature"
 
 TRAITS = {
-    "SimpleX": Traits(row_loss=True, approximated=("loss is piecewise linear in the cosines: no curvature but damping",)),
+    "SimpleX": Traits(
+        row_loss=True, approximated=("loss is piecewise linear in the cosines: no curvature but damping",)
+    ),
     "SGL": Traits(sums=True, approximated=(GRAPH_NOISE, "contrastive terms: not in the curvature")),
     "ConvNCF": Traits(sums=True, batch=True, curvature_triples=2048),
     "LINE": Traits(draws=2, approximated=("sampled users of an item: two fixed draws",)),
