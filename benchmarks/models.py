@@ -29,7 +29,6 @@ KINDS = {
     **dict.fromkeys(SEQUENTIAL.split(), "sequential"),
 }
 INTERACTIONS = ["user_id", "item_id", "rating", "timestamp"]
-SLOW = {"ConvNCF": {"embedding_size": 64}, "MCCLK": {}, "FEARec": {}}
 DIRECTION_ROWS = 256  # rows that the Hessian product is checked on
 
 
@@ -43,14 +42,7 @@ def settings(name, dataset, epochs):
     chosen = {"epochs": epochs, "eval_step": 0, "load_col": columns, "show_progress": False, "state": "ERROR"}
     if KINDS[name] == "sequential":
         chosen["loss_type"] = "BPR"
-        if name in ("FPMC", "TransRec", "SINE"):
-            chosen["train_neg_sample_args"] = {
-                "distribution": "uniform",
-                "sample_num": 1,
-                "alpha": 1.0,
-                "dynamic": False,
-            }
-    return chosen | SLOW.get(name, {})
+    return chosen
 
 
 def in_double(model):
@@ -87,8 +79,13 @@ def hessian_error(unlearner, config, split, double):
         curvature = AutogradCurvature(view.parameters, batches, loss=view.loss)
         generator = torch.Generator().manual_seed(0)
         v = torch.randn(curvature.size, generator=generator, dtype=torch.float64)
-        product, gradients, step = curvature.matvec(v), [], 1e-6 if double else 1e-3
         sizes = [p.numel() for p in view.parameters]
+        for table in model.modules():  # padding rows are no parameters: they get no gradient
+            if isinstance(table, torch.nn.Embedding) and table.padding_idx is not None:
+                for p, part in zip(view.parameters, v.split(sizes), strict=True):
+                    if p is table.weight:
+                        part.view(p.shape)[table.padding_idx] = 0
+        product, gradients, step = curvature.matvec(v), [], 1e-6 if double else 1e-3
         start = [p.detach().clone() for p in view.parameters]
         for sign in (1, -1):
             with torch.no_grad():

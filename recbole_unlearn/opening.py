@@ -107,7 +107,12 @@ def open_unlearner(config, split, stored, log):
         raise InputError(
             f"the checkpoint's weights do not fit the configuration: {' '.join(str(error).split())}"
         ) from None
+    return model, make_unlearner(model, config, split, stored, log)
+
+
+def make_unlearner(model, config, split, stored, log):
+    """The unlearner for a trained model: `InfluenceUnlearner` for BPR, `PairwiseUnlearner` for all others."""
     epochs = stored["triple_log"]["epochs"]
     if config["model"] not in SUPPORTED:
-        return model, PairwiseUnlearner(model, log, stored["optimizer"], config, split, epochs)
-    return model, InfluenceUnlearner(model, log, stored["optimizer"], config, epochs, split.popularity())
+        return PairwiseUnlearner(model, log, stored["optimizer"], config, split, epochs)
+    return InfluenceUnlearner(model, log, stored["optimizer"], config, epochs, split.popularity())

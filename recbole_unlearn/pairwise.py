@@ -14,12 +14,13 @@ from recbole_unlearn.influence.objective import returning
 from recbole_unlearn.influence.operators import AutogradCurvature, Damped
 from recbole_unlearn.influence.solver import conjugate_gradient, jacobi
 from recbole_unlearn.input_error import InputError
+from recbole_unlearn.models.losses import fixed_randomness
 from recbole_unlearn.models.view import View
 from recbole_unlearn.training import new_model
 from recbole_unlearn.unlearner import Unlearned
 
 CURVATURE_TRIPLES = {True: 8192, False: 65_536}  # of sequential and of other models
-GRADIENT_ROWS = 200_000  # logged rows of the forgotten, and returned negatives, that z is computed on at most
+GRADIENT_ROWS = 200_000  # that each part of z is computed on at most
 PROBE = 256  # rows that tell whether a model holds the data itself
 ROUNDING = 1e-6  # of a row's loss in float32
 
@@ -76,10 +77,14 @@ class PairwiseUnlearner:
 
     def model(self):
         """A model of its own with the weights as they are now, its graph and histories too."""
-        data = self.split.remaining_dataset(np.flatnonzero(self.absent))
-        model = new_model(self.config, self.split, data=data)
-        model.load_state_dict(self.state_dict)
-        return model.eval()
+        return self._rebuilt(self.split.remaining_dataset(np.flatnonzero(self.absent))).eval()
+
+    def _rebuilt(self, data):
+        """The model, with the weights as they are, on other data."""
+        with fixed_randomness(0):  # building a model sets and uses the random streams of the process
+            model = new_model(self.config, self.split, data=data)
+        model.load_state_dict(self.view.model.state_dict())
+        return model
 
     def _damping(self):
         """Diagonal added to the curvature of the loss, L2 included: float64 ``[size]`` or a number."""
@@ -172,8 +177,7 @@ class PairwiseUnlearner:
         gone = self.absent.copy()
         gone[rows] = True
         loader = self.split.remaining(np.flatnonzero(gone))
-        model = new_model(self.config, self.split, data=loader._dataset)
-        model.load_state_dict(self.view.model.state_dict())
+        model = self._rebuilt(loader._dataset)
         keep = np.zeros(len(gone), bool)
         keep[self.split.data_row] = ~gone
         position = np.where(gone, -1, (np.cumsum(keep) - 1)[self.split.data_row])
@@ -189,6 +193,11 @@ class PairwiseUnlearner:
         last = self.config["log_epochs"]
         return np.arange(0 if last == "all" else max(self.epochs - last, 0), self.epochs)
 
+    def _gradient_rows(self):
+        """Rows that each part of z is computed on at most: fewer where the loss is dear."""
+        dear = self.view.traits.curvature_triples
+        return 4 * dear // self.log.negatives if dear else GRADIENT_ROWS
+
     def _one_epoch_each(self, rows):
         """Negatives ``[rows, m]``, each row's of one of the logged epochs, in turn."""
         epochs = self._log_epochs()
@@ -200,16 +209,17 @@ class PairwiseUnlearner:
     def _right_hand_side(self, after, rows):
         """z, float64 ``[size]``, and the number of remaining rows whose loss is another without ``rows``."""
         before, log = self.view, self.log
-        epochs = self._log_epochs()
-        count = max(min(GRADIENT_ROWS // len(rows), len(epochs)), 1)
+        epochs, limit = self._log_epochs(), self._gradient_rows()
+        count = max(min(limit // len(rows), len(epochs)), 1)
         z = torch.zeros(sum(p.numel() for p in before.parameters), dtype=torch.float64)
         chosen = epochs[np.linspace(0, len(epochs) - 1, count).round().astype(int)]
         negatives = log.gather(rows, chosen).reshape(-1, log.negatives)
         z += self._gradient(before, np.tile(rows, count), negatives, np.full(len(negatives), 1 / count))
         changed = self._changed(after, rows)
         if len(changed):
-            negatives, ones = self._one_epoch_each(changed), np.ones(len(changed))
-            z += self._gradient(before, changed, negatives, ones) - self._gradient(after, changed, negatives, ones)
+            some = _spread(changed, limit)
+            negatives, weight = self._one_epoch_each(some), np.full(len(some), len(changed) / len(some))
+            z += self._gradient(before, some, negatives, weight) - self._gradient(after, some, negatives, weight)
         theta = torch.cat([p.detach().cpu().double().view(-1) for p in before.parameters])
         lost = len(rows) * (1 if before.traits.row_loss else log.negatives)
         z += lost * float(self.config["weight_decay"] or 0) * theta
@@ -230,9 +240,8 @@ class PairwiseUnlearner:
         kept = np.concatenate([empty, *(np.tile(present[k], len(back)) for _, k, back, _ in found)]).astype(np.int64)
         item = np.concatenate([empty, *(np.repeat(back, len(k)) for _, k, back, _ in found)]).astype(np.int64)
         weight = np.concatenate([np.empty(0), *(np.repeat(log.negatives * share, len(k)) for _, k, _, share in found)])
-        if len(kept) > GRADIENT_ROWS:
-            chosen = np.linspace(0, len(kept) - 1, GRADIENT_ROWS).round().astype(int)
-            kept, item, weight = kept[chosen], item[chosen], weight[chosen] * (len(kept) / GRADIENT_ROWS)
+        some = _spread(np.arange(len(kept)), self._gradient_rows())
+        kept, item, weight = kept[some], item[some], weight[some] * (len(kept) / max(len(some), 1))
         drawn = self._one_epoch_each(kept)
         returned = drawn.copy()
         returned[np.arange(len(kept)), np.arange(len(kept)) % log.negatives] = item

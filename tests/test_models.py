@@ -29,8 +29,11 @@ MODELS = {
     "SGL": {"n_layers": 1},
     "GCMC": {"gcn_output_dim": 8},
     "LINE": {},
+    "ConvNCF": {"embedding_size": 64, "reg_weights": [0.0, 0.0]},
     "GRU4Rec": {**SEQUENTIAL, "load_col": {"inter": INTERACTIONS}},
     "SASRec": {**SEQUENTIAL, "load_col": {"inter": INTERACTIONS}},
+    "TransRec": {"MAX_ITEM_LIST_LENGTH": 6, "load_col": {"inter": INTERACTIONS}},
+    "HRM": {**SEQUENTIAL, "high_order": 2, "pooling_type_layer_1": "mean", "load_col": {"inter": INTERACTIONS}},
     "FPMC": {"MAX_ITEM_LIST_LENGTH": 6, "load_col": {"inter": INTERACTIONS}},
 }
 
@@ -74,7 +77,9 @@ def some_rows(split, n=40, seed=0):
     return rows, rng.integers(1, split.n_items, (n, split.config["train_neg_sample_args"]["sample_num"]))
 
 
-@pytest.mark.parametrize("name", ["LightGCN", "NGCF", "GCMC", "GRU4Rec", "SASRec", "FPMC", "SimpleX"])
+@pytest.mark.parametrize(
+    "name", ["LightGCN", "NGCF", "GCMC", "ConvNCF", "GRU4Rec", "SASRec", "FPMC", "TransRec", "SimpleX"]
+)
 def test_mean_of_row_losses_is_the_loss_of_training(of, name):
     config, split = of(name)
     model = new_model(config, split)
@@ -83,7 +88,7 @@ def test_mean_of_row_losses_is_the_loss_of_training(of, name):
     view = View(model, split.train, split.data_row)
     rows, negatives = some_rows(split)
     batch = view.interaction(rows, negatives)
-    terms = len(rows) if name == "SimpleX" else negatives.size
+    terms = {"SimpleX": len(rows), "ConvNCF": 1}.get(name, negatives.size)  # ConvNCF's loss is a sum
     with torch.no_grad():
         ours = view.losses(batch, len(rows)).sum() / terms
         stock = model.calculate_loss(Interaction(dict(batch.interaction))).sum()
@@ -165,7 +170,7 @@ def test_z_is_the_gradient_of_what_the_objective_loses(trained, name):
     assert abs(slope - float(z @ direction)) < 1e-5 * (float(z.norm()) + 1e-3)
 
 
-@pytest.mark.parametrize("name", ["LightGCN", "GRU4Rec", "SASRec"])
+@pytest.mark.parametrize("name", ["LightGCN", "GRU4Rec", "SASRec", "HRM"])
 def test_curvature_products(of, name):
     """Hessian against differences of the gradient; Gauss-Newton against its definition."""
     config, split = of(name)
@@ -175,8 +180,11 @@ def test_curvature_products(of, name):
     hessian = AutogradCurvature(view.parameters, batches, loss=view.loss)
     newton = AutogradCurvature(view.parameters, batches, margins=view.margins)
     v = torch.randn(hessian.size, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    product, gauss_newton = hessian.matvec(v), newton.matvec(v)
     sizes, gradients, jv = [p.numel() for p in view.parameters], [], []
+    for (key, p), part in zip(view.named.items(), v.split(sizes), strict=True):
+        if key == "item_embedding.weight":
+            part.view(p.shape)[0] = 0  # padding has no gradient
+    product, gauss_newton = hessian.matvec(v), newton.matvec(v)
     for sign in (1, -2):
         with torch.no_grad():
             for p, d in zip(view.parameters, v.split(sizes), strict=True):
@@ -255,6 +263,39 @@ def test_request(trained, name):
     more = np.setdiff1d(some_rows(split, 20, 1)[0], rows)
     assert unlearner.unlearn(more).details["converged"]
     assert len(unlearner.view.dataset) == split.n_rows - len(rows)
+
+
+@pytest.mark.parametrize("name", ["CKE", "CFKG", "KGCN"])
+def test_knowledge_aware_models_keep_their_facts(make_options, write_data, interactions, tmp_path, name):
+    """The log is that of the interactions; facts are in every batch, and stay when interactions go."""
+    path = write_data(tmp_path / "data", "tiny", interactions)
+    items = sorted({item for _, item, _ in interactions})
+    links = [f"{item}\te{n}" for n, item in enumerate(items)]
+    facts = [f"e{n}\tr{n % 3}\te{(7 * n + k) % 60}" for n in range(len(items)) for k in range(1, 4)]
+    (tmp_path / "data/tiny/tiny.link").write_text("\n".join(["item_id:token\tentity_id:token", *links]) + "\n")
+    header = "head_id:token\trelation_id:token\ttail_id:token"
+    (tmp_path / "data/tiny/tiny.kg").write_text("\n".join([header, *facts]) + "\n")
+    columns = {"inter": INTERACTIONS, "kg": header.replace(":token", "").split(), "link": ["item_id", "entity_id"]}
+    chosen = make_options(data_path=path, load_col=columns, eval_step=0, epochs=2, kg_embedding_size=8)
+    config = UnlearnConfig(name, "tiny", config_dict=chosen)
+    init_seed(config["seed"], config["reproducibility"])
+    split = Split(config)
+    train(config, split, tmp_path / "model.pth")
+    stored, log = checkpoints.load(tmp_path / "model.pth")
+    assert log.n_epochs == 2 and log.n_rows == split.n_rows
+    model, unlearner = open_unlearner(config, split, stored, log)
+    rows = some_rows(split, 15)[0]
+    unlearned = unlearner.unlearn(rows)
+    assert unlearned.details["converged"] and unlearned.details["rows_changed"] == 0
+    facts = unlearner.view.facts
+    after = unlearner._without(rows).facts
+    assert all(torch.equal(facts[key], after[key]) for key in facts)
+    view, (rows, negatives) = unlearner.view, some_rows(split)
+    batch = view.interaction(rows, negatives)
+    total = view.losses(batch, len(rows)).sum()
+    assert any(
+        g is not None and g.abs().sum() > 0 for g in torch.autograd.grad(total, view.parameters, allow_unused=True)
+    )
 
 
 def test_chosen_parameters_alone_change(trained):

@@ -83,7 +83,8 @@ class Unreduced:
     # Each method is named after the class of the loss module whose `forward` it stands in for.
 
     def _BPRLoss(self, module, positive, negative):
-        return self._fold(self._logistic(positive - negative))
+        margin = positive - negative
+        return self._fold(self._logistic(margin.view(-1) if margin.numel() == len(margin) else margin))
 
     def _ConvNCFBPRLoss(self, module, positive, negative):
         return self._logistic(positive - negative)

@@ -101,8 +101,9 @@ class View:
         """Losses ``[rows]`` and margins, one pair a fixed seed."""
         for seed in range(self.traits.draws):
             with fixed_randomness(seed):
-                # a model may add to the batch (FEARec does)
-                yield self._losses(Interaction(dict(interaction.interaction)), rows), self.unreduced.margins
+                # models may change the batch: FEARec adds to it, HRM cuts lengths in place
+                copy = Interaction({name: value.clone() for name, value in interaction.interaction.items()})
+                yield self._losses(copy, rows), self.unreduced.margins
 
     def losses(self, interaction, rows):
         """Loss of each row, ``[rows]``, averaged over the draws."""
