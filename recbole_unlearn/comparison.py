@@ -32,9 +32,9 @@ from recbole_unlearn.files import write_atomically
 from recbole_unlearn.input_error import InputError
 from recbole_unlearn.methods import METHODS, names_in, settings_of
 from recbole_unlearn.methods.base import Forgotten, Method, Task
+from recbole_unlearn.models.support import refusal
 from recbole_unlearn.trainer import BPRTrainer
 from recbole_unlearn.training import RUN_KEYS, Run, TrainedSeeds, new_model
-from recbole_unlearn.unlearner import SUPPORTED
 
 ORIGINAL, RETRAIN = "original", "retrain"
 SETS = ("ratio", "count", "core_users", "edge_users", "popular_items", "rare_items")  # none of which names anybody
@@ -218,7 +218,7 @@ class Comparison:
         return self._kept(what, lambda: self._measure_model(name, arguments, seed, rows))
 
     def _measure_model(self, name, arguments, seed, rows):
-        if name in SUPPORTED:
+        if refusal(UnlearnConfig(*arguments)) is None:
             other = TrainedSeeds(arguments, self.trained.folder, self.trained.processes)
             self._check_split(name, other.split)
             comparison = Comparison(other, {}, 1, self.show_progress)

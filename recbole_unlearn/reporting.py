@@ -116,7 +116,9 @@ def _how(unlearning):
         )
     return (
         f"Method: influence step; linear solve: {unlearning['iterations']} iterations, relative residual "
-        f"{unlearning['residual']:.1e}" + (", negative curvature met" if unlearning["negative_curvature"] else "")
+        f"{unlearning['residual']:.1e}"
+        + (", negative curvature met" if unlearning["negative_curvature"] else "")
+        + (f"; approximated: {'; '.join(unlearning['approximated'])}" if unlearning.get("approximated") else "")
     )
 
 

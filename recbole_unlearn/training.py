@@ -21,7 +21,7 @@ from recbole_unlearn.data.forget import KINDS
 from recbole_unlearn.data.split import Split
 from recbole_unlearn.data.triple_log import TripleLog, log_path
 from recbole_unlearn.files import write_atomically
-from recbole_unlearn.trainer import BPRTrainer
+from recbole_unlearn.trainer import make_trainer
 
 # Keys of a configuration that belong to one run, not to the model that it trains.
 RUN_KEYS = (
@@ -29,14 +29,19 @@ RUN_KEYS = (
     "purge_dataset", "audit", "single_spec", "local_rank", "show_progress", "model", "dataset", "config_files",
     "forget_category_field", "spam_items", "request_batch", "drift_every",
     "methods", "method_args", "compare_models", "comparison_sets", "comparison_seeds", "comparison_cache",
+    "experiment", "quick",
     *(f"forget_{kind}" for kind in KINDS),
 )  # fmt: skip
 
 
-def new_model(config, split, seed=None):
-    """A freshly initialised model, as RecBole's run_recbole makes it."""
+def new_model(config, split, seed=None, data=None):
+    """A freshly initialised model, as RecBole's run_recbole makes it, on ``data`` (default: the split's training data).
+
+    Graphs and histories that a model holds are those of ``data``.
+    """
+    data = split.train._dataset if data is None else data
     init_seed(config["seed"] if seed is None else seed, config["reproducibility"])
-    return config.model_class(config, split.train._dataset).to(config["device"])
+    return config.model_class(config, data).to(config["device"])
 
 
 def train(config, split, path, forgotten=None, seed=None, log_negatives=True):
@@ -50,11 +55,11 @@ def train(config, split, path, forgotten=None, seed=None, log_negatives=True):
     Returns:
         (model with the best weights, trainer, seconds of ``fit``)
     """
-    model = new_model(config, split, seed)
-    trainer = BPRTrainer(config, model)
+    loader = split.train if forgotten is None and seed is None else split.remaining(_rows(forgotten), seed)
+    model = new_model(config, split, seed, loader._dataset)
+    trainer = make_trainer(config, model)
     trainer.saved_model_file = str(path)
     trainer.log_negatives = log_negatives and trainer.log_negatives
-    loader = split.train if forgotten is None and seed is None else split.remaining(_rows(forgotten), seed)
     start = perf_counter()
     trainer.fit(loader, split.valid, verbose=True, saved=True, show_progress=config["show_progress"])
     seconds = perf_counter() - start

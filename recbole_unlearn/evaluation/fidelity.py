@@ -19,9 +19,10 @@ from tqdm import tqdm
 from recbole_unlearn import checkpoint as checkpoints
 from recbole_unlearn.evaluation.forgetting import scores
 from recbole_unlearn.evaluation.ranking import evaluate
-from recbole_unlearn.trainer import BPRTrainer
+from recbole_unlearn.opening import make_unlearner
+from recbole_unlearn.trainer import make_trainer
 from recbole_unlearn.training import Run, new_model
-from recbole_unlearn.unlearner import InfluenceUnlearner
+from recbole_unlearn.unlearner import SUPPORTED
 
 # Settings of each row of the table; 'replay' and 'influence' are ours, 'paper' is UBPR's equation (7).
 METHODS = {
@@ -34,6 +35,13 @@ METHODS = {
 }  # fmt: skip
 TOP_K = 10
 UNAFFECTED_USERS = 500
+
+
+def methods_for(config):
+    """`METHODS` that a configuration's model has."""
+    if config["model"] in SUPPORTED:
+        return METHODS
+    return {name: METHODS[name] for name in ("nothing done", "influence")}
 
 
 @dataclass
@@ -85,7 +93,7 @@ class Observer:
         users, items = split.users[keep], split.items[keep]
         ptr = np.searchsorted(users, np.arange(split.n_users + 1))
         self.trained = lambda user: items[ptr[user] : ptr[user + 1]]
-        self.trainer = BPRTrainer(config, new_model(config, split))
+        self.trainer = make_trainer(config, new_model(config, split))
         self.trainer.eval_collector.data_collect(split.train)
 
     def _matched(self, rng):
@@ -240,36 +248,34 @@ def fidelity(trained, rows, seeds=6, methods=None, show_progress=True):
     with _quiet():
         observer = Observer(config, split, rows)
         model = new_model(config, split)
+        forgetful = new_model(config, split, data=split.remaining_dataset(rows))  # its graph has forgotten
 
-        def view(state):
+        def view(state, model):
             model.load_state_dict(state)
             return observer.view(model)
 
         stored = [checkpoints.load(trained.path(run)) for run in originals]
-        before = [view(state["state_dict"]) for state, _ in stored]
-        after = [view(torch.load(trained.path(run), weights_only=True)["state_dict"]) for run in retrainings]
+        before = [view(state["state_dict"], model) for state, _ in stored]
+        after = [view(torch.load(trained.path(run), weights_only=True)["state_dict"], forgetful) for run in retrainings]
         results = {"retrained": compare(after, before, after)}
         results["retrained"]["seconds"] = float(np.median([trained.seconds(run) for run in retrainings]))
-        methods = methods or METHODS
+        methods = methods or methods_for(config)
         for name in tqdm(methods, "Methods", ncols=100, disable=not show_progress):
             views, seconds, details = [], [], []
             for state, log in stored:
                 if methods[name] is None:
-                    views.append(view(state["state_dict"]))
+                    views.append(view(state["state_dict"], model))
                     continue
                 changed = _with(config, methods[name])
                 model.load_state_dict(state["state_dict"])
-                unlearner = InfluenceUnlearner(
-                    model, log, state["optimizer"], changed, state["triple_log"]["epochs"], split.popularity(),
-                    split.data_row,
-                )  # fmt: skip
+                unlearner = make_unlearner(model, changed, split, state, log)
                 unlearner.warm_up()
                 unlearned = unlearner.unlearn(rows)
                 seconds.append(unlearned.seconds)
                 report = unlearned.report()
                 report.pop("history", None)
                 details.append(report)
-                views.append(view(unlearned.state_dict))
+                views.append(view(unlearned.state_dict, forgetful))
             results[name] = compare(after, before, views)
             results[name]["seconds"] = float(np.median(seconds)) if seconds else 0.0
             results[name]["details"] = details

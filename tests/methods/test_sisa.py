@@ -98,7 +98,9 @@ def test_forgetting_is_exact(slices, make_shard_task, make_settings, some_rows, 
     assert same(method.forget(rows).model, forgotten)  # whatever has been trained in between
 
 
-def test_slices_restart_from_the_checkpoint_before_the_first_that_is_hit(make_shard_task, make_settings, some_rows, spied):
+def test_slices_restart_from_the_checkpoint_before_the_first_that_is_hit(
+    make_shard_task, make_settings, some_rows, spied
+):
     method = prepared(make_shard_task(), make_settings("sisa", shards=2, slices=3))
     split, config = method.task.split, method.task.config
     assert len(spied) == 6
@@ -235,7 +237,9 @@ def test_a_user_who_lost_everything_is_ranked_by_what_remains_popular(make_shard
 
 
 @pytest.mark.parametrize("model", ["BPR", "LightGCN"])
-def test_recbole_evaluates_saves_and_loads_it_like_any_model(model, make_shard_task, make_settings, some_rows, tmp_path):
+def test_recbole_evaluates_saves_and_loads_it_like_any_model(
+    model, make_shard_task, make_settings, some_rows, tmp_path
+):
     method = prepared(make_shard_task(model), make_settings("sisa", shards=2))
     split, config = method.task.split, method.task.config
     rows = some_rows(method, 0, 12)
