@@ -14,8 +14,10 @@ from recbole_unlearn.unlearner import SUPPORTED, InfluenceUnlearner
 def by_hand(task, rows, **keys):
     config = copy.copy(task.config)
     config.final_config_dict = {**task.config.final_config_dict, **keys}
-    epochs = task.stored["triple_log"]["epochs"]
-    return InfluenceUnlearner(task.model(), task.log, task.stored["optimizer"], config, epochs).unlearn(rows)
+    epochs, split = task.stored["triple_log"]["epochs"], task.split
+    state = task.stored["optimizer"]
+    unlearner = InfluenceUnlearner(task.model(), task.log, state, config, epochs, data_row=split.data_row)
+    return unlearner.unlearn(rows)
 
 
 def test_ours_is_the_unlearner_of_this_package(task, rows, run):
