@@ -27,6 +27,8 @@ def test_the_wheel_holds_the_yaml_files_and_the_command(wheel):
         "run_unlearn.py",
         "recbole_unlearn/properties/overall.yaml",
         "recbole_unlearn/properties/paper.yaml",
+        "recbole_unlearn/properties/method/ours.yaml",
+        "recbole_unlearn/methods/ours.py",
     } <= set(names)
     assert not [name for name in names if name.startswith(("tests", "benchmarks"))]
 
