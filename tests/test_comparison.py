@@ -41,7 +41,7 @@ def test_every_method_and_model_stands_in_the_table(compared):
     ((name, each),) = result["comparison"]["sets"].items()
     assert name == "users" and each["interactions"] > 0
     assert list(each["figures"]) == [
-        "original", "retrain", "ours", "fine_tune", "LightGCN", "NeuMF", "ItemKNN", "Pop",
+        "original", "retrain", "ours", "fine_tune", "LightGCN", "LightGCN, unlearned", "NeuMF", "ItemKNN", "Pop",
     ]  # fmt: skip
     for method, runs in each["figures"].items():
         assert len(runs) == 2, method

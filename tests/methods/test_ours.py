@@ -3,12 +3,10 @@
 import copy
 
 import numpy as np
-import pytest
 import torch
 
-from recbole_unlearn.input_error import InputError
 from recbole_unlearn.methods.pairwise import logged_triples
-from recbole_unlearn.unlearner import SUPPORTED, InfluenceUnlearner
+from recbole_unlearn.unlearner import InfluenceUnlearner
 
 
 def by_hand(task, rows, **keys):
@@ -31,11 +29,11 @@ def test_ours_takes_settings(task, rows, run):
     assert run("ours", task, rows, method="influence").details["method"] == "influence"
 
 
-def test_a_model_that_cannot_forget_is_refused(graph_task, rows, run):
-    if "LightGCN" in SUPPORTED:
-        pytest.skip("LightGCN can forget")
-    with pytest.raises(InputError, match="LightGCN is not supported"):
-        run("ours", graph_task, rows)
+def test_ours_makes_other_models_forget_too(graph_task, rows, run):
+    forgotten = run("ours", graph_task, rows)
+    before, after = graph_task.model().state_dict(), forgotten.model.state_dict()
+    assert type(forgotten.model).__name__ == "LightGCN" and forgotten.details["method"] != "replay"
+    assert not torch.equal(before["user_embedding.weight"], after["user_embedding.weight"])
 
 
 def test_ubpr_is_equation_7_by_a_dense_solve(make_trained_task, rows, run):

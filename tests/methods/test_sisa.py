@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from recbole.data.interaction import Interaction
+from recbole.trainer.trainer import Trainer
 
 from recbole_unlearn.evaluation import ranking
 from recbole_unlearn.evaluation.forgetting import percentiles, scores
@@ -140,7 +141,7 @@ def test_negatives_are_items_of_the_shard_that_the_user_has_not_there(
             def __getattr__(self, name):
                 return getattr(train_data, name)
 
-        return super(BPRTrainer, self)._train_epoch(Recorder(), *args, **kwargs)
+        return Trainer._train_epoch(self, Recorder(), *args, **kwargs)
 
     monkeypatch.setattr(BPRTrainer, "_train_epoch", record)
     args = {"distribution": distribution, "sample_num": 2, "alpha": 0.7, "dynamic": False, "candidate_num": 0}
