@@ -11,14 +11,15 @@ import numpy as np
 from recbole.utils import init_logger, init_seed
 
 from recbole_unlearn import checkpoint as checkpoints
-from recbole_unlearn import reporting
-from recbole_unlearn.compat import PERSONAL_KEYS, settings
+from recbole_unlearn import distributed, reporting
+from recbole_unlearn.compat import PERSONAL_KEYS, plain, settings
 from recbole_unlearn.data.forget import ForgetRequest
 from recbole_unlearn.data.split import Split
 from recbole_unlearn.evaluation import forgetting, ranking
 from recbole_unlearn.evaluation.exposure import exposure
 from recbole_unlearn.evaluation.fidelity import fidelity
-from recbole_unlearn.opening import configure, open_unlearner
+from recbole_unlearn.follower import follow
+from recbole_unlearn.opening import configure, open_unlearner, ranks
 from recbole_unlearn.output import (
     audit_file,
     claim,
@@ -47,12 +48,14 @@ def run_unlearn(model=None, dataset=None, config_file_list=None, config_dict=Non
     Returns:
         dict: ``models`` (original, unlearned, retrained: ranking metrics, forget_auc, seconds; exposure of spam),
         ``forget_set``, ``unlearning`` (solver report), ``stream`` (of requests), ``speed_up``, ``verdict``, ``files``,
-        ``settings``.
+        ``settings``. None on ranks other than 0, where torchrun or RecBole's ``nproc`` starts several.
 
     Raises:
         InputError: anything the user gave that cannot be used, before any training.
     """
     with ExitStack() as held:
+        if not held.enter_context(distributed.joined(**ranks(config_file_list, config_dict))):
+            return follow()
         return _run(held, model, dataset, config_file_list, config_dict, saved)
 
 
@@ -65,8 +68,10 @@ def _run(held, model, dataset, config_file_list, config_dict, saved):
     if stored:
         split = split.align(log)
     rows = request.rows(split)
+    arguments = (model, dataset, plain(config_file_list), plain(config_dict))
+    distributed.order("open", arguments=arguments, fingerprint=split.fingerprint)
     if stored:
-        original, unlearner = open_unlearner(config, split, stored, log)
+        original, unlearner = open_unlearner(config, split, stored, log, config["checkpoint"])
     output = output_folder(config)
     erasure = erasure_of(config, split, rows, stored) if saved else {}
     trail = audit_file(config, output) if saved else None
@@ -92,7 +97,7 @@ def _run(held, model, dataset, config_file_list, config_dict, saved):
             path = folder / "model.pth"
             original, trainer, seconds["original"] = train(config, split, path)
             stored, log = checkpoints.load(path)
-            original, unlearner = open_unlearner(config, split, stored, log)
+            original, unlearner = open_unlearner(config, split, stored, log, path)
         trainer.eval_collector.data_collect(split.train)
 
         start = perf_counter()

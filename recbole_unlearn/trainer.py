@@ -5,14 +5,18 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from recbole.data.interaction import Interaction
 from recbole.trainer.trainer import Trainer
 from recbole.utils import InputType
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data.distributed import DistributedSampler
 
+from recbole_unlearn import distributed
 from recbole_unlearn.checkpoint import save
 from recbole_unlearn.compat import checkpoint_state
 from recbole_unlearn.data.fingerprint import fingerprint
 from recbole_unlearn.data.sampling import ROW, NegativeDraw, PairwiseCollate, batches
-from recbole_unlearn.data.triple_log import TripleLog, log_path, snapshot_due
+from recbole_unlearn.data.triple_log import TripleLog, log_path, smallest_uint, snapshot_due
 from recbole_unlearn.evaluation.ranks import RankedLoader
 from recbole_unlearn.input_error import InputError
 
@@ -40,15 +44,68 @@ class _Recorded:
         return getattr(self.loader, name)
 
 
+class _Share(_Recorded):
+    """A rank's share of each batch, which records the negatives of its rows only.
+
+    Every rank goes through the same batches, draws the negatives of all rows from the same stream, and takes every
+    size-th row: none is left out, and none trained on twice, as by RecBole's sampler where sizes do not divide.
+    ``weight`` is that of the share's mean loss, for which the mean over ranks is the mean over the batch.
+    """
+
+    def __init__(self, loader, position, negatives, dtype):
+        super().__init__(loader, position, negatives, dtype)
+        self.rank, self.size = distributed.rank_and_size()
+        self.step = max(loader.config["train_batch_size"] // negatives, 1)
+        self.weight = 1.0
+
+    def __iter__(self):
+        negatives = self.drawn.shape[1]
+        for batch in batches(self.loader, self.loader.collate_fn, self.step):
+            rows = batch.interaction.pop(ROW)
+            columns = batch.interaction
+            n = len(columns[self.loader.neg_item_id]) // negatives
+            taken = np.arange(self.rank, n, self.size)
+            self.weight = len(taken) * self.size / n
+            # a rank that gets nothing of a short last batch takes part with a row that has no weight
+            index = torch.from_numpy((np.arange(negatives)[:, None] * n + (taken if len(taken) else [0])).ravel())
+            share = Interaction({name: column[index] for name, column in columns.items()})
+            if len(taken):
+                drawn = share[self.loader.neg_item_id].view(negatives, -1)
+                self.drawn[self.position[rows[taken].numpy()]] = drawn.t().numpy()
+            yield share
+
+    def __len__(self):
+        return -(-self.loader.sample_size // self.step)
+
+    def loss(self, whole):
+        """``calculate_loss`` of a share, from that of a whole batch."""
+
+        def weighted(batch):
+            losses = whole(batch)
+            if isinstance(losses, tuple):
+                return tuple(loss * self.weight for loss in losses)
+            return losses * self.weight
+
+        return weighted
+
+
 class BPRTrainer(Trainer):
     """RecBole's ``Trainer`` for pairwise models, which keeps a :class:`TripleLog` beside the checkpoint.
 
     Set ``log_negatives=False`` (configuration or attribute) to train without a log; ``negatives: static`` draws the
     negatives once instead of every epoch.
+
+    Under torch.distributed (RecBole's ``single_spec: False``) it trains with DistributedDataParallel, on the CPU too,
+    on batches and negatives that do not depend on the number of ranks. Rank 0 writes one log for all of them.
     """
 
     def __init__(self, config, model):
+        single = config["single_spec"]
+        config["single_spec"] = True  # RecBole would wrap the model here already, for a GPU, even if only to evaluate
         super().__init__(config, model)
+        config["single_spec"] = single
+        self.shared = not single
+        self.distributed_model = None
         self.saved_model_file = _unused(self.saved_model_file)
         self.log_negatives = config["log_negatives"] is not False
         self.triple_log = None
@@ -65,6 +122,8 @@ class BPRTrainer(Trainer):
         static = self.config["negatives"] == "static"
         table = None
         if self.start_epoch and self.log_negatives:
+            if self.shared:
+                raise InputError("training goes on in one process only: leave torchrun and nproc out, or train anew")
             self._reopen(users[order], items[order], train_data.times, static)
             if static:
                 table = np.asarray(self.triple_log.epoch(0), np.int64)[self._position]
@@ -77,7 +136,7 @@ class BPRTrainer(Trainer):
             dataset.inter_feat.interaction[ROW] = torch.arange(len(users))
             if static:
                 train_data.collate_fn = _StaticCollate(train_data, table)
-        if not self.log_negatives or self.triple_log:
+        if not self.log_negatives or self.triple_log or not distributed.leads():
             return
         path = log_path(self.saved_model_file)
         self.triple_log = TripleLog.create(
@@ -112,21 +171,41 @@ class BPRTrainer(Trainer):
         self.triple_log = log
 
     def _train_epoch(self, train_data, epoch_idx, loss_func=None, show_progress=False):
-        if train_data.dl_format != InputType.PAIRWISE or not self.config["single_spec"]:
+        if self.shared:
+            self.distributed_model = self.distributed_model or DistributedDataParallel(self.model)
+        if train_data.dl_format != InputType.PAIRWISE:
             return super()._train_epoch(train_data, epoch_idx, loss_func, show_progress)
+        if self.shared:
+            distributed.same_draws(self.device)
         if self._position is None:
             self._prepare(train_data)
             self._snapshot(epoch_idx)
-        dtype = self.triple_log.dtype if self.triple_log else np.int64
-        recorded = _Recorded(train_data, self._position, train_data.times, dtype)
+        dtype = smallest_uint(train_data._dataset.item_num - 1)
+        recorded = (_Share if self.shared else _Recorded)(train_data, self._position, train_data.times, dtype)
+        if self.shared:
+            loss_func = recorded.loss(loss_func or self.model.calculate_loss)
         loss = super()._train_epoch(recorded, epoch_idx, loss_func, show_progress)
+        if self.shared:
+            loss = distributed.mean(loss, self.device)
+            if self.log_negatives:
+                distributed.gather(recorded.drawn, self.device)
         if self.triple_log:
             self.triple_log.append(recorded.drawn)
             self._snapshot(epoch_idx + 1)
         return loss
 
+    def _valid_epoch(self, valid_data, show_progress=False):
+        if not self.shared or _sharded(valid_data):
+            return super()._valid_epoch(valid_data, show_progress)
+        leads = distributed.leads()
+        return distributed.share(super()._valid_epoch(valid_data, show_progress) if leads else None, self.device)
+
+    def _map_reduce(self, result, num_sample):
+        return super()._map_reduce(result, num_sample) if self._evaluates_a_part else result
+
     def evaluate(self, eval_data, load_best_model=True, model_file=None, show_progress=False):
         """RecBole's ``Trainer.evaluate``: the same numbers, faster where `RankedLoader` fits."""
+        self._evaluates_a_part = _sharded(eval_data)
         if eval_data and RankedLoader.fits(self, eval_data):
             eval_data, show_progress = RankedLoader(self, eval_data, show_progress), False
         return super().evaluate(eval_data, load_best_model, model_file, show_progress)
@@ -146,6 +225,11 @@ class BPRTrainer(Trainer):
         save(path, state)
         if verbose:
             self.logger.info(f"Saving current: {path}")
+
+
+def _sharded(loader):
+    """Whether this rank gets a part of the loader's data only, as RecBole's own evaluation loaders give it."""
+    return isinstance(getattr(loader, "sampler", None), DistributedSampler)
 
 
 def _unused(path):

@@ -168,16 +168,17 @@ class PairwiseCollate:
         return Interaction(batch)
 
 
-def batches(loader, collate):
+def batches(loader, collate, step=None):
     """What iterating ``loader`` with ``collate`` yields, without torch's loop over single rows.
 
     Consumes the loader's generator as torch's single-process iterator does: a base seed, the permutation, and one
-    more permutation of which ``RandomSampler`` uses nothing.
+    more permutation of which ``RandomSampler`` uses nothing. ``step``: rows of a batch; default: the loader's.
     """
     torch.empty((), dtype=torch.int64).random_(generator=loader.generator)
     n = loader.sample_size
     rows = torch.randperm(n, generator=loader.generator) if loader.shuffle else torch.arange(n)
-    for start in range(0, n, loader.step):
-        yield collate(rows[start : start + loader.step].numpy())
+    step = step or loader.step
+    for start in range(0, n, step):
+        yield collate(rows[start : start + step].numpy())
     if loader.shuffle:
         torch.randperm(n, generator=loader.generator)
