@@ -6,6 +6,7 @@ import sys
 
 def main(argv=None):
     from recbole_unlearn.config import own_options
+    from recbole_unlearn.distributed import OtherRankFailed
     from recbole_unlearn.input_error import InputError
 
     options = "\n".join(
@@ -39,9 +40,13 @@ def main(argv=None):
         from recbole_unlearn.reporting import fidelity_markdown, markdown
 
         result = run_unlearn(args.model, args.dataset, (args.config_files or "").split(), overrides)
+    except OtherRankFailed:  # which has said why
+        return 2
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    if result is None:  # rank 0 says it
+        return 0
     if "page" in result:
         page = result["page"]
     else:

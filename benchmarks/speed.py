@@ -249,7 +249,7 @@ def solver(options):
             forgotten = ForgetRequest("ratio", ratio).rows(split)
             z, curvature, damping = (
                 unlearner._right_hand_side(forgotten),
-                unlearner._curvature(forgotten),
+                unlearner._curvature(forgotten)[0],
                 unlearner.damping,
             )
             kinds = {

@@ -7,7 +7,10 @@ the versions that ``pyproject.toml`` admits, and changes no number.
 from contextlib import contextmanager
 
 import torch
+from recbole.utils import get_tensorboard
 from scipy.sparse import dok_matrix
+
+from recbole_unlearn.distributed import leads
 
 PLAIN = (str, int, float, bool, type(None))
 
@@ -84,10 +87,25 @@ def _dok_update(self, values):
     self._dict.update(values)
 
 
+class _NoTensorboard:
+    """Stands in for tensorboard's writer on ranks other than 0, which write no files."""
+
+    def add_scalar(self, *_):
+        pass
+
+    add_hparams = add_scalar
+
+
+def _tensorboard(logger):
+    return get_tensorboard(logger) if leads() else _NoTensorboard()
+
+
 def apply():
     """Patch RecBole and scipy for the installed versions."""
+    from recbole.trainer import trainer as recbole_trainer
     from recbole.trainer.trainer import Trainer
 
+    recbole_trainer.get_tensorboard = _tensorboard
     Trainer._save_checkpoint = _save_checkpoint
     if not hasattr(dok_matrix, "_update"):  # removed in scipy 1.13; LightGCN, NGCF and others call it
         dok_matrix._update = _dok_update

@@ -3,13 +3,16 @@
 import ast
 import copy
 import difflib
+import os
 import re
 from pathlib import Path
 
+import torch
 import yaml
 from recbole.config import Config
 from recbole.config import configurator as recbole_configurator
 
+from recbole_unlearn import distributed
 from recbole_unlearn.compat import model_class
 from recbole_unlearn.input_error import InputError
 
@@ -115,6 +118,20 @@ class UnlearnConfig(Config):
         reader.yaml_loader = reader._build_yaml_loader()
         return reader._load_config_files(config_file_list).get(key)
 
+    def _init_device(self):
+        """RecBole's for one process, and for several without its NCCL: `distributed.joined` has started gloo."""
+        final = self.final_config_dict
+        final.pop("local_rank", None)
+        super()._init_device()
+        rank, size = distributed.rank_and_size()
+        if size > 1:
+            final.update({"single_spec": False, "local_rank": rank, "world_size": size})
+            if final["device"].type == "cuda":
+                local = int(os.environ.get("LOCAL_RANK", rank)) % torch.cuda.device_count()
+                final["device"] = torch.device("cuda", local)
+            if rank:
+                final.update({"state": "error", "show_progress": False, "log_wandb": False})
+
     def _init_parameters_category(self):
         super()._init_parameters_category()
         self.parameters = {name: list(keys) for name, keys in self.parameters.items()}
@@ -204,6 +221,7 @@ class UnlearnConfig(Config):
             ("drift_every", 0),
             ("fidelity_seeds", 3),
             ("comparison_seeds", 1),
+            ("rank_timeout", 1),
         ):
             if not isinstance(self[key], int) or isinstance(self[key], bool) or self[key] < low:
                 raise InputError(f"{key} must be a whole number of at least {low}, not {self[key]!r}")

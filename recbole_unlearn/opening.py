@@ -6,8 +6,9 @@ from pathlib import Path
 from recbole.utils import ModelType
 
 from recbole_unlearn import checkpoint as checkpoints
+from recbole_unlearn import distributed
 from recbole_unlearn import purge as purging
-from recbole_unlearn.config import UnlearnConfig
+from recbole_unlearn.config import UnlearnConfig, parse_value
 from recbole_unlearn.data import frozen as frozen_data
 from recbole_unlearn.files import locked
 from recbole_unlearn.input_error import InputError
@@ -22,6 +23,11 @@ def configure(held, model, dataset, config_file_list, config_dict):
     if config_dict is not None and not isinstance(config_dict, Mapping):
         raise InputError("config_dict must be a dict")
     named = _given("checkpoint", config_file_list, config_dict)
+    if distributed.shared() and _given("evaluate", config_file_list, config_dict) == "fidelity":
+        raise InputError("evaluate: fidelity trains its seeds in processes of its own; leave torchrun and nproc out")
+    for key in ("methods", "compare_models"):
+        if distributed.shared() and _given(key, config_file_list, config_dict) is not None:
+            raise InputError(f"{key} trains its models in processes of its own; leave torchrun and nproc out")
     if named is not None and _given("evaluate", config_file_list, config_dict) == "fidelity":
         raise InputError("evaluate: fidelity trains its own seeds; leave checkpoint out")
     for key in ("methods", "compare_models"):
@@ -33,11 +39,11 @@ def configure(held, model, dataset, config_file_list, config_dict):
                           config_file_list, config_dict))), None, None  # fmt: skip
     if not isinstance(named, (str, Path)):
         raise InputError(f"checkpoint must be a path, not {named!r}")
-    if Path(named).is_file() or purging.pending(named):
+    if distributed.leads() and (Path(named).is_file() or purging.pending(named)):
         held.enter_context(locked(named))
         if purging.recover(named):
             raise InputError(f"checkpoint {named} was purged by a process that was killed; the purge is finished now")
-    stored, log = checkpoints.load(named)
+    stored, log = checkpoints.load(named, verify=distributed.leads())
     earlier = stored["config"]
     for key, value in (("model", model), ("dataset", dataset)):
         if value is not None and value != earlier.get(key):
@@ -49,6 +55,15 @@ def configure(held, model, dataset, config_file_list, config_dict):
         kept["data_path"] = str(Path(earlier["data_path"]).parent)
     config = UnlearnConfig(earlier["model"], earlier["dataset"], config_file_list, config_dict, kept)
     return _supported(config), stored, log
+
+
+def ranks(config_file_list, config_dict):
+    """Arguments of `distributed.joined`, from RecBole's keys and ours."""
+    if config_dict is not None and not isinstance(config_dict, Mapping):
+        raise InputError("config_dict must be a dict")
+    keys = {key: key for key in ("nproc", "world_size", "ip", "port", "offset")} | {"timeout": "rank_timeout"}
+    found = {name: parse_value(_given(key, config_file_list, config_dict)) for name, key in keys.items()}
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def _given(key, config_file_list, config_dict):
@@ -101,8 +116,11 @@ def _influence_only(config):
         raise InputError(f"evaluate: fidelity is not for sequential models such as {name}")
 
 
-def open_unlearner(config, split, stored, log):
-    """The model of a checkpoint, and its unlearner."""
+def open_unlearner(config, split, stored, log, path=None):
+    """The model of a checkpoint, and its unlearner; if ``path`` says where it lies, one that all ranks share."""
+    shared = distributed.shared() and path is not None
+    if shared:
+        distributed.order("open_unlearner", checkpoint=str(path), run_id=log.run_id)
     model = new_model(config, split)
     try:
         model.load_state_dict(stored["state_dict"])
@@ -110,12 +128,14 @@ def open_unlearner(config, split, stored, log):
         raise InputError(
             f"the checkpoint's weights do not fit the configuration: {' '.join(str(error).split())}"
         ) from None
-    return model, make_unlearner(model, config, split, stored, log)
+    return model, make_unlearner(model, config, split, stored, log, shared)
 
 
-def make_unlearner(model, config, split, stored, log):
+def make_unlearner(model, config, split, stored, log, shared=False):
     """The unlearner for a trained model: `InfluenceUnlearner` for BPR, `PairwiseUnlearner` for all others."""
     epochs = stored["triple_log"]["epochs"]
     if config["model"] not in SUPPORTED:
         return PairwiseUnlearner(model, log, stored["optimizer"], config, split, epochs)
-    return InfluenceUnlearner(model, log, stored["optimizer"], config, epochs, split.popularity(), split.data_row)
+    return InfluenceUnlearner(
+        model, log, stored["optimizer"], config, epochs, split.popularity(), split.data_row, shared
+    )

@@ -11,10 +11,10 @@ import numpy as np
 from recbole.utils import init_logger, init_seed
 
 from recbole_unlearn import checkpoint as checkpoints
+from recbole_unlearn import distributed, reporting
 from recbole_unlearn import methods as unlearning_methods
-from recbole_unlearn import reporting
 from recbole_unlearn.comparison import Comparison, forget_sets, other_models, requests, summary
-from recbole_unlearn.compat import PERSONAL_KEYS, settings
+from recbole_unlearn.compat import PERSONAL_KEYS, plain, settings
 from recbole_unlearn.config import UnlearnConfig
 from recbole_unlearn.data.forget import ForgetRequest
 from recbole_unlearn.data.split import Split
@@ -23,7 +23,9 @@ from recbole_unlearn.evaluation.exposure import exposure
 from recbole_unlearn.evaluation.fidelity import fidelity
 from recbole_unlearn.evaluation.geometry import geometry
 from recbole_unlearn.experiments import Paper, paper_arguments
-from recbole_unlearn.opening import configure, open_unlearner
+from recbole_unlearn.follower import follow
+from recbole_unlearn.input_error import InputError
+from recbole_unlearn.opening import configure, open_unlearner, ranks
 from recbole_unlearn.output import (
     audit_file,
     claim,
@@ -53,12 +55,14 @@ def run_unlearn(model=None, dataset=None, config_file_list=None, config_dict=Non
         dict: with ``methods`` or ``compare_models``, ``comparison`` (see `comparison.Comparison.run`) and its ``page``;
         else ``models`` (original, unlearned, retrained: ranking metrics, forget_auc, seconds; exposure of spam),
         ``forget_set``, ``unlearning`` (solver report), ``stream`` (of requests), ``speed_up``, ``verdict``, ``files``,
-        ``settings``.
+        ``settings``. None on ranks other than 0, where torchrun or RecBole's ``nproc`` starts several.
 
     Raises:
         InputError: anything the user gave that cannot be used, before any training.
     """
     with ExitStack() as held:
+        if not held.enter_context(distributed.joined(**ranks(config_file_list, config_dict))):
+            return follow()
         return _run(held, model, dataset, config_file_list, config_dict, saved)
 
 
@@ -75,8 +79,10 @@ def _run(held, model, dataset, config_file_list, config_dict, saved):
     if stored:
         split = split.align(log)
     rows = request.rows(split)
+    arguments = (model, dataset, plain(config_file_list), plain(config_dict))
+    distributed.order("open", arguments=arguments, fingerprint=split.fingerprint)
     if stored:
-        original, unlearner = open_unlearner(config, split, stored, log)
+        original, unlearner = open_unlearner(config, split, stored, log, config["checkpoint"])
     output = output_folder(config)
     erasure = erasure_of(config, split, rows, stored) if saved else {}
     trail = audit_file(config, output) if saved else None
@@ -102,7 +108,7 @@ def _run(held, model, dataset, config_file_list, config_dict, saved):
             path = folder / "model.pth"
             original, trainer, seconds["original"] = train(config, split, path)
             stored, log = checkpoints.load(path)
-            original, unlearner = open_unlearner(config, split, stored, log)
+            original, unlearner = open_unlearner(config, split, stored, log, path)
         trainer.eval_collector.data_collect(split.train)
 
         start = perf_counter()
@@ -217,6 +223,8 @@ def _comparison(held, config, arguments, saved):
 
 def _experiment(model, dataset, config_file_list, config_dict):
     """The paper's tables and figures."""
+    if distributed.shared():
+        raise InputError("experiment trains its models in processes of its own; leave torchrun and nproc out")
     quick = UnlearnConfig.peek("quick", config_file_list, config_dict) in (True, "True")
     dataset = dataset or UnlearnConfig.peek("dataset", config_file_list, config_dict) or "ml-100k"
     arguments = paper_arguments(model or "BPR", dataset, config_file_list, config_dict, quick)

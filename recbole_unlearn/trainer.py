@@ -5,16 +5,20 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from recbole.data.interaction import Interaction
 from recbole.model.general_recommender import BPR
 from recbole.trainer.trainer import KGTrainer, Trainer
 from recbole.utils import InputType, ModelType
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data.distributed import DistributedSampler
 
+from recbole_unlearn import distributed
 from recbole_unlearn.checkpoint import save
 from recbole_unlearn.compat import checkpoint_state, replaced
 from recbole_unlearn.data.fingerprint import fingerprint
 from recbole_unlearn.data.sampling import ROW, BatchOrder, NegativeDraw, PairwiseCollate, batches
 from recbole_unlearn.data.split import pairwise_loader
-from recbole_unlearn.data.triple_log import TripleLog, log_path, snapshot_due
+from recbole_unlearn.data.triple_log import TripleLog, log_path, smallest_uint, snapshot_due
 from recbole_unlearn.evaluation.ranks import RankedLoader
 from recbole_unlearn.input_error import InputError
 
@@ -45,15 +49,69 @@ class _Recorded:
         return getattr(self.loader, name)
 
 
+class _Share(_Recorded):
+    """A rank's share of each batch, which records the negatives of its rows only.
+
+    Every rank goes through the same batches, draws the negatives of all rows from the same stream, and takes every
+    size-th row: none is left out, and none trained on twice, as by RecBole's sampler where sizes do not divide.
+    ``weight`` is that of the share's mean loss, for which the mean over ranks is the mean over the batch.
+    """
+
+    def __init__(self, loader, position, negatives, dtype):
+        super().__init__(loader, position, negatives, dtype)
+        self.rank, self.size = distributed.rank_and_size()
+        self.batch_rows = max(loader.config["train_batch_size"] // negatives, 1)
+        self.weight = 1.0
+
+    def __iter__(self):
+        negatives = self.drawn.shape[1]
+        for number, batch in enumerate(batches(self.loader, self.loader.collate_fn, self.batch_rows)):
+            rows = batch.interaction.pop(ROW)
+            self.step[self.position[rows.numpy()]] = number
+            columns = batch.interaction
+            n = len(columns[self.loader.neg_item_id]) // negatives
+            taken = np.arange(self.rank, n, self.size)
+            self.weight = len(taken) * self.size / n
+            # a rank that gets nothing of a short last batch takes part with a row that has no weight
+            index = torch.from_numpy((np.arange(negatives)[:, None] * n + (taken if len(taken) else [0])).ravel())
+            share = Interaction({name: column[index] for name, column in columns.items()})
+            if len(taken):
+                drawn = share[self.loader.neg_item_id].view(negatives, -1)
+                self.drawn[self.position[rows[taken].numpy()]] = drawn.t().numpy()
+            yield share
+
+    def __len__(self):
+        return -(-self.loader.sample_size // self.batch_rows)
+
+    def loss(self, whole):
+        """``calculate_loss`` of a share, from that of a whole batch."""
+
+        def weighted(batch):
+            losses = whole(batch)
+            if isinstance(losses, tuple):
+                return tuple(loss * self.weight for loss in losses)
+            return losses * self.weight
+
+        return weighted
+
+
 class _Logging:
     """What makes a RecBole trainer of pairwise models keep a :class:`TripleLog` beside the checkpoint.
 
     Set ``log_negatives=False`` (configuration or attribute) to train without a log; ``negatives: static`` draws the
     negatives once instead of every epoch.
+
+    Under torch.distributed (RecBole's ``single_spec: False``) it trains with DistributedDataParallel, on the CPU too,
+    on batches and negatives that do not depend on the number of ranks. Rank 0 writes one log for all of them.
     """
 
     def __init__(self, config, model):
+        single = config["single_spec"]
+        config["single_spec"] = True  # RecBole would wrap the model here already, for a GPU, even if only to evaluate
         super().__init__(config, model)
+        config["single_spec"] = single
+        self.shared = not single
+        self.distributed_model = None
         self.saved_model_file = _unused(self.saved_model_file)
         self.log_negatives = config["log_negatives"] is not False
         self.triple_log = None
@@ -71,6 +129,8 @@ class _Logging:
         static = self.config["negatives"] == "static"
         table = None
         if self.start_epoch and self.log_negatives:
+            if self.shared:
+                raise InputError("training goes on in one process only: leave torchrun and nproc out, or train anew")
             self._reopen(users[order], items[order], train_data.times, static)
             if static:
                 table = np.asarray(self.triple_log.epoch(0), np.int64)[self._position]
@@ -83,7 +143,7 @@ class _Logging:
             dataset.inter_feat.interaction[ROW] = torch.arange(len(users))
             if static:
                 train_data.collate_fn = _StaticCollate(train_data, table)
-        if not self.log_negatives or self.triple_log:
+        if not self.log_negatives or self.triple_log or not distributed.leads():
             return
         path = log_path(self.saved_model_file)
         self.triple_log = TripleLog.create(
@@ -118,19 +178,29 @@ class _Logging:
         self.triple_log = log
 
     def _train_epoch(self, train_data, epoch_idx, loss_func=None, show_progress=False):
+        if self.shared:
+            self.distributed_model = self.distributed_model or DistributedDataParallel(self.model)
         loader = pairwise_loader(train_data)
-        if getattr(loader, "dl_format", None) != InputType.PAIRWISE or not self.config["single_spec"]:
+        if getattr(loader, "dl_format", None) != InputType.PAIRWISE:
             return super()._train_epoch(train_data, epoch_idx, loss_func, show_progress)
+        if self.shared:
+            distributed.same_draws(self.device)
         if self._position is None:
             self._prepare(train_data)
             self._snapshot(epoch_idx)
-        dtype = self.triple_log.dtype if self.triple_log else np.int64
-        recorded = _Recorded(loader, self._position, loader.times, dtype)
+        dtype = smallest_uint(loader._dataset.item_num - 1)
+        recorded = (_Share if self.shared else _Recorded)(loader, self._position, loader.times, dtype)
+        if self.shared:
+            loss_func = recorded.loss(loss_func or self.model.calculate_loss)
         if loader is train_data:
             loss = super()._train_epoch(recorded, epoch_idx, loss_func, show_progress)
         else:
             with replaced(train_data, general_dataloader=recorded):
                 loss = super()._train_epoch(train_data, epoch_idx, loss_func, show_progress)
+        if self.shared:
+            loss = distributed.mean(loss, self.device)
+            if self.log_negatives:
+                distributed.gather(recorded.drawn, self.device)
         if self.triple_log:
             drawn = recorded.drawn
             if not drawn.any():  # an epoch on the knowledge graph alone: the triples are still those of before
@@ -140,8 +210,18 @@ class _Logging:
             self._snapshot(epoch_idx + 1)
         return loss
 
+    def _valid_epoch(self, valid_data, show_progress=False):
+        if not self.shared or _sharded(valid_data):
+            return super()._valid_epoch(valid_data, show_progress)
+        leads = distributed.leads()
+        return distributed.share(super()._valid_epoch(valid_data, show_progress) if leads else None, self.device)
+
+    def _map_reduce(self, result, num_sample):
+        return super()._map_reduce(result, num_sample) if self._evaluates_a_part else result
+
     def evaluate(self, eval_data, load_best_model=True, model_file=None, show_progress=False):
         """RecBole's ``Trainer.evaluate``: the same numbers, faster where `RankedLoader` fits."""
+        self._evaluates_a_part = _sharded(eval_data)
         if eval_data and RankedLoader.fits(self, eval_data):
             eval_data, show_progress = RankedLoader(self, eval_data, show_progress), False
         return super().evaluate(eval_data, load_best_model, model_file, show_progress)
@@ -174,6 +254,11 @@ class KnowledgeTrainer(_Logging, KGTrainer):
 def make_trainer(config, model):
     """The trainer for a model."""
     return (KnowledgeTrainer if config["MODEL_TYPE"] == ModelType.KNOWLEDGE else BPRTrainer)(config, model)
+
+
+def _sharded(loader):
+    """Whether this rank gets a part of the loader's data only, as RecBole's own evaluation loaders give it."""
+    return isinstance(getattr(loader, "sampler", None), DistributedSampler)
 
 
 def _unused(path):

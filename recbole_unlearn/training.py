@@ -15,6 +15,7 @@ import torch
 from recbole.utils import init_seed
 from tqdm import tqdm
 
+from recbole_unlearn import distributed
 from recbole_unlearn.compat import plain
 from recbole_unlearn.config import UnlearnConfig, own_options
 from recbole_unlearn.data.forget import KINDS
@@ -26,7 +27,8 @@ from recbole_unlearn.trainer import make_trainer
 # Keys of a configuration that belong to one run, not to the model that it trains.
 RUN_KEYS = (
     "checkpoint", "checkpoint_dir", "output_dir", "device", "gpu_id", "use_gpu", "compare", "purge", "data_path",
-    "purge_dataset", "audit", "single_spec", "local_rank", "show_progress", "model", "dataset", "config_files",
+    "purge_dataset", "audit", "single_spec", "local_rank",
+    "nproc", "world_size", "ip", "port", "offset", "rank_timeout", "show_progress", "model", "dataset", "config_files",
     "forget_category_field", "spam_items", "request_batch", "drift_every",
     "methods", "method_args", "compare_models", "comparison_sets", "comparison_seeds", "comparison_cache",
     "experiment", "quick",
@@ -55,6 +57,8 @@ def train(config, split, path, forgotten=None, seed=None, log_negatives=True):
     Returns:
         (model with the best weights, trainer, seconds of ``fit``)
     """
+    rows = None if forgotten is None else _rows(forgotten).tolist()
+    distributed.order("train", path=str(path), forgotten=rows, seed=seed, log_negatives=log_negatives)
     loader = split.train if forgotten is None and seed is None else split.remaining(_rows(forgotten), seed)
     model = new_model(config, split, seed, loader._dataset)
     trainer = make_trainer(config, model)
@@ -63,6 +67,8 @@ def train(config, split, path, forgotten=None, seed=None, log_negatives=True):
     start = perf_counter()
     trainer.fit(loader, split.valid, verbose=True, saved=True, show_progress=config["show_progress"])
     seconds = perf_counter() - start
+    if not config["single_spec"]:
+        distributed.barrier()  # rank 0 has written the best weights
     state = torch.load(path, map_location=config["device"], weights_only=True)
     model.load_state_dict(state["state_dict"])
     if trainer.triple_log:

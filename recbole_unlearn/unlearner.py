@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from recbole_unlearn import distributed
 from recbole_unlearn.checkpoint import check_finite
 from recbole_unlearn.data.sampling import BatchOrder
 from recbole_unlearn.influence import damping as damping_metrics
@@ -15,6 +16,7 @@ from recbole_unlearn.influence.newton import Objective, flat, minimise
 from recbole_unlearn.influence.objective import gradient, pool_return, sampled_triples
 from recbole_unlearn.influence.operators import Damped, DotProductCurvature, UserTriples
 from recbole_unlearn.influence.replay import Adam, Trajectory, replay
+from recbole_unlearn.influence.sharding import Shard
 from recbole_unlearn.influence.solver import conjugate_gradient, preconditioner
 from recbole_unlearn.input_error import InputError
 
@@ -75,12 +77,14 @@ class InfluenceUnlearner:
         popularity (array, optional): sampling weight of each item where negatives are not uniform.
         data_row (array, optional): row in RecBole's training data of each row of the log, int ``[rows]``, to replay
             all rows in the order of batches of their training; default: in another order.
+        shared (bool): whether every rank has such an unlearner, of which it works on its share of the users. What rank
+            0 is asked to do, the others are ordered to do likewise; all end with the same weights.
 
     Raises:
         InputError: model, optimiser or weights that the method is not valid for.
     """
 
-    def __init__(self, model, log, optimizer_state, config, epochs=None, popularity=None, data_row=None):
+    def __init__(self, model, log, optimizer_state, config, epochs=None, popularity=None, data_row=None, shared=False):
         name = type(model).__name__
         if name not in SUPPORTED:
             raise InputError(f"model {name} is not supported; {', '.join(SUPPORTED)} is")
@@ -102,6 +106,9 @@ class InfluenceUnlearner:
                 f"the model has {len(self.P)} users and {len(self.Q)} items, the triple log {log.metadata['n_users']} "
                 f"and {log.metadata['n_items']}; they belong to different runs"
             )
+        sizes = (len(self.P), len(self.Q), self.P.shape[1])
+        self.shared = shared
+        self.shard = Shard(log.users, *sizes, *(distributed.rank_and_size() if shared else (0, 1)))
         self.weight_decay = float(config["weight_decay"] or 0)
         self.optimizer_state = optimizer_state
         self.absent = np.zeros(log.n_rows, bool)  # rows that requests before the next one have taken away
@@ -145,8 +152,8 @@ class InfluenceUnlearner:
     def _gradient_share(self):
         """Gradient norm of the whole objective at the trained weights, divided by that of its L2 part."""
         objective = self._objective(np.empty(0, np.int64))
-        theta = flat(self.P, self.Q)
-        return float(objective.at(theta)[1].norm() / (objective.l2 * theta.norm()))
+        theta = self._spread()
+        return self.shard.norm(objective.at(theta)[1]) / (objective.l2 * self.shard.norm(theta))
 
     def _no_replay(self):
         group = self.optimizer_state["param_groups"][0]
@@ -215,12 +222,17 @@ class InfluenceUnlearner:
         if len(rows) == 0:
             details = {"chosen": self.chosen}
             return Unlearned(dict(self.state_dict), self.method, perf_counter() - start, details, self.snapshots)
+        if self.shared:
+            distributed.order("unlearn", rows=rows.tolist())
+        sent = self.shard.bytes_summed
         run = {"replay": self._replay, "reoptimise": self._reoptimise, "influence": self._influence}[self.method]
         user_change, item_change, details, snapshots = run(rows, show_progress)
         state = dict(self.state_dict)
         state["user_embedding.weight"] = torch.from_numpy((self.P + user_change).astype(self.P.dtype))
         state["item_embedding.weight"] = torch.from_numpy((self.Q + item_change).astype(self.Q.dtype))
         check_finite(state, "the unlearned model; raise damping_strength: the result")
+        if self.shared:
+            details |= {"ranks": self.shard.size, "bytes_summed_a_rank": self.shard.bytes_summed - sent}
         return Unlearned(state, self.method, perf_counter() - start, {"chosen": self.chosen, **details}, snapshots)
 
     @property
@@ -230,6 +242,8 @@ class InfluenceUnlearner:
 
     def apply(self, rows, unlearned):
         """Go on from the result of a request: the next one starts where it ended, on what it left of the log."""
+        if self.shared:
+            distributed.order("apply")
         self.absent[rows] = True
         self.pending[rows] = True
         if unlearned.details.get("all_rows"):
@@ -243,6 +257,10 @@ class InfluenceUnlearner:
         self.state_dict = state_dict
         self.P = state_dict["user_embedding.weight"].numpy()
         self.Q = state_dict["item_embedding.weight"].numpy()
+
+    def _spread(self):
+        """The weights as a vector spread over ranks, see `Shard`; alone, all of them."""
+        return flat(self.P[self.shard.users], self.Q)
 
     def _remaining(self, rows):
         """Users and items of the rows that earlier requests left, int64, and where among them ``rows`` are."""
@@ -296,8 +314,12 @@ class InfluenceUnlearner:
                 all_rows,
                 absent,
                 self.order.steps if all_rows and self.order else None,
+                self.shard if self.shared else None,
             )
         change = np.zeros((n_users + len(self.Q), K))
+        if result is None:  # rank 0 ran the lanes
+            change = self.shard.from_leader(torch.from_numpy(change)).numpy()
+            return change[:n_users], change[n_users:], {}, {}
         change[result.rows] = result.change
         # A user without any interaction left was never trained: a fresh initial embedding. The recorded one would not
         # do, since every item that was ever sampled against this user has moved along it.
@@ -305,6 +327,7 @@ class InfluenceUnlearner:
         initial = trajectory.at(0)[: self.P.size]
         fresh = np.random.default_rng(self.config["seed"]).normal(initial.mean(), initial.std(), (len(bare), K))
         change[bare] = fresh - self.P[bare]
+        self.shard.from_leader(torch.from_numpy(change))
         snapshots = {}
         for n, weights in recorded.items():
             weights = weights.astype(np.float32).reshape(-1, K)
@@ -325,17 +348,22 @@ class InfluenceUnlearner:
 
         What earlier requests returned is not included: the log of an unlearned model does not say what was forgotten.
         """
-        log, sizes = self.log, (len(self.P), len(self.Q))
-        users, items = np.asarray(log.users, np.int64), np.asarray(log.items)
+        log, shard = self.log, self.shard
+        sizes = (shard.n_own, len(self.Q))
+        users, items = (
+            np.asarray(log.users[shard.rows], np.int64) - shard.users.start,
+            np.asarray(log.items[shard.rows]),
+        )
         keep = ~self.absent
         keep[rows] = False
-        triples = [UserTriples(users[keep], items[keep], log.epoch(0)[keep], *sizes)]
+        own = keep[shard.rows]
+        triples = [UserTriples(users[own], items[own], log.epoch(0)[shard.rows][own], *sizes)]
         if self.config["pool_return"]:
-            returned = pool_return(*self._remaining(rows), len(self.Q), log.negatives, self.popularity)
+            returned = self._returned(rows)
             pos, neg = returned.pos.astype(items.dtype), returned.neg.astype(log.dtype)
             triples.append(UserTriples(returned.users, pos, neg[:, None], *sizes, returned.weight))
         n_triples = int(keep.sum()) * log.negatives
-        return Objective(triples, n_triples, self.weight_decay, (*sizes, self.P.shape[1]))
+        return Objective(triples, n_triples, self.weight_decay, (*sizes, self.P.shape[1]), shard)
 
     def _reoptimise(self, rows, show_progress):
         """The change to a minimum of the objective without the rows, and the certificate that it is one.
@@ -352,18 +380,18 @@ class InfluenceUnlearner:
                 bar.set_postfix_str(f"gradient {report.gradient_norm:.1e}")
 
             tolerance = self.config["reoptimise_tolerance"]
-            P, Q, report = minimise(objective, self.P, self.Q, tolerance, limit, progress)
+            P, Q, report = minimise(objective, self.P[self.shard.users], self.Q, tolerance, limit, progress)
         if not report.converged:
             logging.getLogger().warning(
                 f"re-optimisation stopped at a mean gradient norm of {report.gradient_norm:.1e}, above "
                 f"reoptimise_tolerance, after {report.iterations} iterations"
             )
         stored = flat(P.astype(self.P.dtype), Q.astype(self.Q.dtype))
-        user_change, item_change = P - self.P, Q - self.Q
+        user_change, item_change = self._split(self.shard.whole(flat(P - self.P[self.shard.users], Q - self.Q)))
         details = {
             "triples": objective.n_triples,
             "step_norm": float(flat(user_change, item_change).norm()),
-            "gradient_norm_stored": float(objective.at(stored)[1].norm()) / objective.n_triples,
+            "gradient_norm_stored": self.shard.norm(objective.at(stored)[1]) / objective.n_triples,
             **asdict(report),
         }
         return user_change, item_change, details, {}
@@ -371,59 +399,75 @@ class InfluenceUnlearner:
     def _influence(self, rows, show_progress):
         """One influence-function step."""
         z = self._right_hand_side(rows)
-        curvature = self._curvature(rows)
-        step, solve = self._solve(curvature, z, self.damping, show_progress)
+        curvature, n_triples = self._curvature(rows)
+        step, solve = self._solve(curvature, z, self.shard.take(self.damping), show_progress, self.shard)
+        step = self.shard.whole(step)
         if not solve.converged:
             logging.getLogger().warning(
                 f"conjugate gradient stopped at relative residual {solve.residual:.1e} after {solve.iterations} "
                 "iterations" + (": negative curvature" if solve.negative_curvature else "")
             )
         details = {
-            "curvature_triples": len(curvature.triples),
+            "curvature_triples": n_triples,
             "step_norm": float(step.norm()),
-            "gradient_norm": float(z.norm()),
+            "gradient_norm": self.shard.norm(z),
             **asdict(solve),
         }
-        return *curvature.split(step), details, {}
+        return *self._split(step), details, {}
+
+    def _split(self, v):
+        """The user and item parts of a whole flat vector, as arrays ``[n_users, K]`` and ``[n_items, K]``."""
+        rows = v.numpy().reshape(-1, self.P.shape[1])
+        return rows[: len(self.P)], rows[len(self.P) :]
 
     def _log_epochs(self):
         last = self.config["log_epochs"]
         return np.arange(0 if last == "all" else max(self.epochs - last, 0), self.epochs)
 
+    def _returned(self, rows):
+        """Triples of the own users, numbered from the first of them, that retraining would draw; see `pool_return`."""
+        users, items, forgotten = self._remaining(rows)
+        own = slice(*np.searchsorted(users, [self.shard.users.start, self.shard.users.stop]))
+        forgotten = forgotten[(forgotten >= own.start) & (forgotten < own.stop)] - own.start
+        users = users[own] - self.shard.users.start
+        return pool_return(users, items[own], forgotten, len(self.Q), self.log.negatives, self.popularity)
+
     def _right_hand_side(self, rows):
-        log = self.log
-        users, items = np.asarray(log.users, np.int64), np.asarray(log.items, np.int64)
-        removed = sampled_triples(users[rows], items[rows], log.gather(rows, self._log_epochs()))
-        z = gradient(removed, self.P, self.Q)
+        log, shard = self.log, self.shard
+        P, own = self.P[shard.users], shard.owned(rows)
+        users, items = np.asarray(log.users[own], np.int64) - shard.users.start, np.asarray(log.items[own], np.int64)
+        removed = sampled_triples(users, items, log.gather(own, self._log_epochs()))
+        z = torch.from_numpy(gradient(removed, P, self.Q))
         # L2 is a mean over triples too, so fewer triples carry less of it
-        theta = flat(self.P, self.Q).numpy()
-        z += len(rows) * log.negatives * self.weight_decay * theta
+        shard.once(z).add_(len(rows) * log.negatives * self.weight_decay * shard.once(self._spread()))
         if self.config["pool_return"]:
-            returned = pool_return(*self._remaining(rows), len(self.Q), log.negatives, self.popularity)
-            z -= gradient(returned, self.P, self.Q)
-        return torch.from_numpy(z)
+            z -= torch.from_numpy(gradient(self._returned(rows), P, self.Q))
+        return shard.sum_items(z)
 
     def _curvature(self, rows):
         """Curvature over a part of the logged triples that is large enough, weighted to one epoch."""
-        log, m = self.log, self.log.negatives
+        log, m, shard = self.log, self.log.negatives, self.shard
         epochs = self._log_epochs()
         if log.static:
             epochs = epochs[-1:]
         wanted = max((self.config["curvature_triples"] or CURVATURE_TRIPLES) // log.n_rows, 1)
         if wanted < m and not self.config["paper"]:
-            negatives = np.ascontiguousarray(log.epoch(epochs[-1])[:, :wanted])
+            negatives = np.ascontiguousarray(log.epoch(epochs[-1])[shard.rows, :wanted])
         else:
             count = min(max(wanted // m, 1), len(epochs))
             chosen = epochs[np.linspace(0, len(epochs) - 1, count).round().astype(int)] if count > 1 else epochs[-1:]
-            negatives = np.concatenate([log.epoch(e) for e in chosen], axis=1)
+            negatives = np.concatenate([log.epoch(e)[shard.rows] for e in chosen], axis=1)
         weight = np.full(log.n_rows, m / negatives.shape[1], np.float32)
         weight[self.absent] = 0
         if not self.config["paper"]:  # equation (7) keeps the forgotten triples in H
             weight[rows] = 0
-        triples = UserTriples(log.users, np.array(log.items), negatives, len(self.P), len(self.Q), weight)
-        return DotProductCurvature(triples, self.P, self.Q, exact=self.config["curvature"] == "hessian")
+        users, items = np.asarray(log.users[shard.rows]) - shard.users.start, np.array(log.items[shard.rows])
+        triples = UserTriples(users, items, negatives, shard.n_own, len(self.Q), weight[shard.rows])
+        exact = self.config["curvature"] == "hessian"
+        curvature = DotProductCurvature(triples, self.P[shard.users], self.Q, exact=exact)
+        return shard.together(curvature), log.n_rows * negatives.shape[1]
 
-    def _solve(self, curvature, z, damping, show_progress=False):
+    def _solve(self, curvature, z, damping, show_progress=False, space=None):
         with tqdm(total=self.config["cg_max_iterations"], desc="Unlearn", ncols=100, disable=not show_progress) as bar:
 
             def progress(report):
@@ -437,4 +481,5 @@ class InfluenceUnlearner:
                 self.config["cg_tolerance"],
                 self.config["cg_max_iterations"],
                 progress,
+                space,
             )

@@ -173,11 +173,15 @@ class PairwiseCollate:
         return Interaction(batch)
 
 
-def batches(loader, collate):
-    """What iterating ``loader`` with ``collate`` yields, without torch's loop over single rows."""
+def batches(loader, collate, step=None):
+    """What iterating ``loader`` with ``collate`` yields, without torch's loop over single rows.
+
+    ``step``: rows of a batch; default: the loader's.
+    """
     order = _next_order(loader.sample_size, loader.generator) if loader.shuffle else np.arange(loader.sample_size)
-    for start in range(0, loader.sample_size, loader.step):
-        yield collate(order[start : start + loader.step])
+    step = step or loader.step
+    for start in range(0, loader.sample_size, step):
+        yield collate(order[start : start + step])
 
 
 def _next_order(n, generator):

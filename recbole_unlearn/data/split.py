@@ -27,6 +27,7 @@ def eval_loader(config, dataset, sampler, sampled=0):
     full ranking, and ``users x items`` scores without limit in sampled ranking). The metrics do not depend on it.
     """
     config = _copy(config)
+    config["single_spec"] = True  # else every rank would get a part, padded with users that count twice
     if not sampled:
         return FullSortEvalDataLoader(config, dataset, sampler, shuffle=False)
     config[f"{sampler.phase}_neg_sample_args"] = {"distribution": "uniform", "sample_num": sampled}

@@ -14,6 +14,7 @@ from recbole.data.interaction import Interaction
 from recbole.model.abstract_recommender import AbstractRecommender
 from recbole.sampler import Sampler
 from recbole.utils import EvaluatorType, ModelType
+from torch.utils.data.distributed import DistributedSampler
 from tqdm import tqdm
 
 from recbole_unlearn.data.sampling import NegativeDraw
@@ -49,7 +50,7 @@ class RankedLoader:
             or max(config["topk"]) > loader._dataset.item_num
             or getattr(model, "type", None) != ModelType.GENERAL
             or trainer.device.type != "cpu"
-            or not config["single_spec"]
+            or isinstance(loader.sampler, DistributedSampler)
             or config["transform"]
         ):
             return False

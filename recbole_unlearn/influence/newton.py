@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from recbole_unlearn.influence.operators import Damped, DotProductCurvature, Sum
-from recbole_unlearn.influence.solver import preconditioner
+from recbole_unlearn.influence.solver import Space, preconditioner
 
 # Differences of the objective below this share of it are rounding: sums of some 1e6 float64 terms.
 ROUNDING = 1e-13
@@ -56,9 +56,11 @@ class Objective:
         n_triples (int): N, by which gradient norms are divided too.
         weight_decay (float): of the mean over N triples, as RecBole has it.
         shape: ``(n_users, n_items, K)``.
+        space (Space, optional): of the weights; default: this process holds them, and the triples, whole.
     """
 
-    def __init__(self, triples, n_triples, weight_decay, shape):
+    def __init__(self, triples, n_triples, weight_decay, shape, space=None):
+        self.space = space or Space()
         self.triples = triples
         self.n_triples = n_triples
         self.l2 = n_triples * weight_decay
@@ -82,8 +84,9 @@ class Objective:
             (float, Tensor, Sum): value, gradient, and the exact Hessian of the loss without L2.
         """
         P, Q = self.split(theta)
-        loss = Sum([DotProductCurvature(t, P, Q, exact=True, dtype=np.float64) for t in self.triples])
-        return loss.loss + self.l2 / 2 * float(theta @ theta), loss.gradient() + self.l2 * theta, loss
+        parts = [DotProductCurvature(t, P, Q, exact=True, dtype=np.float64) for t in self.triples]
+        loss = self.space.together(Sum(parts))
+        return loss.loss + self.l2 / 2 * float(self.space.dot(theta, theta)), loss.gradient() + self.l2 * theta, loss
 
 
 def flat(P, Q):
@@ -107,9 +110,10 @@ def minimise(objective, P, Q, tolerance, max_iterations, progress=None):
     Returns:
         (P, Q, NewtonReport): float64 embeddings.
     """
+    space = objective.space
     start = theta = flat(P, Q)
     value, gradient, loss = objective.at(theta)
-    first = norm = gradient.norm().item()
+    first = norm = space.norm(gradient)
     report = NewtonReport(gradient_norm_before=first / objective.n_triples, gradient_norm=first / objective.n_triples)
     target = tolerance * objective.n_triples
     precondition = radius = None
@@ -117,16 +121,16 @@ def minimise(objective, P, Q, tolerance, max_iterations, progress=None):
         if precondition is None:
             precondition = preconditioner(loss, objective.l2)
         if radius is None:
-            radius = torch.dot(gradient, precondition(gradient)).sqrt().item()
+            radius = space.dot(gradient, precondition(gradient)).sqrt().item()
         # accurate enough for quadratic convergence, no more than the tolerance asks for and one solve can give: below
         # some 1e-6, rounding along the rotations takes over
         accuracy = max(min(0.1, norm / first) * norm, 1e-5 * norm, target / 2)
-        model = _steihaug(Damped(loss, objective.l2), gradient, precondition, radius, accuracy)
+        model = _steihaug(Damped(loss, objective.l2), gradient, precondition, radius, accuracy, space)
         report.iterations += 1
         report.products += model.products
         report.negative_curvature |= model.negative_curvature
         trial = objective.at(theta + model.step)
-        gain, trial_norm = value - trial[0], trial[1].norm().item()
+        gain, trial_norm = value - trial[0], space.norm(trial[1])
         if max(model.decrease, abs(gain)) > ROUNDING * abs(value):
             ratio = gain / model.decrease
         elif trial_norm < norm:  # the value cannot tell any more, the gradient still can
@@ -146,17 +150,17 @@ def minimise(objective, P, Q, tolerance, max_iterations, progress=None):
         if progress:
             progress(report)
     if report.iterations:
-        theta = nearest_rotation(theta, start, objective.K)
-        report.gradient_norm = objective.at(theta)[1].norm().item() / objective.n_triples
+        theta = nearest_rotation(theta, start, objective.K, space)
+        report.gradient_norm = space.norm(objective.at(theta)[1]) / objective.n_triples
     report.converged = report.gradient_norm <= tolerance
     return *objective.split(theta), report
 
 
-def nearest_rotation(theta, start, K):
+def nearest_rotation(theta, start, K, space=None):
     """``theta`` with all rows turned together to be nearest to ``start`` (orthogonal Procrustes): no score changes."""
-    rows = theta.view(-1, K)
-    U, _, V = torch.linalg.svd(rows.T @ start.view(-1, K))
-    return (rows @ (U @ V)).view(-1)
+    space = space or Space()
+    U, _, V = torch.linalg.svd(space.sum(space.once(theta).view(-1, K).T @ space.once(start).view(-1, K)))
+    return (theta.view(-1, K) @ (U @ V)).view(-1)
 
 
 @dataclass
@@ -171,7 +175,7 @@ class _Step:
     negative_curvature: bool
 
 
-def _steihaug(operator, gradient, precondition, radius, accuracy):
+def _steihaug(operator, gradient, precondition, radius, accuracy, space):
     """Truncated conjugate gradient on ``g.s + s.H s / 2`` within ``||s||_M <= radius``, M the preconditioner.
 
     Stops at a residual norm of ``accuracy``; a direction of negative curvature is followed to the boundary.
@@ -180,14 +184,14 @@ def _steihaug(operator, gradient, precondition, radius, accuracy):
     r = gradient.clone()
     y = precondition(r)
     d = -y
-    rho = torch.dot(r, y).item()
+    rho = space.dot(r, y).item()
     # squared M-norms of s and d and their M-product, by recurrence
     ss, sd, dd = 0.0, 0.0, rho
     decrease, products = 0.0, 0
     while products < PRODUCTS_PER_STEP:
         Hd = operator.matvec(d)
         products += 1
-        curvature = torch.dot(d, Hd).item()
+        curvature = space.dot(d, Hd).item()
         if curvature != curvature:
             raise ValueError("the Hessian is not finite")
         alpha = rho / curvature
@@ -200,10 +204,10 @@ def _steihaug(operator, gradient, precondition, radius, accuracy):
         r += alpha * Hd
         decrease += alpha * rho / 2
         ss += 2 * alpha * sd + alpha**2 * dd
-        if r.norm().item() <= accuracy:
+        if space.norm(r) <= accuracy:
             break
         y = precondition(r)
-        rho, previous = torch.dot(r, y).item(), rho
+        rho, previous = space.dot(r, y).item(), rho
         beta = rho / previous
         d = beta * d - y
         sd, dd = beta * (sd + alpha * dd), rho + beta**2 * dd

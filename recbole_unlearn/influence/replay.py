@@ -19,6 +19,7 @@ from functools import cache
 
 import numba
 import numpy as np
+import torch
 
 from recbole_unlearn.influence.objective import returning
 from recbole_unlearn.influence.vectors import FLAGS, add_scaled, dot, exp, load, store
@@ -269,7 +270,7 @@ class Replayed:
 
 def replay(
     users, pos, negatives, forgotten, trajectory, n_users, n_items, optimizer, batch_triples,
-    popularity=None, seed=0, progress=None, all_rows=False, absent=None, steps=None,
+    popularity=None, seed=0, progress=None, all_rows=False, absent=None, steps=None, shard=None,
 ):  # fmt: skip
     """Run the optimiser again for the rows that some interactions touch, with and without these interactions.
 
@@ -290,9 +291,10 @@ def replay(
         all_rows (bool): whether to run all rows again instead of the touched ones.
         absent (optional): rows that earlier requests took away, bool ``[rows]``; neither lane has them.
         steps (callable, optional): epoch -> batch that each row was in, int32 ``[rows]``, or None; default: at random.
+        shard (Shard, optional): what of the rows this rank looks through for triples; rank 0 runs the lanes.
 
     Returns:
-        Replayed
+        Replayed, or None on other ranks than 0
     """
     users, pos = np.array(users, np.int32), np.array(pos, np.int32)
     forgotten = np.asarray(forgotten, np.int64)
@@ -327,14 +329,15 @@ def replay(
 
     snapshots = {0: change(0).astype(np.float32)}
 
-    chunks = np.linspace(0, n_rows, CHUNKS + 1).astype(np.int64)
+    own = shard.rows if shard else slice(0, n_rows)
+    chunks = np.linspace(own.start, own.stop, CHUNKS + 1).astype(np.int64)
     counts = np.empty((CHUNKS, n_steps), np.int64)
     # As long as any epoch may need: what is not written to takes no memory.
     chosen, step, out = (np.empty(n_rows, kind) for kind in (np.int32, np.int32, np.bool_))
     triples = np.empty((n_rows, 2 + m), np.int32)
     hyper = tuple(float(value) for value in astuple(optimizer))
     rng = np.random.default_rng(seed)
-    total = 0
+    total = n_returned = 0
     for epoch, neg in enumerate(negatives):
         neg = np.ascontiguousarray(neg).view()
         neg.flags.writeable = False  # memory-mapped or not: one compiled version
@@ -355,10 +358,13 @@ def replay(
         start = start[::CHUNKS].copy()
         _arrange(anchors, neg, item_place, gone, chunks, chosen, step, counts, next_free, triples, out)
         user, positive, item, return_start = returns.draw(rng, n_steps)
+        found = shard.merge(triples, out, start) if shard else (triples, out, start)
+        if found is None:
+            continue
         returned = np.stack([user_place[user], item_place[positive], item_place[item]], axis=1)
-        total += len(returned)
+        n_returned += len(returned)
 
-        steps_of_epoch = (triples, out, start, returned, return_start)
+        steps_of_epoch = (*found, returned, return_start)
         weight = (1 / size).astype(np.float32)
         if all_rows:
             _train_epoch(K)(W, n_users, *steps_of_epoch, M[0], V[0], epoch * n_steps, weight, hyper)
@@ -369,10 +375,14 @@ def replay(
             snapshots[epoch + 1] = change(epoch + 1).astype(np.float32)
         if progress:
             progress()
+    if shard:
+        total = int(shard.sum(torch.tensor(total)))
+        if not shard.leads:
+            return None
     left = np.bincount(users[present & ~gone], minlength=n_users)
     untrained = np.isin(rows, touched_users[left[touched_users] == 0])
     without = lanes[-1].copy()
-    return Replayed(rows, change(len(negatives)), snapshots, untrained, without, total)
+    return Replayed(rows, change(len(negatives)), snapshots, untrained, without, total + n_returned)
 
 
 class _Returns:

@@ -7,6 +7,30 @@ import torch
 BLOCK_JACOBI_UP_TO = 16  # K; beyond, K x K blocks cost more than the iterations they save
 
 
+class Space:
+    """Algebra of flat vectors that this process holds whole; for vectors spread over several, see `sharding.Shard`."""
+
+    def dot(self, a, b):
+        """Inner product, a tensor without dimensions."""
+        return torch.dot(a, b)
+
+    def norm(self, v):
+        """Euclidean norm, a number."""
+        return v.norm().item()
+
+    def sum(self, x):
+        """Sum of a tensor over processes."""
+        return x
+
+    def once(self, v):
+        """The entries that count here."""
+        return v
+
+    def together(self, curvature):
+        """The sum of the processes' curvatures."""
+        return curvature
+
+
 @dataclass
 class SolveReport:
     """How a linear solve went.
@@ -26,7 +50,9 @@ class SolveReport:
     history: list = field(default_factory=list)
 
 
-def conjugate_gradient(operator, z, precondition=None, tolerance=1e-3, max_iterations=200, progress=None):
+def conjugate_gradient(
+    operator, z, precondition=None, tolerance=1e-3, max_iterations=200, progress=None, space=None
+):  # fmt: skip
     """Solve ``A t = z`` for symmetric positive definite ``A``.
 
     On negative curvature the iterate so far is returned, as in truncated Newton methods (Steihaug 1983): zeros if it
@@ -38,14 +64,16 @@ def conjugate_gradient(operator, z, precondition=None, tolerance=1e-3, max_itera
         precondition (callable, optional): ``r -> M^-1 r``.
         tolerance (float): stop at ``||r|| <= tolerance ||z||``.
         progress (callable, optional): called with the report after each iteration.
+        space (Space, optional): of the vectors; default: this process holds them whole.
 
     Returns:
         (Tensor, SolveReport)
     """
+    space = space or Space()
     precondition = precondition or (lambda r: r)
     report = SolveReport()
     t = torch.zeros_like(z)
-    norm = z.norm().item()
+    norm = space.norm(z)
     if norm == 0:
         return t, report
     if not norm < float("inf"):
@@ -53,12 +81,12 @@ def conjugate_gradient(operator, z, precondition=None, tolerance=1e-3, max_itera
     r = z.clone()
     y = precondition(r)
     d = y.clone()
-    rho = torch.dot(r, y)
+    rho = space.dot(r, y)
     report.residual, report.converged = 1.0, False
     while report.iterations < max_iterations:
         Ad = operator.matvec(d)
         report.iterations += 1
-        curvature = torch.dot(d, Ad).item()
+        curvature = space.dot(d, Ad).item()
         if curvature != curvature:
             raise ValueError("the matrix of the linear solve is not finite")
         if curvature <= 0:
@@ -67,7 +95,7 @@ def conjugate_gradient(operator, z, precondition=None, tolerance=1e-3, max_itera
         alpha = rho / curvature
         t += alpha * d
         r -= alpha * Ad
-        report.residual = (r.norm() / norm).item()
+        report.residual = space.norm(r) / norm
         report.history.append(report.residual)
         if progress:
             progress(report)
@@ -75,7 +103,7 @@ def conjugate_gradient(operator, z, precondition=None, tolerance=1e-3, max_itera
             report.converged = True
             break
         y = precondition(r)
-        rho, previous = torch.dot(r, y), rho
+        rho, previous = space.dot(r, y), rho
         d = y + (rho / previous) * d
     return t, report
 
