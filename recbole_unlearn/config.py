@@ -211,7 +211,7 @@ class UnlearnConfig(Config):
             ):
                 raise InputError(f"{key} must be a number of at least {low}, not {self[key]!r}")
         ones = (
-            *(["curvature_triples"] if self["curvature_triples"] is not None else []),
+            *(["curvature_triples"] if self["curvature_triples"] != "auto" else []),
             "cg_max_iterations",
             "reoptimise_max_iterations",
             "request_batch",

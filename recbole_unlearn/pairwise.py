@@ -282,8 +282,10 @@ class PairwiseUnlearner:
 
     def _curvature(self, after, rows):
         """Curvature of the remaining triples, of a sample that holds the users concerned first; and its size."""
-        wanted = self.config["curvature_triples"] or self.view.traits.curvature_triples
-        wanted = (wanted or CURVATURE_TRIPLES[self.split.sequential]) // self.log.negatives
+        wanted = self.config["curvature_triples"]
+        if wanted == "auto":
+            wanted = self.view.traits.curvature_triples or CURVATURE_TRIPLES[self.split.sequential]
+        wanted = max(wanted // self.log.negatives, 1)
         kept = np.flatnonzero(after.position >= 0)
         own = np.isin(self.log.users[kept], np.unique(self.log.users[rows]))
         concerned, others = _spread(kept[own], max(wanted // 2, 1)), _spread(kept[~own], wanted - wanted // 2)

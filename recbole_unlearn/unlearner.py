@@ -450,7 +450,8 @@ class InfluenceUnlearner:
         epochs = self._log_epochs()
         if log.static:
             epochs = epochs[-1:]
-        wanted = max((self.config["curvature_triples"] or CURVATURE_TRIPLES) // log.n_rows, 1)
+        wanted = self.config["curvature_triples"]
+        wanted = max((CURVATURE_TRIPLES if wanted == "auto" else wanted) // log.n_rows, 1)
         if wanted < m and not self.config["paper"]:
             negatives = np.ascontiguousarray(log.epoch(epochs[-1])[shard.rows, :wanted])
         else:
