@@ -545,8 +545,8 @@ def test_another_data_set_than_the_checkpoints_is_refused(trained, write_data, i
 
 
 def test_an_unsupported_model_is_refused(make_options):
-    with pytest.raises(InputError, match="LightGCN"):
-        run_unlearn("LightGCN", "tiny", None, make_options(output_dir="out"))
+    with pytest.raises(InputError, match="MultiDAE is not supported"):
+        run_unlearn("MultiDAE", "tiny", None, make_options(output_dir="out", train_neg_sample_args=None))
     assert written() == set()
 
 
@@ -613,7 +613,7 @@ def test_help_lists_every_own_key_with_its_meaning(capsys):
         (["--forget_count=3", "--forget_count=4"], "twice"),
         (["--config_files=no.yaml"], "no.yaml"),
         (["--checkpoint=no.pth"], "no.pth"),
-        (["--model=LightGCN"], "LightGCN"),
+        (["--model=MultiDAE", "--train_neg_sample_args=None"], "MultiDAE"),
         (["--model=Nonsense"], "Nonsense"),
         (["--damping=lots"], "damping"),
     ],
