@@ -25,7 +25,6 @@ from recbole_unlearn.influence.objective import returning
 from recbole_unlearn.influence.vectors import FLAGS, add_scaled, dot, exp, load, store
 
 CHUNKS = 16  # of rows; fixed, so that the order of triples is the same whatever the number of threads
-PARTS = 2  # of a batch, for as many threads; fixed for the same reason, and few since each has gradients of its own
 
 
 @dataclass
@@ -118,13 +117,13 @@ def _adam(w, m, v, g, step, hyper):
 
 @cache
 def _add_gradients(K):
-    """Adds the gradients of some triples to ``G_users`` and ``G_items``, indexed as the touched rows of a lane.
+    """Adds the gradients of some triples to ``G``, indexed as the touched rows of a lane.
 
     The triples are ``rows[begin:end]`` without those that are ``gone``, where this is not empty; see `_replay_epoch`.
     """
 
     @numba.njit(**FLAGS)
-    def add(W, G_users, G_items, rows, begin, end, gone, n_touched, shift, scale):
+    def add(W, G, rows, begin, end, gone, n_touched, shift, scale):
         for k in range(begin, end):
             if len(gone) and gone[k]:
                 continue
@@ -141,13 +140,13 @@ def _add_gradients(K):
                 g = scale / (np.float32(1) + exp(score - dot(load(K, W, wu, 0), load(K, W, wj, 0))))
                 total += g
                 if u < n_touched:
-                    store(G_users, u, 0, add_scaled(load(K, G_users, u, 0), g, load(K, W, wj, 0)))
+                    store(G, u, 0, add_scaled(load(K, G, u, 0), g, load(K, W, wj, 0)))
                 if j < n_touched:
-                    store(G_items, j, 0, add_scaled(load(K, G_items, j, 0), g, load(K, W, wu, 0)))
+                    store(G, j, 0, add_scaled(load(K, G, j, 0), g, load(K, W, wu, 0)))
             if u < n_touched:
-                store(G_users, u, 0, add_scaled(load(K, G_users, u, 0), -total, load(K, W, wi, 0)))
+                store(G, u, 0, add_scaled(load(K, G, u, 0), -total, load(K, W, wi, 0)))
             if i < n_touched:
-                store(G_items, i, 0, add_scaled(load(K, G_items, i, 0), -total, load(K, W, wu, 0)))
+                store(G, i, 0, add_scaled(load(K, G, i, 0), -total, load(K, W, wu, 0)))
 
     return add
 
@@ -172,9 +171,9 @@ def _replay_epoch(K):
             shift = lane * n_touched
             left_out = gone[: lane * len(gone)]
             for s in range(len(start) - 1):
-                add_gradients(W, G, G, triples, start[s], start[s + 1], left_out, n_touched, shift, scale[s])
+                add_gradients(W, G, triples, start[s], start[s + 1], left_out, n_touched, shift, scale[s])
                 back = slice(return_start[s], return_start[s + 1]) if lane else slice(0, 0)
-                add_gradients(W, G, G, returned, back.start, back.stop, gone[:0], n_touched, shift, scale[s])
+                add_gradients(W, G, returned, back.start, back.stop, gone[:0], n_touched, shift, scale[s])
                 w = W[shift : shift + n_touched]
                 _adam(w.ravel(), M[lane].ravel(), V[lane].ravel(), G.ravel(), steps_before + s + 1, hyper)
 
@@ -185,35 +184,18 @@ def _replay_epoch(K):
 def _train_epoch(K):
     """Kernel for an epoch of lane 1 of `_replay_epoch` alone, where all rows are touched: ``W`` ``[n_touched, K]``.
 
-    The triples of a step are in order of users, and each thread takes some users'; they add to the items separately.
+    By one thread: others would have to wait for each other twice a step, which on a busy machine costs far more than
+    they bring.
     """
     add_gradients = _add_gradients(K)
 
-    @numba.njit(**{**FLAGS, "parallel": True})
-    def kernel(W, n_users, triples, gone, start, returned, return_start, M, V, steps_before, scale, hyper):
-        n = len(W)
-        G = np.zeros((PARTS, n, K), np.float32)
+    @numba.njit(**FLAGS)
+    def kernel(W, triples, gone, start, returned, return_start, M, V, steps_before, scale, hyper):
+        G = np.zeros((len(W), K), np.float32)
         for s in range(len(start) - 1):
-            bounds = np.empty(PARTS + 1, np.int64)
-            bounds[0], bounds[PARTS] = start[s], start[s + 1]
-            for part in range(1, PARTS):
-                at = max(start[s] + (start[s + 1] - start[s]) * part // PARTS, bounds[part - 1])
-                while start[s] < at < start[s + 1] and triples[at, 0] == triples[at - 1, 0]:
-                    at += 1
-                bounds[part] = at
-            for part in numba.prange(PARTS):
-                add_gradients(W, G[0], G[part], triples, bounds[part], bounds[part + 1], gone, n, 0, scale[s])
-            add_gradients(W, G[0], G[0], returned, return_start[s], return_start[s + 1], gone[:0], n, 0, scale[s])
-            for part in numba.prange(PARTS):
-                first, last = n * part // PARTS, n * (part + 1) // PARTS
-                items = max(first, n_users)
-                for other in range(1, PARTS):
-                    total, more = G[0, items:last].ravel(), G[other, items:last].ravel()
-                    for f in range(len(more)):
-                        total[f] += more[f]
-                        more[f] = 0
-                w, m, v, g = W[first:last], M[first:last], V[first:last], G[0, first:last]
-                _adam(w.ravel(), m.ravel(), v.ravel(), g.ravel(), steps_before + s + 1, hyper)
+            add_gradients(W, G, triples, start[s], start[s + 1], gone, len(W), 0, scale[s])
+            add_gradients(W, G, returned, return_start[s], return_start[s + 1], gone[:0], len(W), 0, scale[s])
+            _adam(W.ravel(), M.ravel(), V.ravel(), G.ravel(), steps_before + s + 1, hyper)
 
     return kernel
 
@@ -367,7 +349,7 @@ def replay(
         steps_of_epoch = (*found, returned, return_start)
         weight = (1 / size).astype(np.float32)
         if all_rows:
-            _train_epoch(K)(W, n_users, *steps_of_epoch, M[0], V[0], epoch * n_steps, weight, hyper)
+            _train_epoch(K)(W, *steps_of_epoch, M[0], V[0], epoch * n_steps, weight, hyper)
         else:
             trajectory.at(epoch + 0.5, out=recorded)
             _replay_epoch(K)(W, *steps_of_epoch, M, V, epoch * n_steps, weight, hyper)
