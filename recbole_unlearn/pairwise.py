@@ -21,6 +21,7 @@ from recbole_unlearn.unlearner import Unlearned
 
 CURVATURE_TRIPLES = {True: 8192, False: 65_536}  # of sequential and of other models
 GRADIENT_ROWS = 200_000  # that each part of z is computed on at most
+STAYS = 1e12  # damping, a triple, of a weight that never had a gradient
 PROBE = 256  # rows that tell whether a model holds the data itself
 ROUNDING = 1e-6  # of a row's loss in float32
 
@@ -104,10 +105,10 @@ class PairwiseUnlearner:
         parts = []
         for name, value in self.view.named.items():
             state = self.optimizer_state["state"].get(names.index(name))
-            # a parameter that Adam never met has no gradient either
             squares = np.zeros(value.numel()) if state is None else state["exp_avg_sq"].cpu().numpy().ravel()
             steps = 1 if state is None else int(state["step"])
-            parts.append(adam(squares, steps, group["betas"][1], group["eps"], group["lr"], n))
+            metric = adam(squares, steps, group["betas"][1], group["eps"], group["lr"], n)
+            parts.append(np.where(squares > 0, metric, STAYS * n))  # what training never moved stays
         return l2 + strength * torch.from_numpy(np.concatenate(parts))
 
     def warm_up(self):

@@ -290,7 +290,8 @@ def test_knowledge_aware_models_keep_their_facts(make_options, write_data, inter
     facts = unlearner.view.facts
     after = unlearner._without(rows).facts
     assert all(torch.equal(facts[key], after[key]) for key in facts)
-    view, (rows, negatives) = unlearner.view, some_rows(split)
+    n = len(next(iter(unlearner.view.facts.values())))
+    view, (rows, negatives) = unlearner.view, some_rows(split, n)  # as many triples as facts
     batch = view.interaction(rows, negatives)
     total = view.losses(batch, len(rows)).sum()
     assert any(

@@ -37,15 +37,16 @@ class Unreduced:
     Args:
         model: RecBole model.
         train_batch (int): triples of a batch in training.
-        knowledge (int): facts of the knowledge graph in every batch; 0 for other models.
         sums (bool): whether the loss is a sum over the batch.
 
     Attributes:
+        knowledge (int): facts of the knowledge graph in the next batch.
         margins (list): of ``(x, -log sigmoid(x))``, one a loss module call since `of` was entered.
     """
 
-    def __init__(self, model, train_batch, knowledge=0, sums=False):
-        self.model, self.train_batch, self.knowledge, self.sums = model, train_batch, knowledge, sums
+    def __init__(self, model, train_batch, sums=False):
+        self.model, self.train_batch, self.sums = model, train_batch, sums
+        self.knowledge = 0
         self.norms = []  # mean squared norm of what each EmbLoss call sees, in order of the calls
         self.margins = []
         self.calibrating = False
@@ -66,7 +67,8 @@ class Unreduced:
 
     def _logistic(self, x):
         loss = -F.logsigmoid(x)
-        self.margins.append((x, loss))
+        if len(x) != self.knowledge:  # what facts alone weigh is left out of the curvature
+            self.margins.append((x, loss))
         return loss
 
     def _fold(self, loss):

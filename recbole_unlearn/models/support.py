@@ -30,7 +30,7 @@ class Traits:
 GRAPH_NOISE = "random edges and neighbours: the full graph or fixed draws"
 BATCH_NORM = "batch norm: statistics of the original training"
 BATCH_L2 = "L2 norms over a batch: of the batches that unlearning takes"
-KNOWLEDGE = "knowledge graph loss: a fixed sample of it"
+KNOWLEDGE = "knowledge graph loss: a fixed sample of it, not in the curvature"
 CONTRASTIVE = "contrastive terms within a batch: of the batches that unlearning takes; not in the curvature"
 
 TRAITS = {

@@ -13,6 +13,7 @@ from recbole_unlearn.input_error import InputError
 from recbole_unlearn.models.losses import Unreduced, fixed_randomness, one_a_triple
 from recbole_unlearn.models.support import traits
 
+FACTS = 255  # of the knowledge graph in each batch
 LARGE_BATCH = 32_768  # triples; graph models propagate once a batch
 
 
@@ -43,19 +44,18 @@ class View:
         sequential = config["MODEL_TYPE"] == ModelType.SEQUENTIAL
         self.batch_rows = rows if self.traits.batch or sequential else max(LARGE_BATCH // self.loader.times, 1)
         self.facts = self._facts(loader, in_training)
-        n_facts = len(next(iter(self.facts.values()))) if self.facts else 0
-        self.unreduced = Unreduced(model, in_training, n_facts, self.traits.sums)
+        self.unreduced = Unreduced(model, in_training, self.traits.sums)
         if norms is None:
             self._calibrate(rows)
         else:
             self.unreduced.norms = norms
 
     def _facts(self, loader, batch):
-        """A fixed sample of the knowledge graph, with corrupted tails; of a size that no batch of triples has."""
+        """A fixed sample of the knowledge graph, with corrupted tails."""
         if not hasattr(loader, "kg_dataloader"):
             return {}
         with fixed_randomness(0):
-            n = min(batch, len(loader._dataset.kg_feat)) - 1 | 1
+            n = min(FACTS, batch - 1, len(loader._dataset.kg_feat))
             index = np.random.choice(len(loader._dataset.kg_feat), n, replace=False)
             return loader.kg_dataloader.collate_fn(index).interaction
 
@@ -75,7 +75,9 @@ class View:
         data = self.loader.transform(self.dataset, data)
         ids = torch.from_numpy(np.ascontiguousarray(negatives.T, np.int64).reshape(-1))
         batch = self.loader._neg_sample_by_pair_wise_sampling(data, ids)
-        columns = {**batch.interaction, **self.facts}
+        n = len(rows) if self.traits.row_loss else len(ids)
+        facts = {name: value[int(len(value) == n) :] for name, value in self.facts.items()}  # never as many as triples
+        columns = {**batch.interaction, **facts}
         return Interaction(columns).to(self.model.device)
 
     def batches(self, rows, negatives, weight):
@@ -92,6 +94,7 @@ class View:
         """Loss of each row, ``[rows]``: a sum over its negatives; margins are left in ``unreduced``."""
         n = rows if self.traits.row_loss else rows * self.loader.times
         clear_caches(self.model)
+        self.unreduced.knowledge = next((len(interaction[name]) for name in self.facts), 0)
         with self.unreduced.of(n):
             loss = self.model.calculate_loss(interaction)
         loss = one_a_triple(loss, n, type(self.model).__name__)
