@@ -3,39 +3,51 @@
 python benchmarks/tables.py
 """
 
+import json
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-COLUMNS = (
-    "forget-set AUC",
-    "AUC, sd from Retrain",
-    "correlation / ceiling",
-    "Wasserstein / floor",
-    "HR, sd",
-    "NDCG, sd",
-    "seconds",
-)
-RATIO_ROWS = ("interactions", "HR@10", "NDCG@10 difference", "forget-set AUC", "AUC, sd", "seconds")
+METHODS = {
+    "nothing done": "nothing done",
+    "paper's step": "UBPR's step",
+    "influence": "one corrected step",
+    "replay": "replay, touched rows",
+    "replay, all rows": "replay, all rows",
+}
+SETTINGS = ("default", "paper")
+KINDS = {"count": "random interactions", "users": "users", "items": "items"}
+COMPARED = (
+    "NDCG@10 (full)", "HR@10 (full)", "forget-set AUC", "AUC, sd from Retrain", "prepare, s", "request, s",
+    "times faster than Retrain",
+)  # fmt: skip
+RATIO_ROWS = ("interactions", "HR@10 retrained", "HR@10 difference", "NDCG@10 difference", "AUC, sd")
 
 
 def cells(line):
     return [cell.strip() for cell in line.strip().strip("|").split("|")]
 
 
-def narrow(page, columns):
-    """The table of a Markdown page with some of its columns only."""
-    rows = [cells(line) for line in page.splitlines() if line.startswith("|") and not line.startswith("|:")]
-    chosen = [0, *(rows[0].index(name) for name in columns)]
-    lines = ["| " + " | ".join(row[k] for k in chosen) + " |" for row in rows]
-    return "\n".join([lines[0], "|" + ":---|" * len(chosen), *lines[1:]])
+def forget_set(stem):
+    """'ml-1m-default-rare_items-300' in words: data set, setting, forget set."""
+    words, size = stem.rsplit("-", 1)
+    words, kind = words.rsplit("-", 1)
+    data, setting = next((words[: -len(s) - 1], s) for s in SETTINGS if words.endswith(f"-{s}"))
+    return data, setting, f"{size} {KINDS.get(kind, kind.replace('_', ' '))}"
 
 
 def fidelity():
-    parts = []
-    for file in sorted((ROOT / "results/fidelity").glob("*.md")):
-        page = file.read_text()
-        parts += [f"**{page.splitlines()[0].removeprefix('## ')}**", "", narrow(page, COLUMNS), ""]
-    return "\n".join(parts)
+    """One line a forget set; of each method, how far its forget-set AUC is from Retrain's, and its correlation."""
+    lines = ["| data | forget | " + " | ".join(METHODS.values()) + " |", "|:---|:---|" + ":---|" * len(METHODS)]
+    for file in sorted((ROOT / "results/fidelity").glob("*-default-*.json")):
+        results = json.loads(file.read_text())
+        data, _, what = forget_set(file.stem)
+        line = [data, what]
+        for name in METHODS:
+            row = results.get(name)
+            correlation = "" if name == "nothing done" or row is None else f", {row['of_ceiling']:.2f}"
+            line.append("" if row is None else f"{row['forget_auc_z']:+.1f} sd{correlation}")
+        lines.append("| " + " | ".join(line) + " |")
+    return "\n".join(lines) + "\n"
 
 
 def ratios():
@@ -57,14 +69,22 @@ def speed():
             rows.setdefault(name, {})[head[1]] = value
     table = ["| | " + " | ".join(columns) + " |", "|" + ":---|" * (len(columns) + 1)]
     table += [f"| {name} | " + " | ".join(values.get(c, "") for c in columns) + " |" for name, values in rows.items()]
-    others = [(ROOT / f"results/speed/{name}.md").read_text().partition("\n\n")[2] for name in ("kernels", "solver")]
-    return "\n".join([*table, "", *others])
+    return "\n".join([*table, ""])
+
+
+def methods():
+    """The forget set's table of a comparison."""
+    page = (ROOT / "results/methods-ml-100k/comparison.md").read_text()
+    rows = [cells(line) for line in page.splitlines() if line.startswith("|") and not line.startswith("|:")]
+    chosen = [0, *(rows[0].index(name) for name in COMPARED)]
+    lines = ["| " + " | ".join(row[k] for k in chosen) + " |" for row in rows]
+    return "\n".join([lines[0], "|" + ":---|" * len(chosen), *lines[1:], ""])
 
 
 def main():
     readme = ROOT / "README.md"
     text = readme.read_text()
-    for make in (fidelity, ratios, speed):
+    for make in (fidelity, methods, ratios, speed):
         mark = f"<!-- {make.__name__} -->\n"
         before, found, rest = text.partition(mark)
         if not found:
