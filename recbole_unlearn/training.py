@@ -31,10 +31,13 @@ RUN_KEYS = (
 )  # fmt: skip
 
 
-def new_model(config, split, seed=None):
-    """A freshly initialised model, as RecBole's run_recbole makes it."""
+def new_model(config, split, seed=None, loader=None):
+    """A freshly initialised model, as RecBole's run_recbole makes it.
+
+    Graph models read the interactions themselves: ``loader`` (default: ``split.train``) says which.
+    """
     init_seed(config["seed"] if seed is None else seed, config["reproducibility"])
-    return config.model_class(config, split.train._dataset).to(config["device"])
+    return config.model_class(config, (loader or split.train)._dataset).to(config["device"])
 
 
 def train(config, split, path, forgotten=None, seed=None, log_negatives=True):
@@ -48,11 +51,11 @@ def train(config, split, path, forgotten=None, seed=None, log_negatives=True):
     Returns:
         (model with the best weights, trainer, seconds of ``fit``)
     """
-    model = new_model(config, split, seed)
+    loader = split.train if forgotten is None and seed is None else split.remaining(_rows(forgotten), seed)
+    model = new_model(config, split, seed, loader)
     trainer = BPRTrainer(config, model)
     trainer.saved_model_file = str(path)
     trainer.log_negatives = log_negatives and trainer.log_negatives
-    loader = split.train if forgotten is None and seed is None else split.remaining(_rows(forgotten), seed)
     start = perf_counter()
     trainer.fit(loader, split.valid, verbose=True, saved=True, show_progress=config["show_progress"])
     seconds = perf_counter() - start

@@ -17,6 +17,7 @@ from scipy.stats import ks_2samp, wasserstein_distance
 from tqdm import tqdm
 
 from recbole_unlearn import checkpoint as checkpoints
+from recbole_unlearn.compat import clear_caches
 from recbole_unlearn.evaluation.forgetting import scores
 from recbole_unlearn.evaluation.ranking import evaluate
 from recbole_unlearn.trainer import BPRTrainer
@@ -240,13 +241,15 @@ def fidelity(trained, rows, seeds=6, methods=None, show_progress=True):
     with _quiet():
         observer = Observer(config, split, rows)
         model = new_model(config, split)
+        without = new_model(config, split, loader=split.remaining(rows))
 
-        def view(state):
+        def view(state, model=without):
             model.load_state_dict(state)
+            clear_caches(model)
             return observer.view(model)
 
         stored = [checkpoints.load(trained.path(run)) for run in originals]
-        before = [view(state["state_dict"]) for state, _ in stored]
+        before = [view(state["state_dict"], model) for state, _ in stored]
         after = [view(torch.load(trained.path(run), weights_only=True)["state_dict"]) for run in retrainings]
         results = {"retrained": compare(after, before, after)}
         results["retrained"]["seconds"] = float(np.median([trained.seconds(run) for run in retrainings]))
@@ -255,7 +258,7 @@ def fidelity(trained, rows, seeds=6, methods=None, show_progress=True):
             views, seconds, details = [], [], []
             for state, log in stored:
                 if methods[name] is None:
-                    views.append(view(state["state_dict"]))
+                    views.append(view(state["state_dict"], model))
                     continue
                 changed = _with(config, methods[name])
                 model.load_state_dict(state["state_dict"])

@@ -1,0 +1,175 @@
+"""Replay for models that propagate their embeddings over the user-item graph: all of training again, compiled.
+
+Every parameter moves with every batch, since the gradient is propagated too; so all rows are run again, from the recorded
+start and with the recorded negatives, in two lanes side by side (see `replay`): with the forgotten interactions, and
+without them in triples and graph. A lane costs two products with the graph a step; torch spends most of an
+epoch of LightGCN on these, and more than ten times as long on each.
+
+**Strides.** From the second epoch on, ``stride`` steps can be made at once: their gradients are taken at the same
+weights, so that the graph serves all of them, and Adam moves by what it would in ``stride`` steps with their mean
+gradient. Its second moment needs each step's own gradient squared; the mean over the steps is the mean gradient squared plus
+a variance, for which the first step's gradient stands.
+"""
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import astuple
+from functools import cache
+
+import numba
+import numpy as np
+
+from recbole_unlearn.influence.propagated import Graph
+from recbole_unlearn.influence.replay import Replayed, _Returns
+from recbole_unlearn.influence.vectors import FLAGS, add_scaled, dot, exp, load, store
+
+
+@cache
+def _gradient(K):
+    """Kernel ``(E, W, triples, share, reg_weight, squared, G, reg)``: adds a batch's gradient.
+
+    ``triples`` ``[n, 3]`` are nodes; ``share`` is the weight of a triple, one over their number. ``G`` ``[nodes, K]`` takes
+    the gradient of the loss in the propagated embeddings ``E``, ``reg`` ``[nodes]`` the factors of ``W`` in that of
+    RecBole's ``EmbLoss``, squared (``require_pow``) or not.
+    """
+
+    @numba.njit(**FLAGS)
+    def kernel(E, W, triples, share, reg_weight, squared, G, reg):
+        if reg_weight > 0:
+            for part in range(3):
+                factor = share * reg_weight
+                if not squared:
+                    norm = 0.0
+                    for t in range(len(triples)):
+                        row = load(K, W, triples[t, part], 0)
+                        norm += dot(row, row)
+                    factor /= max(np.sqrt(norm), 1e-30)
+                for t in range(len(triples)):
+                    reg[triples[t, part]] += factor
+        for t in range(len(triples)):
+            u, i, j = triples[t, 0], triples[t, 1], triples[t, 2]
+            user, item, other = load(K, E, u, 0), load(K, E, i, 0), load(K, E, j, 0)
+            g = np.float32(share) / (np.float32(1) + exp(dot(user, item) - dot(user, other)))
+            store(G, u, 0, add_scaled(add_scaled(load(K, G, u, 0), -g, item), g, other))
+            store(G, i, 0, add_scaled(load(K, G, i, 0), -g, user))
+            store(G, j, 0, add_scaled(load(K, G, j, 0), g, user))
+
+    return kernel
+
+
+@numba.njit(**FLAGS)
+def _adam(W, M, V, first, total, reg, step, stride, hyper):
+    """``stride`` steps of torch.optim.Adam, the first of them the ``step``-th from 1 on.
+
+    ``total`` is the sum of their gradients and ``first`` the first one, ``reg`` the sum of factors of ``W`` to be added
+    to the former.
+    """
+    lr, beta1, beta2, eps, weight_decay = hyper
+    b1, b2 = np.float32(beta1**stride), np.float32(beta2**stride)
+    old, new = 0.0, 0.0  # weights of the first moment before and of the gradient in the sum of the moves
+    for k in range(stride):
+        rate = lr / (1 - beta1 ** (step + k))
+        old += rate * beta1 ** (k + 1)
+        new += rate * (1 - beta1 ** (k + 1))
+    old, new = np.float32(old), np.float32(new)
+    correction, small = np.float32(1 / (1 - beta2 ** (step + stride - 1))), np.float32(eps)
+    share, decay = np.float32(1 / stride), np.float32(weight_decay)
+    for r in range(len(W)):
+        pull = share * np.float32(reg[r]) + decay
+        for f in range(W.shape[1]):
+            mean = share * total[r, f]
+            deviation = first[r, f] - mean
+            grad = mean + pull * W[r, f]
+            second = b2 * V[r, f] + (1 - b2) * (grad * grad + deviation * deviation)
+            W[r, f] -= (old * M[r, f] + new * grad) / (np.sqrt(second * correction) + small)
+            M[r, f] = b1 * M[r, f] + (1 - b1) * grad
+            V[r, f] = second
+
+
+class _Lane:
+    """A model in training: weights ``W`` ``[nodes, K]``, Adam's moments, and a graph."""
+
+    def __init__(self, graph, start, optimizer, reg_weight, require_pow):
+        self.graph, self.W = graph, start.copy()
+        self.M, self.V = np.zeros_like(start), np.zeros_like(start)
+        self.hyper = tuple(float(value) for value in astuple(optimizer))
+        self.reg_weight, self.require_pow = float(reg_weight), bool(require_pow)
+        self.E, self.G, self.first, self.total = (np.empty_like(start) for _ in range(4))
+        self.scaled = np.empty((2, *start.shape), np.float32)
+        self.reg = np.empty(len(start))
+        self.steps = 0
+
+    def _propagate(self, X, out, parallel):
+        self.graph.propagate(X, out, self.scaled, parallel)
+
+    def epoch(self, triples, start, shares, stride, parallel):
+        """Train on triples ``[n, 3]`` of nodes in order of steps, which begin at ``start``."""
+        batch = _gradient(self.W.shape[1])
+        n_steps = len(shares)
+        for begin in range(0, n_steps, stride):
+            end = min(begin + stride, n_steps)
+            self._propagate(self.W, self.E, parallel)
+            self.G[:], self.reg[:] = 0, 0
+            for s in range(begin, end):
+                part = triples[start[s] : start[s + 1]]
+                batch(self.E, self.W, part, shares[s], self.reg_weight, self.require_pow, self.G, self.reg)
+                if s == begin and end - begin > 1:
+                    self._propagate(self.G, self.first, parallel)
+            self._propagate(self.G, self.total, parallel)
+            first = self.first if end - begin > 1 else self.total
+            _adam(self.W, self.M, self.V, first, self.total, self.reg, self.steps + 1, end - begin, self.hyper)
+            self.steps += end - begin
+
+
+def replay_graph(
+    users, pos, negatives, forgotten, start, n_users, n_items, layers, optimizer, batch_triples, reg_weight=0.0,
+    require_pow=False, popularity=None, seed=0, progress=None, absent=None, snapshots=(), stride=1, lanes=(0, 1),
+):  # fmt: skip
+    users, pos = np.array(users, np.int64), np.array(pos, np.int64)
+    n_rows, m = len(users), negatives[0].shape[1]
+    present = np.ones(n_rows, bool) if absent is None else ~np.asarray(absent, bool)
+    gone = np.zeros(n_rows, bool)
+    gone[forgotten] = True
+    kept = present & ~gone
+    weights = np.ascontiguousarray(np.asarray(start, np.float32).reshape(n_users + n_items, -1))
+    run = {}
+    for lane in lanes:
+        rows = present if lane == 0 else kept
+        graph = Graph(users[rows], pos[rows], n_users, n_items, layers)
+        run[lane] = _Lane(graph, weights, optimizer, reg_weight, require_pow)
+    rows = np.flatnonzero(present)
+    n_steps = -(-len(rows) * m // batch_triples)
+    per_step = batch_triples // m
+    sizes = np.diff(np.minimum(np.arange(n_steps + 1) * per_step, len(rows)))
+    shares = 1 / (sizes * m)
+    returns = _Returns(users[present], pos[present], gone[present], n_items, m, popularity)
+    rng = np.random.default_rng(seed)
+    trace = {0: {lane: one.W.copy() for lane, one in run.items()}}
+    with ThreadPoolExecutor(len(run)) as pool:
+        for epoch, neg in enumerate(negatives):
+            order = rng.permutation(rows)
+            triples = np.empty((len(order), m, 3), np.int32)
+            triples[:, :, 0] = users[order, None]
+            triples[:, :, 1] = n_users + pos[order, None]
+            triples[:, :, 2] = n_users + np.asarray(neg)[order].astype(np.int32)
+            step = np.repeat(np.repeat(np.arange(n_steps), sizes), m)
+            triples = triples.reshape(-1, 3)
+            user, positive, item, return_start = returns.draw(rng, n_steps)
+            jobs = []
+            for lane, one in run.items():
+                mine, at = triples, step
+                if lane == 1:
+                    left = np.repeat(~gone[order], m)
+                    back = np.stack([user, n_users + positive, n_users + item], axis=1).astype(np.int32)
+                    at = np.concatenate([step[left], np.repeat(np.arange(n_steps), np.diff(return_start))])
+                    by_step = np.argsort(at, kind="stable")
+                    mine, at = np.concatenate([triples[left], back])[by_step], at[by_step]
+                begins = np.searchsorted(at, np.arange(n_steps + 1))
+                width = stride if epoch else 1
+                jobs.append(pool.submit(one.epoch, mine, begins, shares, width, len(run) == 1))
+            for job in jobs:
+                job.result()
+            if epoch + 1 in snapshots:
+                trace[epoch + 1] = {lane: one.W.copy() for lane, one in run.items()}
+            if progress:
+                progress()
+    return run, trace
