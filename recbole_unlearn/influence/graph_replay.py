@@ -1,14 +1,14 @@
 """Replay for models that propagate their embeddings over the user-item graph: all of training again, compiled.
 
-Every parameter moves with every batch, since the gradient is propagated too; so all rows are run again, from the recorded
+Every weight moves with every batch, since the gradient is propagated too; so all rows are run again, from the recorded
 start and with the recorded negatives, in two lanes side by side (see `replay`): with the forgotten interactions, and
-without them in triples and graph. A lane costs two products with the graph a step; torch spends most of an
-epoch of LightGCN on these, and more than ten times as long on each.
+without them in triples and graph. A step costs two products with the graph, on which torch spends most of an epoch of
+LightGCN too, but several times as long.
 
 **Strides.** From the second epoch on, ``stride`` steps can be made at once: their gradients are taken at the same
 weights, so that the graph serves all of them, and Adam moves by what it would in ``stride`` steps with their mean
-gradient. Its second moment needs each step's own gradient squared; the mean over the steps is the mean gradient squared plus
-a variance, for which the first step's gradient stands.
+gradient. Its second moment needs each step's own gradient squared, on average: the mean gradient squared plus a variance,
+for which the first step's deviation from the mean stands.
 """
 
 from concurrent.futures import ThreadPoolExecutor
@@ -27,9 +27,9 @@ from recbole_unlearn.influence.vectors import FLAGS, add_scaled, dot, exp, load,
 def _gradient(K):
     """Kernel ``(E, W, triples, share, reg_weight, squared, G, reg)``: adds a batch's gradient.
 
-    ``triples`` ``[n, 3]`` are nodes; ``share`` is the weight of a triple, one over their number. ``G`` ``[nodes, K]`` takes
-    the gradient of the loss in the propagated embeddings ``E``, ``reg`` ``[nodes]`` the factors of ``W`` in that of
-    RecBole's ``EmbLoss``, squared (``require_pow``) or not.
+    ``triples`` ``[n, 3]`` are nodes; ``share`` is the weight of a triple, one over their number. ``G`` ``[nodes, K]``
+    takes the gradient of the loss in the propagated embeddings ``E``, ``reg`` ``[nodes]`` the factors of ``W`` in that
+    of RecBole's ``EmbLoss``, squared (``require_pow``) or not.
     """
 
     @numba.njit(**FLAGS)
@@ -122,54 +122,99 @@ class _Lane:
 
 def replay_graph(
     users, pos, negatives, forgotten, start, n_users, n_items, layers, optimizer, batch_triples, reg_weight=0.0,
-    require_pow=False, popularity=None, seed=0, progress=None, absent=None, snapshots=(), stride=1, lanes=(0, 1),
+    require_pow=False, popularity=None, seed=0, progress=None, absent=None, paired=True, snapshots=(), stride=1,
 ):  # fmt: skip
+    """Train again from the recorded start, with and without some interactions.
+
+    Args:
+        users, pos: anchors, int arrays ``[rows]``, grouped by user.
+        negatives: sequence of the sampled item ids of each epoch, ``[rows, m]``.
+        forgotten: sorted int array of rows.
+        start: initial weights, flat ``[P.ravel(), Q.ravel()]``.
+        layers (int): of propagation.
+        optimizer (Adam): as in training.
+        batch_triples (int): triples of a training batch.
+        reg_weight, require_pow: of RecBole's ``EmbLoss`` on the weights of a batch.
+        popularity: sampling weight of each item id; None: uniform over 1..n_items-1.
+        seed (int): of the order of batches and the returned negatives.
+        progress (callable, optional): called after each epoch.
+        absent (optional): rows that earlier requests took away, bool ``[rows]``; neither lane has them.
+        paired (bool): whether to run the lane with the forgotten interactions too. Changes are then the difference
+            of the lanes, else undefined, and ``without`` alone is of use.
+        snapshots: numbers of epochs after which to keep the changes (or, not paired, the weights).
+        stride (int): steps to make at once, from the second epoch on.
+
+    Returns:
+        Replayed: of all rows.
+    """
     users, pos = np.array(users, np.int64), np.array(pos, np.int64)
     n_rows, m = len(users), negatives[0].shape[1]
     present = np.ones(n_rows, bool) if absent is None else ~np.asarray(absent, bool)
     gone = np.zeros(n_rows, bool)
     gone[forgotten] = True
-    kept = present & ~gone
-    weights = np.ascontiguousarray(np.asarray(start, np.float32).reshape(n_users + n_items, -1))
-    run = {}
-    for lane in lanes:
-        rows = present if lane == 0 else kept
+    start = np.array(start, np.float32).reshape(n_users + n_items, -1)
+    lanes = []
+    for rows in (present, present & ~gone)[0 if paired else 1 :]:
         graph = Graph(users[rows], pos[rows], n_users, n_items, layers)
-        run[lane] = _Lane(graph, weights, optimizer, reg_weight, require_pow)
-    rows = np.flatnonzero(present)
-    n_steps = -(-len(rows) * m // batch_triples)
-    per_step = batch_triples // m
-    sizes = np.diff(np.minimum(np.arange(n_steps + 1) * per_step, len(rows)))
-    shares = 1 / (sizes * m)
+        lanes.append(_Lane(graph, start, optimizer, reg_weight, require_pow))
+    batches = _Batches(users, n_users + pos, gone, np.flatnonzero(present), m, batch_triples)
     returns = _Returns(users[present], pos[present], gone[present], n_items, m, popularity)
     rng = np.random.default_rng(seed)
-    trace = {0: {lane: one.W.copy() for lane, one in run.items()}}
-    with ThreadPoolExecutor(len(run)) as pool:
+    kept, total = {}, 0
+
+    def keep(time):
+        if time in snapshots or time == len(negatives):
+            kept[time] = lanes[-1].W - lanes[0].W if paired else lanes[-1].W.copy()
+
+    keep(0)
+    with ThreadPoolExecutor(len(lanes)) as pool:
         for epoch, neg in enumerate(negatives):
-            order = rng.permutation(rows)
-            triples = np.empty((len(order), m, 3), np.int32)
-            triples[:, :, 0] = users[order, None]
-            triples[:, :, 1] = n_users + pos[order, None]
-            triples[:, :, 2] = n_users + np.asarray(neg)[order].astype(np.int32)
-            step = np.repeat(np.repeat(np.arange(n_steps), sizes), m)
-            triples = triples.reshape(-1, 3)
-            user, positive, item, return_start = returns.draw(rng, n_steps)
-            jobs = []
-            for lane, one in run.items():
-                mine, at = triples, step
-                if lane == 1:
-                    left = np.repeat(~gone[order], m)
-                    back = np.stack([user, n_users + positive, n_users + item], axis=1).astype(np.int32)
-                    at = np.concatenate([step[left], np.repeat(np.arange(n_steps), np.diff(return_start))])
-                    by_step = np.argsort(at, kind="stable")
-                    mine, at = np.concatenate([triples[left], back])[by_step], at[by_step]
-                begins = np.searchsorted(at, np.arange(n_steps + 1))
-                width = stride if epoch else 1
-                jobs.append(pool.submit(one.epoch, mine, begins, shares, width, len(run) == 1))
+            user, positive, item, begin = returns.draw(rng, batches.n_steps)
+            back = np.stack([user, n_users + positive, n_users + item], axis=1).astype(np.int32)
+            everything, remaining = batches.draw(rng, n_users + np.asarray(neg).astype(np.int32), back, np.diff(begin))
+            width = stride if epoch else 1
+            jobs = [
+                pool.submit(lane.epoch, *triples, batches.shares, width, not paired)
+                for lane, triples in zip(lanes, (everything, remaining)[0 if paired else 1 :], strict=True)
+            ]
             for job in jobs:
                 job.result()
-            if epoch + 1 in snapshots:
-                trace[epoch + 1] = {lane: one.W.copy() for lane, one in run.items()}
+            total += len(remaining[0])
+            keep(epoch + 1)
             if progress:
                 progress()
-    return run, trace
+    left = np.bincount(users[present & ~gone], minlength=n_users)
+    had = np.bincount(users[present], minlength=n_users)
+    untrained = np.concatenate([(left == 0) & (had > 0), np.zeros(n_items, bool)])
+    change = kept.pop(len(negatives)) if len(negatives) not in snapshots else kept[len(negatives)]
+    return Replayed(np.arange(n_users + n_items), change.astype(np.float64), kept, untrained, lanes[-1].W.copy(), total)
+
+
+class _Batches:
+    """Cuts epochs into batches, in an order drawn at random, for both lanes."""
+
+    def __init__(self, users, items, gone, rows, m, batch_triples):
+        self.anchors, self.gone, self.rows, self.m = np.stack([users, items], axis=1), gone, rows, m
+        per_step = max(batch_triples // m, 1)
+        self.n_steps = -(-len(rows) // per_step)
+        sizes = np.diff(np.minimum(np.arange(self.n_steps + 1) * per_step, len(rows)))
+        self.step = np.repeat(np.arange(self.n_steps), sizes * m)
+        self.shares = 1 / (sizes * m)
+
+    def draw(self, rng, neg, back, times):
+        """An epoch's triples of each lane, in order of steps, and where each step begins.
+
+        Args:
+            neg: nodes of the negatives, ``[all rows, m]``.
+            back: returned triples in order of steps, int32 ``[r, 3]``, and ``times`` how many fall in each step.
+        """
+        order = rng.permutation(self.rows)
+        triples = np.empty((len(order), self.m, 3), np.int32)
+        triples[:, :, :2] = self.anchors[order, None]
+        triples[:, :, 2] = neg[order]
+        triples, left = triples.reshape(-1, 3), np.repeat(~self.gone[order], self.m)
+        step = np.concatenate([self.step[left], np.repeat(np.arange(self.n_steps), times)])
+        by_step = np.argsort(step, kind="stable")
+        without = np.concatenate([triples[left], back])[by_step]
+        ends = np.arange(self.n_steps + 1)
+        return (triples, np.searchsorted(self.step, ends)), (without, np.searchsorted(step[by_step], ends))

@@ -1,9 +1,9 @@
 """Models that propagate their embeddings over the user-item graph, like LightGCN, in closed form.
 
-The embeddings that score are ``E = A_bar E0``: E0 the parameters, ``A_bar`` the mean of the powers 0..L of the normalised
-adjacency ``A = D^-1/2 B D^-1/2`` (He et al. 2020). Since E is linear in E0, gradient and curvature in E0 are those of the
-dot-product model in E, between two products with the symmetric ``A_bar``: ``A_bar g`` and ``A_bar C A_bar``. A product costs
-2 L passes over the edges, once for all triples.
+The embeddings that score are ``E = A_bar E0``: E0 the weights, ``A_bar`` the mean of the powers 0..L of the normalised
+adjacency ``A = D^-1/2 B D^-1/2`` (He et al. 2020). Since E is linear in E0, gradient and curvature in E0 are those of
+the dot-product model in E, between two products with the symmetric ``A_bar``: ``A_bar g`` and ``A_bar C A_bar``. A
+product with a vector takes 2 L passes over the edges, once for all triples.
 """
 
 from functools import cache
