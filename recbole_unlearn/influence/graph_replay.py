@@ -7,8 +7,8 @@ LightGCN too, but several times as long.
 
 **Strides.** From the second epoch on, ``stride`` steps can be made at once: their gradients are taken at the same
 weights, so that the graph serves all of them, and Adam moves by what it would in ``stride`` steps with their mean
-gradient. Its second moment needs each step's own gradient squared, on average: the mean gradient squared plus a variance,
-for which the first step's deviation from the mean stands.
+gradient. Its second moment needs each step's own gradient squared, on average: the mean gradient squared plus a
+variance, for which the first step's deviation from the mean stands.
 """
 
 from concurrent.futures import ThreadPoolExecutor
