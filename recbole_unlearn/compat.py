@@ -4,6 +4,8 @@
 the versions that ``pyproject.toml`` admits, and changes no number.
 """
 
+from contextlib import contextmanager
+
 import torch
 from scipy.sparse import dok_matrix
 
@@ -102,8 +104,22 @@ def model_class(name):
         torch.autograd.set_detect_anomaly(anomaly)
 
 
+@contextmanager
+def replaced(owner, **attributes):
+    """Other attributes of an object, its methods included, for a while."""
+    own = vars(owner)
+    before = {name: own[name] for name in attributes if name in own}
+    own.update(attributes)
+    try:
+        yield
+    finally:
+        for name in attributes:
+            del own[name]
+        own.update(before)
+
+
 def clear_caches(model):
     """Drop the embeddings that graph models keep between ``full_sort_predict`` calls; they outlive a weight change."""
     for name in ("restore_user_e", "restore_item_e", "restore_entity_e"):
-        if hasattr(model, name):
+        if getattr(model, name, None) is not None:
             setattr(model, name, None)

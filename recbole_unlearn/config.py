@@ -192,10 +192,19 @@ class UnlearnConfig(Config):
                 or not low <= self[key] < float("inf")
             ):
                 raise InputError(f"{key} must be a number of at least {low}, not {self[key]!r}")
-        ones = ("curvature_triples", "cg_max_iterations", "reoptimise_max_iterations", "request_batch")
+        ones = (
+            *(["curvature_triples"] if self["curvature_triples"] is not None else []),
+            "cg_max_iterations",
+            "reoptimise_max_iterations",
+            "request_batch",
+        )
         for key, low in (*((key, 1) for key in ones), ("drift_every", 0), ("fidelity_seeds", 3)):
             if not isinstance(self[key], int) or isinstance(self[key], bool) or self[key] < low:
                 raise InputError(f"{key} must be a whole number of at least {low}, not {self[key]!r}")
+        patterns = self["unlearn_params"]
+        if patterns is not None and not isinstance(patterns, str):
+            if not (isinstance(patterns, list) and patterns and all(isinstance(p, str) for p in patterns)):
+                raise InputError(f"unlearn_params must be a list of parameter names or patterns, not {patterns!r}")
         epochs = self["log_epochs"]
         if epochs != "all" and (not isinstance(epochs, int) or isinstance(epochs, bool) or epochs < 1):
             raise InputError(f"log_epochs must be 'all' or a whole number of at least 1, not {epochs!r}")

@@ -3,12 +3,16 @@
 from collections.abc import Mapping
 from pathlib import Path
 
+from recbole.utils import ModelType
+
 from recbole_unlearn import checkpoint as checkpoints
 from recbole_unlearn import purge as purging
 from recbole_unlearn.config import UnlearnConfig
 from recbole_unlearn.data import frozen as frozen_data
 from recbole_unlearn.files import locked
 from recbole_unlearn.input_error import InputError
+from recbole_unlearn.models.support import refusal
+from recbole_unlearn.pairwise import PairwiseUnlearner
 from recbole_unlearn.training import RUN_KEYS, new_model
 from recbole_unlearn.unlearner import SUPPORTED, InfluenceUnlearner
 
@@ -56,7 +60,7 @@ def _trainable(config):
     if config["epochs"] < 1:
         raise InputError(f"epochs must be at least 1, not {config['epochs']}")
     if config["train_neg_sample_args"]["distribution"] == "none":
-        raise InputError("train_neg_sample_args: None trains without negatives; BPR needs them")
+        raise InputError("train_neg_sample_args: None trains without negatives; pairwise models need them")
     computed = [f"{m.lower()}@{k}" for m in config["metrics"] for k in config["topk"]]
     if config["valid_metric"].lower() not in computed:
         raise InputError(f"valid_metric {config['valid_metric']} is none of the metrics at topk: {', '.join(computed)}")
@@ -70,11 +74,28 @@ def _trainable(config):
 
 
 def _supported(config):
+    if reason := refusal(config):
+        raise InputError(reason)
     if config["model"] not in SUPPORTED:
-        raise InputError(f"model {config['model']} is not supported; {', '.join(SUPPORTED)} is")
+        _influence_only(config)
     if config["purge_dataset"] and not config["purge"]:
         raise InputError("purge_dataset: True leaves an original that fits no data; give purge: True too")
     return config
+
+
+def _influence_only(config):
+    """Raises InputError for what is there for BPR only."""
+    name = config["model"]
+    if config["method"] not in ("auto", "influence"):
+        raise InputError(f"method: {config['method']} is for BPR only; for {name} use method: influence")
+    if config["damping"] == "adam" and config["learner"].lower() != "adam":
+        raise InputError(f"damping: adam does not fit learner: {config['learner']}; use damping: scalar")
+    if config["purge_dataset"]:
+        raise InputError(f"purge_dataset is for BPR only, not for {name}; leave it out")
+    if config["forget_spam"] is not None and config["MODEL_TYPE"] != ModelType.GENERAL:
+        raise InputError(f"forget_spam is for general models only, not for {name}")
+    if config["evaluate"] == "fidelity" and config["MODEL_TYPE"] == ModelType.SEQUENTIAL:
+        raise InputError(f"evaluate: fidelity is not for sequential models such as {name}")
 
 
 def open_unlearner(config, split, stored, log):
@@ -87,4 +108,6 @@ def open_unlearner(config, split, stored, log):
             f"the checkpoint's weights do not fit the configuration: {' '.join(str(error).split())}"
         ) from None
     epochs = stored["triple_log"]["epochs"]
+    if config["model"] not in SUPPORTED:
+        return model, PairwiseUnlearner(model, log, stored["optimizer"], config, split, epochs)
     return model, InfluenceUnlearner(model, log, stored["optimizer"], config, epochs, split.popularity())

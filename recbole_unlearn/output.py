@@ -89,7 +89,7 @@ def save_unlearned(path, stored, log, unlearned, split, rows, config, inter=None
     fingerprint = frozen.fingerprint if frozen else split.fingerprint_without(rows)
 
     def write_log(folder):
-        log.without(rows, folder, run_id, fingerprint, unlearned.snapshots, split.popularity())
+        log.without(rows, folder, run_id, fingerprint, unlearned.snapshots, split.popularity(), split.repeatable)
         if frozen:
             frozen.write(folder)
 

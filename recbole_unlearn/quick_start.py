@@ -30,7 +30,7 @@ from recbole_unlearn.output import (
 )
 from recbole_unlearn.session import UnlearnSession
 from recbole_unlearn.stream import serve
-from recbole_unlearn.trainer import BPRTrainer
+from recbole_unlearn.trainer import make_trainer
 from recbole_unlearn.training import TrainedSeeds, new_model, train
 
 
@@ -87,7 +87,7 @@ def _run(held, model, dataset, config_file_list, config_dict, saved):
         seconds = {"original": None}
         if stored:
             path = Path(config["checkpoint"])
-            trainer = BPRTrainer(config, original)
+            trainer = make_trainer(config, original)
         else:
             path = folder / "model.pth"
             original, trainer, seconds["original"] = train(config, split, path)
@@ -113,7 +113,8 @@ def _run(held, model, dataset, config_file_list, config_dict, saved):
         files = {"original": str(path), "unlearned": str(folder / "unlearned.pth")}
         save_unlearned(folder / "unlearned.pth", stored, log, unlearned, split, rows, config, erasure.get("inter"))
 
-        models = {"original": original, "unlearned": new_model(config, split)}
+        remaining = split.remaining_dataset(rows)
+        models = {"original": original, "unlearned": new_model(config, split, data=remaining)}
         models["unlearned"].load_state_dict(unlearned.state_dict)
         if config["compare"] == "retrain":
             files["retrained"] = str(folder / "retrained.pth")

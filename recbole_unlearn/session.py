@@ -12,6 +12,7 @@ from recbole_unlearn.data.triple_log import log_path
 from recbole_unlearn.input_error import InputError
 from recbole_unlearn.opening import configure, open_unlearner
 from recbole_unlearn.output import save_unlearned
+from recbole_unlearn.pairwise import PairwiseUnlearner
 from recbole_unlearn.unlearner import Unlearned
 
 
@@ -23,7 +24,8 @@ class UnlearnSession:
     checkpoint stays locked until `close`, or the end of a ``with`` block.
 
     Attributes:
-        model: the RecBole model; its weights change in place with each request.
+        model: the RecBole model; BPR's weights change in place with each request, of other models it is a new object,
+            whose graph and histories have forgotten too.
         split (Split): the training data as it was when the session was opened.
         forgotten: rows of ``split`` that the session has forgotten, sorted int64 array.
     """
@@ -89,8 +91,11 @@ class UnlearnSession:
         if len(rows) + len(self.forgotten) >= self.split.n_rows:
             raise InputError("the request would leave no training interaction to model")
         unlearned = self.unlearner.unlearn(rows)
-        self.model.load_state_dict(unlearned.state_dict)
         self.unlearner.apply(rows, unlearned)
+        if isinstance(self.unlearner, PairwiseUnlearner):
+            self.model = self.unlearner.model()
+        else:
+            self.model.load_state_dict(unlearned.state_dict)
         return unlearned
 
     def save(self, path):

@@ -5,13 +5,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from recbole.trainer.trainer import Trainer
-from recbole.utils import InputType
+from recbole.model.general_recommender import BPR
+from recbole.trainer.trainer import KGTrainer, Trainer
+from recbole.utils import InputType, ModelType
 
 from recbole_unlearn.checkpoint import save
-from recbole_unlearn.compat import checkpoint_state
+from recbole_unlearn.compat import checkpoint_state, replaced
 from recbole_unlearn.data.fingerprint import fingerprint
 from recbole_unlearn.data.sampling import ROW, NegativeDraw, PairwiseCollate, batches
+from recbole_unlearn.data.split import pairwise_loader
 from recbole_unlearn.data.triple_log import TripleLog, log_path, snapshot_due
 from recbole_unlearn.evaluation.ranks import RankedLoader
 from recbole_unlearn.input_error import InputError
@@ -40,8 +42,8 @@ class _Recorded:
         return getattr(self.loader, name)
 
 
-class BPRTrainer(Trainer):
-    """RecBole's ``Trainer`` for pairwise models, which keeps a :class:`TripleLog` beside the checkpoint.
+class _Logging:
+    """What makes a RecBole trainer of pairwise models keep a :class:`TripleLog` beside the checkpoint.
 
     Set ``log_negatives=False`` (configuration or attribute) to train without a log; ``negatives: static`` draws the
     negatives once instead of every epoch.
@@ -56,6 +58,7 @@ class BPRTrainer(Trainer):
 
     def _prepare(self, train_data):
         """Make the loader say which row each batch entry is, and open the log."""
+        train_data = pairwise_loader(train_data)
         dataset = train_data._dataset
         users = dataset.inter_feat[dataset.uid_field].numpy()
         items = dataset.inter_feat[dataset.iid_field].numpy()
@@ -112,16 +115,24 @@ class BPRTrainer(Trainer):
         self.triple_log = log
 
     def _train_epoch(self, train_data, epoch_idx, loss_func=None, show_progress=False):
-        if train_data.dl_format != InputType.PAIRWISE or not self.config["single_spec"]:
+        loader = pairwise_loader(train_data)
+        if getattr(loader, "dl_format", None) != InputType.PAIRWISE or not self.config["single_spec"]:
             return super()._train_epoch(train_data, epoch_idx, loss_func, show_progress)
         if self._position is None:
             self._prepare(train_data)
             self._snapshot(epoch_idx)
         dtype = self.triple_log.dtype if self.triple_log else np.int64
-        recorded = _Recorded(train_data, self._position, train_data.times, dtype)
-        loss = super()._train_epoch(recorded, epoch_idx, loss_func, show_progress)
+        recorded = _Recorded(loader, self._position, loader.times, dtype)
+        if loader is train_data:
+            loss = super()._train_epoch(recorded, epoch_idx, loss_func, show_progress)
+        else:
+            with replaced(train_data, general_dataloader=recorded):
+                loss = super()._train_epoch(train_data, epoch_idx, loss_func, show_progress)
         if self.triple_log:
-            self.triple_log.append(recorded.drawn)
+            drawn = recorded.drawn
+            if not drawn.any():  # an epoch on the knowledge graph alone: the triples are still those of before
+                drawn = np.array(self.triple_log.epoch(self.triple_log.n_epochs - 1))
+            self.triple_log.append(drawn)
             self._snapshot(epoch_idx + 1)
         return loss
 
@@ -132,7 +143,7 @@ class BPRTrainer(Trainer):
         return super().evaluate(eval_data, load_best_model, model_file, show_progress)
 
     def _snapshot(self, n_epochs):
-        if self.triple_log and snapshot_due(n_epochs):
+        if self.triple_log and snapshot_due(n_epochs) and isinstance(self.model, BPR):
             named = {name: value.detach().cpu().numpy() for name, value in self.model.named_parameters()}
             self.triple_log.add_snapshot(n_epochs, named)
 
@@ -146,6 +157,19 @@ class BPRTrainer(Trainer):
         save(path, state)
         if verbose:
             self.logger.info(f"Saving current: {path}")
+
+
+class BPRTrainer(_Logging, Trainer):
+    """RecBole's ``Trainer`` for general and sequential pairwise models, with a triple log; see `_Logging`."""
+
+
+class KnowledgeTrainer(_Logging, KGTrainer):
+    """RecBole's ``KGTrainer`` for pairwise models, with a triple log; see `_Logging`."""
+
+
+def make_trainer(config, model):
+    """The trainer for a model."""
+    return (KnowledgeTrainer if config["MODEL_TYPE"] == ModelType.KNOWLEDGE else BPRTrainer)(config, model)
 
 
 def _unused(path):

@@ -21,7 +21,7 @@ from recbole_unlearn.data.forget import KINDS
 from recbole_unlearn.data.split import Split
 from recbole_unlearn.data.triple_log import TripleLog, log_path
 from recbole_unlearn.files import write_atomically
-from recbole_unlearn.trainer import BPRTrainer
+from recbole_unlearn.trainer import make_trainer
 
 # Keys of a configuration that belong to one run, not to the model that it trains.
 RUN_KEYS = (
@@ -31,13 +31,14 @@ RUN_KEYS = (
 )  # fmt: skip
 
 
-def new_model(config, split, seed=None, loader=None):
-    """A freshly initialised model, as RecBole's run_recbole makes it.
+def new_model(config, split, seed=None, data=None):
+    """A freshly initialised model, as RecBole's run_recbole makes it, on ``data`` (default: the split's training data).
 
-    Graph models read the interactions themselves: ``loader`` (default: ``split.train``) says which.
+    Graphs and histories that a model holds are those of ``data``.
     """
+    data = split.train._dataset if data is None else data
     init_seed(config["seed"] if seed is None else seed, config["reproducibility"])
-    return config.model_class(config, (loader or split.train)._dataset).to(config["device"])
+    return config.model_class(config, data).to(config["device"])
 
 
 def train(config, split, path, forgotten=None, seed=None, log_negatives=True):
@@ -52,8 +53,8 @@ def train(config, split, path, forgotten=None, seed=None, log_negatives=True):
         (model with the best weights, trainer, seconds of ``fit``)
     """
     loader = split.train if forgotten is None and seed is None else split.remaining(_rows(forgotten), seed)
-    model = new_model(config, split, seed, loader)
-    trainer = BPRTrainer(config, model)
+    model = new_model(config, split, seed, loader._dataset)
+    trainer = make_trainer(config, model)
     trainer.saved_model_file = str(path)
     trainer.log_negatives = log_negatives and trainer.log_negatives
     start = perf_counter()

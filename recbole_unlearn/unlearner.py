@@ -18,6 +18,7 @@ from recbole_unlearn.influence.solver import conjugate_gradient, preconditioner
 from recbole_unlearn.input_error import InputError
 
 MOSTLY_TOUCHED = 0.5  # share of the interactions with a touched user or item, from which on replay runs all rows again
+CURVATURE_TRIPLES = 8_000_000
 SUPPORTED = ("BPR",)
 # Gradient of the whole objective, as a share of its L2 part's, up to which a model counts as converged. At a minimum
 # the loss and L2 pull equally hard and the share is 0; where training stopped early it is of order 1. The flattest
@@ -401,7 +402,7 @@ class InfluenceUnlearner:
         epochs = self._log_epochs()
         if log.static:
             epochs = epochs[-1:]
-        wanted = max(self.config["curvature_triples"] // log.n_rows, 1)
+        wanted = max((self.config["curvature_triples"] or CURVATURE_TRIPLES) // log.n_rows, 1)
         if wanted < m and not self.config["paper"]:
             negatives = np.ascontiguousarray(log.epoch(epochs[-1])[:, :wanted])
         else:

@@ -4,6 +4,7 @@ import numba
 import numpy as np
 import torch
 from recbole.data.interaction import Interaction
+from recbole.sampler import Sampler
 
 ROW = "triple_row"
 FILTER_BITS = 2**29  # 64 MiB
@@ -149,6 +150,8 @@ class PairwiseCollate:
             and dataset.user_feat is None
             and dataset.item_feat is None
             and not loader.config["transform"]
+            and isinstance(loader._sampler, Sampler)
+            and not loader.is_sequential
         )
 
     def draw_table(self):

@@ -10,7 +10,8 @@ from recbole.data import create_dataset, data_preparation
 from recbole.data.dataloader import FullSortEvalDataLoader, NegSampleEvalDataLoader
 from recbole.data.interaction import Interaction
 from recbole.data.utils import create_samplers, get_dataloader
-from recbole.sampler import Sampler
+from recbole.sampler import RepeatableSampler, Sampler
+from recbole.utils import ModelType
 
 from recbole_unlearn.data.fingerprint import fingerprint, rows_checksum
 from recbole_unlearn.data.forget import spammers
@@ -32,6 +33,47 @@ def eval_loader(config, dataset, sampler, sampled=0):
     users = max(config["eval_batch_size"] // dataset.item_num, 1)
     config["eval_batch_size"] = users * (1 + sampled)
     return NegSampleEvalDataLoader(config, dataset, sampler, shuffle=False)
+
+
+def pairwise_loader(loader):
+    """The loader of users, items and negatives: of knowledge-aware models' two the first, else the one there is."""
+    return getattr(loader, "general_dataloader", loader)
+
+
+def rebuild_histories(part, data, rows, gone):
+    """Take from histories what is gone, in place.
+
+    RecBole writes histories into the rows (``item_id_list`` and the like) before it splits the data. A user's
+    sequence is the history of the first row, and then the rows' own items.
+
+    Args:
+        part: RecBole sequential data set that holds some rows of another.
+        data: the other one.
+        rows: which these are, ascending int array.
+        gone: which rows of ``data`` are gone, bool array.
+    """
+    columns, whole, limit = part.inter_feat.interaction, data.inter_feat, data.max_item_list_len
+    lists = {name: getattr(data, f"{name}_list_field", None) for name in columns}
+    lists = {name: field for name, field in lists.items() if field in columns}
+    lengths = data.item_list_length_field
+    for field in (*lists.values(), lengths):
+        columns[field] = columns[field].clone()
+    owner = whole[data.uid_field].numpy()
+    for user in np.unique(owner[gone]):
+        own = np.flatnonzero(owner == user)
+        prefix, kept = int(whole[lengths][own[0]]), ~gone[own]
+        sequences = {
+            name: torch.cat([whole[field][own[0], :prefix], whole[name][own[kept]]]) for name, field in lists.items()
+        }
+        ends = prefix + np.cumsum(kept) - kept  # items before each row that are not gone
+        places = np.searchsorted(rows, own)
+        here = np.flatnonzero((places < len(rows)) & (rows[np.minimum(places, len(rows) - 1)] == own))
+        for place, end in zip(places[here], ends[here], strict=True):
+            start = max(end - limit, 0)
+            columns[lengths][place] = int(end - start)
+            for name, field in lists.items():
+                columns[field][place] = 0
+                columns[field][place, : end - start] = sequences[name][start:end]
 
 
 def _copy(config):
@@ -103,7 +145,10 @@ class Split:
         spam = {name: column[copied] for name, column in real.items()} | {data.iid_field: torch.from_numpy(items)}
         spammed = data.copy(Interaction({name: torch.cat([column, spam[name]]) for name, column in real.items()}))
         train, valid, test = create_samplers(self.config, spammed, [spammed, *held_out])
-        self.train = get_dataloader(self.config, "train")(self.config, spammed, train, shuffle=self.config["shuffle"])
+        facts = getattr(self.train, "kg_dataloader", None)
+        samplers = (train, facts._sampler) if facts else (train,)
+        loader = get_dataloader(self.config, "train")
+        self.train = loader(self.config, spammed, *samplers, shuffle=self.config["shuffle"])
         self.valid, self.test = self._resized(self.valid, valid), self._resized(self.test, test)
         self._take_rows()
         self.spam = np.flatnonzero(self.data_row >= len(data))
@@ -139,14 +184,63 @@ class Split:
         """
         config = _copy(self.config)
         config["seed"] = config["seed"] if seed is None else seed
-        data = self.train._dataset
-        keep = np.ones(len(data), dtype=bool)
-        keep[self.data_row[forgotten]] = False
-        rest = data.copy(data.inter_feat[torch.from_numpy(np.flatnonzero(keep))])
+        rest = self.remaining_dataset(forgotten)
         args = self.config["train_neg_sample_args"]
-        built = [rest, self.valid._dataset, self.test._dataset]
-        sampler = Sampler(["train", "valid", "test"], built, args["distribution"], args["alpha"]).set_phase("train")
-        return get_dataloader(config, "train")(config, rest, sampler, shuffle=config["shuffle"])
+        sampler = pairwise_loader(self.train)._sampler
+        if isinstance(sampler, Sampler):  # a repeatable one leaves out each row's own item alone
+            built = [rest, self.valid._dataset, self.test._dataset]
+            sampler = Sampler(["train", "valid", "test"], built, args["distribution"], args["alpha"]).set_phase("train")
+        elif args["distribution"] == "popularity":
+            sampler = RepeatableSampler(["train"], rest, args["distribution"], args["alpha"]).set_phase("train")
+        facts = getattr(self.train, "kg_dataloader", None)
+        samplers = (sampler, facts._sampler) if facts else (sampler,)
+        return get_dataloader(config, "train")(config, rest, *samplers, shuffle=config["shuffle"])
+
+    def remaining_dataset(self, forgotten):
+        """RecBole data set of the training interactions without some rows, in histories neither.
+
+        Args:
+            forgotten: int array of rows; may be empty.
+        """
+        gone = np.zeros(len(self.train._dataset), bool)
+        gone[self.data_row[forgotten]] = True
+        return self._part(np.flatnonzero(~gone), gone)
+
+    def queries(self, rows):
+        """Interactions to score some rows by, had they never been: the users, with what else is in their histories.
+
+        Args:
+            rows: int array of rows.
+
+        Returns:
+            Interaction of as many rows.
+        """
+        data = self.train._dataset
+        if not self.sequential:
+            return Interaction({data.uid_field: torch.from_numpy(self.users[rows])})
+        gone = np.zeros(len(data), bool)
+        gone[self.data_row[rows]] = True
+        part, order = np.unique(self.data_row[rows], return_inverse=True)
+        part = self._part(part, gone)
+        return self.test.transform(part, part[order])
+
+    def _part(self, rows, gone):
+        """The data set with some rows of the training data only, and histories without those that are ``gone``."""
+        data = self.train._dataset
+        part = data.copy(data.inter_feat[torch.from_numpy(rows)])
+        if self.sequential and gone.any():
+            rebuild_histories(part, data, rows, gone)
+        return part
+
+    @property
+    def sequential(self):
+        """Whether rows hold the history before their item."""
+        return self.config["MODEL_TYPE"] == ModelType.SEQUENTIAL
+
+    @property
+    def repeatable(self):
+        """Whether an item that a user has is drawn as this user's negative too: RecBole's ``repeatable``."""
+        return not isinstance(pairwise_loader(self.train)._sampler, Sampler)
 
     def fingerprint_without(self, forgotten):
         """Fingerprint of the training data without some rows; remembers the checksum of the data that it came from."""

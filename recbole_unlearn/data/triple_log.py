@@ -292,7 +292,7 @@ class TripleLog:
             if column.size and (column.min() < 1 or column.max() >= largest):
                 raise InputError(f"triple log: {file} holds ids outside 1..{largest - 1}; train again")
 
-    def without(self, rows, path, run_id, fingerprint, snapshots=None, popularity=None):
+    def without(self, rows, path, run_id, fingerprint, snapshots=None, popularity=None, repeatable=False):
         """Write a copy in which the given rows, anchors and negatives alike, do not occur; returns the new log.
 
         Redrawn negatives become what a retrained model's log would hold: forgotten items are drawn for their users as
@@ -303,6 +303,7 @@ class TripleLog:
             snapshots (dict, optional): number of epochs -> weights that have forgotten, flat; without them the copy
                 has none, since the recorded ones were trained on the forgotten rows.
             popularity (optional): sampling weight of each item id, ``[n_items]``; None: uniform.
+            repeatable (bool): users' own items were drawn as negatives all along (RecBole's ``repeatable``).
         """
         path = Path(path)
         keep = np.ones(self.n_rows, dtype=bool)
@@ -326,7 +327,7 @@ class TripleLog:
             redraw = _Redraw(users, items, ~keep, n_items, popularity)
             for epoch in range(self.n_epochs):
                 negatives = self.epoch(epoch)[keep]
-                copy.append(negatives if self.static else redraw(negatives))
+                copy.append(negatives if self.static or repeatable else redraw(negatives))
             for n_epochs, flat in (snapshots or {}).items():
                 parts = np.split(flat, np.cumsum([math.prod(shape) for _, shape in self.metadata["parameters"]])[:-1])
                 named = zip(self.metadata["parameters"], parts, strict=True)

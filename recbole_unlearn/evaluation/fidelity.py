@@ -20,7 +20,7 @@ from recbole_unlearn import checkpoint as checkpoints
 from recbole_unlearn.compat import clear_caches
 from recbole_unlearn.evaluation.forgetting import scores
 from recbole_unlearn.evaluation.ranking import evaluate
-from recbole_unlearn.trainer import BPRTrainer
+from recbole_unlearn.trainer import make_trainer
 from recbole_unlearn.training import Run, new_model
 from recbole_unlearn.unlearner import InfluenceUnlearner
 
@@ -86,7 +86,7 @@ class Observer:
         users, items = split.users[keep], split.items[keep]
         ptr = np.searchsorted(users, np.arange(split.n_users + 1))
         self.trained = lambda user: items[ptr[user] : ptr[user + 1]]
-        self.trainer = BPRTrainer(config, new_model(config, split))
+        self.trainer = make_trainer(config, new_model(config, split))
         self.trainer.eval_collector.data_collect(split.train)
 
     def _matched(self, rng):
@@ -241,7 +241,7 @@ def fidelity(trained, rows, seeds=6, methods=None, show_progress=True):
     with _quiet():
         observer = Observer(config, split, rows)
         model = new_model(config, split)
-        without = new_model(config, split, loader=split.remaining(rows))
+        without = new_model(config, split, data=split.remaining_dataset(rows))
 
         def view(state, model=without):
             model.load_state_dict(state)

@@ -5,6 +5,7 @@ import torch
 from recbole.data.interaction import Interaction
 
 from recbole_unlearn.compat import clear_caches
+from recbole_unlearn.models.losses import fixed_randomness
 
 
 @torch.no_grad()
@@ -14,12 +15,34 @@ def scores(model, users, field, batch=256):
     Yields:
         (slice, array): positions in ``users`` and their scores.
     """
+    yield from query_scores(model, Interaction({field: torch.as_tensor(users)}), batch)
+
+
+@torch.no_grad()
+def query_scores(model, queries, batch=256):
+    """As `scores`, for an Interaction of users (with their histories, for sequential models)."""
     model.eval()
     clear_caches(model)
-    for start in range(0, len(users), batch):
-        part = slice(start, min(start + batch, len(users)))
-        interaction = Interaction({field: torch.as_tensor(users[part])}).to(model.device)
-        yield part, model.full_sort_predict(interaction).view(part.stop - part.start, -1).cpu().numpy()
+    for start in range(0, len(queries), batch):
+        part = slice(start, min(start + batch, len(queries)))
+        interaction = queries[part].to(model.device)
+        with fixed_randomness(0):
+            try:
+                found = model.full_sort_predict(interaction)
+            except NotImplementedError:  # some models score pairs only
+                found = _by_pairs(model, interaction)
+        yield part, found.view(part.stop - part.start, -1).cpu().numpy()
+
+
+def _by_pairs(model, interaction, pairs=32_768):
+    """Scores ``[users, n_items]`` of a model without ``full_sort_predict``."""
+    rows, step = [], max(pairs // model.n_items, 1)
+    for start in range(0, len(interaction), step):
+        some = interaction[start : start + step]
+        each = some.repeat_interleave(model.n_items)
+        each.update(Interaction({model.ITEM_ID: torch.arange(model.n_items, device=model.device).repeat(len(some))}))
+        rows.append(model.predict(each).view(len(some), -1))
+    return torch.cat(rows)
 
 
 def percentiles(model, split, rows):
@@ -27,7 +50,8 @@ def percentiles(model, split, rows):
 
     1 means that the forgotten item scores above all of them, 0.5 is chance. The mean over the pairs is the
     forget-set AUC. Higher than after retraining means not forgotten; lower means over-forgotten, which gives
-    the deletion away just as well.
+    the deletion away just as well. A sequential model is asked for what followed the history before the pair,
+    without what is forgotten.
 
     Args:
         rows: rows of ``split`` (before forgetting).
@@ -37,14 +61,17 @@ def percentiles(model, split, rows):
     """
     users, items = split.users[rows], split.items[rows]
     result = np.empty(len(rows))
-    unique, inverse = np.unique(users, return_inverse=True)
+    if split.sequential:
+        asked, inverse = np.arange(len(rows)), np.arange(len(rows))
+    else:
+        _, asked, inverse = np.unique(users, return_index=True, return_inverse=True)
     seen = split.seen()
-    for part, batch in scores(model, unique, split.train._dataset.uid_field):
+    for part, batch in query_scores(model, split.queries(rows)[asked]):
         for position, row_scores in zip(range(part.start, part.stop), batch, strict=True):
             unseen = np.ones(split.n_items, bool)
             unseen[0] = False
-            unseen[seen(unique[position])] = False
-            others = np.sort(row_scores[unseen])
+            unseen[seen(users[asked[position]])] = False
+            others = np.sort(row_scores[: split.n_items][unseen])
             pairs = np.flatnonzero(inverse == position)
             own = row_scores[items[pairs]]
             low, high = np.searchsorted(others, own, "left"), np.searchsorted(others, own, "right")

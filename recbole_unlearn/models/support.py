@@ -1,0 +1,109 @@
+"""Which of RecBole's models can be unlearned from, and what is special about some of them."""
+
+import importlib.util
+from dataclasses import dataclass
+
+from recbole.utils import InputType, ModelType
+
+
+@dataclass(frozen=True)
+class Traits:
+    """What a model needs beyond the usual.
+
+    Attributes:
+        sums (bool): its loss is a sum over the batch, where RecBole's usual one is a mean.
+        draws (int): its loss draws at random in evaluation mode too: number of fixed seeds to average over.
+        row_loss (bool): the loss of a row takes all its negatives together; otherwise it is a sum over them.
+        batch (bool): its loss ties the rows of a batch together, or is too large for more: use batches as in training.
+        curvature_triples (int): default of the key of that name, where a product is dear.
+        approximated (tuple of str): what of its training is not accounted for exactly.
+    """
+
+    sums: bool = False
+    draws: int = 1
+    row_loss: bool = False
+    batch: bool = False
+    curvature_triples: int | None = None
+    approximated: tuple = ()
+
+
+GRAPH_NOISE = "random edges and neighbours: the full graph or fixed draws"
+BATCH_NORM = "batch norm: statistics of the original training"
+BATCH_L2 = "L2 norms over a batch: of the batches that unlearning takes"
+KNOWLEDGE = "knowledge graph loss: a fixed sample of it"
+CONTRASTIVE = "contrastive terms within a batch: of the batches that unlearning takes; not in the curvature"
+
+TRAITS = {
+    "SimpleX": Traits(
+        row_loss=True, approximated=("loss is piecewise linear in the cosines: no curvature but damping",)
+    ),
+    "SGL": Traits(sums=True, approximated=(GRAPH_NOISE, "contrastive terms: not in the curvature")),
+    "ConvNCF": Traits(sums=True, batch=True, curvature_triples=2048),
+    "LINE": Traits(draws=2, approximated=("sampled users of an item: two fixed draws",)),
+    "DGCF": Traits(draws=2, curvature_triples=4096, approximated=("correlation loss: two fixed draws",)),
+    "CKE": Traits(approximated=(KNOWLEDGE,)),
+    "CFKG": Traits(approximated=(KNOWLEDGE,)),
+    "KGNNLS": Traits(batch=True, approximated=("negatives of the label table: drawn anew",)),
+    "KTUP": Traits(draws=2, approximated=("knowledge graph epochs: left out", "Gumbel noise: two fixed draws")),
+    "KGIN": Traits(draws=2, curvature_triples=4096, approximated=(GRAPH_NOISE,)),
+    "MCCLK": Traits(draws=2, batch=True, curvature_triples=2048, approximated=(GRAPH_NOISE, CONTRASTIVE)),
+    "FEARec": Traits(draws=2, batch=True, curvature_triples=2048, approximated=(CONTRASTIVE,)),
+    "FOSSIL": Traits(batch=True, approximated=(BATCH_L2,)),
+    "SHAN": Traits(batch=True, approximated=(BATCH_L2,)),
+    "HGN": Traits(batch=True, approximated=(BATCH_L2,)),
+}
+
+REFUSED = {
+    **dict.fromkeys(
+        ("MultiVAE", "MultiDAE", "MacridVAE", "RecVAE", "RaCT", "CDAE", "DiffRec", "LDiffRec"),
+        "it is an autoencoder of whole user histories and has no negatives",
+    ),
+    "KGAT": "it trains on the knowledge graph with dgl and changes its graph after every epoch",
+    "BERT4Rec": "it masks histories at random and draws its own negatives, which no log holds",
+    "S3Rec": "it is pre-trained on the histories first, which no log holds",
+    "GRU4RecCPR": "RecBole has no BPR loss for it",
+    "SASRecCPR": "RecBole has no BPR loss for it",
+}  # fmt: skip
+NEEDS = {"NCL": "faiss"}
+PRELOADED = {"GRU4RecKG": ("ent_id",), "KSR": ("ent_id", "rel_id")}
+
+
+def traits(model):
+    """`Traits` of a model."""
+    return TRAITS.get(type(model).__name__, Traits())
+
+
+def refusal(config):
+    """In one line, why a configuration's model cannot be unlearned from; None if it can."""
+    name, kind = config["model"], config["MODEL_TYPE"]
+    reason = _refusal(config, name, kind)
+    return reason and f"model {name} is not supported: {reason}"
+
+
+def _refusal(config, name, kind):
+    if name in REFUSED:
+        return REFUSED[name]
+    if config["MODEL_INPUT_TYPE"] != InputType.PAIRWISE:
+        if kind == ModelType.SEQUENTIAL and config["loss_type"] == "CE":
+            return "loss_type: CE has no negatives; give loss_type: BPR, if RecBole has it for this model"
+        return "it is not trained on pairs of an item and a sampled negative (RecBole's PAIRWISE input)"
+    if kind not in (ModelType.GENERAL, ModelType.KNOWLEDGE, ModelType.SEQUENTIAL):
+        return "its kind of model is none of general, knowledge-aware and sequential"
+    if name in NEEDS and importlib.util.find_spec(NEEDS[name]) is None:
+        return f"it needs the package {NEEDS[name]}, which is not installed"
+    if name in NEEDS:
+        return "its clusters of users and items are made anew in every epoch, and no log holds them"
+    preloaded = config["preload_weight"] or {}
+    if missing := [field for field in PRELOADED.get(name, ()) if field not in preloaded]:
+        return f"it needs pre-trained vectors of {' and '.join(missing)} (RecBole's preload_weight)"
+    negatives = config["train_neg_sample_args"]
+    if negatives.get("dynamic"):
+        return "dynamic negatives depend on the weights of the moment; leave train_neg_sample_args dynamic out"
+    if kind == ModelType.SEQUENTIAL:
+        if config["negatives"] == "static":
+            return "negatives: static is for general models"
+        if config["benchmark_filename"]:
+            return "benchmark_filename holds finished histories, from which nothing can be taken out"
+    if not config["single_spec"]:
+        return "models other than BPR are trained by one process"
+    return None

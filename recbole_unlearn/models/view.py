@@ -1,0 +1,149 @@
+"""A model on one data set: the losses of rows of the triple log, as a function of its parameters."""
+
+from fnmatch import fnmatchcase
+
+import numpy as np
+import torch
+from recbole.data.interaction import Interaction
+from recbole.utils import ModelType
+
+from recbole_unlearn.compat import clear_caches
+from recbole_unlearn.data.split import pairwise_loader
+from recbole_unlearn.input_error import InputError
+from recbole_unlearn.models.losses import Unreduced, fixed_randomness, one_a_triple
+from recbole_unlearn.models.support import traits
+
+LARGE_BATCH = 32_768  # triples; graph models propagate once a batch
+
+
+class View:
+    """A model, in evaluation mode, and the training data whose graph and histories it holds.
+
+    Two calls with the same arguments give the same: nothing is dropped out, and what draws at random even so draws
+    from fixed seeds.
+
+    Args:
+        model: RecBole model; its parameters are not changed.
+        loader: RecBole training loader of the same data.
+        position: row of the loader's data set of each row of the log, int64 ``[rows]``; -1 where there is none.
+        parameters (list of str): patterns of parameter names, as ``unlearn_params``; None: all that are trained.
+        norms (list, optional): of another view, see `Unreduced.norms`: where L2 terms are to weigh the same.
+    """
+
+    def __init__(self, model, loader, position, parameters=None, norms=None):
+        self.model, self.position = model.eval(), position
+        self.loader = pairwise_loader(loader)
+        self.dataset = loader._dataset
+        self.traits = traits(model)
+        self.named = chosen_parameters(model, parameters)
+        self.parameters = list(self.named.values())
+        config = self.loader.config
+        rows = max(config["train_batch_size"] // self.loader.times, 1)
+        in_training = rows if self.traits.row_loss else rows * self.loader.times
+        sequential = config["MODEL_TYPE"] == ModelType.SEQUENTIAL
+        self.batch_rows = rows if self.traits.batch or sequential else max(LARGE_BATCH // self.loader.times, 1)
+        self.facts = self._facts(loader, in_training)
+        n_facts = len(next(iter(self.facts.values()))) if self.facts else 0
+        self.unreduced = Unreduced(model, in_training, n_facts, self.traits.sums)
+        if norms is None:
+            self._calibrate(rows)
+        else:
+            self.unreduced.norms = norms
+
+    def _facts(self, loader, batch):
+        """A fixed sample of the knowledge graph, with corrupted tails; of a size that no batch of triples has."""
+        if not hasattr(loader, "kg_dataloader"):
+            return {}
+        with fixed_randomness(0):
+            n = min(batch, len(loader._dataset.kg_feat)) - 1 | 1
+            index = np.random.choice(len(loader._dataset.kg_feat), n, replace=False)
+            return loader.kg_dataloader.collate_fn(index).interaction
+
+    def _calibrate(self, rows):
+        """Learn how large embeddings are in a batch of training, for the norms in L2 terms."""
+        present = np.flatnonzero(self.position >= 0)
+        with fixed_randomness(0), torch.no_grad():
+            rows = np.sort(np.random.choice(present, min(rows, len(present)), replace=False))
+            negatives = np.random.randint(1, self.dataset.item_num, (len(rows), self.loader.times))
+            self.unreduced.calibrating = True
+            self._losses(self.interaction(rows, negatives), len(rows))
+            self.unreduced.calibrating = False
+
+    def interaction(self, rows, negatives):
+        """A batch as RecBole's loader would make it: log rows ``[B]`` with negatives ``[B, m]``."""
+        data = self.dataset[self.position[rows]]
+        data = self.loader.transform(self.dataset, data)
+        ids = torch.from_numpy(np.ascontiguousarray(negatives.T, np.int64).reshape(-1))
+        batch = self.loader._neg_sample_by_pair_wise_sampling(data, ids)
+        columns = {**batch.interaction, **self.facts}
+        return Interaction(columns).to(self.model.device)
+
+    def batches(self, rows, negatives, weight):
+        """``[(interaction, weight)]`` of all rows; ``weight``: float ``[rows]``, of a row's loss in a sum."""
+        kind = self.parameters[0]
+        result = []
+        for start in range(0, len(rows), self.batch_rows):
+            part = slice(start, start + self.batch_rows)
+            w = torch.as_tensor(weight[part], dtype=kind.dtype, device=kind.device)
+            result.append((self.interaction(rows[part], negatives[part]), w))
+        return result
+
+    def _losses(self, interaction, rows):
+        """Loss of each row, ``[rows]``: a sum over its negatives; margins are left in ``unreduced``."""
+        n = rows if self.traits.row_loss else rows * self.loader.times
+        clear_caches(self.model)
+        with self.unreduced.of(n):
+            loss = self.model.calculate_loss(interaction)
+        loss = one_a_triple(loss, n, type(self.model).__name__)
+        return loss if self.traits.row_loss else loss.view(-1, rows).sum(0)
+
+    def _draws(self, interaction, rows):
+        """Losses ``[rows]`` and margins, one pair a fixed seed."""
+        for seed in range(self.traits.draws):
+            with fixed_randomness(seed):
+                # a model may add to the batch (FEARec does)
+                yield self._losses(Interaction(dict(interaction.interaction)), rows), self.unreduced.margins
+
+    def losses(self, interaction, rows):
+        """Loss of each row, ``[rows]``, averaged over the draws."""
+        return sum(loss for loss, _ in self._draws(interaction, rows)) / self.traits.draws
+
+    def loss(self, batch):
+        """Weighted sum over a batch of `batches`: a scalar."""
+        interaction, weight = batch
+        return (weight * self.losses(interaction, len(weight))).sum()
+
+    def margins(self, batch):
+        """``(x, w)`` with `loss` = ``sum w -log sigmoid(x)`` + terms without margins: for a Gauss-Newton matrix.
+
+        The weights come by differentiation of the loss by each single ``-log sigmoid(x)``.
+        """
+        interaction, weight = batch
+        found, weights = [], []
+        for loss, margins in self._draws(interaction, len(weight)):
+            total = (weight * loss).sum() / self.traits.draws
+            xs, values = zip(*margins, strict=True) if margins else ((), ())
+            if values:
+                grads = torch.autograd.grad(total, values, retain_graph=True, allow_unused=True)
+                found += xs
+                weights += [torch.zeros_like(x) if g is None else g for x, g in zip(xs, grads, strict=True)]
+        if not found:  # a loss without curvature in its margins
+            zero = sum((p * 0).sum() for p in self.parameters).view(1)
+            return zero, torch.zeros_like(zero)
+        return torch.cat(found), torch.cat(weights)
+
+
+def chosen_parameters(model, patterns=None):
+    """Trained parameters by name, in the model's order, whose names match one of the patterns.
+
+    Raises:
+        InputError: a pattern matches no parameter.
+    """
+    named = {name: value for name, value in model.named_parameters() if value.requires_grad}
+    if patterns is None:
+        return named
+    patterns = [patterns] if isinstance(patterns, str) else list(patterns)
+    for pattern in patterns:
+        if not any(fnmatchcase(name, str(pattern)) for name in named):
+            raise InputError(f"unlearn_params: {pattern!r} is no parameter of this model; it has {', '.join(named)}")
+    return {name: value for name, value in named.items() if any(fnmatchcase(name, str(p)) for p in patterns)}

@@ -1,0 +1,316 @@
+"""One influence step for any pairwise model of RecBole, by automatic differentiation through its own loss."""
+
+import logging
+from dataclasses import asdict
+from time import perf_counter
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from recbole_unlearn.checkpoint import check_finite
+from recbole_unlearn.influence.damping import adam
+from recbole_unlearn.influence.objective import returning
+from recbole_unlearn.influence.operators import AutogradCurvature, Damped
+from recbole_unlearn.influence.solver import conjugate_gradient, jacobi
+from recbole_unlearn.input_error import InputError
+from recbole_unlearn.models.view import View
+from recbole_unlearn.training import new_model
+from recbole_unlearn.unlearner import Unlearned
+
+CURVATURE_TRIPLES = {True: 8192, False: 65_536}  # of sequential and of other models
+GRADIENT_ROWS = 200_000  # logged rows of the forgotten, and returned negatives, that z is computed on at most
+PROBE = 256  # rows that tell whether a model holds the data itself
+ROUNDING = 1e-6  # of a row's loss in float32
+
+
+class PairwiseUnlearner:
+    """Changes a model's weights to what they would be had some interactions never been there; see docs/models.md.
+
+    ``theta* = theta + (H + D)^-1 z`` with ``z = grad [L(D; S) - L(D'; S')]``: D the logged triples and S the graph or
+    the histories that the model holds, D' and S' the same without the forgotten rows. D' has the negatives that
+    retraining would draw: forgotten items among their users'. H is the curvature of the remaining triples on S', and
+    D the damping.
+
+    The model and the log are only read. `apply` goes on from a result.
+
+    Args:
+        model: trained RecBole model, built on ``split``.
+        log (TripleLog): its log.
+        optimizer_state (dict): ``optimizer`` entry of its checkpoint.
+        config: configuration with the keys of properties/overall.yaml.
+        split (Split): its training data.
+        epochs (int, optional): epochs that the weights were trained for; default: all of the log.
+
+    Raises:
+        InputError: model, optimiser, keys or weights that the method is not valid for.
+    """
+
+    def __init__(self, model, log, optimizer_state, config, split, epochs=None):
+        name = type(model).__name__
+        if config["method"] not in ("auto", "influence"):
+            raise InputError(f"method: {config['method']} is for BPR only; for {name} use method: influence")
+        self.config, self.split, self.log = config, split, log
+        self.epochs = log.n_epochs if epochs is None else epochs
+        if not 1 <= self.epochs <= log.n_epochs:
+            raise InputError(
+                f"the checkpoint was written after epoch {self.epochs}, the triple log holds {log.n_epochs}; "
+                "train again"
+            )
+        check_finite(model.state_dict(), "the model")
+        self.method, self.chosen = "influence", "the one way for models other than BPR"
+        self.snapshots = {}
+        self.absent = np.zeros(log.n_rows, bool)  # rows that requests before the next one have taken away
+        self.optimizer_state = optimizer_state
+        self.view = View(model, split.train, split.data_row, config["unlearn_params"])
+        self.damping = self._damping()
+
+    @property
+    def state_dict(self):
+        return {key: value.detach().cpu().clone() for key, value in self.view.model.state_dict().items()}
+
+    @property
+    def n_triples(self):
+        """Terms of the loss, of an epoch, that earlier requests left."""
+        return int(np.count_nonzero(~self.absent)) * (1 if self.view.traits.row_loss else self.log.negatives)
+
+    def model(self):
+        """A model of its own with the weights as they are now, its graph and histories too."""
+        data = self.split.remaining_dataset(np.flatnonzero(self.absent))
+        model = new_model(self.config, self.split, data=data)
+        model.load_state_dict(self.state_dict)
+        return model.eval()
+
+    def _damping(self):
+        """Diagonal added to the curvature of the loss, L2 included: float64 ``[size]`` or a number."""
+        strength, kind = self.config["damping_strength"], self.config["damping"]
+        n = self.n_triples
+        l2 = n * float(self.config["weight_decay"] or 0)
+        if kind == "none":
+            return l2
+        if kind == "scalar":
+            return l2 + n * strength
+        group = self.optimizer_state["param_groups"][0]
+        if "betas" not in group:
+            raise InputError("damping: adam needs a checkpoint that was trained with Adam; use damping: scalar")
+        if self.view.traits.sums:  # Adam saw gradients of sums over a batch
+            n = n / self.view.unreduced.train_batch
+        names = [name for name, _ in self.view.model.named_parameters()]
+        parts = []
+        for name, value in self.view.named.items():
+            state = self.optimizer_state["state"].get(names.index(name))
+            # a parameter that Adam never met has no gradient either
+            squares = np.zeros(value.numel()) if state is None else state["exp_avg_sq"].cpu().numpy().ravel()
+            steps = 1 if state is None else int(state["step"])
+            parts.append(adam(squares, steps, group["betas"][1], group["eps"], group["lr"], n))
+        return l2 + strength * torch.from_numpy(np.concatenate(parts))
+
+    def warm_up(self):
+        """Run the loss once, so that `unlearn` is timed without first calls."""
+        rows = np.flatnonzero(~self.absent)[:2]
+        self._gradient(self.view, rows, self.log.epoch(0)[rows], np.zeros(len(rows)))
+
+    def unlearn(self, rows, show_progress=False):
+        """Forget some rows of the log.
+
+        Args:
+            rows: sorted int array of rows of the log; empty: the weights come back unchanged.
+
+        Returns:
+            Unlearned
+        """
+        start = perf_counter()
+        rows = np.asarray(rows, np.int64)
+        if len(rows) == 0:
+            return Unlearned(self.state_dict, self.method, perf_counter() - start, {"chosen": self.chosen})
+        after = self._without(rows)
+        z, changed = self._right_hand_side(after, rows)
+        curvature, n_triples = self._curvature(after, rows)
+        step, solve = self._solve(curvature, z, show_progress)
+        if not solve.converged:
+            logging.getLogger().warning(
+                f"conjugate gradient stopped at relative residual {solve.residual:.1e} after {solve.iterations} "
+                "iterations" + (": negative curvature" if solve.negative_curvature else "")
+            )
+        state = self.state_dict
+        sizes = [value.numel() for value in self.view.parameters]
+        for (name, value), change in zip(self.view.named.items(), step.split(sizes), strict=True):
+            state[name] = (value.detach().cpu().double() + change.view(value.shape)).to(value.dtype)
+        check_finite(state, "the unlearned model; raise damping_strength: the result")
+        details = {
+            "chosen": self.chosen,
+            "rows_changed": changed,
+            "parameters": int(sum(sizes)),
+            "curvature_triples": n_triples,
+            "approximated": self._approximated(),
+            "step_norm": float(step.norm()),
+            "gradient_norm": float(z.norm()),
+            **asdict(solve),
+        }
+        return Unlearned(state, self.method, perf_counter() - start, details)
+
+    def apply(self, rows, unlearned):
+        """Go on from the result of a request: the next one starts where it ended, on what it left of the log."""
+        self.absent[rows] = True
+        self.view = self._without(np.empty(0, np.int64))
+        self.view.model.load_state_dict(unlearned.state_dict)
+        self.damping = self._damping()
+
+    def _approximated(self):
+        """What of the training is not accounted for exactly, in words."""
+        found = list(self.view.traits.approximated)
+        if self.view.unreduced.norms:
+            found.append("L2 norms over a batch: quadratic, with a fixed weight")
+        if any(isinstance(m, torch.nn.modules.batchnorm._BatchNorm) for m in self.view.model.modules()):
+            found.append("batch norm: statistics of the original training")
+        if any(isinstance(m, torch.nn.Dropout) and m.p > 0 for m in self.view.model.modules()):
+            found.append("dropout: off")
+        return found
+
+    def _without(self, rows):
+        """The model, with the weights as they are, on what remains without ``rows`` and all that went before."""
+        gone = self.absent.copy()
+        gone[rows] = True
+        loader = self.split.remaining(np.flatnonzero(gone))
+        model = new_model(self.config, self.split, data=loader._dataset)
+        model.load_state_dict(self.view.model.state_dict())
+        keep = np.zeros(len(gone), bool)
+        keep[self.split.data_row] = ~gone
+        position = np.where(gone, -1, (np.cumsum(keep) - 1)[self.split.data_row])
+        return View(model, loader, position, self.config["unlearn_params"], self.view.unreduced.norms)
+
+    def _gradient(self, view, rows, negatives, weight):
+        """Gradient of the weighted sum of the rows' losses, float64 ``[size]``."""
+        if not len(rows):
+            return torch.zeros(sum(p.numel() for p in view.parameters), dtype=torch.float64)
+        return AutogradCurvature(view.parameters, view.batches(rows, negatives, weight), loss=view.loss).gradient()
+
+    def _log_epochs(self):
+        last = self.config["log_epochs"]
+        return np.arange(0 if last == "all" else max(self.epochs - last, 0), self.epochs)
+
+    def _one_epoch_each(self, rows):
+        """Negatives ``[rows, m]``, each row's of one of the logged epochs, in turn."""
+        epochs = self._log_epochs()
+        negatives = np.empty((len(rows), self.log.negatives), np.int64)
+        for turn, epoch in enumerate(epochs):
+            negatives[turn :: len(epochs)] = self.log.epoch(epoch)[rows[turn :: len(epochs)]]
+        return negatives
+
+    def _right_hand_side(self, after, rows):
+        """z, float64 ``[size]``, and the number of remaining rows whose loss is another without ``rows``."""
+        before, log = self.view, self.log
+        epochs = self._log_epochs()
+        count = max(min(GRADIENT_ROWS // len(rows), len(epochs)), 1)
+        z = torch.zeros(sum(p.numel() for p in before.parameters), dtype=torch.float64)
+        chosen = epochs[np.linspace(0, len(epochs) - 1, count).round().astype(int)]
+        negatives = log.gather(rows, chosen).reshape(-1, log.negatives)
+        z += self._gradient(before, np.tile(rows, count), negatives, np.full(len(negatives), 1 / count))
+        changed = self._changed(after, rows)
+        if len(changed):
+            negatives, ones = self._one_epoch_each(changed), np.ones(len(changed))
+            z += self._gradient(before, changed, negatives, ones) - self._gradient(after, changed, negatives, ones)
+        theta = torch.cat([p.detach().cpu().double().view(-1) for p in before.parameters])
+        lost = len(rows) * (1 if before.traits.row_loss else log.negatives)
+        z += lost * float(self.config["weight_decay"] or 0) * theta
+        if self.config["pool_return"] and not self.split.repeatable:
+            kept, drawn, returned, weight = self._pool_return(rows)
+            # a forgotten item is drawn instead of another
+            z -= self._gradient(after, kept, returned, weight) - self._gradient(after, kept, drawn, weight)
+        return z, len(changed)
+
+    def _pool_return(self, rows):
+        """Rows in which retraining would draw forgotten items, their negatives as logged and then, and how often."""
+        log = self.log
+        present = np.flatnonzero(~self.absent)
+        users, items = np.asarray(log.users, np.int64)[present], np.asarray(log.items, np.int64)[present]
+        gone = np.isin(present, rows)
+        found = list(returning(users, items, gone, log.metadata["n_items"], self.split.popularity()))
+        empty = np.empty(0, np.int64)
+        kept = np.concatenate([empty, *(np.tile(present[k], len(back)) for _, k, back, _ in found)]).astype(np.int64)
+        item = np.concatenate([empty, *(np.repeat(back, len(k)) for _, k, back, _ in found)]).astype(np.int64)
+        weight = np.concatenate([np.empty(0), *(np.repeat(log.negatives * share, len(k)) for _, k, _, share in found)])
+        if len(kept) > GRADIENT_ROWS:
+            chosen = np.linspace(0, len(kept) - 1, GRADIENT_ROWS).round().astype(int)
+            kept, item, weight = kept[chosen], item[chosen], weight[chosen] * (len(kept) / GRADIENT_ROWS)
+        drawn = self._one_epoch_each(kept)
+        returned = drawn.copy()
+        returned[np.arange(len(kept)), np.arange(len(kept)) % log.negatives] = item
+        return kept, drawn, returned, weight
+
+    def _changed(self, after, rows):
+        """Remaining rows whose loss is another on what remains, with the same weights and negatives: sorted array.
+
+        By trying: a graph ties all rows together, a user's history those of the user; most models hold no data.
+        """
+        gone = self.absent.copy()
+        gone[rows] = True
+        kept = np.flatnonzero(~gone)
+        own = np.isin(self.log.users[kept], np.unique(self.log.users[rows]))
+        if self.split.sequential:
+            kept = kept[own]
+            columns = (self.view.dataset.inter_feat, after.dataset.inter_feat)
+            field = f"{self.split.train._dataset.iid_field}{self.config['LIST_SUFFIX']}"
+            then, now = columns[0][field][self.view.position[kept]], columns[1][field][after.position[kept]]
+            return kept[(then != now).any(1).numpy()]
+        if self._differ(after, _spread(kept[~own], PROBE)):
+            return kept
+        return kept[own] if self._differ(after, _spread(kept[own], PROBE)) else kept[:0]
+
+    def _differ(self, after, rows):
+        if not len(rows):
+            return False
+        negatives, ones = self._one_epoch_each(rows), np.ones(len(rows))
+        with torch.no_grad():
+            for batches in zip(*(view.batches(rows, negatives, ones) for view in (self.view, after)), strict=True):
+                then, now = (
+                    view.losses(batch[0], len(batch[1]))
+                    for view, batch in zip((self.view, after), batches, strict=True)
+                )
+                if not torch.allclose(then, now, rtol=ROUNDING, atol=ROUNDING):
+                    return True
+        return False
+
+    def _curvature(self, after, rows):
+        """Curvature of the remaining triples, of a sample that holds the users concerned first; and its size."""
+        wanted = self.config["curvature_triples"] or self.view.traits.curvature_triples
+        wanted = (wanted or CURVATURE_TRIPLES[self.split.sequential]) // self.log.negatives
+        kept = np.flatnonzero(after.position >= 0)
+        own = np.isin(self.log.users[kept], np.unique(self.log.users[rows]))
+        concerned, others = _spread(kept[own], max(wanted // 2, 1)), _spread(kept[~own], wanted - wanted // 2)
+        weight = np.concatenate(
+            [
+                np.full(len(part), len(whole) / max(len(part), 1))
+                for part, whole in ((concerned, kept[own]), (others, kept[~own]))
+            ]
+        )
+        sample = np.concatenate([concerned, others])
+        order = np.argsort(sample)
+        sample, weight = sample[order], weight[order]
+        batches = after.batches(sample, self._one_epoch_each(sample), weight)
+        exact = self.config["curvature"] == "hessian"
+        how = {"loss": after.loss} if exact else {"margins": after.margins}
+        return AutogradCurvature(after.parameters, batches, **how), len(sample) * self.log.negatives
+
+    def _solve(self, curvature, z, show_progress):
+        with tqdm(total=self.config["cg_max_iterations"], desc="Unlearn", ncols=100, disable=not show_progress) as bar:
+
+            def progress(report):
+                bar.update()
+                bar.set_postfix_str(f"residual {report.residual:.1e}")
+
+            return conjugate_gradient(
+                Damped(curvature, self.damping),
+                z,
+                jacobi(torch.zeros_like(z), self.damping),
+                self.config["cg_tolerance"],
+                self.config["cg_max_iterations"],
+                progress,
+            )
+
+
+def _spread(rows, count):
+    """At most ``count`` of the rows, evenly spaced."""
+    if len(rows) <= count:
+        return rows
+    return rows[np.linspace(0, len(rows) - 1, count).round().astype(int)]

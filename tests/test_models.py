@@ -1,0 +1,298 @@
+"""Any pairwise model: losses of single rows, what they depend on, and one influence step."""
+
+import numpy as np
+import pytest
+import torch
+from recbole.data.interaction import Interaction
+from recbole.utils import init_seed
+
+from recbole_unlearn import checkpoint as checkpoints
+from recbole_unlearn.config import UnlearnConfig
+from recbole_unlearn.data.split import Split
+from recbole_unlearn.evaluation.forgetting import percentiles
+from recbole_unlearn.influence.operators import AutogradCurvature
+from recbole_unlearn.input_error import InputError
+from recbole_unlearn.models.view import View
+from recbole_unlearn.opening import open_unlearner
+from recbole_unlearn.pairwise import PairwiseUnlearner
+from recbole_unlearn.quick_start import run_unlearn
+from recbole_unlearn.session import UnlearnSession
+from recbole_unlearn.training import new_model, train
+
+NEGATIVES = {"distribution": "uniform", "sample_num": 3, "alpha": 1.0, "dynamic": False}
+INTERACTIONS = ["user_id", "item_id", "timestamp"]
+SEQUENTIAL = {"loss_type": "BPR", "hidden_size": 8, "MAX_ITEM_LIST_LENGTH": 6, "n_heads": 2, "inner_size": 8}
+MODELS = {
+    "LightGCN": {"n_layers": 2, "train_neg_sample_args": NEGATIVES},
+    "NGCF": {"hidden_size_list": [8]},
+    "SimpleX": {"train_neg_sample_args": NEGATIVES},
+    "SGL": {"n_layers": 1},
+    "GCMC": {"gcn_output_dim": 8},
+    "LINE": {},
+    "GRU4Rec": {**SEQUENTIAL, "load_col": {"inter": INTERACTIONS}},
+    "SASRec": {**SEQUENTIAL, "load_col": {"inter": INTERACTIONS}},
+    "FPMC": {"MAX_ITEM_LIST_LENGTH": 6, "load_col": {"inter": INTERACTIONS}},
+}
+
+
+@pytest.fixture
+def of(make_options):
+    """Function (model, **overrides) -> (config, split)."""
+
+    def make(name, **overrides):
+        config = UnlearnConfig(name, "tiny", config_dict=make_options(**{"eval_step": 0, **MODELS[name], **overrides}))
+        init_seed(config["seed"], config["reproducibility"])
+        return config, Split(config)
+
+    return make
+
+
+@pytest.fixture
+def trained(of, tmp_path):
+    """Function (model, **overrides) -> (config, split, stored, log, model, unlearner) after two epochs."""
+
+    def make(name, **overrides):
+        config, split = of(name, epochs=2, **overrides)
+        train(config, split, tmp_path / "model.pth")
+        stored, log = checkpoints.load(tmp_path / "model.pth")
+        return config, split, stored, log, *open_unlearner(config, split, stored, log)
+
+    return make
+
+
+def in_double(model):
+    for module in model.double().modules():
+        for name, value in vars(module).items():
+            if isinstance(value, torch.Tensor) and value.is_floating_point():
+                setattr(module, name, value.double())
+    return model
+
+
+def some_rows(split, n=40, seed=0):
+    rng = np.random.default_rng(seed)
+    rows = np.sort(rng.choice(split.n_rows, n, replace=False))
+    return rows, rng.integers(1, split.n_items, (n, split.config["train_neg_sample_args"]["sample_num"]))
+
+
+@pytest.mark.parametrize("name", ["LightGCN", "NGCF", "GCMC", "GRU4Rec", "SASRec", "FPMC", "SimpleX"])
+def test_mean_of_row_losses_is_the_loss_of_training(of, name):
+    config, split = of(name)
+    model = new_model(config, split)
+    if hasattr(model, "reg_weight"):
+        model.reg_weight = 0  # L2 norms over a batch are approximated
+    view = View(model, split.train, split.data_row)
+    rows, negatives = some_rows(split)
+    batch = view.interaction(rows, negatives)
+    terms = len(rows) if name == "SimpleX" else negatives.size
+    with torch.no_grad():
+        ours = view.losses(batch, len(rows)).sum() / terms
+        stock = model.calculate_loss(Interaction(dict(batch.interaction))).sum()
+    torch.testing.assert_close(ours, stock, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["LightGCN", "SimpleX"])
+def test_l2_of_a_training_batch_has_the_gradient_of_training(of, name):
+    config, split = of(name, reg_weight=10.0, train_batch_size=split_size(of, name))
+    model = new_model(config, split)
+    view = View(model, split.train, split.data_row)
+    rows = np.arange(split.n_rows)
+    negatives = some_rows(split, split.n_rows)[1]
+    batch = view.interaction(rows, negatives)
+    terms = len(rows) if name == "SimpleX" else negatives.size
+    ours = torch.autograd.grad(view.losses(batch, len(rows)).sum() / terms, view.parameters)
+    stock = torch.autograd.grad(model.calculate_loss(Interaction(dict(batch.interaction))).sum(), view.parameters)
+    for a, b in zip(ours, stock, strict=True):
+        assert (a - b).norm() < 0.05 * b.norm()
+
+
+def split_size(of, name):
+    return of(name)[1].n_rows * 3
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_losses_are_the_same_twice_and_leave_random_streams_alone(of, name):
+    config, split = of(name)
+    view = View(new_model(config, split), split.train, split.data_row)
+    rows, negatives = some_rows(split)
+    batch = view.interaction(rows, negatives)
+    stream, numpy = torch.get_rng_state(), np.random.get_state()[1].copy()
+    with torch.no_grad():
+        first = view.losses(batch, len(rows))
+        torch.rand(3)
+        torch.set_rng_state(stream)
+        assert torch.equal(first, view.losses(batch, len(rows)))
+    assert torch.equal(stream, torch.get_rng_state()) and (numpy == np.random.get_state()[1]).all()
+
+
+@pytest.mark.parametrize("name", ["LightGCN", "NGCF", "GRU4Rec"])
+def test_z_is_the_gradient_of_what_the_objective_loses(trained, name):
+    """Against central differences of the objective itself, in float64, the structure included."""
+    config, split, stored, log, model, unlearner = trained(name)
+    rows = some_rows(split, 9)[0]
+    before = View(in_double(unlearner.view.model), split.train, split.data_row)
+    unlearner.view, unlearner.config.final_config_dict["log_epochs"] = before, 1
+    after = unlearner._without(rows)
+    after = View(in_double(after.model), after.loader, after.position, None, before.unreduced.norms)
+    z, _ = unlearner._right_hand_side(after, rows)
+
+    everything = np.arange(log.n_rows)
+    kept = np.setdiff1d(everything, rows)
+    negatives = np.asarray(log.epoch(log.n_epochs - 1), np.int64)
+    returned = unlearner._pool_return(rows) if not split.repeatable else None
+
+    def objective(view, chosen, drawn, weight):
+        return sum(float(view.loss(batch)) for batch in view.batches(chosen, drawn, weight))
+
+    def lost():
+        total = objective(before, everything, negatives, np.ones(len(everything)))
+        total -= objective(after, kept, negatives[kept], np.ones(len(kept)))
+        if returned:
+            chosen, drawn, instead, weight = returned
+            total -= objective(after, chosen, instead, weight) - objective(after, chosen, drawn, weight)
+        return total
+
+    direction = torch.randn(len(z), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    direction /= direction.norm()
+    values, step = [], 1e-4
+    sizes = [p.numel() for p in before.parameters]
+    with torch.no_grad():
+        for sign in (1, -2):
+            for view in (before, after):
+                for p, d in zip(view.parameters, direction.split(sizes), strict=True):
+                    p += sign * step * d.view(p.shape)
+            values.append(lost())
+    slope = (values[0] - values[1]) / (2 * step)
+    assert abs(slope - float(z @ direction)) < 1e-5 * (float(z.norm()) + 1e-3)
+
+
+@pytest.mark.parametrize("name", ["LightGCN", "GRU4Rec", "SASRec"])
+def test_curvature_products(of, name):
+    """Hessian against differences of the gradient; Gauss-Newton against its definition."""
+    config, split = of(name)
+    view = View(in_double(new_model(config, split)), split.train, split.data_row)
+    rows, negatives = some_rows(split, 20)
+    batches = view.batches(rows, negatives, np.random.default_rng(1).random(len(rows)))
+    hessian = AutogradCurvature(view.parameters, batches, loss=view.loss)
+    newton = AutogradCurvature(view.parameters, batches, margins=view.margins)
+    v = torch.randn(hessian.size, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    product, gauss_newton = hessian.matvec(v), newton.matvec(v)
+    sizes, gradients, jv = [p.numel() for p in view.parameters], [], []
+    for sign in (1, -2):
+        with torch.no_grad():
+            for p, d in zip(view.parameters, v.split(sizes), strict=True):
+                p += sign * 1e-6 * d.view(p.shape)
+        gradients.append(hessian.gradient())
+        jv.append(torch.cat([view.margins(batch)[0].detach() for batch in batches]))
+    difference = (gradients[0] - gradients[1]) / 2e-6
+    assert (product - difference).norm() < 1e-5 * difference.norm()
+    with torch.no_grad():
+        for p, d in zip(view.parameters, v.split(sizes), strict=True):
+            p += 1e-6 * d.view(p.shape)
+    x, w = (torch.cat(part).detach() for part in zip(*map(view.margins, batches), strict=True))
+    s = torch.sigmoid(x)
+    expected = (w * s * (1 - s) * ((jv[0] - jv[1]) / 2e-6) ** 2).sum()
+    torch.testing.assert_close(v @ gauss_newton, expected, rtol=1e-4, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", ["GRU4Rec", "FPMC"])
+def test_histories_hold_nothing_forgotten(of, name):
+    """Against RecBole's own augmentation of the sequences that are left."""
+    config, split = of(name)
+    rows = some_rows(split, 60)[0]
+    limit, data = config["MAX_ITEM_LIST_LENGTH"], split.train._dataset
+    rest = split.remaining_dataset(rows).inter_feat
+    kept = np.setdiff1d(np.arange(split.n_rows), rows)
+    sequences = {}
+    lists, lengths = rest["item_id_list"], rest["item_length"]
+    first = {}
+    whole = data.inter_feat
+    for n, user in enumerate(whole["user_id"].tolist()):
+        first.setdefault(user, whole["item_id_list"][n, 0].item())
+    for n, (user, item) in enumerate(zip(rest["user_id"].tolist(), rest["item_id"].tolist(), strict=True)):
+        past = sequences.setdefault(user, [first[user]])
+        expected = past[-limit:]
+        assert lengths[n] == len(expected)
+        assert lists[n].tolist() == expected + [0] * (limit - len(expected))
+        past.append(item)
+    assert len(rest) == len(kept)
+
+
+def test_graph_and_probe(trained):
+    """A graph ties all rows together; a user's history ties the rows of the user; an embedding none."""
+    for name, expected in (("LightGCN", "all"), ("SimpleX", "own"), ("LINE", "none")):
+        config, split, stored, log, model, unlearner = trained(name, checkpoint_dir=name)
+        rows = some_rows(split, 5)[0]
+        after = unlearner._without(rows)
+        changed = unlearner._changed(after, rows)
+        kept = np.setdiff1d(np.arange(split.n_rows), rows)
+        own = kept[np.isin(split.users[kept], split.users[rows])]
+        if expected == "all":
+            assert np.array_equal(changed, kept)
+            ids = after.model.interaction_matrix
+            left = set(zip(split.users[kept], split.items[kept], strict=True))
+            assert set(zip(ids.row.tolist(), ids.col.tolist(), strict=True)) == left
+        elif expected == "own":
+            assert np.array_equal(changed, own)
+
+
+@pytest.mark.parametrize("name", ["LightGCN", "SGL", "SimpleX", "GRU4Rec"])
+def test_request(trained, name):
+    config, split, stored, log, model, unlearner = trained(name)
+    assert isinstance(unlearner, PairwiseUnlearner)
+    rows = some_rows(split, 20)[0]
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    unlearned = unlearner.unlearn(rows)
+    again = unlearner.unlearn(rows)
+    assert all(torch.equal(value, again.state_dict[key]) for key, value in unlearned.state_dict.items())
+    assert all(torch.equal(value, model.state_dict()[key]) for key, value in before.items())
+    assert any(not torch.equal(value, unlearned.state_dict[key]) for key, value in before.items())
+    assert unlearned.details["converged"]
+    forgotten = new_model(config, split, data=split.remaining_dataset(rows))
+    forgotten.load_state_dict(unlearned.state_dict)
+    ranks = [percentiles(each, split, rows) for each in (model, forgotten)]
+    assert np.isfinite(ranks).all()
+    unlearner.apply(rows, unlearned)
+    more = np.setdiff1d(some_rows(split, 20, 1)[0], rows)
+    assert unlearner.unlearn(more).details["converged"]
+    assert len(unlearner.view.dataset) == split.n_rows - len(rows)
+
+
+def test_chosen_parameters_alone_change(trained):
+    config, split, stored, log, model, unlearner = trained("NGCF", unlearn_params=["item_*", "GNNlayers.0.*.bias"])
+    unlearned = unlearner.unlearn(some_rows(split, 20)[0])
+    changed = {key for key, value in model.state_dict().items() if not torch.equal(value, unlearned.state_dict[key])}
+    assert changed and all(key.startswith("item_") or key.endswith("bias") for key in changed)
+    with pytest.raises(InputError, match="no parameter of this model"):
+        trained("NGCF", unlearn_params=["item_embeding*"])
+
+
+@pytest.mark.parametrize("name", ["LightGCN", "GRU4Rec"])
+def test_run_writes_a_model_and_a_log_that_have_forgotten(make_options, tmp_path, name):
+    chosen = make_options(**MODELS[name], epochs=2, forget_count=15, output_dir=str(tmp_path / "out"))
+    result = run_unlearn(name, "tiny", config_dict=chosen)
+    assert result["unlearning"]["method"] == "influence"
+    stored, log = checkpoints.load(tmp_path / "out" / "unlearned.pth")
+    assert log.n_rows == result["forget_set"]["of"] - 15
+    with UnlearnSession.open(tmp_path / "out" / "unlearned.pth") as session:
+        session.forget("count", 5)
+        session.save(tmp_path / "again.pth")
+    assert checkpoints.load(tmp_path / "again.pth")[1].n_rows == log.n_rows - 5
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "reason"),
+    [
+        ("MultiVAE", {}, "autoencoder"),
+        ("GRU4Rec", {"train_neg_sample_args": None}, "give loss_type: BPR"),
+        ("BERT4Rec", {"loss_type": "BPR"}, "masks"),
+        ("NeuMF", {}, "not trained on pairs"),
+        ("LightGCN", {"method": "replay"}, "for BPR only"),
+        ("LightGCN", {"train_neg_sample_args": {**NEGATIVES, "dynamic": True, "candidate_num": 2}}, "dynamic"),
+        ("GRU4Rec", {"loss_type": "BPR", "negatives": "static"}, "general models"),
+        ("LightGCN", {"unlearn_params": 3}, "must be a list"),
+    ],
+)
+def test_refused_in_one_line_before_any_work(make_options, name, overrides, reason):
+    with pytest.raises(InputError, match=reason) as caught:
+        run_unlearn(name, "tiny", config_dict=make_options(**overrides))
+    assert "\n" not in str(caught.value)
