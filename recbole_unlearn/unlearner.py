@@ -19,7 +19,7 @@ from recbole_unlearn.input_error import InputError
 
 MOSTLY_TOUCHED = 0.5  # share of the interactions with a touched user or item, from which on replay runs all rows again
 CURVATURE_TRIPLES = 8_000_000
-SUPPORTED = ("BPR",)
+SUPPORTED = ("BPR", "LightGCN")  # by replay and in closed form; others by autograd, see pairwise.py
 # Gradient of the whole objective, as a share of its L2 part's, up to which a model counts as converged. At a minimum
 # the loss and L2 pull equally hard and the share is 0; where training stopped early it is of order 1. The flattest
 # directions of a minimum have a curvature near weight_decay / 10 (measured, ml-100k, K = 8), so that the weights
@@ -77,10 +77,12 @@ class InfluenceUnlearner:
         InputError: model, optimiser or weights that the method is not valid for.
     """
 
+    model_name = "BPR"
+
     def __init__(self, model, log, optimizer_state, config, epochs=None, popularity=None):
         name = type(model).__name__
-        if name not in SUPPORTED:
-            raise InputError(f"model {name} is not supported; {', '.join(SUPPORTED)} is")
+        if name != self.model_name:
+            raise InputError(f"model {name} is not supported; {self.model_name} is")
         self.log = log
         self.config = config
         self.epochs = log.n_epochs if epochs is None else epochs
@@ -396,8 +398,8 @@ class InfluenceUnlearner:
             z -= gradient(returned, self.P, self.Q)
         return torch.from_numpy(z)
 
-    def _curvature(self, rows):
-        """Curvature over a part of the logged triples that is large enough, weighted to one epoch."""
+    def _curvature_triples(self, rows):
+        """A part of the logged triples that is large enough, without ``rows``, weighted to one epoch."""
         log, m = self.log, self.log.negatives
         epochs = self._log_epochs()
         if log.static:
@@ -413,7 +415,10 @@ class InfluenceUnlearner:
         weight[self.absent] = 0
         if not self.config["paper"]:  # equation (7) keeps the forgotten triples in H
             weight[rows] = 0
-        triples = UserTriples(log.users, np.array(log.items), negatives, len(self.P), len(self.Q), weight)
+        return UserTriples(log.users, np.array(log.items), negatives, len(self.P), len(self.Q), weight)
+
+    def _curvature(self, rows):
+        triples = self._curvature_triples(rows)
         return DotProductCurvature(triples, self.P, self.Q, exact=self.config["curvature"] == "hessian")
 
     def _solve(self, curvature, z, damping, show_progress=False):

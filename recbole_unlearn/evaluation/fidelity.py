@@ -20,9 +20,9 @@ from recbole_unlearn import checkpoint as checkpoints
 from recbole_unlearn.compat import clear_caches
 from recbole_unlearn.evaluation.forgetting import scores
 from recbole_unlearn.evaluation.ranking import evaluate
+from recbole_unlearn.opening import unlearner_of
 from recbole_unlearn.trainer import make_trainer
 from recbole_unlearn.training import Run, new_model
-from recbole_unlearn.unlearner import InfluenceUnlearner
 
 # Settings of each row of the table; 'replay' and 'influence' are ours, 'paper' is UBPR's equation (7).
 METHODS = {
@@ -262,9 +262,7 @@ def fidelity(trained, rows, seeds=6, methods=None, show_progress=True):
                     continue
                 changed = _with(config, methods[name])
                 model.load_state_dict(state["state_dict"])
-                unlearner = InfluenceUnlearner(
-                    model, log, state["optimizer"], changed, state["triple_log"]["epochs"], split.popularity()
-                )
+                unlearner = unlearner_of(model, changed, split, state, log)
                 unlearner.warm_up()
                 unlearned = unlearner.unlearn(rows)
                 seconds.append(unlearned.seconds)
