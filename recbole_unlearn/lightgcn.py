@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from recbole_unlearn.influence.graph_replay import replay_graph
+from recbole_unlearn.influence.graph_replay import WARM_UP, replay_graph
 from recbole_unlearn.influence.newton import flat
 from recbole_unlearn.influence.objective import gradient, pool_return, sampled_triples
 from recbole_unlearn.influence.operators import DotProductCurvature
@@ -48,7 +48,7 @@ class LightGCNUnlearner(InfluenceUnlearner):
         one, steps = np.ones(1, np.int64), 2
         weights = np.zeros((4, self.P.shape[1]), np.float32)
         if self.method == "replay":
-            neg = [np.zeros((1, 1), self.log.dtype)] * 2
+            neg = [np.zeros((1, 1), self.log.dtype)] * (WARM_UP + 2)  # two of them at once
             for paired in (False, True):
                 replay_graph(
                     one, one, neg, one[:0], weights, 2, 2, self.layers, self._adam(), 1, paired=paired, stride=steps

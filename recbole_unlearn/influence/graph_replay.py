@@ -5,7 +5,7 @@ start and with the recorded negatives, in two lanes side by side (see `replay`):
 without them in triples and graph. A step costs two products with the graph, on which torch spends most of an epoch of
 LightGCN too, but several times as long.
 
-**Strides.** From the second epoch on, ``stride`` steps can be made at once: their gradients are taken at the same
+**Strides.** Up to ``stride`` steps can be made at once, the more the later: their gradients are taken at the same
 weights, so that the graph serves all of them, and Adam moves by what it would in ``stride`` steps with their mean
 gradient. Its second moment needs each step's own gradient squared, on average: the mean gradient squared plus a
 variance, for which the first step's deviation from the mean stands.
@@ -21,6 +21,8 @@ import numpy as np
 from recbole_unlearn.influence.propagated import Graph
 from recbole_unlearn.influence.replay import Replayed, _Returns
 from recbole_unlearn.influence.vectors import FLAGS, add_scaled, dot, exp, load, store
+
+WARM_UP = 10  # steps; Adam's moments, and the weights, change most in the first ones
 
 
 @cache
@@ -105,8 +107,9 @@ class _Lane:
         """Train on triples ``[n, 3]`` of nodes in order of steps, which begin at ``start``."""
         batch = _gradient(self.W.shape[1])
         n_steps = len(shares)
-        for begin in range(0, n_steps, stride):
-            end = min(begin + stride, n_steps)
+        end = 0
+        while end < n_steps:
+            begin, end = end, min(end + min(stride, 1 + self.steps // WARM_UP), n_steps)
             self._propagate(self.W, self.E, parallel)
             self.G[:], self.reg[:] = 0, 0
             for s in range(begin, end):
@@ -142,7 +145,7 @@ def replay_graph(
         paired (bool): whether to run the lane with the forgotten interactions too. Changes are then the difference
             of the lanes, else undefined, and ``without`` alone is of use.
         snapshots: numbers of epochs after which to keep the changes (or, not paired, the weights).
-        stride (int): steps to make at once, from the second epoch on.
+        stride (int): steps to make at once: two from the ``WARM_UP``-th on, three from twice as many on, up to this.
 
     Returns:
         Replayed: of all rows.
@@ -172,9 +175,8 @@ def replay_graph(
             user, positive, item, begin = returns.draw(rng, batches.n_steps)
             back = np.stack([user, n_users + positive, n_users + item], axis=1).astype(np.int32)
             everything, remaining = batches.draw(rng, n_users + np.asarray(neg).astype(np.int32), back, np.diff(begin))
-            width = stride if epoch else 1
             jobs = [
-                pool.submit(lane.epoch, *triples, batches.shares, width, not paired)
+                pool.submit(lane.epoch, *triples, batches.shares, stride, not paired)
                 for lane, triples in zip(lanes, (everything, remaining)[0 if paired else 1 :], strict=True)
             ]
             for job in jobs:

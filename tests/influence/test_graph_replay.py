@@ -151,18 +151,21 @@ class TestBatches:
 
 
 class TestStride:
-    def test_moves_as_adam_would_with_the_mean_gradient(self, epochs):
-        p = Problem(10, stride=4)
+    def test_moves_as_adam_would_with_the_mean_gradient(self, epochs, monkeypatch):
+        monkeypatch.setattr(module, "WARM_UP", 3)
+        p = Problem(10, rows=90, stride=3)
         result = p.replay()
         graph, lane = epochs()[1]
         A = torch.from_numpy(graph.propagate(np.eye(graph.size)))
         W = torch.tensor(p.start.reshape(graph.size, K), dtype=torch.float64)
-        M, V, step = torch.zeros_like(W), torch.zeros_like(W), 0
+        M, V, step, widths = torch.zeros_like(W), torch.zeros_like(W), 0, []
         lr, beta1, beta2, eps, _ = astuple(ADAM)
-        for epoch, (triples, begin, shares, stride) in enumerate(lane):
-            assert stride == (4 if epoch else 1)
-            for first in range(0, len(shares), stride):
-                steps = range(first, min(first + stride, len(shares)))
+        for triples, begin, shares, stride in lane:
+            first = 0
+            while first < len(shares):
+                steps = range(first, min(first + min(stride, 1 + step // 3), len(shares)))
+                first = steps.stop
+                widths.append(len(steps))
                 grads = [gradient(W, A, triples[begin[s] : begin[s + 1]], shares[s], 0, False) for s in steps]
                 mean = sum(grads) / len(grads)
                 square = mean**2 + (grads[0] - mean) ** 2
@@ -172,6 +175,7 @@ class TestStride:
                     M, V = beta1 * M + (1 - beta1) * mean, beta2 * V + (1 - beta2) * square
                     move += lr / (1 - beta1**step) * M
                 W = W - move / ((V / (1 - beta2**step)).sqrt() + eps)
+        assert widths == [1, 1, 1, 2, 1, 3, 3, 3, 3]  # of 6 steps an epoch
         np.testing.assert_allclose(result.without, W, rtol=0, atol=FLOAT32)
 
     def test_ends_near_where_single_steps_end(self):
