@@ -20,6 +20,8 @@ MOVES = 40
 class LightGCNUnlearner(InfluenceUnlearner):
     """`InfluenceUnlearner` for LightGCN: the forgotten interactions leave the triples and the graph.
 
+    Replay runs all rows again, whatever ``replay_rows`` says, since the graph ties them together.
+
     Args:
         model: trained RecBole LightGCN.
         split (Split): its training data.
@@ -49,10 +51,7 @@ class LightGCNUnlearner(InfluenceUnlearner):
         weights = np.zeros((4, self.P.shape[1]), np.float32)
         if self.method == "replay":
             neg = [np.zeros((1, 1), self.log.dtype)] * (WARM_UP + 2)  # two of them at once
-            for paired in (False, True):
-                replay_graph(
-                    one, one, neg, one[:0], weights, 2, 2, self.layers, self._adam(), 1, paired=paired, stride=steps
-                )
+            replay_graph(one, one, neg, one[:0], weights, 2, 2, self.layers, self._adam(), 1, stride=steps)
             return
         super().warm_up()
         Graph(one, one, 2, 2, self.layers).propagate(weights.astype(np.float64))
@@ -69,22 +68,15 @@ class LightGCNUnlearner(InfluenceUnlearner):
         return max(self.config["train_batch_size"] // self.log.negatives, 1) * self.log.negatives
 
     def _replay(self, rows, show_progress):
-        """The replayed change of all weights, and the snapshots with the same change.
-
-        Where the request touches most of the data, the weights that were trained without it are the result; else their
-        difference to those that were trained with it, in the same order, is added to the model's.
-        """
+        """The change to the weights that are trained again, from the start, without all that was ever forgotten."""
         log, (n_users, K) = self.log, self.P.shape
-        alone, absent, forgotten = self._all_rows(rows), self.absent, rows
-        if alone:  # from the start, without anything that was ever forgotten
-            forgotten, absent = np.union1d(rows, np.flatnonzero(absent)), None
-        stride = max(-(-self.n_triples // self._batch) // MOVES, 1)
+        stride = max(-(-log.n_rows * log.negatives // self._batch) // MOVES, 1)
         with tqdm(total=self.epochs, desc="Unlearn", ncols=100, disable=not show_progress) as bar:
             result = replay_graph(
                 log.users,
                 log.items,
                 [log.epoch(e) for e in range(self.epochs)],
-                forgotten,
+                np.union1d(rows, np.flatnonzero(self.absent)),
                 self.snapshots[0],
                 n_users,
                 len(self.Q),
@@ -96,22 +88,15 @@ class LightGCNUnlearner(InfluenceUnlearner):
                 self.popularity,
                 self.config["seed"],
                 bar.update,
-                absent,
-                not alone,
                 self.snapshots,
                 stride,
             )
-        theta = flat(self.P, self.Q).numpy().reshape(-1, K)
-        change = result.without - theta if alone else result.change
-        change[result.untrained] = (result.without - theta)[result.untrained]
-        snapshots = {}
-        for n, weights in self.snapshots.items():
-            then = result.snapshots[n]
-            snapshots[n] = (then if alone else weights.astype(np.float32).reshape(-1, K) + then).ravel()
+        change = result.weights - flat(self.P, self.Q).numpy().reshape(-1, K)
+        snapshots = {n: weights.ravel() for n, weights in result.snapshots.items()}
         details = {
             "epochs": self.epochs,
-            "rows_replayed": len(result.rows),
-            "all_rows": alone,
+            "rows_replayed": len(change),
+            "all_rows": True,
             "stride": stride,
             "triples_replayed": result.triples,
             "step_norm": float(np.linalg.norm(change)),

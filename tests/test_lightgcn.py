@@ -49,7 +49,7 @@ class TestReplay:
         """Loss, EmbLoss, graph, Adam and negatives are RecBole's: nothing is forgotten, all is run again."""
         settings = {"train_batch_size": FULL_BATCH, "require_pow": require_pow, "epochs": 6, "eval_step": 0}
         split, model, stored, log = trained(make_split, tmp_path, **settings)
-        replayer = unlearner((split, model, stored, log), replay_rows="all", method="replay")
+        replayer = unlearner((split, model, stored, log), method="replay")
         user_change, item_change, details, snapshots = replayer._replay(np.empty(0, np.int64), False)
         moved = np.abs(weights(stored["state_dict"]) - log.snapshot(0).reshape(-1, 8)).max()
         # the start is kept in float16
@@ -57,14 +57,12 @@ class TestReplay:
         np.testing.assert_allclose(snapshots[4], log.snapshot(4), rtol=0, atol=0.02 * moved)
         assert details["epochs"] == 6
 
-    @pytest.mark.parametrize("rows", ["touched", "all"])
-    def test_forgets(self, setting, rows):
-        replayer = unlearner(setting, replay_rows=rows, method="replay")
+    def test_forgets(self, setting):
+        replayer = unlearner(setting, method="replay")
         replayer.warm_up()
         result = replayer.unlearn(ROWS)
         before, after = weights(setting[2]["state_dict"]), weights(result.state_dict)
         assert result.method == "replay"
-        assert result.details["all_rows"] == (rows == "all")
         assert 0 < np.linalg.norm(after - before) < np.linalg.norm(before)
         assert set(result.snapshots) == set(setting[3].snapshots)
         np.testing.assert_array_equal(weights(replayer.unlearn(ROWS).state_dict), after)
@@ -72,14 +70,14 @@ class TestReplay:
     def test_a_user_without_rows_has_the_initial_embedding(self, setting):
         split, _, _, log = setting
         user = split.users[30]
-        result = unlearner(setting, method="replay", replay_rows="touched").unlearn(np.flatnonzero(split.users == user))
+        result = unlearner(setting, method="replay").unlearn(np.flatnonzero(split.users == user))
         start = log.snapshot(0).astype(np.float32).reshape(-1, 8)[user]
         np.testing.assert_allclose(result.state_dict["user_embedding.weight"][user], start, rtol=0, atol=1e-6)
 
     def test_goes_on_from_request_to_request(self, setting):
-        replayer = unlearner(setting, method="replay", replay_rows="all")
+        replayer = unlearner(setting, method="replay")
         replayer.apply(ROWS[:10], replayer.unlearn(ROWS[:10]))
-        together = unlearner(setting, method="replay", replay_rows="all").unlearn(ROWS)
+        together = unlearner(setting, method="replay").unlearn(ROWS)
         assert len(replayer.model().interaction_matrix.row) == setting[0].n_rows - 10
         one_by_one = replayer.unlearn(ROWS[10:])
         np.testing.assert_allclose(weights(one_by_one.state_dict), weights(together.state_dict), rtol=0, atol=1e-6)

@@ -37,17 +37,17 @@ class Problem:
 
 
 @pytest.fixture
-def epochs(monkeypatch):
-    """Lane (by its graph) -> what it was trained on, an epoch each."""
-    seen = {}
-    run = module._Lane.epoch
+def trained(monkeypatch):
+    """Function -> the graph and, for each epoch, what the model was trained on."""
+    seen = []
+    run = module._Training.epoch
 
-    def record(self, triples, start, shares, stride, parallel):
-        seen.setdefault(id(self), (self.graph, []))[1].append((triples.copy(), start, shares, stride))
-        run(self, triples, start, shares, stride, parallel)
+    def record(self, triples, start, stride):
+        seen.append((self.graph, triples.copy(), start))
+        run(self, triples, start, stride)
 
-    monkeypatch.setattr(module._Lane, "epoch", record)
-    return lambda: sorted(seen.values(), key=lambda lane: -len(lane[0].neighbour))
+    monkeypatch.setattr(module._Training, "epoch", record)
+    return lambda: (seen[0][0], [epoch for _, *epoch in seen])
 
 
 def emb_loss(W, triples, squared):
@@ -56,24 +56,23 @@ def emb_loss(W, triples, squared):
     return sum(norm**2 / 2 if squared else norm for norm in norms)
 
 
-def gradient(W, A, triples, share, reg_weight, squared):
+def gradient(W, A, triples, reg_weight=0.0, squared=False):
     W = W.clone().requires_grad_()
     E = A @ W
     triples = torch.from_numpy(triples.astype(np.int64))
     u, i, j = triples.T
-    loss = torch.nn.functional.softplus(-(E[u] * (E[i] - E[j])).sum(1)).sum() * share
-    return torch.autograd.grad(loss + reg_weight * share * emb_loss(W, triples, squared), W)[0]
+    loss = torch.nn.functional.softplus(-(E[u] * (E[i] - E[j])).sum(1)).sum()
+    return torch.autograd.grad((loss + reg_weight * emb_loss(W, triples, squared)) / len(triples), W)[0]
 
 
-def reference(start, lane, adam, reg_weight=0.0, squared=False):
-    """Weights after training on a lane's batches by torch.optim.Adam, a step at a time."""
-    graph, epochs = lane
+def reference(start, graph, epochs, adam, reg_weight=0.0, squared=False):
+    """Weights after training on the same batches by torch.optim.Adam, a step at a time."""
     A = torch.from_numpy(graph.propagate(np.eye(graph.size)))
     W = torch.tensor(start.reshape(graph.size, K), dtype=torch.float64)
     optimizer = torch.optim.Adam([W], adam.lr, (adam.beta1, adam.beta2), adam.eps, adam.weight_decay)
-    for triples, begin, shares, _ in epochs:
-        for s, share in enumerate(shares):
-            W.grad = gradient(W, A, triples[begin[s] : begin[s + 1]], share, reg_weight, squared)
+    for triples, begin in epochs:
+        for s in range(len(begin) - 1):
+            W.grad = gradient(W, A, triples[begin[s] : begin[s + 1]], reg_weight, squared)
             optimizer.step()
     return W.numpy()
 
@@ -82,91 +81,84 @@ class TestAgainstTorch:
     @pytest.mark.parametrize("m", [1, 3])
     @pytest.mark.parametrize("weight_decay", [0.0, 0.01])
     @pytest.mark.parametrize("reg_weight, squared", [(0.0, False), (0.05, False), (0.05, True)])
-    def test_both_lanes_are_trained_as_torch_does(self, epochs, m, weight_decay, reg_weight, squared):
+    def test_is_trained_as_torch_does(self, trained, m, weight_decay, reg_weight, squared):
         adam = replace(ADAM, weight_decay=weight_decay)
         p = Problem(m, m, optimizer=adam, reg_weight=reg_weight, require_pow=squared)
         result = p.replay()
-        with_them, without = (reference(p.start, lane, adam, reg_weight, squared) for lane in epochs())
-        np.testing.assert_allclose(result.without, without, rtol=0, atol=FLOAT32)
-        np.testing.assert_allclose(result.change, without - with_them, rtol=0, atol=2 * FLOAT32)
-        assert np.abs(result.change).max() > 1000 * FLOAT32
+        expected = reference(p.start, *trained(), adam, reg_weight, squared)
+        np.testing.assert_allclose(result.weights, expected, rtol=0, atol=FLOAT32)
+        assert np.abs(expected - p.start.reshape(expected.shape)).max() > 1000 * FLOAT32
 
     @pytest.mark.parametrize("layers", [1, 3])
-    def test_other_numbers_of_layers(self, epochs, layers):
+    def test_other_numbers_of_layers(self, trained, layers):
         p = Problem(5, layers=layers)
-        result = p.replay()
-        np.testing.assert_allclose(result.without, reference(p.start, epochs()[1], ADAM), rtol=0, atol=FLOAT32)
-
-    def test_one_lane_alone_is_the_second_of_two(self):
-        p = Problem(6)
-        np.testing.assert_array_equal(p.replay(paired=False).without, p.replay().without)
+        np.testing.assert_allclose(p.replay().weights, reference(p.start, *trained(), ADAM), rtol=0, atol=FLOAT32)
 
 
 class TestBatches:
-    def test_the_first_lane_meets_every_row_once_an_epoch_in_batches_of_the_given_size(self, epochs):
+    def test_every_remaining_row_once_an_epoch_in_batches_of_the_given_size(self, trained):
         p = Problem(7, m=2)
+        p.forgotten = np.flatnonzero(p.users == p.users[20])  # nothing comes back from a user without rows
         p.replay()
-        (_, first), _ = epochs()
-        for (triples, begin, shares, _), neg in zip(first, p.negatives, strict=True):
-            expected = np.stack([np.repeat(p.users, 2), np.repeat(N_USERS + p.pos, 2), N_USERS + neg.ravel()], axis=1)
+        _, epochs = trained()
+        kept = np.setdiff1d(np.arange(60), p.forgotten)
+        users, pos = p.users[kept], N_USERS + p.pos[kept]
+        assert len(epochs) == len(p.negatives)
+        for (triples, begin), neg in zip(epochs, p.negatives, strict=True):
+            expected = np.stack([np.repeat(users, 2), np.repeat(pos, 2), N_USERS + neg[kept].ravel()], axis=1)
             assert sorted(map(tuple, triples)) == sorted(map(tuple, expected))
-            np.testing.assert_array_equal(np.diff(begin), [16] * 7 + [8])
-            np.testing.assert_allclose(shares, 1 / np.diff(begin))
+            np.testing.assert_array_equal(begin, [*range(0, 2 * len(kept), 16), 2 * len(kept)])
 
-    def test_the_second_lane_is_the_first_without_the_forgotten_and_with_returns(self, epochs):
-        p = Problem(8)
+    def test_the_order_is_another_in_each_epoch_and_for_each_seed(self, trained):
+        p = Problem(7)
+        p.negatives[1] = p.negatives[0]
         p.replay()
-        (_, first), (graph, second) = epochs()
-        gone = {(int(p.users[r]), N_USERS + int(p.pos[r])) for r in p.forgotten}
+        p.replay(seed=8)
+        _, epochs = trained()
+        orders = [tuple(triples[:, :2].ravel()) for triples, _ in epochs]
+        assert len(set(orders)) == len(orders)
+
+    def test_forgotten_items_return_as_negatives_as_often_as_retraining_would_draw_them(self, trained):
+        p = Problem(8, epochs=400, forgotten=2, batch=1000, optimizer=replace(ADAM, lr=1e-6))
+        p.replay()
+        _, epochs = trained()
+        for row in p.forgotten:
+            user, item = p.users[row], p.pos[row]
+            others = np.setdiff1d(np.flatnonzero(p.users == user), p.forgotten)
+            pool = N_ITEMS - 1 - len(others)
+            recorded = sum((neg[others] == item).sum() for neg in p.negatives)
+            found = sum(((t[:, 0] == user) & (t[:, 2] == N_USERS + item)).sum() for t, _ in epochs)
+            draws, chance = len(others) * 400, 1 / pool
+            expected = draws * chance + (1 - chance) * recorded
+            assert abs(found - expected) < 4 * np.sqrt(draws * chance)
+
+    def test_the_graph_is_that_of_the_remaining_rows(self, trained):
+        p = Problem(9)
+        p.replay()
+        graph, _ = trained()
         rows = np.setdiff1d(np.arange(60), p.forgotten)
         kept = {(int(p.users[r]), N_USERS + int(p.pos[r])) for r in rows}
-        returned = 0
-        for (all_triples, begin, shares, _), (triples, own_begin, own_shares, _) in zip(first, second, strict=True):
-            np.testing.assert_array_equal(shares, own_shares)
-            for s in range(len(shares)):
-                before = [tuple(t) for t in all_triples[begin[s] : begin[s + 1]]]
-                after = [tuple(t) for t in triples[own_begin[s] : own_begin[s + 1]]]
-                still = [t for t in before if t[:2] in kept]
-                extra = [t for t in after if t not in still]
-                returned += len(extra)
-                assert [t for t in after if t in still][: len(still)] == still
-                assert all((t[0], t[2]) in gone and t[:2] in kept for t in extra)
-        assert returned > 0
-        edges = set(
-            zip(np.repeat(np.arange(graph.size), np.diff(graph.start)).tolist(), graph.neighbour.tolist(), strict=True)
-        )
-        assert edges == kept | {(b, a) for a, b in kept}
-
-    def test_absent_rows_are_in_neither_lane(self, epochs):
-        p = Problem(9)
-        absent = np.zeros(60, bool)
-        absent[::7] = True
-        p.forgotten = np.setdiff1d(p.forgotten, np.flatnonzero(absent))
-        p.replay(absent=absent)
-        for graph, lane in epochs():
-            assert len(graph.neighbour) <= 2 * (~absent).sum()
-            assert all(len(triples) <= (~absent).sum() + 20 for triples, *_ in lane)
-        (_, first), _ = epochs()
-        assert all(len(triples) == (~absent).sum() for triples, *_ in first)
+        nodes = np.repeat(np.arange(graph.size), np.diff(graph.start)).tolist()
+        assert set(zip(nodes, graph.neighbour.tolist(), strict=True)) == kept | {(b, a) for a, b in kept}
 
 
 class TestStride:
-    def test_moves_as_adam_would_with_the_mean_gradient(self, epochs, monkeypatch):
+    def test_moves_as_adam_would_with_the_mean_gradient(self, trained, monkeypatch):
         monkeypatch.setattr(module, "WARM_UP", 3)
-        p = Problem(10, rows=90, stride=3)
+        p = Problem(10, rows=90, forgotten=0, stride=3)
         result = p.replay()
-        graph, lane = epochs()[1]
+        graph, epochs = trained()
         A = torch.from_numpy(graph.propagate(np.eye(graph.size)))
         W = torch.tensor(p.start.reshape(graph.size, K), dtype=torch.float64)
         M, V, step, widths = torch.zeros_like(W), torch.zeros_like(W), 0, []
         lr, beta1, beta2, eps, _ = astuple(ADAM)
-        for triples, begin, shares, stride in lane:
+        for triples, begin in epochs:
             first = 0
-            while first < len(shares):
-                steps = range(first, min(first + min(stride, 1 + step // 3), len(shares)))
+            while first < len(begin) - 1:
+                steps = range(first, min(first + min(3, 1 + step // 3), len(begin) - 1))
                 first = steps.stop
                 widths.append(len(steps))
-                grads = [gradient(W, A, triples[begin[s] : begin[s + 1]], shares[s], 0, False) for s in steps]
+                grads = [gradient(W, A, triples[begin[s] : begin[s + 1]]) for s in steps]
                 mean = sum(grads) / len(grads)
                 square = mean**2 + (grads[0] - mean) ** 2
                 move = torch.zeros_like(W)
@@ -176,45 +168,38 @@ class TestStride:
                     move += lr / (1 - beta1**step) * M
                 W = W - move / ((V / (1 - beta2**step)).sqrt() + eps)
         assert widths == [1, 1, 1, 2, 1, 3, 3, 3, 3]  # of 6 steps an epoch
-        np.testing.assert_allclose(result.without, W, rtol=0, atol=FLOAT32)
+        np.testing.assert_allclose(result.weights, W, rtol=0, atol=FLOAT32)
 
     def test_ends_near_where_single_steps_end(self):
         p = Problem(11, rows=400, batch=10, epochs=4, forgotten=20, optimizer=replace(ADAM, lr=0.002, beta2=0.999))
         single, strided, other = p.replay(), p.replay(stride=4), p.replay(seed=12)
-        assert np.linalg.norm(strided.without - single.without) < 0.5 * np.linalg.norm(other.without - single.without)
+        assert np.linalg.norm(strided.weights - single.weights) < 0.5 * np.linalg.norm(other.weights - single.weights)
 
 
 class TestResult:
-    def test_snapshots_are_the_change_after_so_many_epochs(self):
+    def test_snapshots_are_the_weights_after_so_many_epochs(self):
         p = Problem(13)
         result = p.replay(snapshots=(0, 2, 3))
         assert set(result.snapshots) == {0, 2, 3}
-        assert not result.snapshots[0].any()
-        np.testing.assert_array_equal(result.snapshots[3], result.change)
+        np.testing.assert_array_equal(result.snapshots[0].ravel(), p.start.astype(np.float32))
+        np.testing.assert_array_equal(result.snapshots[3], result.weights)
         p.negatives = p.negatives[:2]
-        np.testing.assert_array_equal(result.snapshots[2], p.replay().change)
+        np.testing.assert_array_equal(result.snapshots[2], p.replay().weights)
 
-    def test_nothing_forgotten_changes_nothing(self):
-        p = Problem(14)
-        p.forgotten = np.empty(0, np.int64)
-        assert not p.replay().change.any()
-
-    def test_untrained_users_are_named(self):
+    def test_users_without_rows_keep_their_initial_embedding(self):
         p = Problem(15)
         p.forgotten = np.flatnonzero(p.users == p.users[20])
-        result = p.replay()
-        assert np.flatnonzero(result.untrained).tolist() == [p.users[20]]
         start = p.start.reshape(-1, K).astype(np.float32)
-        np.testing.assert_array_equal(result.without[result.untrained], start[result.untrained])
+        same = (p.replay().weights == start).all(axis=1)
+        assert np.flatnonzero(same).tolist() == [0, p.users[20], N_USERS]  # and the paddings
 
     def test_is_reproducible(self):
         p = Problem(16)
-        np.testing.assert_array_equal(p.replay().change, p.replay().change)
-        assert (p.replay(seed=1).change != p.replay(seed=2).change).any()
+        np.testing.assert_array_equal(p.replay().weights, p.replay().weights)
+        assert (p.replay(seed=1).weights != p.replay(seed=2).weights).any()
 
     def test_the_graph_matters(self, monkeypatch):
-        """The second lane's graph has no forgotten edges: with them, another result."""
         p = Problem(17)
-        right = p.replay().without
+        right = p.replay().weights
         monkeypatch.setattr(module, "Graph", lambda users, items, *sizes: Graph(p.users, p.pos, *sizes))
-        assert np.abs(p.replay().without - right).max() > 100 * FLOAT32
+        assert np.abs(p.replay().weights - right).max() > 100 * FLOAT32
