@@ -12,8 +12,8 @@ from recbole_unlearn.influence.propagated import Graph, PropagatedCurvature, emb
 from recbole_unlearn.training import new_model
 from recbole_unlearn.unlearner import InfluenceUnlearner
 
-# Moves of the weights that replay makes in an epoch, if training made more. On ml-100k, with 40 steps an epoch, 10 moves
-# forget as faithfully as 40 (docs/lightgcn.md).
+# Moves of the weights that replay makes in an epoch, if training made more. On ml-100k, with 40 steps an epoch, 10
+# moves forget as faithfully as 40 (docs/lightgcn.md).
 MOVES = 20
 
 
