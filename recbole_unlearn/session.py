@@ -12,7 +12,6 @@ from recbole_unlearn.data.triple_log import log_path
 from recbole_unlearn.input_error import InputError
 from recbole_unlearn.opening import configure, open_unlearner
 from recbole_unlearn.output import save_unlearned
-from recbole_unlearn.pairwise import PairwiseUnlearner
 from recbole_unlearn.unlearner import Unlearned
 
 
@@ -92,7 +91,7 @@ class UnlearnSession:
             raise InputError("the request would leave no training interaction to model")
         unlearned = self.unlearner.unlearn(rows)
         self.unlearner.apply(rows, unlearned)
-        if isinstance(self.unlearner, PairwiseUnlearner):
+        if hasattr(self.unlearner, "model"):  # it holds the data too
             self.model = self.unlearner.model()
         else:
             self.model.load_state_dict(unlearned.state_dict)

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from recbole.data.interaction import Interaction
-from recbole.model.general_recommender import BPR
+from recbole.model.general_recommender import BPR, LightGCN
 from recbole.trainer.trainer import KGTrainer, Trainer
 from recbole.utils import InputType, ModelType
 from torch.nn.parallel import DistributedDataParallel
@@ -227,7 +227,7 @@ class _Logging:
         return super().evaluate(eval_data, load_best_model, model_file, show_progress)
 
     def _snapshot(self, n_epochs):
-        if self.triple_log and snapshot_due(n_epochs) and isinstance(self.model, BPR):
+        if self.triple_log and snapshot_due(n_epochs) and isinstance(self.model, (BPR, LightGCN)):
             named = {name: value.detach().cpu().numpy() for name, value in self.model.named_parameters()}
             self.triple_log.add_snapshot(n_epochs, named)
 

@@ -22,7 +22,7 @@ from recbole_unlearn.input_error import InputError
 
 MOSTLY_TOUCHED = 0.5  # share of the interactions with a touched user or item, from which on replay runs all rows again
 CURVATURE_TRIPLES = 8_000_000
-SUPPORTED = ("BPR",)
+SUPPORTED = ("BPR", "LightGCN")  # by replay and in closed form; others by autograd, see pairwise.py
 # Gradient of the whole objective, as a share of its L2 part's, up to which a model counts as converged. At a minimum
 # the loss and L2 pull equally hard and the share is 0; where training stopped early it is of order 1. The flattest
 # directions of a minimum have a curvature near weight_decay / 10 (measured, ml-100k, K = 8), so that the weights
@@ -84,10 +84,12 @@ class InfluenceUnlearner:
         InputError: model, optimiser or weights that the method is not valid for.
     """
 
+    model_name = "BPR"
+
     def __init__(self, model, log, optimizer_state, config, epochs=None, popularity=None, data_row=None, shared=False):
         name = type(model).__name__
-        if name not in SUPPORTED:
-            raise InputError(f"model {name} is not supported; {', '.join(SUPPORTED)} is")
+        if name != self.model_name:
+            raise InputError(f"model {name} is not supported; {self.model_name} is")
         self.log = log
         self.config = config
         self.epochs = log.n_epochs if epochs is None else epochs
@@ -444,8 +446,8 @@ class InfluenceUnlearner:
             z -= torch.from_numpy(gradient(self._returned(rows), P, self.Q))
         return shard.sum_items(z)
 
-    def _curvature(self, rows):
-        """Curvature over a part of the logged triples that is large enough, weighted to one epoch."""
+    def _curvature_triples(self, rows):
+        """A part of the logged triples that is large enough, without ``rows``, weighted to one epoch."""
         log, m, shard = self.log, self.log.negatives, self.shard
         epochs = self._log_epochs()
         if log.static:
@@ -463,10 +465,14 @@ class InfluenceUnlearner:
         if not self.config["paper"]:  # equation (7) keeps the forgotten triples in H
             weight[rows] = 0
         users, items = np.asarray(log.users[shard.rows]) - shard.users.start, np.array(log.items[shard.rows])
-        triples = UserTriples(users, items, negatives, shard.n_own, len(self.Q), weight[shard.rows])
+        return UserTriples(users, items, negatives, shard.n_own, len(self.Q), weight[shard.rows])
+
+    def _curvature(self, rows):
+        """The curvature, and of how many triples it is on all ranks together."""
+        triples = self._curvature_triples(rows)
         exact = self.config["curvature"] == "hessian"
-        curvature = DotProductCurvature(triples, self.P[shard.users], self.Q, exact=exact)
-        return shard.together(curvature), log.n_rows * negatives.shape[1]
+        curvature = DotProductCurvature(triples, self.P[self.shard.users], self.Q, exact=exact)
+        return self.shard.together(curvature), self.log.n_rows * triples.neg.shape[1]
 
     def _solve(self, curvature, z, damping, show_progress=False, space=None):
         with tqdm(total=self.config["cg_max_iterations"], desc="Unlearn", ncols=100, disable=not show_progress) as bar:

@@ -19,7 +19,7 @@ from types import SimpleNamespace
 import numpy as np
 
 from recbole_unlearn.files import remove, replacing, sync_folder, temporary_path, write_atomically
-from recbole_unlearn.influence.objective import returning
+from recbole_unlearn.influence.objective import Redraw
 from recbole_unlearn.input_error import InputError
 
 FORMAT = "recbole_unlearn triple log"
@@ -345,7 +345,8 @@ class TripleLog:
                 run_id,
             )
             users, items, n_items = np.array(self.users), np.array(self.items), self.metadata["n_items"]
-            redraw = _Redraw(users, items, ~keep, n_items, popularity)
+            rng = np.random.default_rng()  # unseeded: with the seed, returned items could be told from drawn ones
+            redraw = Redraw(users, items, ~keep, n_items, popularity, rng)
             for epoch in range(self.n_epochs):
                 negatives = self.epoch(epoch)[keep]
                 copy.append(negatives if self.static or repeatable else redraw(negatives))
@@ -359,30 +360,3 @@ class TripleLog:
         finally:
             shutil.rmtree(building, ignore_errors=True)
         return TripleLog.open(path)
-
-
-class _Redraw:
-    """Replaces negatives by items that came back into their users' pools, each with its probability of being drawn."""
-
-    def __init__(self, users, items, gone, n_items, popularity):
-        place = np.cumsum(~gone) - 1
-        returns = list(returning(users, items, gone, n_items, popularity))
-        self.rows = np.concatenate([np.empty(0, np.int64), *(place[kept] for _, kept, _, _ in returns)]).astype(
-            np.int64
-        )
-        self.owner = np.repeat(np.arange(len(returns)), [len(kept) for _, kept, _, _ in returns])
-        self.chance = np.array([share.sum() for _, _, _, share in returns])
-        self.back = np.concatenate([np.empty(0, items.dtype), *(back for _, _, back, _ in returns)])
-        # one search finds the item of any user: user n's shares, cumulated, lie between n and n + 1
-        cumulated = [n + np.cumsum(share) / share.sum() for n, (_, _, _, share) in enumerate(returns)]
-        self.cumulated = np.concatenate([np.empty(0), *cumulated])
-        self.rng = np.random.default_rng()  # unseeded: with the seed, returned items could be told from drawn ones
-
-    def __call__(self, negatives):
-        if len(self.rows):
-            row, column = np.nonzero(
-                self.rng.random((len(self.rows), negatives.shape[1])) < self.chance[self.owner][:, None]
-            )
-            found = np.searchsorted(self.cumulated, self.owner[row] + self.rng.random(len(row)), "right")
-            negatives[self.rows[row], column] = self.back[np.minimum(found, len(self.back) - 1)]
-        return negatives

@@ -17,9 +17,10 @@ from scipy.stats import ks_2samp, wasserstein_distance
 from tqdm import tqdm
 
 from recbole_unlearn import checkpoint as checkpoints
+from recbole_unlearn.compat import clear_caches
 from recbole_unlearn.evaluation.forgetting import scores
 from recbole_unlearn.evaluation.ranking import evaluate
-from recbole_unlearn.opening import make_unlearner
+from recbole_unlearn.opening import unlearner_of
 from recbole_unlearn.trainer import make_trainer
 from recbole_unlearn.training import Run, new_model
 from recbole_unlearn.unlearner import SUPPORTED
@@ -248,15 +249,16 @@ def fidelity(trained, rows, seeds=6, methods=None, show_progress=True):
     with _quiet():
         observer = Observer(config, split, rows)
         model = new_model(config, split)
-        forgetful = new_model(config, split, data=split.remaining_dataset(rows))  # its graph has forgotten
+        without = new_model(config, split, data=split.remaining_dataset(rows))
 
-        def view(state, model):
+        def view(state, model=without):
             model.load_state_dict(state)
+            clear_caches(model)
             return observer.view(model)
 
         stored = [checkpoints.load(trained.path(run)) for run in originals]
         before = [view(state["state_dict"], model) for state, _ in stored]
-        after = [view(torch.load(trained.path(run), weights_only=True)["state_dict"], forgetful) for run in retrainings]
+        after = [view(torch.load(trained.path(run), weights_only=True)["state_dict"]) for run in retrainings]
         results = {"retrained": compare(after, before, after)}
         results["retrained"]["seconds"] = float(np.median([trained.seconds(run) for run in retrainings]))
         methods = methods or methods_for(config)
@@ -268,14 +270,14 @@ def fidelity(trained, rows, seeds=6, methods=None, show_progress=True):
                     continue
                 changed = _with(config, methods[name])
                 model.load_state_dict(state["state_dict"])
-                unlearner = make_unlearner(model, changed, split, state, log)
+                unlearner = unlearner_of(model, changed, split, state, log)
                 unlearner.warm_up()
                 unlearned = unlearner.unlearn(rows)
                 seconds.append(unlearned.seconds)
                 report = unlearned.report()
                 report.pop("history", None)
                 details.append(report)
-                views.append(view(unlearned.state_dict, forgetful))
+                views.append(view(unlearned.state_dict))
             results[name] = compare(after, before, views)
             results[name]["seconds"] = float(np.median(seconds)) if seconds else 0.0
             results[name]["details"] = details

@@ -71,6 +71,40 @@ def returning(users, items, gone, n_items, popularity=None):
             yield user, kept, back, weight[back] / (total - weight[used].sum())
 
 
+class Redraw:
+    """Replaces negatives by items that came back into their users' pools, each with its probability of being drawn.
+
+    Called with the negatives of the remaining rows in an epoch, ``[rows, m]``, it changes and returns them.
+
+    Args:
+        rng (numpy Generator): that it draws from.
+        others: as for `returning`.
+    """
+
+    def __init__(self, users, items, gone, n_items, popularity, rng):
+        place = np.cumsum(~gone) - 1
+        returns = list(returning(users, items, gone, n_items, popularity))
+        self.rows = np.concatenate([np.empty(0, np.int64), *(place[kept] for _, kept, _, _ in returns)]).astype(
+            np.int64
+        )
+        self.owner = np.repeat(np.arange(len(returns)), [len(kept) for _, kept, _, _ in returns])
+        self.chance = np.array([share.sum() for _, _, _, share in returns])
+        self.back = np.concatenate([np.empty(0, items.dtype), *(back for _, _, back, _ in returns)])
+        # one search finds the item of any user: user n's shares, cumulated, lie between n and n + 1
+        cumulated = [n + np.cumsum(share) / share.sum() for n, (_, _, _, share) in enumerate(returns)]
+        self.cumulated = np.concatenate([np.empty(0), *cumulated])
+        self.rng = rng
+
+    def __call__(self, negatives):
+        if len(self.rows):
+            row, column = np.nonzero(
+                self.rng.random((len(self.rows), negatives.shape[1])) < self.chance[self.owner][:, None]
+            )
+            found = np.searchsorted(self.cumulated, self.owner[row] + self.rng.random(len(row)), "right")
+            negatives[self.rows[row], column] = self.back[np.minimum(found, len(self.back) - 1)]
+        return negatives
+
+
 def pool_return(users, items, forgotten, n_items, negatives, popularity=None):
     """Triples that retraining would draw with a forgotten item as NEGATIVE of its user, in expectation an epoch.
 

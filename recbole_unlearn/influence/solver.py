@@ -110,7 +110,7 @@ def conjugate_gradient(
 
 def preconditioner(curvature, damping):
     """Block-Jacobi or, where the blocks are large, Jacobi preconditioner of ``curvature + diag(damping)``."""
-    if curvature.K <= BLOCK_JACOBI_UP_TO:
+    if curvature.K <= BLOCK_JACOBI_UP_TO and hasattr(curvature, "blocks"):
         return block_jacobi(curvature.blocks(), damping)
     return jacobi(curvature.diagonal(), damping)
 

@@ -1,0 +1,102 @@
+"""Seconds of an epoch of LightGCN: stock RecBole's training and validation, and replay's.
+
+    python benchmarks/lightgcn_speed.py --dataset=ml-1m --data_path=PATH
+
+Stock epochs are measured on ``--steps`` batches. Costs do not depend on the weights, so replay runs on negatives drawn
+at random. ``--clock=cpu`` counts processor time, on one thread: for a machine that does other things too.
+"""
+
+import argparse
+import logging
+from time import perf_counter, process_time
+
+import numpy as np
+import torch
+from recbole.trainer import Trainer
+from recbole.utils import init_seed
+
+from recbole_unlearn.config import UnlearnConfig
+from recbole_unlearn.data.forget import ForgetRequest
+from recbole_unlearn.data.split import Split
+from recbole_unlearn.influence.graph_replay import replay_graph
+from recbole_unlearn.influence.replay import Adam
+from recbole_unlearn.lightgcn import MOVES
+from recbole_unlearn.training import new_model
+
+
+def stock(config, split, steps, clock):
+    """Seconds of a training epoch, and of a validation."""
+    model = new_model(config, split, 1)
+    trainer = Trainer(config, model)
+    batches, seconds = iter(split.train), []
+    for _ in range(min(steps, len(split.train))):
+        start = clock()
+        batch = next(batches)
+        trainer.optimizer.zero_grad()
+        model.calculate_loss(batch).backward()
+        trainer.optimizer.step()
+        seconds.append(clock() - start)
+    start = clock()
+    trainer.evaluate(split.valid, load_best_model=False)
+    return float(np.median(seconds)) * len(split.train), clock() - start
+
+
+def replayed(config, split, rows, clock):
+    """Seconds of replay's first epoch, and of a later one."""
+    rng = np.random.default_rng(0)
+    epochs = 3
+    negatives = [rng.integers(1, split.n_items, (split.n_rows, 1)).astype(np.uint16) for _ in range(epochs)]
+    start = np.concatenate([p.detach().numpy().ravel() for p in new_model(config, split, 1).parameters()])
+    batch = config["train_batch_size"]
+    stride = max(-(-split.n_rows // batch) // MOVES, 1)
+    times = []
+
+    def run(progress):
+        return replay_graph(
+            split.users, split.items, negatives, rows, start, split.n_users,
+            split.n_items, config["n_layers"], Adam(config["learning_rate"], 0.9, 0.999, 1e-8, 0.0), batch,
+            config["reg_weight"], stride=stride, progress=progress,
+        )  # fmt: skip
+
+    one = np.ones(1, np.int64)
+    replay_graph(  # compiles
+            one, one, [one[:, None]] * 30, one[:0], np.zeros(4 * config["embedding_size"]), 2, 2, config["n_layers"],
+            Adam(1e-3, 0.9, 0.999, 1e-8, 0.0), 1, stride=2,
+        )  # fmt: skip
+    begin = clock()
+    run(lambda: times.append(clock()))
+    return times[0] - begin, float(np.median(np.diff(times))), stride
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dataset", default="ml-100k")
+    parser.add_argument("--data_path", default="dataset/")
+    parser.add_argument("--forget", type=int, default=200, help="interactions to forget")
+    parser.add_argument("--steps", type=int, default=20, help="batches of stock training to measure")
+    parser.add_argument("--epochs", type=int, default=50, help="of the training that is compared")
+    parser.add_argument("--clock", choices=("wall", "cpu"), default="wall")
+    args = parser.parse_args()
+    clock = {"wall": perf_counter, "cpu": process_time}[args.clock]
+    if args.clock == "cpu":
+        torch.set_num_threads(1)
+    config = UnlearnConfig("LightGCN", args.dataset, [], {"data_path": args.data_path, "show_progress": False})
+    init_seed(config["seed"], config["reproducibility"])
+    split = Split(config)
+    logging.getLogger().setLevel(logging.ERROR)
+    rows = ForgetRequest("count", args.forget, 2020).rows(split)
+    epoch, validation = stock(config, split, args.steps, clock)
+    retrain = args.epochs * (epoch + validation)
+    print(
+        f"stock RecBole: {epoch:.2f} s an epoch, {validation:.2f} s a validation; {args.epochs} epochs: {retrain:.0f} s"
+    )
+    first, later, stride = replayed(config, split, rows, clock)
+    request = first + (args.epochs - 1) * later
+    print(
+        f"replay, stride {stride}: first epoch {first:.2f} s, later {later:.3f} s; {args.epochs} epochs: "
+        f"{request:.1f} s, {retrain / request:.0f} times faster"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,138 @@
+"""LightGCN from RecBole's own training to a model that has forgotten."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+
+from recbole_unlearn import checkpoint as checkpoints
+from recbole_unlearn.input_error import InputError
+from recbole_unlearn.lightgcn import LightGCNUnlearner
+from recbole_unlearn.opening import unlearner_of
+from recbole_unlearn.pairwise import PairwiseUnlearner
+from recbole_unlearn.quick_start import run_unlearn
+from recbole_unlearn.session import UnlearnSession
+from recbole_unlearn.training import train
+from recbole_unlearn.unlearner import InfluenceUnlearner
+
+FULL_BATCH = 10_000  # one step an epoch: the order of rows, which is not logged, does not matter
+ROWS = np.arange(20, 400, 19)
+
+
+def trained(make_split, path, **settings):
+    split = make_split("LightGCN", reg_weight=0.01, learning_rate=0.01, **settings)
+    model, _, _ = train(split.config, split, path / "model.pth")
+    return split, model, *checkpoints.load(path / "model.pth")
+
+
+@pytest.fixture(scope="module")
+def setting(make_split, tmp_path_factory):
+    """(split, model, checkpoint, log) of one training; no test may change them."""
+    return trained(make_split, tmp_path_factory.mktemp("lightgcn"), epochs=4)
+
+
+def unlearner(setting, **changes):
+    split, model, stored, log = setting
+    config = copy.copy(split.config)
+    config.final_config_dict = {**split.config.final_config_dict, **changes}
+    return unlearner_of(model, config, split, stored, log)
+
+
+def weights(state):
+    return np.concatenate([state[f"{side}_embedding.weight"].numpy() for side in ("user", "item")])
+
+
+class TestReplay:
+    @pytest.mark.parametrize("require_pow", [False, True])
+    def test_of_nothing_is_what_recbole_trained(self, make_split, tmp_path, require_pow):
+        """Loss, EmbLoss, graph, Adam and negatives are RecBole's: nothing is forgotten, all is run again."""
+        settings = {"train_batch_size": FULL_BATCH, "require_pow": require_pow, "epochs": 6, "eval_step": 0}
+        split, model, stored, log = trained(make_split, tmp_path, **settings)
+        replayer = unlearner((split, model, stored, log), method="replay")
+        user_change, item_change, details, snapshots = replayer._replay(np.empty(0, np.int64), False)
+        moved = np.abs(weights(stored["state_dict"]) - log.snapshot(0).reshape(-1, 8)).max()
+        # the start is kept in float16
+        assert max(np.abs(user_change).max(), np.abs(item_change).max()) < 0.02 * moved
+        np.testing.assert_allclose(snapshots[4], log.snapshot(4), rtol=0, atol=0.02 * moved)
+        assert details["epochs"] == 6
+
+    def test_forgets(self, setting):
+        replayer = unlearner(setting, method="replay")
+        replayer.warm_up()
+        result = replayer.unlearn(ROWS)
+        before, after = weights(setting[2]["state_dict"]), weights(result.state_dict)
+        assert result.method == "replay"
+        assert 0 < np.linalg.norm(after - before) < np.linalg.norm(before)
+        assert set(result.snapshots) == set(setting[3].snapshots)
+        np.testing.assert_array_equal(weights(replayer.unlearn(ROWS).state_dict), after)
+
+    def test_a_user_without_rows_has_the_initial_embedding(self, setting):
+        split, _, _, log = setting
+        user = split.users[30]
+        result = unlearner(setting, method="replay").unlearn(np.flatnonzero(split.users == user))
+        start = log.snapshot(0).astype(np.float32).reshape(-1, 8)[user]
+        np.testing.assert_allclose(result.state_dict["user_embedding.weight"][user], start, rtol=0, atol=1e-6)
+
+    def test_goes_on_from_request_to_request(self, setting):
+        replayer = unlearner(setting, method="replay")
+        replayer.apply(ROWS[:10], replayer.unlearn(ROWS[:10]))
+        together = unlearner(setting, method="replay").unlearn(ROWS)
+        assert len(replayer.model().interaction_matrix.row) == setting[0].n_rows - 10
+        one_by_one = replayer.unlearn(ROWS[10:])
+        np.testing.assert_allclose(weights(one_by_one.state_dict), weights(together.state_dict), rtol=0, atol=1e-6)
+
+
+class TestInfluence:
+    def test_right_hand_side_and_curvature_are_those_of_recboles_own_loss(self, make_split, tmp_path):
+        """Against autograd through RecBole's model, on the original and on the remaining graph."""
+        split, model, stored, log = trained(make_split, tmp_path, epochs=2, negatives="static")
+        settings = {"method": "influence", "pool_return": False, "damping": "none", "curvature": "hessian"}
+        ours = unlearner((split, model, stored, log), **settings)
+        ours.reg_weight = 0.0
+        model.reg_weight = 0.0
+        theirs = PairwiseUnlearner(model, log, stored["optimizer"], ours.config, split, ours.epochs)
+        after = theirs._without(ROWS)
+        after.model.reg_weight = 0.0
+        z, _ = theirs._right_hand_side(after, ROWS)
+        found = ours._right_hand_side(ROWS)
+        assert (found - z).norm() < 1e-3 * z.norm()
+        curvature, n_triples = theirs._curvature(after, ROWS)
+        assert n_triples == split.n_rows - len(ROWS)
+        v = torch.randn(len(z), dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+        expected = curvature.matvec(v)
+        assert (ours._curvature(ROWS)[0].matvec(v) - expected).norm() < 1e-3 * expected.norm()
+
+    @pytest.mark.parametrize("settings", [{}, {"damping": "scalar"}, {"paper": True, "damping": "scalar"}])
+    def test_forgets(self, setting, settings):
+        stepper = unlearner(setting, method="influence", **settings)
+        stepper.warm_up()
+        result = stepper.unlearn(ROWS)
+        assert result.details["residual"] <= stepper.config["cg_tolerance"]
+        assert result.details["step_norm"] > 0
+
+
+class TestEndToEnd:
+    @pytest.mark.parametrize("method, chosen", [("auto", "replay"), ("influence", "influence")])
+    def test_run_writes_a_model_that_can_forget_again(self, make_options, method, chosen):
+        settings = make_options(forget_count=25, epochs=3, output_dir="out", compare="none", method=method)
+        result = run_unlearn("LightGCN", "tiny", config_dict=settings)
+        assert result["unlearning"]["method"] == chosen
+        assert {"original", "unlearned"} == set(result["models"])
+        with UnlearnSession.open("out/unlearned.pth") as session:
+            assert len(session.model.interaction_matrix.row) == session.split.n_rows
+            before = session.split.n_rows
+            session.forget("count", 5)
+            assert len(session.model.interaction_matrix.row) == before - 5
+
+    def test_what_is_for_bpr_only_is_refused(self, setting):
+        with pytest.raises(InputError, match="reoptimise is not possible"):
+            unlearner(setting, method="reoptimise")
+        split, model, stored, log = setting
+        with pytest.raises(InputError, match="LightGCN is not supported"):
+            InfluenceUnlearner(model, log, stored["optimizer"], split.config)
+
+    def test_a_choice_of_parameters_goes_through_autograd(self, setting):
+        assert isinstance(unlearner(setting), LightGCNUnlearner)
+        chosen = unlearner(setting, unlearn_params=["item_embedding.weight"], method="influence")
+        assert isinstance(chosen, PairwiseUnlearner)
