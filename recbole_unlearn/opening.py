@@ -95,7 +95,7 @@ def _trainable(config):
 def _supported(config):
     if reason := refusal(config):
         raise InputError(reason)
-    if config["model"] not in SUPPORTED:
+    if config["model"] not in SUPPORTED or config["unlearn_params"]:
         _influence_only(config)
     if config["purge_dataset"] and not config["purge"]:
         raise InputError("purge_dataset: True leaves an original that fits no data; give purge: True too")
@@ -106,11 +106,12 @@ def _influence_only(config):
     """Raises InputError for what is there for BPR only."""
     name = config["model"]
     if config["method"] not in ("auto", "influence"):
-        raise InputError(f"method: {config['method']} is for BPR only; for {name} use method: influence")
+        what = f"{name} with unlearn_params" if name in SUPPORTED else name
+        raise InputError(f"method: {config['method']} is not for {what}; use method: influence")
     if config["damping"] == "adam" and config["learner"].lower() != "adam":
         raise InputError(f"damping: adam does not fit learner: {config['learner']}; use damping: scalar")
     if config["purge_dataset"]:
-        raise InputError(f"purge_dataset is for BPR only, not for {name}; leave it out")
+        raise InputError(f"purge_dataset is for {' and '.join(SUPPORTED)} only, not for {name}; leave it out")
     if config["forget_spam"] is not None and config["MODEL_TYPE"] != ModelType.GENERAL:
         raise InputError(f"forget_spam is for general models only, not for {name}")
     if config["evaluate"] == "fidelity" and config["MODEL_TYPE"] == ModelType.SEQUENTIAL:
@@ -137,6 +138,6 @@ def unlearner_of(model, config, split, stored, log, shared=False):
     optimizer, epochs = stored["optimizer"], stored["triple_log"]["epochs"]
     if config["model"] == "LightGCN" and not config["unlearn_params"]:
         return LightGCNUnlearner(model, log, optimizer, config, split, epochs)
-    if config["model"] != "BPR":
+    if config["model"] != "BPR" or config["unlearn_params"]:
         return PairwiseUnlearner(model, log, optimizer, config, split, epochs)
     return InfluenceUnlearner(model, log, optimizer, config, epochs, split.popularity(), split.data_row, shared)

@@ -51,7 +51,7 @@ class PairwiseUnlearner:
     def __init__(self, model, log, optimizer_state, config, split, epochs=None):
         name = type(model).__name__
         if config["method"] not in ("auto", "influence"):
-            raise InputError(f"method: {config['method']} is for BPR only; for {name} use method: influence")
+            raise InputError(f"method: {config['method']} is not for {name}; use method: influence")
         self.config, self.split, self.log = config, split, log
         self.epochs = log.n_epochs if epochs is None else epochs
         if not 1 <= self.epochs <= log.n_epochs:

@@ -54,7 +54,7 @@ class TestReplay:
         moved = np.abs(weights(stored["state_dict"]) - log.snapshot(0).reshape(-1, 8)).max()
         # the start is kept in float16
         assert max(np.abs(user_change).max(), np.abs(item_change).max()) < 0.02 * moved
-        np.testing.assert_allclose(snapshots[4], log.snapshot(4), rtol=0, atol=0.02 * moved)
+        np.testing.assert_allclose(snapshots[5], log.snapshot(5), rtol=0, atol=0.02 * moved)
         assert details["epochs"] == 6
 
     def test_forgets(self, setting):

@@ -23,7 +23,8 @@ NEGATIVES = {"distribution": "uniform", "sample_num": 3, "alpha": 1.0, "dynamic"
 INTERACTIONS = ["user_id", "item_id", "timestamp"]
 SEQUENTIAL = {"loss_type": "BPR", "hidden_size": 8, "MAX_ITEM_LIST_LENGTH": 6, "n_heads": 2, "inner_size": 8}
 MODELS = {
-    "LightGCN": {"n_layers": 2, "train_neg_sample_args": NEGATIVES},
+    # unlearn_params: by automatic differentiation, as other models; without it see test_lightgcn.py
+    "LightGCN": {"n_layers": 2, "train_neg_sample_args": NEGATIVES, "unlearn_params": ["*"]},
     "NGCF": {"hidden_size_list": [8]},
     "SimpleX": {"train_neg_sample_args": NEGATIVES},
     "SGL": {"n_layers": 1},
@@ -334,7 +335,7 @@ def test_run_writes_a_model_and_a_log_that_have_forgotten(make_options, tmp_path
         ("GRU4Rec", {"train_neg_sample_args": None}, "give loss_type: BPR"),
         ("BERT4Rec", {"loss_type": "BPR"}, "masks"),
         ("NeuMF", {}, "not trained on pairs"),
-        ("LightGCN", {"method": "replay"}, "for BPR only"),
+        ("NGCF", {"method": "replay"}, "not for NGCF"),
         ("LightGCN", {"train_neg_sample_args": {**NEGATIVES, "dynamic": True, "candidate_num": 2}}, "dynamic"),
         ("GRU4Rec", {"loss_type": "BPR", "negatives": "static"}, "general models"),
         ("LightGCN", {"unlearn_params": 3}, "must be a list"),
