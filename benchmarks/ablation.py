@@ -25,6 +25,7 @@ VARIANTS = {
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="BPR")
     parser.add_argument("--dataset", default="ml-100k")
     parser.add_argument("--data_path", default="dataset/")
     parser.add_argument("--sets", default="count:200")
@@ -32,7 +33,7 @@ def main():
     parser.add_argument("--cache", default="saved/fidelity")
     parser.add_argument("--output", default="results/ablation")
     args = parser.parse_args()
-    trained = TrainedSeeds(("BPR", args.dataset, [], {"data_path": args.data_path}), args.cache)
+    trained = TrainedSeeds((args.model, args.dataset, [], {"data_path": args.data_path}), args.cache)
     report(trained, args, VARIANTS, "default", args.dataset)
 
 

@@ -36,12 +36,13 @@ def report(trained, args, methods, setting, stem):
         kind, size = text.split(":")
         rows = forget_rows(trained.split, kind, float(size) if kind == "ratio" else int(size))
         results = fidelity(trained, rows, args.seeds, methods)
-        title = f"{args.dataset}, {setting} BPR, forget {text} ({len(rows)} interactions), {args.seeds} seeds"
+        title = f"{args.dataset}, {setting} {args.model}, forget {text} ({len(rows)} interactions), {args.seeds} seeds"
         print(write_fidelity(results, title, output, f"{stem}-{kind}-{size}"), flush=True)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="BPR")
     parser.add_argument("--dataset", default="ml-100k")
     parser.add_argument("--data_path", default="dataset/")
     parser.add_argument("--config_files", default="")
@@ -58,11 +59,12 @@ def main():
     parser.add_argument("--output", default="results/fidelity")
     args = parser.parse_args()
     changes = dict(change.split("=", 1) for change in args.changes.split())
-    arguments = ("BPR", args.dataset, args.config_files.split(), {"data_path": args.data_path, **changes})
+    arguments = (args.model, args.dataset, args.config_files.split(), {"data_path": args.data_path, **changes})
     trained = TrainedSeeds(arguments, args.cache, args.processes)
-    methods = {name: METHODS[name] for name in args.methods.split("; ")} if args.methods else METHODS
+    methods = {name: METHODS[name] for name in args.methods.split("; ")} if args.methods else None
     setting = "-".join([Path(args.config_files).stem or "default", *(f"{k}={v}" for k, v in changes.items())])
-    report(trained, args, methods, setting, f"{args.dataset}-{setting}")
+    model = "" if args.model == "BPR" else f"{args.model}-"
+    report(trained, args, methods, setting, f"{args.dataset}-{model}{setting}")
 
 
 if __name__ == "__main__":
