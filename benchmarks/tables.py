@@ -14,7 +14,6 @@ METHODS = {
     "replay": "replay, touched rows",
     "replay, all rows": "replay, all rows",
 }
-SETTINGS = ("default", "paper")
 KINDS = {"count": "random interactions", "users": "users", "items": "items"}
 COMPARED = (
     "NDCG@10 (full)", "HR@10 (full)", "forget-set AUC", "AUC, sd from Retrain", "prepare, s", "request, s",
@@ -28,11 +27,11 @@ def cells(line):
 
 
 def forget_set(stem):
-    """'ml-1m-default-rare_items-300' in words: data set, setting, forget set."""
+    """'ml-100k-default-epochs=5-rare_items-300' in words: (data set, model and changes), forget set."""
     words, size = stem.rsplit("-", 1)
     words, kind = words.rsplit("-", 1)
-    data, setting = next((words[: -len(s) - 1], s) for s in SETTINGS if words.endswith(f"-{s}"))
-    return data, setting, f"{size} {KINDS.get(kind, kind.replace('_', ' '))}"
+    data, _, changes = words.partition("-default")
+    return f"{data}{changes.replace('-', ', ')}", f"{size} {KINDS.get(kind, kind.replace('_', ' '))}"
 
 
 def fidelity():
@@ -40,7 +39,7 @@ def fidelity():
     lines = ["| data | forget | " + " | ".join(METHODS.values()) + " |", "|:---|:---|" + ":---|" * len(METHODS)]
     for file in sorted((ROOT / "results/fidelity").glob("*-default-*.json")):
         results = json.loads(file.read_text())
-        data, _, what = forget_set(file.stem)
+        data, what = forget_set(file.stem)
         line = [data, what]
         for name in METHODS:
             row = results.get(name)
