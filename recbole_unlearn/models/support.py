@@ -104,6 +104,6 @@ def _refusal(config, name, kind):
             return "negatives: static is for general models"
         if config["benchmark_filename"]:
             return "benchmark_filename holds finished histories, from which nothing can be taken out"
-    if not config["single_spec"]:
+    if not config["single_spec"] and name != "BPR":
         return "models other than BPR are trained by one process"
     return None
