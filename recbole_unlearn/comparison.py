@@ -8,7 +8,6 @@ import difflib
 import hashlib
 import inspect
 import json
-import logging
 import tempfile
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,7 +33,7 @@ from recbole_unlearn.methods import METHODS, names_in, settings_of
 from recbole_unlearn.methods.base import Forgotten, Method, Task
 from recbole_unlearn.models.support import refusal
 from recbole_unlearn.trainer import BPRTrainer
-from recbole_unlearn.training import RUN_KEYS, Run, TrainedSeeds, new_model
+from recbole_unlearn.training import RUN_KEYS, Run, TrainedSeeds, new_model, quiet
 
 ORIGINAL, RETRAIN = "original", "retrain"
 SETS = ("ratio", "count", "core_users", "edge_users", "popular_items", "rare_items")  # none of which names anybody
@@ -311,18 +310,6 @@ def train_any(arguments, seed, folder, check=None):
     state = torch.load(trainer.saved_model_file, map_location=config["device"], weights_only=True)
     model.load_state_dict(state["state_dict"])
     return model.eval(), seconds
-
-
-@contextmanager
-def quiet():
-    """Only errors in the log."""
-    logger = logging.getLogger()
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
 
 
 @contextmanager

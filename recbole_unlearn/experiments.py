@@ -16,7 +16,7 @@ import pandas as pd
 import torch
 
 from recbole_unlearn import checkpoint as checkpoints
-from recbole_unlearn.comparison import ORIGINAL, RETRAIN, Comparison, quiet, summary
+from recbole_unlearn.comparison import ORIGINAL, RETRAIN, Comparison, summary
 from recbole_unlearn.config import properties_dir
 from recbole_unlearn.data.forget import ForgetRequest
 from recbole_unlearn.evaluation.geometry import embeddings, geometry, weight_distance
@@ -25,7 +25,7 @@ from recbole_unlearn.methods import METHODS
 from recbole_unlearn.pictures import figures as draw
 from recbole_unlearn.pictures import interactive, png, svg
 from recbole_unlearn.reporting import READ_COMPARED, compared_table, latex
-from recbole_unlearn.training import Run, TrainedSeeds, new_model
+from recbole_unlearn.training import Run, TrainedSeeds, new_model, quiet
 
 PROTOCOL = "uni99"
 # HR@10 and NDCG@10 of Table 3, in the order of the ratios .010, .015, .020, .025, .030, .035 %.

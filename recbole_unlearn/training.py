@@ -6,6 +6,7 @@ import logging
 import multiprocessing
 import os
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -85,6 +86,18 @@ def training_settings(config):
 
 def _rows(forgotten):
     return np.empty(0, np.int64) if forgotten is None else np.asarray(forgotten, np.int64)
+
+
+@contextmanager
+def quiet():
+    """Only errors in the log."""
+    logger = logging.getLogger()
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 @dataclass(frozen=True)

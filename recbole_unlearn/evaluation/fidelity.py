@@ -6,8 +6,6 @@ from each of the M originals. Nothing of a retrained model is used to unlearn.
 
 import copy
 import itertools
-import logging
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,7 +20,7 @@ from recbole_unlearn.evaluation.forgetting import scores
 from recbole_unlearn.evaluation.ranking import evaluate
 from recbole_unlearn.opening import unlearner_of
 from recbole_unlearn.trainer import make_trainer
-from recbole_unlearn.training import Run, new_model
+from recbole_unlearn.training import Run, new_model, quiet
 from recbole_unlearn.unlearner import SUPPORTED
 
 # Settings of each row of the table; 'replay' and 'influence' are ours, 'paper' is UBPR's equation (7).
@@ -246,7 +244,7 @@ def fidelity(trained, rows, seeds=6, methods=None, show_progress=True):
     originals = [Run(first + n, (), True) for n in range(seeds)]
     retrainings = [Run(first + n, forgotten) for n in range(seeds)]
     trained.train(originals + retrainings, show_progress)
-    with _quiet():
+    with quiet():
         observer = Observer(config, split, rows)
         model = new_model(config, split)
         without = new_model(config, split, data=split.remaining_dataset(rows))
@@ -282,17 +280,6 @@ def fidelity(trained, rows, seeds=6, methods=None, show_progress=True):
             results[name]["seconds"] = float(np.median(seconds)) if seconds else 0.0
             results[name]["details"] = details
     return results
-
-
-@contextmanager
-def _quiet():
-    logger = logging.getLogger()
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
 
 
 def _with(config, changes):
