@@ -17,10 +17,11 @@ import torch
 
 from recbole_unlearn import checkpoint as checkpoints
 from recbole_unlearn.comparison import ORIGINAL, RETRAIN, Comparison, summary
-from recbole_unlearn.config import properties_dir
-from recbole_unlearn.data.forget import ForgetRequest
+from recbole_unlearn.config import UnlearnConfig, properties_dir
+from recbole_unlearn.data.forget import KINDS, ForgetRequest
 from recbole_unlearn.evaluation.geometry import embeddings, geometry, weight_distance
 from recbole_unlearn.files import write_atomically
+from recbole_unlearn.input_error import InputError
 from recbole_unlearn.methods import METHODS
 from recbole_unlearn.pictures import figures as draw
 from recbole_unlearn.pictures import interactive, png, svg
@@ -74,7 +75,14 @@ def paper_arguments(model, dataset, files, changes, quick):
     """``arguments`` of the paper's setting; the user's files and keys come after it.
 
     ``method_args`` put all interactions to forget into one shard, as the paper does.
+
+    Raises:
+        InputError: keys that the experiment sets itself.
     """
+    own = ("checkpoint", "compare_models", "comparison_sets", *(f"forget_{kind}" for kind in KINDS))
+    for key in own:
+        if UnlearnConfig.peek(key, files, changes) is not None:
+            raise InputError(f"experiment: paper says itself what is trained and forgotten; leave {key} out")
     size = QUICK if quick else FULL
     given = {**size.changes, "method_args": IDEAL, **(changes or {})}
     return model, dataset, ["properties/paper.yaml", *(files or [])], given
@@ -114,7 +122,8 @@ class Paper:
         own.mkdir(parents=True, exist_ok=True)
         for stem, picture in pictures.items():
             write_atomically(own / f"{stem}.svg", svg.draw(picture).encode())
-            png.write(picture, own / f"{stem}.png")
+            if png.available():
+                png.write(picture, own / f"{stem}.png")
         interactive.write(list(pictures.values()), own / "figures.html", f"UBPR's figures on {name}")
         table = self._table_3(summaries)
         for ending, text in (("csv", table.to_csv()), ("tex", latex(table)), ("json", json.dumps(results, indent=1))):

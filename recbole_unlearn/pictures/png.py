@@ -1,6 +1,7 @@
 """Pictures as PNG files, for where SVG cannot go; needs matplotlib (``pip install recbole-unlearn[plots]``)."""
 
 import io
+from importlib.util import find_spec
 
 from recbole_unlearn.files import write_atomically
 from recbole_unlearn.input_error import InputError
@@ -15,6 +16,11 @@ MARKERS = {
     "cross": "x",
     "plus": "+",
 }
+
+
+def available():
+    """Whether matplotlib is installed."""
+    return find_spec("matplotlib") is not None
 
 
 def write(picture, path, dpi=160):
