@@ -114,7 +114,7 @@ def read(path):
         and all(map(_plain_tensor, weights.values()))
         and _is_optimizer(state["optimizer"])
         and isinstance(tie, dict)
-        and isinstance(tie.get("epochs"), int)
+        and type(tie.get("epochs")) is int
         and all(_is_name(state["config"].get(key)) for key in ("model", "dataset"))
         and isinstance(state.get("data", {}), dict)
         and isinstance(state.get("data", {}).get("inter", ""), str)
@@ -153,10 +153,26 @@ def _is_optimizer(state):
     return (
         isinstance(groups, list)
         and len(groups) > 0
-        and all(isinstance(group, dict) for group in groups)
+        and all(isinstance(group, dict) and _are_settings(group) for group in groups)
         and all(isinstance(each, dict) for each in kept)
         and all(_plain_tensor(value) for each in kept for value in each.values() if isinstance(value, torch.Tensor))
     )
+
+
+def _are_settings(group):
+    """Whether an optimiser's hyperparameters, those that there are, are such as torch takes."""
+    betas = group.get("betas", (0, 0))
+    numbers = [group.get(key, 0) for key in ("lr", "eps", "weight_decay")]
+    return (
+        isinstance(betas, (list, tuple))
+        and len(betas) == 2
+        and all(_is_number(number) for number in (*numbers, *betas))
+        and max(betas) < 1
+    )
+
+
+def _is_number(value):
+    return type(value) in (int, float) and 0 <= value < float("inf")
 
 
 def _is_name(value):
