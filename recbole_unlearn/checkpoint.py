@@ -4,6 +4,7 @@ import errno
 import glob
 import os
 import re
+import zipfile
 from pathlib import Path
 
 import torch
@@ -95,6 +96,7 @@ def read(path):
     if not path.is_file():
         raise InputError(f"checkpoint {path} does not exist")
     try:
+        _check_zip(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises RuntimeError, UnpicklingError, EOFError, ... on bad files
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
@@ -109,17 +111,73 @@ def read(path):
     weights, tie = state["state_dict"], state["triple_log"]
     if not (
         isinstance(weights, dict)
-        and all(isinstance(value, torch.Tensor) for value in weights.values())
-        and isinstance(state["optimizer"], dict)
+        and all(map(_plain_tensor, weights.values()))
+        and _is_optimizer(state["optimizer"])
         and isinstance(tie, dict)
-        and isinstance(tie.get("epochs"), int)
-        and all(isinstance(state["config"].get(key), str) for key in ("model", "dataset"))
+        and type(tie.get("epochs")) is int
+        and all(_is_name(state["config"].get(key)) for key in ("model", "dataset"))
         and isinstance(state.get("data", {}), dict)
         and isinstance(state.get("data", {}).get("inter", ""), str)
     ):
         raise InputError(f"checkpoint {path} is damaged; give the .pth file that training wrote")
     check_finite(weights, f"checkpoint {path}")
     return state
+
+
+def _check_zip(path):
+    """Raises where the file is not as torch writes it: whole, by the checksums that torch does not compare, and of
+    the size that it says."""
+    with zipfile.ZipFile(path) as file:
+        if any(part.compress_type != zipfile.ZIP_STORED for part in file.infolist()):
+            raise zipfile.BadZipFile("a part is compressed")
+        if damaged := file.testzip():
+            raise zipfile.BadZipFile(f"part {damaged} does not match its checksum")
+
+
+def _plain_tensor(value):
+    """Whether a value is a tensor of numbers, each of which is stored."""
+    return (
+        isinstance(value, torch.Tensor)
+        and value.layout == torch.strided
+        and value.device.type == "cpu"
+        and not (value.is_quantized or value.is_complex())
+        and value.numel() * value.element_size() <= value.untyped_storage().nbytes()
+    )
+
+
+def _is_optimizer(state):
+    """Whether a value is of the form of a torch optimiser's state."""
+    if not isinstance(state, dict) or not isinstance(state.get("state"), dict):
+        return False
+    groups, kept = state.get("param_groups"), state["state"].values()
+    return (
+        isinstance(groups, list)
+        and len(groups) > 0
+        and all(isinstance(group, dict) and _are_settings(group) for group in groups)
+        and all(isinstance(each, dict) for each in kept)
+        and all(_plain_tensor(value) for each in kept for value in each.values() if isinstance(value, torch.Tensor))
+    )
+
+
+def _are_settings(group):
+    """Whether an optimiser's hyperparameters, those that there are, are such as torch takes."""
+    betas = group.get("betas", (0, 0))
+    numbers = [group.get(key, 0) for key in ("lr", "eps", "weight_decay")]
+    return (
+        isinstance(betas, (list, tuple))
+        and len(betas) == 2
+        and all(_is_number(number) for number in (*numbers, *betas))
+        and max(betas) < 1
+    )
+
+
+def _is_number(value):
+    return type(value) in (int, float) and 0 <= value < float("inf")
+
+
+def _is_name(value):
+    """Whether a value can be the name of a model or a data set: it becomes part of paths."""
+    return isinstance(value, str) and re.fullmatch(r"[^/\\\0\n]+", value) is not None and value not in (".", "..")
 
 
 def load(path, verify=True):

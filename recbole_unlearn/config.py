@@ -3,6 +3,8 @@
 import ast
 import copy
 import difflib
+import math
+import numbers
 import os
 import re
 from pathlib import Path
@@ -26,6 +28,18 @@ CHOICES = {
     "evaluate": ("comparison", "fidelity"),
     "experiment": ("none", "paper"),
 }
+# RecBole's keys of whole numbers: smallest and largest value
+WHOLE = (
+    ("seed", 0, 2**32 - 1),
+    ("epochs", 0, math.inf),
+    ("train_batch_size", 1, math.inf),
+    ("eval_batch_size", 1, math.inf),
+    ("embedding_size", 1, math.inf),
+    ("eval_step", 0, math.inf),
+    ("stopping_step", 0, math.inf),
+)
+LEARNERS = ("adam", "adamw", "sgd", "adagrad", "rmsprop", "sparse_adam")  # RecBole takes Adam for all others
+MAX_VALUES = 1_000_000  # of a configuration file
 # Keys that RecBole reads without listing them in any properties file.
 RECBOLE_EXTRA = (
     "config_files",
@@ -71,6 +85,22 @@ def parse_value(text):
         return text
 
 
+def _is_a(kind, value):
+    """Whether a value is a number of this kind; True and False are none."""
+    return isinstance(value, kind) and not isinstance(value, bool)
+
+
+def _size(value, known=None):
+    """How many values a YAML file spells out, aliases followed: few lines of them can make billions."""
+    known = {} if known is None else known
+    if not isinstance(value, (dict, list)):
+        return 1
+    if id(value) not in known:
+        known[id(value)] = math.inf  # for what lies within itself
+        known[id(value)] = sum(_size(each, known) for each in (value.values() if isinstance(value, dict) else value))
+    return known[id(value)]
+
+
 def recbole_keys():
     """Every key that RecBole's own properties files and argument lists name."""
     keys = set(RECBOLE_EXTRA)
@@ -107,6 +137,7 @@ class UnlearnConfig(Config):
                 raise
             raise InputError(f"configuration: {' '.join(str(error).split())}") from None
         self._check_own()
+        self._check_training()
 
     @classmethod
     def peek(cls, key, config_file_list=None, config_dict=None):
@@ -149,8 +180,12 @@ class UnlearnConfig(Config):
                 raise InputError(f"cannot read config file {file}: {error}") from None
             except yaml.YAMLError as error:
                 raise InputError(f"config file {file} is not valid YAML: {' '.join(str(error).split())}") from None
+            except RecursionError:
+                raise InputError(f"config file {file} is not valid YAML: it is nested too deeply") from None
             if not isinstance(content or {}, dict):
                 raise InputError(f"config file {file} must hold 'key: value' lines")
+            if _size(content) > MAX_VALUES:
+                raise InputError(f"config file {file} refers to itself, or grows beyond {MAX_VALUES} values")
             loaded.update(content or {})
         return loaded
 
@@ -198,7 +233,7 @@ class UnlearnConfig(Config):
         for key in ("output_dir", "checkpoint", "fidelity_cache", "comparison_cache", "audit"):
             if isinstance(self[key], (int, float)) and not isinstance(self[key], bool):  # `--output_dir=5`
                 self.final_config_dict[key] = str(self[key])
-            elif self[key] is not None and not isinstance(self[key], str):
+            elif self[key] is not None and not (isinstance(self[key], str) and "\0" not in self[key]):
                 raise InputError(f"{key} must be a path, not {self[key]!r}")
         for key in ("quick", "paper", "pool_return", "log_negatives", "purge", "purge_dataset"):
             if not isinstance(self[key], bool):
@@ -243,6 +278,26 @@ class UnlearnConfig(Config):
             self.final_config_dict.update(PAPER)
         if self["method"] == "reoptimise" and not (self["negatives"] == "static" and self["weight_decay"]):
             raise InputError("method: reoptimise needs negatives: static and weight_decay above 0; use method: auto")
+
+    def _check_training(self):
+        """RecBole takes these as they come, and fails, if at all, when it trains."""
+        for key, low, high in WHOLE:
+            value = self[key]
+            if key in self and not (_is_a(numbers.Integral, value) and low <= value <= high):
+                limit = f"at least {low}" if high == math.inf else f"{low} to {high}"
+                raise InputError(f"{key} must be a whole number of {limit}, not {value!r}")
+        for key, zero in (("learning_rate", False), ("weight_decay", True)):
+            value = self[key]
+            if not (_is_a(numbers.Real, value) and 0 <= value < math.inf and (value or zero)):
+                raise InputError(f"{key} must be a number {'of at least' if zero else 'above'} 0, not {value!r}")
+        if str(self["learner"]).lower() not in LEARNERS:
+            near = difflib.get_close_matches(str(self["learner"]), LEARNERS, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise InputError(f"learner must be one of {', '.join(LEARNERS)}, not {self['learner']!r}{hint}")
+        if not isinstance(self["train_neg_sample_args"], dict):
+            raise InputError(f"train_neg_sample_args must be a dict, not {self['train_neg_sample_args']!r}")
+        if not (isinstance(self["topk"], list) and self["topk"]):
+            raise InputError(f"topk must be a list of whole numbers, not {self['topk']!r}")
 
 
 # UBPR, equation (7): nothing of design beyond the paper.

@@ -25,6 +25,7 @@ import torch.distributed as dist
 from recbole_unlearn.input_error import InputError
 
 JOIN_SECONDS = 300  # at most, for all ranks to come
+MAX_TIMEOUT = 366 * 86_400
 LEAVE_SECONDS = 10  # for all ranks to notice that it is over, while rank 0 may hold their store
 POLL_SECONDS = 5
 
@@ -174,6 +175,8 @@ def barrier():
 def _place(nproc, world_size, ip, port, offset, timeout):
     """(rendezvous URL, rank, number of ranks), or None for a single process."""
     wholes = (("nproc", nproc, 1), ("world_size", world_size, -1), ("offset", offset, 0), ("rank_timeout", timeout, 1))
+    if type(timeout) is int and timeout > MAX_TIMEOUT:
+        raise InputError(f"rank_timeout must be at most {MAX_TIMEOUT} seconds, not {timeout!r}")
     for key, value, low in wholes:
         if type(value) is not int or value < low:
             raise InputError(f"{key} must be a whole number of at least {low}, not {value!r}")

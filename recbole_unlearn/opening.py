@@ -97,6 +97,8 @@ def _supported(config):
         raise InputError(reason)
     if config["model"] not in SUPPORTED or config["unlearn_params"]:
         _influence_only(config)
+    elif config["unlearn_params"] is not None and config["compare_models"] is None:
+        raise InputError(f"unlearn_params is for models other than {config['model']}; leave it out")
     if config["purge_dataset"] and not config["purge"]:
         raise InputError("purge_dataset: True leaves an original that fits no data; give purge: True too")
     return config
@@ -124,6 +126,10 @@ def open_unlearner(config, split, stored, log, path=None):
     if shared:
         distributed.order("open_unlearner", checkpoint=str(path), run_id=log.run_id)
     model = new_model(config, split)
+    for name, value in model.state_dict().items():
+        theirs = stored["state_dict"].get(name, value).dtype
+        if theirs != value.dtype:
+            raise InputError(f"the checkpoint's weights do not fit the configuration: {name} is {theirs}")
     try:
         model.load_state_dict(stored["state_dict"])
     except RuntimeError as error:

@@ -116,6 +116,8 @@ def erasure_of(config, split, rows, stored):
     if config["purge_dataset"]:
         earlier = (stored or {}).get("data")
         inter = Path(earlier["inter"]) if earlier else inter_file.plain_path(config)
+        if inter.name != f"{config['dataset']}.inter":  # what a checkpoint from elsewhere may say
+            raise InputError(f"purge_dataset: {inter} is not {config['dataset']}.inter; leave purge_dataset out")
         if not inter.is_file():
             raise InputError(f"purge_dataset: {inter} is not there any more; put it back, or leave purge_dataset out")
         forgotten, kept = split.pairs(rows), split.pairs(np.delete(np.arange(split.n_rows), rows))

@@ -2,12 +2,17 @@
 
 Several files cannot be deleted at one moment. A journal beside the checkpoint (``.NAME.purge``) makes it one: before it
 is written, the original is whole; once it is, the original is gone, and whoever comes next finishes the deletion.
+
+A journal may also come with a folder from elsewhere. It deletes nothing outside its own folder but lines of an
+interactions file that it was written for on this machine: that file's seal, which nobody else can know, tells.
 """
 
+import codecs
+import itertools
 import json
 import os
 import shutil
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
 from recbole_unlearn import checkpoint as checkpoints
@@ -48,14 +53,18 @@ def purge(path, inter=None, config=None, pairs=()):
     """
     journal = {"inter": None}
     if inter:
-        journal = {"inter": str(inter.resolve()), "format": inter_file.reading(config), "pairs": sorted(set(pairs))}
-    write_atomically(_journal(path), json.dumps(journal).encode())
-    _finish(Path(path))
+        inter = inter.resolve()
+        journal = {"inter": str(inter), "format": inter_file.reading(config), "pairs": sorted(set(pairs))}
+    with locked(inter) if inter else nullcontext():  # two requests must not undo each other's removal
+        if inter:
+            journal["seal"] = inter_file.seal(inter)
+        write_atomically(_journal(path), json.dumps(journal).encode())
+        _erase(Path(path), journal)
 
 
 def pending(path):
     """Whether a purge of this checkpoint was begun and not finished."""
-    return bool(Path(path).name) and _journal(path).is_file()
+    return Path(path).name not in ("", "..") and _journal(path).is_file()
 
 
 def recover(path):
@@ -67,7 +76,8 @@ def recover(path):
         bool: whether a purge was finished, that is, the checkpoint is gone now.
     """
     path = Path(path)
-    sweep(log_path(path))
+    if not log_path(path).is_symlink():
+        sweep(log_path(path))
     purged = pending(path)
     if purged:
         _finish(path)
@@ -82,7 +92,10 @@ def tidy(folder):
     try:
         sweep(folder)
         for left in sorted([*Path(folder).glob(".*.purge"), *Path(folder).glob(".*.pth.lock")]):
-            path = left.with_name(left.name[1:].rpartition(".")[0])
+            name = left.name[1:].rpartition(".")[0]
+            if name in ("", ".", ".."):
+                continue
+            path = left.with_name(name)
             with suppress(Locked), locked(path):  # if it is locked, its purge is going on
                 if pending(path):
                     _finish(path)
@@ -99,18 +112,53 @@ def _journal(path):
 
 
 def _finish(path):
+    """Finish what a killed process's journal says, if it is one."""
     file = _journal(path)
+    if path.is_dir() or path.is_symlink():
+        raise InputError(f"{file} would purge {path}, which is no checkpoint file; delete {file.name}")
+    journal = _read(file)
+    inter = Path(journal["inter"]) if journal["inter"] is not None else None
+    sealed = inter is not None and inter.is_file() and inter_file.seal(inter) == journal["seal"]
+    if sealed:
+        with locked(inter):
+            return _erase(path, journal)
+    if inter is not None and inter.is_file() and inter_file.names_any(inter, journal["format"], journal["pairs"]):
+        raise InputError(
+            f"{file} would remove lines from {inter}, which is not as it was when a purge began here; delete "
+            f"{file.name}, and if that purge was yours, ask for it again"
+        )
+    _erase(path, {"inter": None})  # the lines are gone already
+
+
+def _read(file):
+    """A journal, checked to be of the form that `purge` writes."""
     try:
         journal = json.loads(file.read_text("utf-8"))
-        inter, pairs = journal["inter"], [tuple(pair) for pair in journal.get("pairs", ())]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{file} is no purge journal ({error}); delete it") from None
-    if inter and Path(inter).exists():
-        inter_file.remove_pairs(Path(inter), journal["format"], pairs)
-    # the checkpoint first: a log alone can serve nobody; then what names interactions
-    for each in (path, log_path(path) / "users.npy", log_path(path) / "items.npy", log_path(path)):
+        inter = journal["inter"]
+        if inter is not None:
+            form = journal["format"]
+            codecs.lookup(form["encoding"])
+            journal["pairs"] = [(user, item) for user, item in journal["pairs"]]
+            texts = [inter, form["encoding"], form["separator"], *form["fields"], *itertools.chain(*journal["pairs"])]
+            if not (all(isinstance(text, str) for text in texts) and len(form["fields"]) == 2 and form["separator"]):
+                raise ValueError("other types than in a journal")
+            if Path(inter).suffix != ".inter" or "\0" in inter:
+                raise ValueError("names no .inter file")
+            journal["seal"]
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise InputError(f"{file} is no purge journal ({' '.join(str(error).split())}); delete it") from None
+    return journal
+
+
+def _erase(path, journal):
+    """Delete all that a journal names, last of all the journal."""
+    if journal["inter"]:
+        inter_file.remove_pairs(Path(journal["inter"]), journal["format"], journal["pairs"])
+    log = log_path(path)
+    # the checkpoint first: a log alone can serve nobody; then what names interactions, unless it lies elsewhere
+    for each in (path, *([] if log.is_symlink() else [log / "users.npy", log / "items.npy"]), log):
         remove(each)
     checkpoints.settle(path)
     sync_folder(path.parent)
-    file.unlink()
+    _journal(path).unlink()
     sync_folder(path.parent)

@@ -178,6 +178,12 @@ class InfluenceUnlearner:
         states = [optimizer_state["state"].get(i, {}) for i in range(2)]
         if not all("exp_avg_sq" in state for state in states):
             raise InputError("damping: adam needs a checkpoint that was trained with Adam; use damping: scalar")
+        for state, value in zip(states, (self.P, self.Q), strict=True):
+            average = state["exp_avg_sq"]
+            if average.shape != value.shape or not (torch.isfinite(average) & (average >= 0)).all():
+                raise InputError("the optimiser's averages in the checkpoint are not those of the model; train again")
+            if not state.get("step", 0) >= 1:
+                raise InputError("the optimiser's state in the checkpoint is that of an untrained model; train again")
         group = optimizer_state["param_groups"][0]
         metric = [
             damping_metrics.adam(

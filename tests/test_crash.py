@@ -261,7 +261,7 @@ def test_killed_at_any_step_the_next_start_finds_the_old_state_or_the_new_one(sc
 
 
 def test_killed_while_finishing_a_purge_the_next_start_finishes_it(scene, tmp_path, monkeypatch):
-    def stop(path):
+    def stop(*_):
         os._exit(KILLED)
 
     n, status = 0, KILLED
@@ -270,7 +270,7 @@ def test_killed_while_finishing_a_purge_the_next_start_finishes_it(scene, tmp_pa
         fresh(scene, tmp_path)
 
         def first():
-            purging._finish = stop
+            purging._erase = stop
             forget(scene)
 
         def second(n=n):
@@ -289,7 +289,7 @@ def test_a_run_after_a_killed_purge_says_that_it_finished_it(scene, tmp_path, mo
     fresh(scene, tmp_path)
 
     def dying():
-        purging._finish = lambda path: os._exit(KILLED)
+        purging._erase = lambda *_: os._exit(KILLED)
         forget(scene)
 
     assert forked(dying) == KILLED
@@ -307,7 +307,7 @@ def test_a_run_on_a_neighbour_finishes_a_killed_purge_too(scene, tmp_path, name)
     shutil.copytree("model.triples", "other.triples")
 
     def dying():
-        purging._finish = lambda path: os._exit(KILLED)
+        purging._erase = lambda *_: os._exit(KILLED)
         forget(scene)
 
     assert forked(dying) == KILLED

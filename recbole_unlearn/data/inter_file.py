@@ -4,7 +4,7 @@ from pathlib import Path
 
 import recbole
 
-from recbole_unlearn.files import locked, replacing, sweep
+from recbole_unlearn.files import replacing, sweep
 from recbole_unlearn.input_error import InputError
 
 # Settings with which the file's rows are not simply the data set's interactions.
@@ -57,15 +57,29 @@ def check(path, config, pairs):
         )
 
 
+def seal(path):
+    """What tells this file, as it is now, from any other: its status changes by kernel's clock alone."""
+    status = path.stat()
+    return [status.st_size, status.st_ino, status.st_ctime_ns]
+
+
+def names_any(path, form, pairs):
+    """Whether the file names one of these (user token, item token)."""
+    pairs = set(pairs)
+    return any(pair in pairs for _, pair in _lines(path, form))
+
+
 def remove_pairs(path, form, pairs):
     """Replace the file, atomically, by one without the lines of these (user token, item token); all else stays.
+
+    Call it holding the file's lock.
 
     Args:
         form (dict): of `reading`.
     """
     pairs = set(pairs)
     sweep(path.parent)
-    with locked(path), replacing(path, keep_mode=True) as f:  # two requests must not undo each other's removal
+    with replacing(path, keep_mode=True) as f:
         for line, pair in _lines(path, form):
             if pair not in pairs:
                 f.write(line)
@@ -86,5 +100,5 @@ def _lines(path, form):
                 yield line, (fields[user], fields[item]) if len(fields) > max(user, item) else None
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from None
-    except ValueError as error:
+    except (ValueError, LookupError) as error:
         raise InputError(f"{path} is no .inter file of this data set ({error}); check data_path") from None

@@ -58,12 +58,23 @@ def _save(path, array):
     return _crc(array)
 
 
-def _load(path, shape, dtype):
+def _column(path):
+    """An array file, memory-mapped."""
+    if path.is_symlink():
+        raise InputError(f"triple log: {path} is a link out of the log; put the file itself there")
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
+        if not isinstance(array, np.ndarray):
+            array.close()
+            raise ValueError("an archive of arrays")
     except DAMAGED as error:
         reason = " ".join(str(error).split())
         raise InputError(f"triple log: {path} is missing or damaged ({reason}); train again to get a new log") from None
+    return array
+
+
+def _load(path, shape, dtype):
+    array = _column(path)
     if array.shape != tuple(shape) or array.dtype != dtype:
         raise InputError(
             f"triple log: {path} holds {array.dtype} {array.shape}, metadata.json says {dtype} {tuple(shape)}; "
@@ -202,7 +213,13 @@ class TripleLog:
     def _file(self, epoch):
         return self.path / f"epoch-{0 if self.static else epoch:05d}.npy"
 
+    def _metadata_crc(self):
+        """Checksum of the metadata, itself left out."""
+        sums = {name: crc for name, crc in self.metadata["crc32"].items() if name != "metadata.json"}
+        return zlib.crc32(json.dumps(self.metadata | {"crc32": sums}, sort_keys=True).encode())
+
     def _write_metadata(self):
+        self.metadata["crc32"]["metadata.json"] = self._metadata_crc()
         write_atomically(self.path / "metadata.json", json.dumps(self.metadata, indent=1).encode())
 
     def append(self, negatives, order=None):
@@ -260,7 +277,7 @@ class TripleLog:
         """Keep the first ``n_epochs`` only (training continued past the epoch that the checkpoint holds)."""
         kept = {self._file(epoch).name for epoch in range(n_epochs)}
         self.metadata["snapshots"] = [n for n in self.snapshots if n <= n_epochs]
-        kept |= {"users.npy", "items.npy", *(self._weights_file(n).name for n in self.snapshots)}
+        kept |= {"users.npy", "items.npy", "metadata.json", *(self._weights_file(n).name for n in self.snapshots)}
         self.metadata["order"] = self.order[:n_epochs]
         self.metadata["n_epochs"] = min(n_epochs, self.n_epochs)
         self.metadata["crc32"] = {name: crc for name, crc in self.metadata["crc32"].items() if name in kept}
@@ -291,15 +308,15 @@ class TripleLog:
             raise InputError(f"triple log: {self.path} has no checksum of {min(missing)}; it was changed, train again")
         if (self.users[1:] < self.users[:-1]).any():
             raise InputError(f"triple log: {self.path / 'users.npy'} is not grouped by user; train again")
+        if self.metadata["crc32"].get("metadata.json", self._metadata_crc()) != self._metadata_crc():  # old logs: none
+            raise InputError(f"triple log: {self.path / 'metadata.json'} does not match its checksum; train again")
         for name, expected in self.metadata["crc32"].items():
+            if name == "metadata.json":
+                continue
             file = self.path / name
             if Path(name).name != name:
                 raise InputError(f"triple log: {self.path} names a file outside itself; do not use it, train again")
-            try:
-                column = np.load(file, mmap_mode="r", allow_pickle=False)
-            except DAMAGED as error:
-                reason = " ".join(str(error).split())
-                raise InputError(f"triple log: {file} is missing or damaged ({reason}); train again") from None
+            column = _column(file)
             if _crc(column) != expected:
                 raise InputError(
                     f"triple log: {file} does not match its checksum; it was changed or damaged, train again"

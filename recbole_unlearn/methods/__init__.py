@@ -97,6 +97,7 @@ def all_settings(names, method_args=None):
     """
     if not isinstance(method_args or {}, dict):
         raise InputError(f"method_args must be {{method: {{setting: value}}}}, not {method_args!r}")
-    for name in method_args or {}:
+    for name, changes in (method_args or {}).items():
         chosen([name])
+        settings_of(name, changes)
     return {name: settings_of(name, (method_args or {}).get(name)) for name in names}
