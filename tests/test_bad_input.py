@@ -455,7 +455,7 @@ CASES = {
     "training with a seed of text": (nothing, [*TRAINED, "--seed=dice"], "seed"),
     "training for a half epoch": (nothing, ["--checkpoint=None", "--epochs=0.5"], "epochs"),
     "training with an unknown optimiser": (nothing, [*TRAINED, "--learner=adma"], "learner"),
-    "training without a patience": (nothing, [*TRAINED, "--stopping_step=None"], "stopping_step"),
+    "training without a patience": (nothing, [*TRAINED, "--stopping_step=never"], "stopping_step"),
 }  # fmt: skip
 
 
