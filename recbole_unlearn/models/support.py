@@ -35,7 +35,8 @@ CONTRASTIVE = "contrastive terms within a batch: of the batches that unlearning 
 
 TRAITS = {
     "SimpleX": Traits(
-        row_loss=True, approximated=("loss is piecewise linear in the cosines: no curvature but damping",)
+        row_loss=True,
+        approximated=("loss is piecewise linear in the cosines: no curvature but damping, so that it over-forgets",),
     ),
     "SGL": Traits(sums=True, approximated=(GRAPH_NOISE, "contrastive terms: not in the curvature")),
     "ConvNCF": Traits(sums=True, batch=True, curvature_triples=2048),
