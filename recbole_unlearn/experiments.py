@@ -48,9 +48,9 @@ PUBLISHED = {
 }
 DIFFERENT = {
     "ml-1m": (
-        "The paper trains on 3,976,676 triples: all but one interaction a user, with no other data to pick the best epoch "
-        "on than that one. Here two are held out, the epoch is picked on one and measured on the other, and all figures "
-        "are lower."
+        "The paper trains on 3,976,676 triples: all but one interaction a user, with no other data to pick the best "
+        "epoch on than that one. Here two are held out, the epoch is picked on one and measured on the other, and all "
+        "figures are lower."
     ),
     "pinterest": (
         "The paper's Pinterest has 1,445,622 training interactions, more than this one: figures differ in level."
@@ -274,8 +274,8 @@ class Paper:
         for stem, picture in pictures.items():
             lines += [f"![{picture.title}]({name}/{stem}.svg)", ""]
         lines += [
-            "Retrain's weights are far from the original's (R/O) although both start alike: its batches hold other rows, "
-            "and the noise of training is larger than what is forgotten.", "",
+            "Retrain's weights are far from the original's (R/O) although both start alike: its batches hold other "
+            "rows, and the noise of training is larger than what is forgotten.", "",
         ]  # fmt: skip
         lines += ["## Settings", "", "```yaml", (properties_dir() / "paper.yaml").read_text("utf-8").strip(), "```", ""]
         changed = {key: value for key, value in self.settings.items() if value}
