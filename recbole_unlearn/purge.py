@@ -55,11 +55,17 @@ def purge(path, inter=None, config=None, pairs=()):
     if inter:
         inter = inter.resolve()
         journal = {"inter": str(inter), "format": inter_file.reading(config), "pairs": sorted(set(pairs))}
-    with locked(inter) if inter else nullcontext():  # two requests must not undo each other's removal
-        if inter:
-            journal["seal"] = inter_file.seal(inter)
-        write_atomically(_journal(path), json.dumps(journal).encode())
-        _erase(Path(path), journal)
+        journal["seal"] = inter_file.seal(inter)
+    write_atomically(_journal(path), json.dumps(journal).encode())
+    try:
+        with locked(inter) if inter else nullcontext():  # two requests must not undo each other's removal
+            if inter and inter_file.seal(inter) != journal["seal"]:
+                journal["seal"] = inter_file.seal(inter)
+                write_atomically(_journal(path), json.dumps(journal).encode())
+            _erase(Path(path), journal)
+    except Locked:
+        _journal(path).unlink()
+        raise
 
 
 def pending(path):
@@ -127,6 +133,9 @@ def _finish(path):
             f"{file} would remove lines from {inter}, which is not as it was when a purge began here; delete "
             f"{file.name}, and if that purge was yours, ask for it again"
         )
+    if inter is not None and inter.with_name(f".{inter.name}.lock").exists():
+        with locked(inter):  # takes a killed process's lock away
+            pass
     _erase(path, {"inter": None})  # the lines are gone already
 
 

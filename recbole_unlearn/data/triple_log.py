@@ -25,6 +25,7 @@ from recbole_unlearn.input_error import InputError
 FORMAT = "recbole_unlearn triple log"
 VERSION = 1
 MAX_METADATA_BYTES = 16 << 20
+MAX_EPOCHS = 1_000_000
 DAMAGED = (OSError, ValueError, EOFError, SyntaxError, tokenize.TokenError)  # what np.load raises on bad files
 SNAPSHOT_SPACING = 1.5  # each snapshot at least this much later than the one before; 1.2 is no better (measured)
 
@@ -92,6 +93,8 @@ def _check_metadata(metadata):
         if not isinstance(metadata[key], kind):
             raise ValueError(f"{key} is {metadata[key]!r}")
     metadata["parameters"]
+    if metadata["n_epochs"] > MAX_EPOCHS:
+        raise ValueError(f"n_epochs is {metadata['n_epochs']}")
     known = [None] * metadata["n_epochs"] if metadata.get("order") is None else metadata["order"]
     if len(known) != metadata["n_epochs"] or not all(
         each is None
@@ -308,8 +311,6 @@ class TripleLog:
             raise InputError(f"triple log: {self.path} has no checksum of {min(missing)}; it was changed, train again")
         if (self.users[1:] < self.users[:-1]).any():
             raise InputError(f"triple log: {self.path / 'users.npy'} is not grouped by user; train again")
-        if self.metadata["crc32"].get("metadata.json", self._metadata_crc()) != self._metadata_crc():  # old logs: none
-            raise InputError(f"triple log: {self.path / 'metadata.json'} does not match its checksum; train again")
         for name, expected in self.metadata["crc32"].items():
             if name == "metadata.json":
                 continue
@@ -328,6 +329,8 @@ class TripleLog:
             largest = self.metadata["n_users" if name == "users.npy" else "n_items"]
             if column.size and (column.min() < 1 or column.max() >= largest):
                 raise InputError(f"triple log: {file} holds ids outside 1..{largest - 1}; train again")
+        if self.metadata["crc32"].get("metadata.json", self._metadata_crc()) != self._metadata_crc():  # old logs: none
+            raise InputError(f"triple log: {self.path / 'metadata.json'} does not match its checksum; train again")
 
     def without(self, rows, path, run_id, fingerprint, snapshots=None, popularity=None, repeatable=False):
         """Write a copy in which the given rows, anchors and negatives alike, do not occur; returns the new log.
