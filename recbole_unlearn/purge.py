@@ -12,7 +12,7 @@ import itertools
 import json
 import os
 import shutil
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from pathlib import Path
 
 from recbole_unlearn import checkpoint as checkpoints
@@ -58,11 +58,13 @@ def purge(path, inter=None, config=None, pairs=()):
         journal["seal"] = inter_file.seal(inter)
     write_atomically(_journal(path), json.dumps(journal).encode())
     try:
-        with locked(inter) if inter else nullcontext():  # two requests must not undo each other's removal
-            if inter and inter_file.seal(inter) != journal["seal"]:
-                journal["seal"] = inter_file.seal(inter)
-                write_atomically(_journal(path), json.dumps(journal).encode())
-            _erase(Path(path), journal)
+        if inter:
+            with locked(inter):  # two requests must not undo each other's removal
+                if inter_file.seal(inter) != journal["seal"]:
+                    journal["seal"] = inter_file.seal(inter)
+                    write_atomically(_journal(path), json.dumps(journal).encode())
+                inter_file.remove_pairs(inter, journal["format"], journal["pairs"])
+        _erase(Path(path))
     except Locked:
         _journal(path).unlink()
         raise
@@ -127,16 +129,16 @@ def _finish(path):
     sealed = inter is not None and inter.is_file() and inter_file.seal(inter) == journal["seal"]
     if sealed:
         with locked(inter):
-            return _erase(path, journal)
-    if inter is not None and inter.is_file() and inter_file.names_any(inter, journal["format"], journal["pairs"]):
+            inter_file.remove_pairs(inter, journal["format"], journal["pairs"])
+    elif inter is not None and inter.is_file() and inter_file.names_any(inter, journal["format"], journal["pairs"]):
         raise InputError(
             f"{file} would remove lines from {inter}, which is not as it was when a purge began here; delete "
             f"{file.name}, and if that purge was yours, ask for it again"
         )
-    if inter is not None and inter.with_name(f".{inter.name}.lock").exists():
+    elif inter is not None and inter.with_name(f".{inter.name}.lock").exists():
         with locked(inter):  # takes a killed process's lock away
             pass
-    _erase(path, {"inter": None})  # the lines are gone already
+    _erase(path)
 
 
 def _read(file):
@@ -159,10 +161,8 @@ def _read(file):
     return journal
 
 
-def _erase(path, journal):
-    """Delete all that a journal names, last of all the journal."""
-    if journal["inter"]:
-        inter_file.remove_pairs(Path(journal["inter"]), journal["format"], journal["pairs"])
+def _erase(path):
+    """Delete a checkpoint and its log, last of all the journal."""
     log = log_path(path)
     # the checkpoint first: a log alone can serve nobody; then what names interactions, unless it lies elsewhere
     for each in (path, *([] if log.is_symlink() else [log / "users.npy", log / "items.npy"]), log):

@@ -405,7 +405,7 @@ CASES = {
     "misspelt choice": (nothing, ["--method=replya"], "did you mean"),
     "unlearned parameters of numbers": (nothing, ["--unlearn_params=[1,2]"], "unlearn_params"),
     "unlearned parameters of nothing": (nothing, ["--unlearn_params=[]"], "unlearn_params"),
-    "unlearned parameters of BPR": (nothing, ["--unlearn_params=['user*']"], "unlearn_params"),
+    "replay of some parameters": (nothing, ["--unlearn_params=['user*']", "--method=replay"], "unlearn_params"),
     "waiting time of no seconds": (nothing, ["--rank_timeout=0"], "rank_timeout"),
     "waiting time of text": (nothing, ["--rank_timeout=long"], "rank_timeout"),
     "waiting time of centuries": (nothing, ["--rank_timeout=100000000000000000000"], "rank_timeout"),
@@ -443,7 +443,7 @@ CASES = {
     "sets of a comparison that name nobody": (nothing, [*COMPARED, "--comparison_sets=users:5"], "comparison_sets"),
     "seeds of a comparison that are none": (nothing, [*COMPARED, "--comparison_seeds=0"], "comparison_seeds"),
     "experiment that is unknown": (nothing, ["--experiment=papre"], "paper"),
-    "experiment on settings of nothing": (nothing, [*TRAINED, "--experiment=paper", "--method_args=3"], "method_args"),
+    "experiment with a forget set": (nothing, [*TRAINED, "--experiment=paper"], "forget_count"),
     "training with an embedding of no numbers": (nothing, [*TRAINED, "--embedding_size=0"], "embedding_size"),
     "training with an embedding of text": (nothing, [*TRAINED, "--embedding_size=big"], "embedding_size"),
     "training in batches of nothing": (

@@ -270,7 +270,7 @@ def test_killed_while_finishing_a_purge_the_next_start_finishes_it(scene, tmp_pa
         fresh(scene, tmp_path)
 
         def first():
-            purging._erase = stop
+            purging.inter_file.remove_pairs = stop
             forget(scene)
 
         def second(n=n):
