@@ -142,6 +142,7 @@ def forked(work):
     pid = os.fork()
     if pid == 0:
         try:
+            torch.set_num_threads(1)  # the parent's other threads are not here, and would be waited for
             work()
         except BaseException:
             traceback.print_exc()
