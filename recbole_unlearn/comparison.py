@@ -33,7 +33,7 @@ from recbole_unlearn.methods import METHODS, names_in, settings_of
 from recbole_unlearn.methods.base import Forgotten, Method, Task
 from recbole_unlearn.models.support import refusal
 from recbole_unlearn.trainer import BPRTrainer
-from recbole_unlearn.training import RUN_KEYS, Run, TrainedSeeds, new_model, quiet
+from recbole_unlearn.training import RUN_KEYS, Run, TrainedSeeds, new_model, quiet, training_settings
 
 ORIGINAL, RETRAIN = "original", "retrain"
 SETS = ("ratio", "count", "core_users", "edge_users", "popular_items", "rare_items")  # none of which names anybody
@@ -107,8 +107,8 @@ class Comparison:
         results = {}
         with quiet(), one_thread():
             self._wanted = np.unique(np.concatenate(list(sets.values())))
-            originals = [self._original(seed) for seed in self.seeds]
-            retrained = [self._retrained(seed, rows) for rows in sets.values() for seed in self.seeds]
+            originals = [self._original_run(seed) for seed in self.seeds]
+            retrained = [self._retrain_run(seed, rows) for rows in sets.values() for seed in self.seeds]
             self.trained.train(originals + retrained, self.show_progress)
             for name, rows in sets.items():
                 names = [ORIGINAL, RETRAIN, *(method for method in self.settings if method != RETRAIN)]
@@ -123,10 +123,10 @@ class Comparison:
                 results[name] = {"interactions": len(rows), "figures": figures}
         return {"seeds": self.seeds, "settings": self.settings, "models": list(models), "sets": results}
 
-    def _original(self, seed):
+    def _original_run(self, seed):
         return Run(seed, (), True)
 
-    def _retrained(self, seed, rows):
+    def _retrain_run(self, seed, rows):
         return Run(seed, tuple(int(row) for row in rows))
 
     # -- what is kept
@@ -149,8 +149,8 @@ class Comparison:
     # -- methods
 
     def _figures(self, name, seed, rows):
-        original = self.trained.path(self._original(seed)).stem
-        retrained = self.trained.path(self._retrained(seed, rows)).stem
+        original = self.trained.path(self._original_run(seed)).stem
+        retrained = self.trained.path(self._retrain_run(seed, rows)).stem
         settings = self.settings.get(name)
         what = [original, retrained, name, settings, self._evaluated_by(), _source(METHODS.get(name))]
         if settings and settings.get("ideal"):
@@ -160,13 +160,13 @@ class Comparison:
     def _measure(self, name, seed, rows):
         """Figures of one method on one original and forget set."""
         if name == ORIGINAL:
-            run = self._original(seed)
-            forgotten = Forgotten(self._task(seed).model(), self.trained.seconds(run))
+            run = self._original_run(seed)
+            forgotten = Forgotten(self.task(seed).model(), self.trained.seconds(run))
             return self._evaluate(forgotten.model, rows) | {"prepare_seconds": 0.0, "seconds": forgotten.seconds}
         if name == RETRAIN:
-            forgotten, before, prepare_seconds = self._load_retrained(seed, rows), {}, 0.0
+            forgotten, before, prepare_seconds = self.retrained(seed, rows), {}, 0.0
         else:
-            method = METHODS[name](self._task(seed, name), self.settings[name])
+            method = METHODS[name](self.task(seed, name), self.settings[name])
             prepare_seconds = method.prepare(self._wanted)
             own = type(method).original is not Method.original
             before = {ORIGINAL: self._evaluate(method.original(), rows)} if own else {}
@@ -175,17 +175,17 @@ class Comparison:
         costs = {"prepare_seconds": prepare_seconds, "seconds": forgotten.seconds, "details": forgotten.details}
         return figures | costs | before
 
-    def _load_retrained(self, seed, rows):
+    def retrained(self, seed, rows):
         """What `methods.retrain.Retrain` gives, from the cache."""
-        run = self._retrained(seed, rows)
+        run = self._retrain_run(seed, rows)
         state = torch.load(self.trained.path(run), map_location="cpu", weights_only=True)
-        init_seed(seed, self.config["reproducibility"])
-        model = self.config.model_class(self.config, self.split.remaining_dataset(rows)).to(self.config["device"])
+        model = new_model(self.config, self.split, seed, self.split.remaining_dataset(rows))
         model.load_state_dict(state["state_dict"])
         return Forgotten(model.eval(), self.trained.seconds(run), {"epochs": state["epoch"] + 1})
 
-    def _task(self, seed, method=ORIGINAL):
-        path = self.trained.path(self._original(seed))
+    def task(self, seed, method=ORIGINAL):
+        """The `Task` of a trained original, for a method."""
+        path = self.trained.path(self._original_run(seed))
         if seed not in self._tasks:
             self._tasks[seed] = checkpoints.load(path)
         stored, log = self._tasks[seed]
@@ -209,9 +209,7 @@ class Comparison:
         """Figures of another RecBole model, trained on the same split; after unlearning too where it can forget."""
         model, dataset, files, given = self.trained.arguments
         arguments = model_arguments(name, model, dataset, files, given)
-        config = UnlearnConfig(*arguments)
-        skipped = {key for key, _, _ in own_options()} - {"negatives"} | set(RUN_KEYS) | {"model", "dataset"}
-        settings = {key: value for key, value in plain(config.final_config_dict).items() if key not in skipped}
+        settings = training_settings(UnlearnConfig(*arguments))
         data = self.split.fingerprint_without(rows)
         what = ["model", name, settings, data, self.split.fingerprint, seed, self._evaluated_by()]
         return self._kept(what, lambda: self._measure_model(name, arguments, seed, rows))
@@ -221,9 +219,9 @@ class Comparison:
             other = TrainedSeeds(arguments, self.trained.folder, self.trained.processes)
             self._check_split(name, other.split)
             comparison = Comparison(other, {}, 1, self.show_progress)
-            run = comparison._original(seed)
+            run = comparison._original_run(seed)
             other.train([run], self.show_progress)
-            task = comparison._task(seed)
+            task = comparison.task(seed)
             figures = self._evaluate(task.model(), rows) | {"prepare_seconds": 0.0, "seconds": other.seconds(run)}
             ours = METHODS["ours"](task, settings_of("ours"))
             forgotten = ours.forget(rows)

@@ -101,6 +101,13 @@ def _size(value, known=None):
     return known[id(value)]
 
 
+def changed(config, **values):
+    """A copy of a configuration with other values."""
+    new = copy.copy(config)
+    new.final_config_dict = {**config.final_config_dict, **values}
+    return new
+
+
 def recbole_keys():
     """Every key that RecBole's own properties files and argument lists name."""
     keys = set(RECBOLE_EXTRA)
@@ -261,7 +268,7 @@ class UnlearnConfig(Config):
             if not isinstance(self[key], int) or isinstance(self[key], bool) or self[key] < low:
                 raise InputError(f"{key} must be a whole number of at least {low}, not {self[key]!r}")
         patterns = self["unlearn_params"]
-        if patterns is not None and not isinstance(patterns, str):
+        if patterns is not None and not (patterns and isinstance(patterns, str)):
             if not (isinstance(patterns, list) and patterns and all(isinstance(p, str) for p in patterns)):
                 raise InputError(f"unlearn_params must be a list of parameter names or patterns, not {patterns!r}")
         epochs = self["log_epochs"]

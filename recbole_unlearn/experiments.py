@@ -13,9 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import torch
 
-from recbole_unlearn import checkpoint as checkpoints
 from recbole_unlearn.comparison import ORIGINAL, RETRAIN, Comparison, summary
 from recbole_unlearn.config import UnlearnConfig, properties_dir
 from recbole_unlearn.data.forget import KINDS, ForgetRequest
@@ -196,24 +194,21 @@ class Paper:
         """Models of the first seed: original, retrained without ``rows``, and as ours and UBPR unlearn them."""
         original, retrained = Run(self.seed, (), True), Run(self.seed, tuple(int(row) for row in rows))
         self.trained.train([original, retrained], self.show_progress)
-        task = self.comparison._task(self.seed)
-        after = new_model(self.config, self.split, self.seed)
-        state = torch.load(self.trained.path(retrained), map_location="cpu", weights_only=True)
-        after.load_state_dict(state["state_dict"])
+        task = self.comparison.task(self.seed)
         unlearned = {
             name: METHODS[name](task, self.settings[name]).forget(rows).model
             for name in ("ours", "ubpr")
             if name in self.settings
         }
-        return {"original": task.model(), "retrained": after.eval(), **unlearned}
+        return {"original": task.model(), "retrained": self.comparison.retrained(self.seed, rows).model, **unlearned}
 
     def _users(self):
         """PNPR and maps of users whose whole history is forgotten (Figures 4 and 5)."""
         rng = np.random.default_rng(self.config["forget_seed"])
         users = rng.choice(np.unique(self.split.users), self.size.users, replace=False)
         rows = np.flatnonzero(np.isin(self.split.users, users))
-        stored, log = checkpoints.load(self.trained.path(Run(self.seed, (), True)))
-        return geometry(self._models(rows), log, rows, stored["triple_log"]["epochs"])
+        task = self.comparison.task(self.seed)
+        return geometry(self._models(rows), task.log, rows, task.stored["triple_log"]["epochs"])
 
     def _distances(self, rows):
         """Distances between the weights of paired runs, by ratio (Figure 6)."""

@@ -24,16 +24,13 @@ def configure(held, model, dataset, config_file_list, config_dict):
     if config_dict is not None and not isinstance(config_dict, Mapping):
         raise InputError("config_dict must be a dict")
     named = _given("checkpoint", config_file_list, config_dict)
-    if distributed.shared() and _given("evaluate", config_file_list, config_dict) == "fidelity":
-        raise InputError("evaluate: fidelity trains its seeds in processes of its own; leave torchrun and nproc out")
-    for key in ("methods", "compare_models"):
-        if distributed.shared() and _given(key, config_file_list, config_dict) is not None:
-            raise InputError(f"{key} trains its models in processes of its own; leave torchrun and nproc out")
-    if named is not None and _given("evaluate", config_file_list, config_dict) == "fidelity":
-        raise InputError("evaluate: fidelity trains its own seeds; leave checkpoint out")
-    for key in ("methods", "compare_models"):
-        if named is not None and _given(key, config_file_list, config_dict) is not None:
-            raise InputError(f"{key} trains its own models; leave checkpoint out")
+    many = [key for key in ("methods", "compare_models") if _given(key, config_file_list, config_dict) is not None]
+    if _given("evaluate", config_file_list, config_dict) == "fidelity":
+        many = ["evaluate: fidelity", *many]
+    if many and distributed.shared():
+        raise InputError(f"{many[0]} trains its models in processes of its own; leave torchrun and nproc out")
+    if many and named is not None:
+        raise InputError(f"{many[0]} trains its own models; leave checkpoint out")
     if named is None:
         return _trainable(_supported(UnlearnConfig(model or _given("model", config_file_list, config_dict) or "BPR",
                           dataset or _given("dataset", config_file_list, config_dict) or "ml-100k",
@@ -97,8 +94,6 @@ def _supported(config):
         raise InputError(reason)
     if config["model"] not in SUPPORTED or config["unlearn_params"]:
         _influence_only(config)
-    elif config["unlearn_params"] is not None and config["compare_models"] is None:
-        raise InputError(f"unlearn_params is for models other than {config['model']}; leave it out")
     if config["purge_dataset"] and not config["purge"]:
         raise InputError("purge_dataset: True leaves an original that fits no data; give purge: True too")
     return config

@@ -1,23 +1,21 @@
 """One influence step for any pairwise model of RecBole, by automatic differentiation through its own loss."""
 
-import logging
 from dataclasses import asdict
 from time import perf_counter
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from recbole_unlearn.checkpoint import check_finite
 from recbole_unlearn.influence.damping import adam
 from recbole_unlearn.influence.objective import returning
 from recbole_unlearn.influence.operators import AutogradCurvature, Damped
-from recbole_unlearn.influence.solver import conjugate_gradient, jacobi
+from recbole_unlearn.influence.solver import jacobi
 from recbole_unlearn.input_error import InputError
 from recbole_unlearn.models.losses import fixed_randomness
 from recbole_unlearn.models.view import View
 from recbole_unlearn.training import new_model
-from recbole_unlearn.unlearner import Unlearned
+from recbole_unlearn.unlearner import Unlearned, gradient_epochs, solve, trained_epochs, warn_unless_converged
 
 CURVATURE_TRIPLES = {True: 8192, False: 65_536}  # of sequential and of other models
 GRADIENT_ROWS = 200_000  # that each part of z is computed on at most
@@ -53,12 +51,7 @@ class PairwiseUnlearner:
         if config["method"] not in ("auto", "influence"):
             raise InputError(f"method: {config['method']} is not for {name}; use method: influence")
         self.config, self.split, self.log = config, split, log
-        self.epochs = log.n_epochs if epochs is None else epochs
-        if not 1 <= self.epochs <= log.n_epochs:
-            raise InputError(
-                f"the checkpoint was written after epoch {self.epochs}, the triple log holds {log.n_epochs}; "
-                "train again"
-            )
+        self.epochs = trained_epochs(log, epochs)
         check_finite(model.state_dict(), "the model")
         self.method, self.chosen = "influence", "the one way for models other than BPR"
         self.snapshots = {}
@@ -132,12 +125,9 @@ class PairwiseUnlearner:
         after = self._without(rows)
         z, changed = self._right_hand_side(after, rows)
         curvature, n_triples = self._curvature(after, rows)
-        step, solve = self._solve(curvature, z, show_progress)
-        if not solve.converged:
-            logging.getLogger().warning(
-                f"conjugate gradient stopped at relative residual {solve.residual:.1e} after {solve.iterations} "
-                "iterations" + (": negative curvature" if solve.negative_curvature else "")
-            )
+        damped, precondition = Damped(curvature, self.damping), jacobi(torch.zeros_like(z), self.damping)
+        step, report = solve(self.config, damped, z, precondition, show_progress)
+        warn_unless_converged(report)
         state = self.state_dict
         sizes = [value.numel() for value in self.view.parameters]
         for (name, value), change in zip(self.view.named.items(), step.split(sizes), strict=True):
@@ -151,7 +141,7 @@ class PairwiseUnlearner:
             "approximated": self._approximated(),
             "step_norm": float(step.norm()),
             "gradient_norm": float(z.norm()),
-            **asdict(solve),
+            **asdict(report),
         }
         return Unlearned(state, self.method, perf_counter() - start, details)
 
@@ -191,8 +181,7 @@ class PairwiseUnlearner:
         return AutogradCurvature(view.parameters, view.batches(rows, negatives, weight), loss=view.loss).gradient()
 
     def _log_epochs(self):
-        last = self.config["log_epochs"]
-        return np.arange(0 if last == "all" else max(self.epochs - last, 0), self.epochs)
+        return gradient_epochs(self.config, self.epochs)
 
     def _gradient_rows(self):
         """Rows that each part of z is computed on at most: fewer where the loss is dear."""
@@ -303,22 +292,6 @@ class PairwiseUnlearner:
         exact = self.config["curvature"] == "hessian"
         how = {"loss": after.loss} if exact else {"margins": after.margins}
         return AutogradCurvature(after.parameters, batches, **how), len(sample) * self.log.negatives
-
-    def _solve(self, curvature, z, show_progress):
-        with tqdm(total=self.config["cg_max_iterations"], desc="Unlearn", ncols=100, disable=not show_progress) as bar:
-
-            def progress(report):
-                bar.update()
-                bar.set_postfix_str(f"residual {report.residual:.1e}")
-
-            return conjugate_gradient(
-                Damped(curvature, self.damping),
-                z,
-                jacobi(torch.zeros_like(z), self.damping),
-                self.config["cg_tolerance"],
-                self.config["cg_max_iterations"],
-                progress,
-            )
 
 
 def _spread(rows, count):

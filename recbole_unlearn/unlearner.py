@@ -53,6 +53,44 @@ class Unlearned:
         return {"method": self.method, "seconds": self.seconds, **self.details}
 
 
+def trained_epochs(log, epochs=None):
+    """Epochs that a checkpoint's weights were trained for; default: all of the log. InputError if it holds fewer."""
+    epochs = log.n_epochs if epochs is None else epochs
+    if not 1 <= epochs <= log.n_epochs:
+        raise InputError(
+            f"the checkpoint was written after epoch {epochs}, the triple log holds {log.n_epochs}; train again"
+        )
+    return epochs
+
+
+def gradient_epochs(config, epochs):
+    """Numbers of the epochs that the forgotten triples come from: the last ``log_epochs`` of ``epochs``."""
+    last = config["log_epochs"]
+    return np.arange(0 if last == "all" else max(epochs - last, 0), epochs)
+
+
+def solve(config, operator, z, precondition, show_progress=False, space=None):
+    """`conjugate_gradient` as the configuration says, with progress shown."""
+    with tqdm(total=config["cg_max_iterations"], desc="Unlearn", ncols=100, disable=not show_progress) as bar:
+
+        def progress(report):
+            bar.update()
+            bar.set_postfix_str(f"residual {report.residual:.1e}")
+
+        return conjugate_gradient(
+            operator, z, precondition, config["cg_tolerance"], config["cg_max_iterations"], progress, space
+        )
+
+
+def warn_unless_converged(report):
+    """Say in the log how a linear solve stopped, if not at its tolerance."""
+    if not report.converged:
+        logging.getLogger().warning(
+            f"conjugate gradient stopped at relative residual {report.residual:.1e} after {report.iterations} "
+            "iterations" + (": negative curvature" if report.negative_curvature else "")
+        )
+
+
 class InfluenceUnlearner:
     """Changes a model's weights to what they would be had some interactions never been there.
 
@@ -92,12 +130,7 @@ class InfluenceUnlearner:
             raise InputError(f"model {name} is not supported; {self.model_name} is")
         self.log = log
         self.config = config
-        self.epochs = log.n_epochs if epochs is None else epochs
-        if not 1 <= self.epochs <= log.n_epochs:
-            raise InputError(
-                f"the checkpoint was written after epoch {self.epochs}, the triple log holds {log.n_epochs}; "
-                "train again"
-            )
+        self.epochs = trained_epochs(log, epochs)
         self.popularity = popularity
         batch_rows = max(config["train_batch_size"] // log.negatives, 1)
         self.order = None if data_row is None else BatchOrder(log.order, data_row, batch_rows)
@@ -408,18 +441,14 @@ class InfluenceUnlearner:
         """One influence-function step."""
         z = self._right_hand_side(rows)
         curvature, n_triples = self._curvature(rows)
-        step, solve = self._solve(curvature, z, self.shard.take(self.damping), show_progress, self.shard)
+        step, report = self._solve(curvature, z, self.shard.take(self.damping), show_progress, self.shard)
         step = self.shard.whole(step)
-        if not solve.converged:
-            logging.getLogger().warning(
-                f"conjugate gradient stopped at relative residual {solve.residual:.1e} after {solve.iterations} "
-                "iterations" + (": negative curvature" if solve.negative_curvature else "")
-            )
+        warn_unless_converged(report)
         details = {
             "curvature_triples": n_triples,
             "step_norm": float(step.norm()),
             "gradient_norm": self.shard.norm(z),
-            **asdict(solve),
+            **asdict(report),
         }
         return *self._split(step), details, {}
 
@@ -429,8 +458,7 @@ class InfluenceUnlearner:
         return rows[: len(self.P)], rows[len(self.P) :]
 
     def _log_epochs(self):
-        last = self.config["log_epochs"]
-        return np.arange(0 if last == "all" else max(self.epochs - last, 0), self.epochs)
+        return gradient_epochs(self.config, self.epochs)
 
     def _returned(self, rows):
         """Triples of the own users, numbered from the first of them, that retraining would draw; see `pool_return`."""
@@ -481,18 +509,5 @@ class InfluenceUnlearner:
         return self.shard.together(curvature), self.log.n_rows * triples.neg.shape[1]
 
     def _solve(self, curvature, z, damping, show_progress=False, space=None):
-        with tqdm(total=self.config["cg_max_iterations"], desc="Unlearn", ncols=100, disable=not show_progress) as bar:
-
-            def progress(report):
-                bar.update()
-                bar.set_postfix_str(f"residual {report.residual:.1e}")
-
-            return conjugate_gradient(
-                Damped(curvature, damping),
-                z,
-                preconditioner(curvature, damping),
-                self.config["cg_tolerance"],
-                self.config["cg_max_iterations"],
-                progress,
-                space,
-            )
+        damped, precondition = Damped(curvature, damping), preconditioner(curvature, damping)
+        return solve(self.config, damped, z, precondition, show_progress, space)

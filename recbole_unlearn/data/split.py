@@ -13,6 +13,7 @@ from recbole.data.utils import create_samplers, get_dataloader
 from recbole.sampler import RepeatableSampler, Sampler
 from recbole.utils import ModelType
 
+from recbole_unlearn.config import changed
 from recbole_unlearn.data.fingerprint import fingerprint, rows_checksum
 from recbole_unlearn.data.forget import spammers
 from recbole_unlearn.data.frozen import FrozenDataset, is_frozen
@@ -26,8 +27,7 @@ def eval_loader(config, dataset, sampler, sampled=0):
     Either way a batch holds at most ``eval_batch_size`` scores (RecBole's own rule would give one user a batch in
     full ranking, and ``users x items`` scores without limit in sampled ranking). The metrics do not depend on it.
     """
-    config = _copy(config)
-    config["single_spec"] = True  # else every rank would get a part, padded with users that count twice
+    config = changed(config, single_spec=True)  # else every rank would get a part, padded with users that count twice
     if not sampled:
         return FullSortEvalDataLoader(config, dataset, sampler, shuffle=False)
     config[f"{sampler.phase}_neg_sample_args"] = {"distribution": "uniform", "sample_num": sampled}
@@ -75,12 +75,6 @@ def rebuild_histories(part, data, rows, gone):
             for name, field in lists.items():
                 columns[field][place] = 0
                 columns[field][place, : end - start] = sequences[name][start:end]
-
-
-def _copy(config):
-    new = copy.copy(config)
-    new.final_config_dict = dict(config.final_config_dict)
-    return new
 
 
 class Split:
@@ -183,8 +177,7 @@ class Split:
             forgotten: int array of rows (of `users`, `items`); may be empty.
             seed (int, optional): of the order of the rows; default: the configuration's.
         """
-        config = _copy(self.config)
-        config["seed"] = config["seed"] if seed is None else seed
+        config = changed(self.config, seed=self.config["seed"] if seed is None else seed)
         rest = self.remaining_dataset(forgotten)
         args = self.config["train_neg_sample_args"]
         sampler = pairwise_loader(self.train)._sampler

@@ -4,7 +4,6 @@ M seeds each of the original and of the retrained model are trained on one froze
 from each of the M originals. Nothing of a retrained model is used to unlearn.
 """
 
-import copy
 import itertools
 from dataclasses import dataclass
 
@@ -16,6 +15,7 @@ from tqdm import tqdm
 
 from recbole_unlearn import checkpoint as checkpoints
 from recbole_unlearn.compat import clear_caches
+from recbole_unlearn.config import changed
 from recbole_unlearn.evaluation.forgetting import scores
 from recbole_unlearn.evaluation.ranking import evaluate
 from recbole_unlearn.opening import unlearner_of
@@ -266,9 +266,9 @@ def fidelity(trained, rows, seeds=6, methods=None, show_progress=True):
                 if methods[name] is None:
                     views.append(view(state["state_dict"], model))
                     continue
-                changed = _with(config, methods[name])
+                setting = changed(config, **methods[name])
                 model.load_state_dict(state["state_dict"])
-                unlearner = unlearner_of(model, changed, split, state, log)
+                unlearner = unlearner_of(model, setting, split, state, log)
                 unlearner.warm_up()
                 unlearned = unlearner.unlearn(rows)
                 seconds.append(unlearned.seconds)
@@ -280,9 +280,3 @@ def fidelity(trained, rows, seeds=6, methods=None, show_progress=True):
             results[name]["seconds"] = float(np.median(seconds)) if seconds else 0.0
             results[name]["details"] = details
     return results
-
-
-def _with(config, changes):
-    new = copy.copy(config)
-    new.final_config_dict = {**config.final_config_dict, **changes}
-    return new

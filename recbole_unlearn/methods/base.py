@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from recbole.utils import init_seed
+from recbole_unlearn.training import new_model
 
 
 @dataclass
@@ -36,8 +36,7 @@ class Task:
             data (optional): RecBole data set that the model is built on, such as ``split.remaining_dataset(rows)``;
                 graph models take their graph from it. Default: the one that it was trained on.
         """
-        init_seed(self.seed, self.config["reproducibility"])
-        model = self.config.model_class(self.config, data or self.split.train._dataset).to(self.config["device"])
+        model = new_model(self.config, self.split, self.seed, data)
         model.load_state_dict(self.stored["state_dict"])
         return model.eval()
 

@@ -1,8 +1,8 @@
 """Ours: replay of the recorded training, re-optimisation or an influence step, whichever is valid (docs/method.md)."""
 
-import copy
 from time import perf_counter
 
+from recbole_unlearn.config import changed
 from recbole_unlearn.methods.base import Forgotten, Method
 from recbole_unlearn.opening import open_unlearner
 
@@ -19,8 +19,7 @@ class Ours(Method):
     def prepare(self, rows=None):
         """Open the log and load the kernels. Nothing is trained."""
         task = self.task
-        config = copy.copy(task.config)
-        config.final_config_dict = {**task.config.final_config_dict, **self.changes()}
+        config = changed(task.config, **self.changes())
         _, self.unlearner = open_unlearner(config, task.split, task.stored, task.log)
         self.unlearner.warm_up()
         return 0.0

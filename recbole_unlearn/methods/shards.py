@@ -1,6 +1,5 @@
 """What the methods share that train one model a shard of the data, and retrain only the shards that a request hits."""
 
-import copy
 import hashlib
 import json
 from pathlib import Path
@@ -12,17 +11,18 @@ import torch
 from recbole.data.utils import get_dataloader
 from recbole.model.abstract_recommender import AbstractRecommender, GeneralRecommender
 from recbole.sampler import Sampler
-from recbole.utils import InputType, init_seed
+from recbole.utils import InputType
 from tqdm import tqdm
 
 from recbole_unlearn import checkpoint
 from recbole_unlearn.compat import clear_caches
+from recbole_unlearn.config import changed
 from recbole_unlearn.data.split import eval_loader
 from recbole_unlearn.files import locked, sweep
 from recbole_unlearn.input_error import InputError
 from recbole_unlearn.methods.base import Forgotten, Method
 from recbole_unlearn.trainer import BPRTrainer
-from recbole_unlearn.training import training_settings
+from recbole_unlearn.training import new_model, training_settings
 
 MODELS = ("BPR", "LightGCN")  # scores are inner products of a user's and an item's embedding
 ADVICE = "delete it: what it held will be computed again"
@@ -59,13 +59,6 @@ def subset(split, rows):
     """RecBole data set of some training rows; ids and sizes stay."""
     data = split.train._dataset
     return data.copy(data.inter_feat[torch.from_numpy(np.sort(split.data_row[rows]))])
-
-
-def changed(config, **values):
-    """A copy of a configuration with other values."""
-    new = copy.copy(config)
-    new.final_config_dict = {**config.final_config_dict, **values}
-    return new
 
 
 def shard_loader(config, data):
@@ -129,8 +122,7 @@ def train_shard(config, split, rows, seed, epochs, weights=None):
     """
     config = changed(config, seed=seed)
     data = subset(split, rows)
-    init_seed(seed, config["reproducibility"])
-    model = config.model_class(config, data).to(config["device"])
+    model = new_model(config, split, seed, data)
     if weights is not None:
         model.load_state_dict(weights)
     fit(config, model, shard_loader(config, data), shard_validation(config, split, data), epochs)
