@@ -30,7 +30,13 @@ import numpy as np
 import pandas as pd
 import torch
 
-from recbole_unlearn.influence.operators import AutogradCurvature, Damped, DotProductCurvature, UserTriples
+from recbole_unlearn.influence.operators import (
+    AutogradCurvature,
+    Damped,
+    DotProductCurvature,
+    UserTriples,
+    logistic_curvature,
+)
 
 ROOT = Path(__file__).parents[1]
 ML_1M = {"n_rows": 1_000_000, "n_users": 6040, "n_items": 3706}
@@ -164,13 +170,16 @@ def autograd(users, pos, neg, P, Q, exact):
         u, i, j = (ids[rows] for ids in columns)
         embed = torch.nn.functional.embedding
         p = embed(u, params[0])[:, None]
-        x = (p * (embed(i, params[1])[:, None] - embed(j, params[1]))).sum(-1)
-        return x, torch.ones_like(x)
+        return (p * (embed(i, params[1])[:, None] - embed(j, params[1]))).sum(-1)
 
     def loss(rows):
-        return -torch.nn.functional.logsigmoid(margins(rows)[0]).sum()
+        return -torch.nn.functional.logsigmoid(margins(rows)).sum()
 
-    return AutogradCurvature(params, batches, **({"loss": loss} if exact else {"margins": margins}))
+    def outputs(rows):
+        x = margins(rows)
+        return x, logistic_curvature(x)
+
+    return AutogradCurvature(params, batches, loss, None if exact else outputs)
 
 
 def kernels(options):

@@ -12,6 +12,7 @@ from recbole_unlearn.influence.objective import returning
 from recbole_unlearn.influence.operators import AutogradCurvature, Damped
 from recbole_unlearn.influence.solver import jacobi
 from recbole_unlearn.input_error import InputError
+from recbole_unlearn.models.histories import keep_sample
 from recbole_unlearn.models.losses import fixed_randomness
 from recbole_unlearn.models.view import View
 from recbole_unlearn.training import new_model
@@ -78,6 +79,7 @@ class PairwiseUnlearner:
         with fixed_randomness(0):  # building a model sets and uses the random streams of the process
             model = new_model(self.config, self.split, data=data)
         model.load_state_dict(self.view.model.state_dict())
+        keep_sample(self.view.model, model, data)
         return model
 
     def _damping(self):
@@ -125,8 +127,10 @@ class PairwiseUnlearner:
         after = self._without(rows)
         z, changed = self._right_hand_side(after, rows)
         curvature, n_triples = self._curvature(after, rows)
-        damped, precondition = Damped(curvature, self.damping), jacobi(torch.zeros_like(z), self.damping)
-        step, report = solve(self.config, damped, z, precondition, show_progress)
+        diagonal = torch.zeros_like(z) if curvature.outputs is None else curvature.diagonal()
+        step, report = solve(
+            self.config, Damped(curvature, self.damping), z, jacobi(diagonal, self.damping), show_progress
+        )
         warn_unless_converged(report)
         state = self.state_dict
         sizes = [value.numel() for value in self.view.parameters]
@@ -178,7 +182,7 @@ class PairwiseUnlearner:
         """Gradient of the weighted sum of the rows' losses, float64 ``[size]``."""
         if not len(rows):
             return torch.zeros(sum(p.numel() for p in view.parameters), dtype=torch.float64)
-        return AutogradCurvature(view.parameters, view.batches(rows, negatives, weight), loss=view.loss).gradient()
+        return AutogradCurvature(view.parameters, view.batches(rows, negatives, weight), view.loss).gradient()
 
     def _log_epochs(self):
         return gradient_epochs(self.config, self.epochs)
@@ -290,8 +294,8 @@ class PairwiseUnlearner:
         sample, weight = sample[order], weight[order]
         batches = after.batches(sample, self._one_epoch_each(sample), weight)
         exact = self.config["curvature"] == "hessian"
-        how = {"loss": after.loss} if exact else {"margins": after.margins}
-        return AutogradCurvature(after.parameters, batches, **how), len(sample) * self.log.negatives
+        outputs = None if exact else after.outputs
+        return AutogradCurvature(after.parameters, batches, after.loss, outputs), len(sample) * self.log.negatives
 
 
 def _spread(rows, count):

@@ -177,19 +177,19 @@ def test_z_is_the_gradient_of_what_the_objective_loses(trained, name):
     assert abs(slope - float(z @ direction)) < 1e-5 * (float(z.norm()) + 1e-3)
 
 
-@pytest.mark.parametrize("name", ["LightGCN", "GRU4Rec", "SASRec", "HRM"])
+@pytest.mark.parametrize("name", ["LightGCN", "GRU4Rec", "SASRec", "HRM", "SimpleX"])
 def test_curvature_products(of, name):
     """Hessian against differences of the gradient; Gauss-Newton against its definition."""
     config, split = of(name)
     view = View(in_double(new_model(config, split)), split.train, split.data_row)
     rows, negatives = some_rows(split, 20)
     batches = view.batches(rows, negatives, np.random.default_rng(1).random(len(rows)))
-    hessian = AutogradCurvature(view.parameters, batches, loss=view.loss)
-    newton = AutogradCurvature(view.parameters, batches, margins=view.margins)
+    hessian = AutogradCurvature(view.parameters, batches, view.loss)
+    newton = AutogradCurvature(view.parameters, batches, view.loss, view.outputs)
     v = torch.randn(hessian.size, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     sizes, gradients, jv = [p.numel() for p in view.parameters], [], []
     for (key, p), part in zip(view.named.items(), v.split(sizes), strict=True):
-        if key == "item_embedding.weight":
+        if key in ("item_embedding.weight", "item_emb.weight"):
             part.view(p.shape)[0] = 0  # padding has no gradient
     product, gauss_newton = hessian.matvec(v), newton.matvec(v)
     for sign in (1, -2):
@@ -197,15 +197,14 @@ def test_curvature_products(of, name):
             for p, d in zip(view.parameters, v.split(sizes), strict=True):
                 p += sign * 1e-6 * d.view(p.shape)
         gradients.append(hessian.gradient())
-        jv.append(torch.cat([view.margins(batch)[0].detach() for batch in batches]))
+        jv.append(torch.cat([view.outputs(batch)[0].detach() for batch in batches]))
     difference = (gradients[0] - gradients[1]) / 2e-6
     assert (product - difference).norm() < 1e-5 * difference.norm()
     with torch.no_grad():
         for p, d in zip(view.parameters, v.split(sizes), strict=True):
             p += 1e-6 * d.view(p.shape)
-    x, w = (torch.cat(part).detach() for part in zip(*map(view.margins, batches), strict=True))
-    s = torch.sigmoid(x)
-    expected = (w * s * (1 - s) * ((jv[0] - jv[1]) / 2e-6) ** 2).sum()
+    c = torch.cat([view.outputs(batch)[1] for batch in batches])
+    expected = (c * ((jv[0] - jv[1]) / 2e-6) ** 2).sum()
     torch.testing.assert_close(v @ gauss_newton, expected, rtol=1e-4, atol=1e-10)
 
 
@@ -234,8 +233,10 @@ def test_histories_hold_nothing_forgotten(of, name):
 
 def test_graph_and_probe(trained):
     """A graph ties all rows together; a user's history ties the rows of the user; an embedding none."""
-    for name, expected in (("LightGCN", "all"), ("SimpleX", "own"), ("LINE", "none")):
-        config, split, stored, log, model, unlearner = trained(name, checkpoint_dir=name)
+    sampled = {"checkpoint_dir": "sampled", "history_len": 5}
+    cases = (("LightGCN", "all", {}), ("SimpleX", "own", {}), ("SimpleX", "own", sampled), ("LINE", "none", {}))
+    for name, expected, overrides in cases:
+        config, split, stored, log, model, unlearner = trained(name, **{"checkpoint_dir": name, **overrides})
         rows = some_rows(split, 5)[0]
         after = unlearner._without(rows)
         changed = unlearner._changed(after, rows)
@@ -248,6 +249,17 @@ def test_graph_and_probe(trained):
             assert set(zip(ids.row.tolist(), ids.col.tolist(), strict=True)) == left
         elif expected == "own":
             assert np.array_equal(changed, own)
+            check_histories(model, after.model, split, rows)
+
+
+def check_histories(before, after, split, rows):
+    """What was drawn and is left stays, nothing else is dropped, and all is of the remaining data."""
+    kept = np.setdiff1d(np.arange(split.n_rows), rows)
+    for user in np.unique(split.users):
+        left = set(split.items[kept][split.users[kept] == user].tolist())
+        then, now = (set(model.history_item_id[user].tolist()) - {0} for model in (before, after))
+        assert then & left <= now <= left
+        assert len(now) == min(len(left), after.history_item_id.shape[1]) == after.history_item_len[user]
 
 
 @pytest.mark.parametrize("name", ["LightGCN", "SGL", "SimpleX", "GRU4Rec"])

@@ -220,24 +220,28 @@ class Sum:
         return sum(part.blocks() for part in self.parts)
 
 
+def logistic_curvature(x, weight=1.0):
+    """Second derivative of ``w -log sigmoid(x)`` by x, without a graph."""
+    s = torch.sigmoid(x.detach())
+    return weight * s * (1 - s)
+
+
 class AutogradCurvature:
     """Curvature of any additive loss, by automatic differentiation, on the parameters' device; vectors stay on the CPU.
 
     Args:
         params (list of Tensor): parameters, concatenated in this order into the flat vector; they are not changed.
         batches: list of batches; the matrix is the sum over them.
-        loss: ``loss(batch) -> scalar``, a weighted SUM over the batch, for the exact Hessian.
-        margins: ``margins(batch) -> (x, w)`` with ``loss = sum w -log sigmoid(x)``, for the Gauss-Newton matrix
-            ``sum w h(x) dx dx^T``. Give one of the two.
+        loss: ``loss(batch) -> scalar``, a weighted SUM over the batch.
+        outputs: ``outputs(batch) -> (x, c)``: outputs of the model that the loss is convex in, and its second
+            derivative by each, for the Gauss-Newton matrix ``sum c dx dx^T``; None: the exact Hessian of the loss.
     """
 
-    def __init__(self, params, batches, loss=None, margins=None):
-        if (loss is None) == (margins is None):
-            raise ValueError("give either loss (exact Hessian) or margins (Gauss-Newton)")
+    def __init__(self, params, batches, loss, outputs=None):
         self.params = list(params)
         self.batches = batches
         self.loss = loss
-        self.margins = margins
+        self.outputs = outputs
         self.size = sum(p.numel() for p in self.params)
 
     def _flat(self, grads):
@@ -253,21 +257,31 @@ class AutogradCurvature:
         """Gradient of the summed loss, float64 ``[size]``."""
         total = torch.zeros(self.size, dtype=torch.float64)
         for batch in self.batches:
-            if self.loss is not None:
-                value = self.loss(batch)
-            else:
-                x, w = self.margins(batch)
-                value = -(w * torch.nn.functional.logsigmoid(x)).sum()
-            total += self._flat(torch.autograd.grad(value, self.params, allow_unused=True))
+            total += self._flat(torch.autograd.grad(self.loss(batch), self.params, allow_unused=True))
         return total
 
     def matvec(self, v):
         pieces = self._pieces(v)
         total = torch.zeros(self.size, dtype=torch.float64)
         for batch in self.batches:
-            product = self._hessian if self.loss is not None else self._gauss_newton
+            product = self._hessian if self.outputs is None else self._gauss_newton
             total += self._flat(product(batch, pieces))
         return total
+
+    def diagonal(self, probes=1):
+        """Unbiased estimate of the diagonal of the Gauss-Newton matrix, float64 ``[size]``; always the same.
+
+        The mean of squared gradients of ``sum +-sqrt(c) x`` with random signs (Hutchinson 1990), batch by batch.
+        """
+        total = torch.zeros(self.size, dtype=torch.float64)
+        generator = torch.Generator().manual_seed(0)
+        for batch in self.batches:
+            x, c = self.outputs(batch)
+            for _ in range(probes):
+                signs = (torch.randint(2, c.shape, generator=generator) * 2 - 1).to(c)
+                grads = torch.autograd.grad(x, self.params, signs * c.sqrt(), retain_graph=True, allow_unused=True)
+                total += self._flat(grads) ** 2
+        return total / probes
 
     def _hessian(self, batch, pieces):
         """Reverse over reverse (Pearlmutter 1994)."""
@@ -278,14 +292,13 @@ class AutogradCurvature:
         return torch.autograd.grad(along, self.params, allow_unused=True)
 
     def _gauss_newton(self, batch, pieces):
-        """J^T (w h * J v); J v by the double backward trick, since forward mode fails on sparse products."""
-        x, w = self.margins(batch)
+        """J^T (c * J v); J v by the double backward trick, since forward mode fails on sparse products."""
+        x, c = self.outputs(batch)
         probe = torch.zeros_like(x, requires_grad=True)
         back = torch.autograd.grad(x, self.params, probe, create_graph=True, allow_unused=True)
         along = sum((g * d).sum() for g, d in zip(back, pieces, strict=True) if g is not None)
         (jv,) = torch.autograd.grad(along, probe, retain_graph=True)
-        s = torch.sigmoid(-x.detach())
-        return torch.autograd.grad(x, self.params, w * s * (1 - s) * jv, allow_unused=True)
+        return torch.autograd.grad(x, self.params, c * jv, allow_unused=True)
 
 
 class Damped:

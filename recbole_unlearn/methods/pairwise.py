@@ -6,7 +6,7 @@ from recbole.data.interaction import Interaction
 from recbole.model.loss import BPRLoss
 
 from recbole_unlearn.influence.objective import Triples, sampled_triples
-from recbole_unlearn.influence.operators import AutogradCurvature, DotProductCurvature, UserTriples
+from recbole_unlearn.influence.operators import AutogradCurvature, DotProductCurvature, UserTriples, logistic_curvature
 from recbole_unlearn.influence.solver import conjugate_gradient, preconditioner
 from recbole_unlearn.input_error import InputError
 
@@ -92,15 +92,17 @@ def curvature(model, log, rows, epochs, exact=False):
     ]
     parts = [part for part in parts if len(part)]
 
-    def of(part):
-        return margins(model, part), torch.from_numpy(part.weight).to(model.device, torch.float32)
+    def weight(part):
+        return torch.from_numpy(part.weight).to(model.device, torch.float32)
 
     def loss(part):
-        x, weight = of(part)
-        return -(weight * torch.nn.functional.logsigmoid(x)).sum()
+        return -(weight(part) * torch.nn.functional.logsigmoid(margins(model, part))).sum()
 
-    params = list(model.parameters())
-    return AutogradCurvature(params, parts, loss=loss) if exact else AutogradCurvature(params, parts, margins=of)
+    def outputs(part):
+        x = margins(model, part)
+        return x, logistic_curvature(x, weight(part))
+
+    return AutogradCurvature(list(model.parameters()), parts, loss, None if exact else outputs)
 
 
 def load_kernels(task, exact=False):

@@ -54,22 +54,7 @@ def distance(model, origin, information):
 
 def fisher(model, operator, probes):
     """Diagonal of a Gauss-Newton matrix, as a list of tensors shaped like ``model.parameters()``."""
-    closed = isinstance(operator, DotProductCurvature)
-    flat = operator.diagonal() if closed else sum(_probe(operator) for _ in range(probes)) / probes
+    flat = operator.diagonal() if isinstance(operator, DotProductCurvature) else operator.diagonal(probes)
     parts = torch.split(flat, [value.numel() for value in model.parameters()])
     pairs = zip(parts, model.parameters(), strict=True)
     return [part.view_as(value).to(value.device, value.dtype) for part, value in pairs]
-
-
-def _probe(operator):
-    """Unbiased estimate: squared gradient of ``sum +-sqrt(w h) x`` with random signs, h = sigmoid(x) sigmoid(-x)."""
-    total = torch.zeros(operator.size, dtype=torch.float64)
-    for part in operator.batches:
-        x, weight = operator.margins(part)
-        s = torch.sigmoid(x.detach())
-        signs = torch.randint_like(s, 2) * 2 - 1
-        grads = torch.autograd.grad(x, operator.params, signs * torch.sqrt(weight * s * (1 - s)), allow_unused=True)
-        pairs = zip(operator.params, grads, strict=True)
-        flat = torch.cat([(torch.zeros_like(p) if g is None else g).reshape(-1) for p, g in pairs])
-        total += flat.cpu().double() ** 2
-    return total

@@ -7,13 +7,17 @@ the mean, so that the sum that the model makes of them is one value a triple too
 
 import random
 from contextlib import ExitStack, contextmanager
+from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
 from recbole_unlearn.compat import replaced
+from recbole_unlearn.influence.operators import logistic_curvature
 from recbole_unlearn.input_error import InputError
+
+KINK = 0.05  # bandwidth of the kernel that a hinge's kink is smoothed with, in cosines
 
 
 @contextmanager
@@ -31,6 +35,14 @@ def fixed_randomness(seed):
             np.random.set_state(numpy)
 
 
+class Convex(NamedTuple):
+    """A part of a loss that is a convex function of outputs of the model."""
+
+    x: torch.Tensor  # outputs, [n] or [n, d]
+    value: torch.Tensor  # of the function, [n]
+    second: torch.Tensor  # its second derivative by each output; broadcasts to x
+
+
 class Unreduced:
     """The loss modules of a model, made to return one value a triple within ``with unreduced.of(n):``.
 
@@ -41,20 +53,20 @@ class Unreduced:
 
     Attributes:
         knowledge (int): facts of the knowledge graph in the next batch.
-        margins (list): of ``(x, -log sigmoid(x))``, one a loss module call since `of` was entered.
+        convex (list of Convex): parts of the loss, in order of the calls of loss modules since `of` was entered.
     """
 
     def __init__(self, model, train_batch, sums=False):
         self.model, self.train_batch, self.sums = model, train_batch, sums
         self.knowledge = 0
         self.norms = []  # mean squared norm of what each EmbLoss call sees, in order of the calls
-        self.margins = []
+        self.convex = []
         self.calibrating = False
 
     @contextmanager
     def of(self, n):
         """``n`` triples; the model's loss modules are its own again afterwards."""
-        self.n, self.margins, self.calls = n, [], 0
+        self.n, self.convex, self.calls = n, [], 0
         with ExitStack() as patches:
             for module in self.model.modules():
                 forward = getattr(self, f"_{type(module).__name__}", None)
@@ -68,7 +80,7 @@ class Unreduced:
     def _logistic(self, x):
         loss = -F.logsigmoid(x)
         if len(x) != self.knowledge:  # what facts alone weigh is left out of the curvature
-            self.margins.append((x, loss))
+            self.convex.append(Convex(x, loss, logistic_curvature(x)))
         return loss
 
     def _fold(self, loss):
@@ -134,6 +146,21 @@ class Unreduced:
 
     # What else a model reduces, or draws, on its own.
 
+    def _attraction(self, first, second):
+        """``1 - cos`` of two embeddings, as half the squared distance of the normalised ones: a convex function."""
+        difference = F.normalize(first, dim=1) - F.normalize(second, dim=1)
+        value = difference.square().sum(1) / 2
+        self.convex.append(Convex(difference, value, difference.new_ones(1)))
+        return value
+
+    def _hinge(self, x):
+        """``max(x, 0)``. It has a kink and no curvature; its mean over random x has that of the density of x at the
+        kink, here by a normal kernel."""
+        value = torch.relu(x)
+        kernel = torch.exp(-(x.detach() / KINK).square() / 2) / (KINK * (2 * torch.pi) ** 0.5)
+        self.convex.append(Convex(x, value, kernel))
+        return value
+
     def _model_SimpleX(self, patches):
         def forward(user, positive, history, history_length, negatives):
             model = self.model
@@ -144,8 +171,8 @@ class Unreduced:
                 model.item_emb(negatives),
             )
             user_e = model.dropout(model.get_UI_aggregation(embeddings[0], embeddings[2], history_length))
-            near = torch.relu(1 - model.get_cos(user_e, embeddings[1].unsqueeze(1))).squeeze(1)
-            far = torch.relu(model.get_cos(user_e, embeddings[3]) - model.margin).mean(1) * model.negative_weight
+            near = self._attraction(user_e, embeddings[1])
+            far = self._hinge(model.get_cos(user_e, embeddings[3]) - model.margin).mean(1) * model.negative_weight
             return near + far + model.reg_weight * model.reg_loss(*embeddings, require_pow=model.require_pow)
 
         patches.enter_context(replaced(self.model, forward=forward))

@@ -36,7 +36,7 @@ CONTRASTIVE = "contrastive terms within a batch: of the batches that unlearning 
 TRAITS = {
     "SimpleX": Traits(
         row_loss=True,
-        approximated=("loss is piecewise linear in the cosines: no curvature but damping, so that it over-forgets",),
+        approximated=("kinks of the loss: smoothed", "draws of the histories: those of the original"),
     ),
     "SGL": Traits(sums=True, approximated=(GRAPH_NOISE, "contrastive terms: not in the curvature")),
     "ConvNCF": Traits(sums=True, batch=True, curvature_triples=2048),
@@ -65,7 +65,7 @@ REFUSED = {
     "GRU4RecCPR": "RecBole has no BPR loss for it",
     "SASRecCPR": "RecBole has no BPR loss for it",
 }  # fmt: skip
-NEEDS = {"NCL": "faiss"}
+NEEDS = {"NCL": "faiss", "KGIN": "torch_scatter", "MCCLK": "torch_scatter"}
 PRELOADED = {"GRU4RecKG": ("ent_id",), "KSR": ("ent_id", "rel_id")}
 
 
@@ -92,7 +92,7 @@ def _refusal(config, name, kind):
         return "its kind of model is none of general, knowledge-aware and sequential"
     if name in NEEDS and importlib.util.find_spec(NEEDS[name]) is None:
         return f"it needs the package {NEEDS[name]}, which is not installed"
-    if name in NEEDS:
+    if name == "NCL":
         return "its clusters of users and items are made anew in every epoch, and no log holds them"
     preloaded = config["preload_weight"] or {}
     if missing := [field for field in PRELOADED.get(name, ()) if field not in preloaded]:

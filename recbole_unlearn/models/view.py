@@ -91,7 +91,7 @@ class View:
         return result
 
     def _losses(self, interaction, rows):
-        """Loss of each row, ``[rows]``: a sum over its negatives; margins are left in ``unreduced``."""
+        """Loss of each row, ``[rows]``: a sum over its negatives; its convex parts are left in ``unreduced``."""
         n = rows if self.traits.row_loss else rows * self.loader.times
         clear_caches(self.model)
         self.unreduced.knowledge = next((len(interaction[name]) for name in self.facts), 0)
@@ -101,12 +101,12 @@ class View:
         return loss if self.traits.row_loss else loss.view(-1, rows).sum(0)
 
     def _draws(self, interaction, rows):
-        """Losses ``[rows]`` and margins, one pair a fixed seed."""
+        """Losses ``[rows]`` and their convex parts, one pair a fixed seed."""
         for seed in range(self.traits.draws):
             with fixed_randomness(seed):
                 # models may change the batch: FEARec adds to it, HRM cuts lengths in place
                 copy = Interaction({name: value.clone() for name, value in interaction.interaction.items()})
-                yield self._losses(copy, rows), self.unreduced.margins
+                yield self._losses(copy, rows), self.unreduced.convex
 
     def losses(self, interaction, rows):
         """Loss of each row, ``[rows]``, averaged over the draws."""
@@ -117,24 +117,26 @@ class View:
         interaction, weight = batch
         return (weight * self.losses(interaction, len(weight))).sum()
 
-    def margins(self, batch):
-        """``(x, w)`` with `loss` = ``sum w -log sigmoid(x)`` + terms without margins: for a Gauss-Newton matrix.
+    def outputs(self, batch):
+        """``(x, c)``: what `loss` is a convex function of and its second derivative by each, for Gauss-Newton matrices.
 
-        The weights come by differentiation of the loss by each single ``-log sigmoid(x)``.
+        How much each weighs in the loss comes by differentiating the loss by the value of each convex function.
         """
         interaction, weight = batch
-        found, weights = [], []
-        for loss, margins in self._draws(interaction, len(weight)):
+        found, curvatures = [], []
+        for loss, convex in self._draws(interaction, len(weight)):
             total = (weight * loss).sum() / self.traits.draws
-            xs, values = zip(*margins, strict=True) if margins else ((), ())
-            if values:
-                grads = torch.autograd.grad(total, values, retain_graph=True, allow_unused=True)
-                found += xs
-                weights += [torch.zeros_like(x) if g is None else g for x, g in zip(xs, grads, strict=True)]
-        if not found:  # a loss without curvature in its margins
+            if not convex:
+                continue
+            grads = torch.autograd.grad(total, [c.value for c in convex], retain_graph=True, allow_unused=True)
+            for (x, _, second), grad in zip(convex, grads, strict=True):
+                weights = torch.zeros(1) if grad is None else grad.view(*grad.shape, *[1] * (x.dim() - grad.dim()))
+                found.append(x.reshape(-1))
+                curvatures.append((weights.to(x) * second).expand_as(x).reshape(-1))
+        if not found:  # a loss without curvature in its outputs
             zero = sum((p * 0).sum() for p in self.parameters).view(1)
             return zero, torch.zeros_like(zero)
-        return torch.cat(found), torch.cat(weights)
+        return torch.cat(found), torch.cat(curvatures)
 
 
 def chosen_parameters(model, patterns=None):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from recbole_unlearn.influence.operators import AutogradCurvature, DotProductCurvature, UserTriples
+from recbole_unlearn.influence.operators import AutogradCurvature, DotProductCurvature, UserTriples, logistic_curvature
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 N_USERS, N_ITEMS, K, ROWS, M = 61, 83, 8, 1003, 3
@@ -23,14 +23,17 @@ def test_the_products_agree_with_the_closed_form(exact):
     u, i, j = (torch.as_tensor(ids, device="cuda", dtype=torch.int64) for ids in (users, pos, neg))
 
     def margins(rows):
-        x = (params[0][u[rows], None] * (params[1][i[rows], None] - params[1][j[rows]])).sum(-1)
-        return x, torch.ones_like(x)
+        return (params[0][u[rows], None] * (params[1][i[rows], None] - params[1][j[rows]])).sum(-1)
 
     def loss(rows):
-        return -torch.nn.functional.logsigmoid(margins(rows)[0]).sum()
+        return -torch.nn.functional.logsigmoid(margins(rows)).sum()
+
+    def outputs(rows):
+        x = margins(rows)
+        return x, logistic_curvature(x)
 
     batches = np.array_split(np.arange(ROWS), 3)
-    operator = AutogradCurvature(params, batches, **({"loss": loss} if exact else {"margins": margins}))
+    operator = AutogradCurvature(params, batches, loss, None if exact else outputs)
     v = torch.from_numpy(rng.normal(size=operator.size))
     expected = closed.matvec(v)
     torch.testing.assert_close(operator.matvec(v), expected, rtol=0, atol=1e-5 * float(expected.abs().max()))

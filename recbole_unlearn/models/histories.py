@@ -1,0 +1,34 @@
+"""Histories of users that a model holds a random sample of."""
+
+import numpy as np
+import torch
+
+
+def keep_sample(before, after, dataset):
+    """Give a model built on remaining data the histories of the one that it stands for, without what is gone.
+
+    A model that takes at most ``history_len`` items of a user (SimpleX) draws them anew whenever it is built, and two
+    builds differ in most users' losses, whatever was forgotten. Here what was drawn stays, and what is gone makes room
+    for items that only the new model has drawn.
+
+    Args:
+        before: model on more data.
+        after: model on ``dataset``, changed in place; models without such histories are left as they are.
+        dataset: RecBole data set.
+    """
+    if not hasattr(before, "history_item_id"):
+        return
+    drawn, fresh = (model.history_item_id.cpu().numpy() for model in (before, after))
+    users, items = (dataset.inter_feat[field].numpy() for field in (dataset.uid_field, dataset.iid_field))
+    pairs = np.unique(users * dataset.item_num + items)
+    keys = np.arange(len(drawn))[:, None] * dataset.item_num + drawn
+    left = (drawn > 0) & np.isin(keys, pairs)
+    histories = np.zeros_like(fresh)
+    for user, length in enumerate(after.history_item_len.tolist()):
+        kept = drawn[user][left[user]]
+        new = np.setdiff1d(fresh[user, :length], kept)
+        kept = np.concatenate([kept, new])[:length]
+        histories[user, : len(kept)] = kept
+    device = after.history_item_id.device
+    after.history_item_id = torch.from_numpy(histories).to(device)
+    after.history_item_len = torch.from_numpy(np.count_nonzero(histories, axis=1)).to(device)
