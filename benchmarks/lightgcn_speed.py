@@ -20,8 +20,8 @@ from recbole_unlearn.data.forget import ForgetRequest
 from recbole_unlearn.data.split import Split
 from recbole_unlearn.influence.graph_replay import replay_graph
 from recbole_unlearn.influence.replay import Adam
-from recbole_unlearn.lightgcn import MOVES
 from recbole_unlearn.training import new_model
+from recbole_unlearn.unlearners.lightgcn import MOVES
 
 
 def stock(config, split, steps, clock):

@@ -22,7 +22,7 @@ from recbole_unlearn.data.forget import ForgetRequest
 from recbole_unlearn.evaluation import forgetting, ranking
 from recbole_unlearn.trainer import BPRTrainer
 from recbole_unlearn.training import Run, TrainedSeeds, new_model
-from recbole_unlearn.unlearner import InfluenceUnlearner
+from recbole_unlearn.unlearners import InfluenceUnlearner
 
 RATIOS = (0.0001, 0.00015, 0.0002, 0.00025, 0.0003, 0.00035)
 

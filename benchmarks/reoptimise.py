@@ -31,7 +31,7 @@ from recbole_unlearn.influence.newton import Objective, flat, minimise, nearest_
 from recbole_unlearn.influence.objective import pool_return
 from recbole_unlearn.influence.operators import UserTriples
 from recbole_unlearn.training import train
-from recbole_unlearn.unlearner import InfluenceUnlearner
+from recbole_unlearn.unlearners import InfluenceUnlearner
 
 METHODS = {
     "reoptimise": {"method": "auto"},

@@ -241,7 +241,7 @@ def solver(options):
     from recbole_unlearn.data.forget import ForgetRequest
     from recbole_unlearn.influence.solver import block_jacobi, conjugate_gradient, jacobi
     from recbole_unlearn.training import Run, TrainedSeeds, new_model
-    from recbole_unlearn.unlearner import InfluenceUnlearner
+    from recbole_unlearn.unlearners import InfluenceUnlearner
 
     rows = []
     for dataset in options.datasets.split(","):

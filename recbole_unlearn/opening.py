@@ -12,11 +12,9 @@ from recbole_unlearn.config import UnlearnConfig, parse_value
 from recbole_unlearn.data import frozen as frozen_data
 from recbole_unlearn.files import locked
 from recbole_unlearn.input_error import InputError
-from recbole_unlearn.lightgcn import LightGCNUnlearner
 from recbole_unlearn.models.support import refusal
-from recbole_unlearn.pairwise import PairwiseUnlearner
 from recbole_unlearn.training import RUN_KEYS, new_model
-from recbole_unlearn.unlearner import SUPPORTED, InfluenceUnlearner
+from recbole_unlearn.unlearners import SUPPORTED, unlearner_of
 
 
 def configure(held, model, dataset, config_file_list, config_dict):
@@ -132,13 +130,3 @@ def open_unlearner(config, split, stored, log, path=None):
             f"the checkpoint's weights do not fit the configuration: {' '.join(str(error).split())}"
         ) from None
     return model, unlearner_of(model, config, split, stored, log, shared)
-
-
-def unlearner_of(model, config, split, stored, log, shared=False):
-    """The unlearner for a model with the weights of a checkpoint."""
-    optimizer, epochs = stored["optimizer"], stored["triple_log"]["epochs"]
-    if config["model"] == "LightGCN" and not config["unlearn_params"]:
-        return LightGCNUnlearner(model, log, optimizer, config, split, epochs)
-    if config["model"] != "BPR" or config["unlearn_params"]:
-        return PairwiseUnlearner(model, log, optimizer, config, split, epochs)
-    return InfluenceUnlearner(model, log, optimizer, config, epochs, split.popularity(), split.data_row, shared)

@@ -12,7 +12,7 @@ from recbole_unlearn.data.triple_log import log_path
 from recbole_unlearn.input_error import InputError
 from recbole_unlearn.opening import configure, open_unlearner
 from recbole_unlearn.output import save_unlearned
-from recbole_unlearn.unlearner import Unlearned
+from recbole_unlearn.unlearners import Unlearned
 
 
 class UnlearnSession:

@@ -14,10 +14,10 @@ from recbole_unlearn.influence.operators import AutogradCurvature
 from recbole_unlearn.input_error import InputError
 from recbole_unlearn.models.view import View
 from recbole_unlearn.opening import open_unlearner
-from recbole_unlearn.pairwise import PairwiseUnlearner
 from recbole_unlearn.quick_start import run_unlearn
 from recbole_unlearn.session import UnlearnSession
 from recbole_unlearn.training import new_model, train
+from recbole_unlearn.unlearners.pairwise import PairwiseUnlearner
 
 NEGATIVES = {"distribution": "uniform", "sample_num": 3, "alpha": 1.0, "dynamic": False}
 INTERACTIONS = ["user_id", "item_id", "timestamp"]

@@ -26,7 +26,7 @@ from recbole_unlearn.data.triple_log import TripleLog
 from recbole_unlearn.input_error import InputError
 from recbole_unlearn.quick_start import run_unlearn
 from recbole_unlearn.reporting import markdown
-from recbole_unlearn.unlearner import InfluenceUnlearner
+from recbole_unlearn.unlearners import InfluenceUnlearner
 
 ROOT = Path(recbole_unlearn.__file__).resolve().parents[1]
 SECRET_USER, SECRET_ITEM = "SECRETUSER-93", "SECRETITEM-41"

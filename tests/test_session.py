@@ -8,7 +8,7 @@ from recbole_unlearn import checkpoint
 from recbole_unlearn.input_error import InputError
 from recbole_unlearn.quick_start import run_unlearn
 from recbole_unlearn.session import UnlearnSession
-from recbole_unlearn.unlearner import InfluenceUnlearner
+from recbole_unlearn.unlearners import InfluenceUnlearner
 
 # Where a batch is all there is, the order of batches, which is drawn anew for each log, says nothing.
 WHOLE_BATCH = {"train_batch_size": 5000, "epochs": 8}

@@ -18,10 +18,9 @@ from recbole_unlearn.compat import clear_caches
 from recbole_unlearn.config import changed
 from recbole_unlearn.evaluation.forgetting import scores
 from recbole_unlearn.evaluation.ranking import evaluate
-from recbole_unlearn.opening import unlearner_of
 from recbole_unlearn.trainer import make_trainer
 from recbole_unlearn.training import Run, new_model, quiet
-from recbole_unlearn.unlearner import SUPPORTED
+from recbole_unlearn.unlearners import SUPPORTED, unlearner_of
 
 # Settings of each row of the table; 'replay' and 'influence' are ours, 'paper' is UBPR's equation (7).
 METHODS = {

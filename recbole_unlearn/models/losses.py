@@ -17,7 +17,7 @@ from recbole_unlearn.compat import replaced
 from recbole_unlearn.influence.operators import logistic_curvature
 from recbole_unlearn.input_error import InputError
 
-KINK = 0.05  # bandwidth of the kernel that a hinge's kink is smoothed with, in cosines
+KINK = 0.02  # bandwidth of the kernel that a hinge's kink is smoothed with, in cosines
 
 
 @contextmanager

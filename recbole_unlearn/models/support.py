@@ -36,6 +36,7 @@ CONTRASTIVE = "contrastive terms within a batch: of the batches that unlearning 
 TRAITS = {
     "SimpleX": Traits(
         row_loss=True,
+        curvature_triples=16_384,
         approximated=("kinks of the loss: smoothed", "draws of the histories: those of the original"),
     ),
     "SGL": Traits(sums=True, approximated=(GRAPH_NOISE, "contrastive terms: not in the curvature")),

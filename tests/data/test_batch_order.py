@@ -9,11 +9,11 @@ from recbole_unlearn import checkpoint
 from recbole_unlearn.data import sampling
 from recbole_unlearn.data.sampling import BatchOrder
 from recbole_unlearn.data.triple_log import TripleLog, log_path
+from recbole_unlearn.influence.newton import flat
 from recbole_unlearn.influence.replay import Trajectory, replay
 from recbole_unlearn.input_error import InputError
 from recbole_unlearn.opening import open_unlearner
 from recbole_unlearn.training import train
-from recbole_unlearn.unlearner import flat
 
 BATCH = 97
 

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from recbole_unlearn.methods.pairwise import logged_triples
-from recbole_unlearn.unlearner import InfluenceUnlearner
+from recbole_unlearn.unlearners import InfluenceUnlearner
 
 
 def by_hand(task, rows, **keys):

@@ -16,7 +16,7 @@ from recbole_unlearn.models.histories import keep_sample
 from recbole_unlearn.models.losses import fixed_randomness
 from recbole_unlearn.models.view import View
 from recbole_unlearn.training import new_model
-from recbole_unlearn.unlearner import Unlearned, gradient_epochs, solve, trained_epochs, warn_unless_converged
+from recbole_unlearn.unlearners.common import Unlearned, gradient_epochs, solve, trained_epochs, warn_unless_converged
 
 CURVATURE_TRIPLES = {True: 8192, False: 65_536}  # of sequential and of other models
 GRADIENT_ROWS = 200_000  # that each part of z is computed on at most

@@ -10,7 +10,7 @@ from recbole_unlearn.influence.objective import gradient, pool_return, sampled_t
 from recbole_unlearn.influence.operators import DotProductCurvature
 from recbole_unlearn.influence.propagated import Graph, PropagatedCurvature, embedding_l2
 from recbole_unlearn.training import new_model
-from recbole_unlearn.unlearner import InfluenceUnlearner
+from recbole_unlearn.unlearners.bpr import InfluenceUnlearner
 
 # Moves of the weights that replay makes in an epoch, if training made more. On ml-100k, with 40 steps an epoch, 10
 # moves forget as faithfully as 40 (docs/lightgcn.md).

@@ -1,7 +1,7 @@
 """From a trained RecBole model, its log and a forget set to weights that have forgotten."""
 
 import logging
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from time import perf_counter
 
 import numpy as np
@@ -17,78 +17,17 @@ from recbole_unlearn.influence.objective import gradient, pool_return, sampled_t
 from recbole_unlearn.influence.operators import Damped, DotProductCurvature, UserTriples
 from recbole_unlearn.influence.replay import Adam, Trajectory, replay
 from recbole_unlearn.influence.sharding import Shard
-from recbole_unlearn.influence.solver import conjugate_gradient, preconditioner
+from recbole_unlearn.influence.solver import preconditioner
 from recbole_unlearn.input_error import InputError
+from recbole_unlearn.unlearners.common import Unlearned, gradient_epochs, solve, trained_epochs, warn_unless_converged
 
 MOSTLY_TOUCHED = 0.5  # share of the interactions with a touched user or item, from which on replay runs all rows again
 CURVATURE_TRIPLES = 8_000_000
-SUPPORTED = ("BPR", "LightGCN")  # by replay and in closed form; others by autograd, see pairwise.py
 # Gradient of the whole objective, as a share of its L2 part's, up to which a model counts as converged. At a minimum
 # the loss and L2 pull equally hard and the share is 0; where training stopped early it is of order 1. The flattest
 # directions of a minimum have a curvature near weight_decay / 10 (measured, ml-100k, K = 8), so that the weights
 # are then within some 10 times this share of their norm, .1 %, from the minimum: less than forgetting moves them.
 CONVERGED = 1e-4
-
-
-@dataclass
-class Unlearned:
-    """Result of one request.
-
-    Attributes:
-        state_dict (dict): the new weights; load them into a model of the same class.
-        method (str): 'reoptimise', 'replay' or 'influence'.
-        seconds (float): from the request to the weights, log reading included.
-        details (dict): plain values: why this method (``chosen``), what it did, and how its solver fared.
-        snapshots (dict): number of epochs -> flat weights that have forgotten, for the next request's trajectory.
-    """
-
-    state_dict: dict
-    method: str
-    seconds: float
-    details: dict
-    snapshots: dict = field(default_factory=dict)
-
-    def report(self):
-        """Everything but weights, as plain values."""
-        return {"method": self.method, "seconds": self.seconds, **self.details}
-
-
-def trained_epochs(log, epochs=None):
-    """Epochs that a checkpoint's weights were trained for; default: all of the log. InputError if it holds fewer."""
-    epochs = log.n_epochs if epochs is None else epochs
-    if not 1 <= epochs <= log.n_epochs:
-        raise InputError(
-            f"the checkpoint was written after epoch {epochs}, the triple log holds {log.n_epochs}; train again"
-        )
-    return epochs
-
-
-def gradient_epochs(config, epochs):
-    """Numbers of the epochs that the forgotten triples come from: the last ``log_epochs`` of ``epochs``."""
-    last = config["log_epochs"]
-    return np.arange(0 if last == "all" else max(epochs - last, 0), epochs)
-
-
-def solve(config, operator, z, precondition, show_progress=False, space=None):
-    """`conjugate_gradient` as the configuration says, with progress shown."""
-    with tqdm(total=config["cg_max_iterations"], desc="Unlearn", ncols=100, disable=not show_progress) as bar:
-
-        def progress(report):
-            bar.update()
-            bar.set_postfix_str(f"residual {report.residual:.1e}")
-
-        return conjugate_gradient(
-            operator, z, precondition, config["cg_tolerance"], config["cg_max_iterations"], progress, space
-        )
-
-
-def warn_unless_converged(report):
-    """Say in the log how a linear solve stopped, if not at its tolerance."""
-    if not report.converged:
-        logging.getLogger().warning(
-            f"conjugate gradient stopped at relative residual {report.residual:.1e} after {report.iterations} "
-            "iterations" + (": negative curvature" if report.negative_curvature else "")
-        )
 
 
 class InfluenceUnlearner:
