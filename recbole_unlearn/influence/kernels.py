@@ -23,6 +23,7 @@ import numpy as np
 
 from recbole_unlearn.influence.vectors import (
     FLAGS,
+    PARALLEL,
     add_scaled,
     dot,
     exp,
@@ -32,8 +33,6 @@ from recbole_unlearn.influence.vectors import (
     widen,
     zeros,
 )
-
-PARALLEL = {**FLAGS, "parallel": True}
 
 
 @numba.njit(**PARALLEL)

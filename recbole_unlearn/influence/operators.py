@@ -66,8 +66,9 @@ class UserTriples:
     """
 
     def __init__(
-        self, users, pos, neg, n_users, n_items, weight=1.0, block_triples=BLOCK_TRIPLES, kept_triples=KEPT_TRIPLES
-    ):
+        self, users, pos, neg, n_users, n_items, weight: float | np.ndarray = 1.0,
+        block_triples=BLOCK_TRIPLES, kept_triples=KEPT_TRIPLES,
+    ):  # fmt: skip
         self.n_users, self.n_items = n_users, n_items
         self.pos, self.neg = np.asarray(pos), np.asarray(neg)
         self.weight = np.broadcast_to(np.asarray(weight, np.float32), self.pos.shape)
@@ -116,7 +117,7 @@ class DotProductCurvature:
             Sums are float64 either way.
     """
 
-    def __init__(self, triples, P, Q, exact=False, dtype=np.float32):
+    def __init__(self, triples, P, Q, exact=False, dtype: type[np.floating] = np.float32):
         self.triples = triples
         self.P = np.ascontiguousarray(P, dtype)
         self.Q = np.ascontiguousarray(Q, dtype)
@@ -137,7 +138,7 @@ class DotProductCurvature:
         if triples.kept:
             self._kept = linear
 
-    def _linearise(self, block):
+    def _linearise(self, block: Block):
         h, b = np.empty(block.neg.shape, self.P.dtype), np.empty(len(block.dist), self.P.dtype)
         weight = np.ascontiguousarray(self.triples.weight[block.rows])
         kernel = kernels.linearise(self.K, self.P.dtype == np.float32)
@@ -220,7 +221,7 @@ class Sum:
         return sum(part.blocks() for part in self.parts)
 
 
-def logistic_curvature(x, weight=1.0):
+def logistic_curvature(x, weight: float | torch.Tensor = 1.0):
     """Second derivative of ``w -log sigmoid(x)`` by x, without a graph."""
     s = torch.sigmoid(x.detach())
     return weight * s * (1 - s)
@@ -253,6 +254,11 @@ class AutogradCurvature:
         parts = torch.split(v, [p.numel() for p in self.params])
         return [part.view_as(p).to(p.device, p.dtype) for part, p in zip(parts, self.params, strict=True)]
 
+    def _outputs(self, batch):
+        if self.outputs is None:
+            raise ValueError("a Gauss-Newton matrix needs outputs")
+        return self.outputs(batch)
+
     def gradient(self):
         """Gradient of the summed loss, float64 ``[size]``."""
         total = torch.zeros(self.size, dtype=torch.float64)
@@ -276,7 +282,7 @@ class AutogradCurvature:
         total = torch.zeros(self.size, dtype=torch.float64)
         generator = torch.Generator().manual_seed(0)
         for batch in self.batches:
-            x, c = self.outputs(batch)
+            x, c = self._outputs(batch)
             for _ in range(probes):
                 signs = (torch.randint(2, c.shape, generator=generator) * 2 - 1).to(c)
                 grads = torch.autograd.grad(x, self.params, signs * c.sqrt(), retain_graph=True, allow_unused=True)
@@ -293,10 +299,12 @@ class AutogradCurvature:
 
     def _gauss_newton(self, batch, pieces):
         """J^T (c * J v); J v by the double backward trick, since forward mode fails on sparse products."""
-        x, c = self.outputs(batch)
+        x, c = self._outputs(batch)
         probe = torch.zeros_like(x, requires_grad=True)
         back = torch.autograd.grad(x, self.params, probe, create_graph=True, allow_unused=True)
         along = sum((g * d).sum() for g, d in zip(back, pieces, strict=True) if g is not None)
+        if not torch.is_tensor(along):
+            return [None] * len(self.params)
         (jv,) = torch.autograd.grad(along, probe, retain_graph=True)
         return torch.autograd.grad(x, self.params, c * jv, allow_unused=True)
 

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from recbole_unlearn.influence.objective import returning
-from recbole_unlearn.influence.vectors import FLAGS, add_scaled, dot, exp, load, store
+from recbole_unlearn.influence.vectors import FLAGS, PARALLEL, add_scaled, dot, exp, load, store
 
 CHUNKS = 16  # of rows; fixed, so that the order of triples is the same whatever the number of threads
 
@@ -47,7 +47,7 @@ def _mix(x):
     return x ^ (x >> np.uint64(31))
 
 
-@numba.njit(**{**FLAGS, "parallel": True})
+@numba.njit(**PARALLEL)
 def _select(anchors, neg, present, item_place, n_touched, n_steps, seed, known, chunks, chosen, step, counts):
     """Rows of an epoch with a touched weight row in some triple, and the step that each falls in.
 
@@ -80,7 +80,7 @@ def _select(anchors, neg, present, item_place, n_touched, n_steps, seed, known, 
     return triples
 
 
-@numba.njit(**{**FLAGS, "parallel": True})
+@numba.njit(**PARALLEL)
 def _arrange(anchors, neg, item_place, forgotten, chunks, chosen, step, counts, next_free, triples, gone):
     """Write the chosen rows in order of steps: places ``triples`` ``[n, 2 + m]`` and ``gone`` ``[n]``.
 
@@ -163,7 +163,7 @@ def _replay_epoch(K):
     """
     add_gradients = _add_gradients(K)
 
-    @numba.njit(**{**FLAGS, "parallel": True})
+    @numba.njit(**PARALLEL)
     def kernel(W, triples, gone, start, returned, return_start, M, V, steps_before, scale, hyper):
         n_touched = M.shape[1]
         for lane in numba.prange(2):
@@ -346,13 +346,13 @@ def replay(
         returned = np.stack([user_place[user], item_place[positive], item_place[item]], axis=1)
         n_returned += len(returned)
 
-        steps_of_epoch = (*found, returned, return_start)
-        weight = (1 / size).astype(np.float32)
+        ordered, lost, starts = found
+        weight, before = (1 / size).astype(np.float32), epoch * n_steps
         if all_rows:
-            _train_epoch(K)(W, *steps_of_epoch, M[0], V[0], epoch * n_steps, weight, hyper)
+            _train_epoch(K)(W, ordered, lost, starts, returned, return_start, M[0], V[0], before, weight, hyper)
         else:
             trajectory.at(epoch + 0.5, out=recorded)
-            _replay_epoch(K)(W, *steps_of_epoch, M, V, epoch * n_steps, weight, hyper)
+            _replay_epoch(K)(W, ordered, lost, starts, returned, return_start, M, V, before, weight, hyper)
         if epoch + 1 in trajectory.epochs:
             snapshots[epoch + 1] = change(epoch + 1).astype(np.float32)
         if progress:

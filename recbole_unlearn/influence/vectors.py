@@ -4,16 +4,23 @@ Numba makes scalar code of short constant loops, and keeps in memory what belong
 a variable of it that a loop accumulates into stays in registers.
 """
 
+from typing import Any
+
 import numba
 import numpy as np
-from numba import types
+from llvmlite import ir
+from numba import extending, types
 from numba.core import cgutils
 from numba.core.datamodel import models
-from numba.extending import intrinsic, register_model
 
-FLAGS = {"cache": True, "nogil": True, "error_model": "numpy", "fastmath": {"reassoc", "contract", "nsz", "arcp"}}
+FLAGS: dict[str, Any] = {
+    "cache": True,
+    "nogil": True,
+    "error_model": "numpy",
+    "fastmath": {"reassoc", "contract", "nsz", "arcp"},
+}
+PARALLEL = {**FLAGS, "parallel": True}
 
-ir = cgutils.ir  # llvmlite's
 LLVM_FLAGS = ("reassoc", "contract", "nsz")
 
 
@@ -25,7 +32,7 @@ class Vector(types.Type):
         super().__init__(f"Vector({length}, {element})")
 
 
-@register_model(Vector)
+@extending.register_model(Vector)
 class _VectorModel(models.PrimitiveModel):
     def __init__(self, manager, vector):
         element = ir.FloatType() if vector.element == types.float32 else ir.DoubleType()
@@ -39,13 +46,20 @@ def _pointer(context, builder, kind, array, row, column, vector):
     return builder.bitcast(builder.gep(view.data, [place]), context.get_value_type(vector).as_pointer())
 
 
+def intrinsic(*function, **options) -> Any:
+    """numba's own, whose annotations would have a call pass the typing context too."""
+    return extending.intrinsic(*function, **options)
+
+
 @intrinsic(prefer_literal=True)
 def load(typing, length, array, row, column):
     """``array[row, column : column + length]`` of a C-contiguous float array; ``length`` a constant."""
     vector = Vector(length.literal_value, array.dtype)
 
     def emit(context, builder, signature, args):
-        return builder.load(_pointer(context, builder, array, *args[1:], vector), align=array.dtype.bitwidth // 8)
+        _, place, row, column = args
+        pointer = _pointer(context, builder, array, place, row, column, vector)
+        return builder.load(pointer, align=array.dtype.bitwidth // 8)
 
     return vector(length, array, types.int64, types.int64), emit
 
@@ -55,7 +69,9 @@ def store(typing, array, row, column, x):
     """``array[row, column : column + len(x)] = x``, of the same type."""
 
     def emit(context, builder, signature, args):
-        builder.store(args[3], _pointer(context, builder, array, *args[:3], x), align=array.dtype.bitwidth // 8)
+        place, row, column, value = args
+        pointer = _pointer(context, builder, array, place, row, column, x)
+        builder.store(value, pointer, align=array.dtype.bitwidth // 8)
 
     if array.dtype != x.element:
         raise numba.TypingError(f"a vector of {x.element} does not go into an array of {array.dtype}")

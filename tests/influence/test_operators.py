@@ -429,6 +429,22 @@ class TestAutograd:
         operator = AutogradCurvature([theta], [None], loss=lambda _: theta.sum())
         np.testing.assert_array_equal(columns(operator), np.zeros((3, 3)))
 
+    def test_outputs_without_the_parameters_have_no_gauss_newton_matrix(self):
+        """The loss holds the parameter, outside of what it is convex in: as an L2 term does."""
+        theta, other = (torch.ones(2, dtype=torch.float64, requires_grad=True) for _ in range(2))
+
+        def outputs(_):
+            return 2 * other, torch.ones(2, dtype=torch.float64)
+
+        operator = AutogradCurvature([theta], [None], lambda _: other.exp().sum() + (theta**2).sum(), outputs)
+        np.testing.assert_array_equal(columns(operator), np.zeros((2, 2)))
+        np.testing.assert_array_equal(operator.diagonal(), np.zeros(2))
+
+    def test_diagonal_needs_outputs(self):
+        theta = torch.ones(2, dtype=torch.float64, requires_grad=True)
+        with pytest.raises(ValueError, match="needs outputs"):
+            AutogradCurvature([theta], [None], lambda _: (theta**2).sum()).diagonal()
+
     def test_parameters_are_left_alone(self, small):
         for exact in (True, False):
             operator = small.autograd(exact)
