@@ -149,14 +149,10 @@ def weights_checksum(state_dict):
 
 def file_checksum(path):
     """SHA-256 of a file."""
-    with open(path, "rb") as f:
-        return hashlib.file_digest(f, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(f)
-
-
-def _digest(f):  # Python 3.10
     digest = hashlib.sha256()
-    while block := f.read(1 << 20):
-        digest.update(block)
+    with open(path, "rb") as f:
+        while block := f.read(1 << 20):
+            digest.update(block)
     return digest.hexdigest()
 
 
@@ -249,7 +245,7 @@ def verify(path, files=()):
 
 def main(argv=None):
     parser = argparse.ArgumentParser(
-        prog="python -m recbole_unlearn.audit", description=__doc__.split("\n\n")[0], allow_abbrev=False
+        prog="python -m recbole_unlearn.audit", description=(__doc__ or "").split("\n\n")[0], allow_abbrev=False
     )
     commands = parser.add_subparsers(required=True, metavar="verify")
     command = commands.add_parser(

@@ -8,6 +8,7 @@ import difflib
 import hashlib
 import inspect
 import json
+import sys
 import tempfile
 from contextlib import contextmanager
 from pathlib import Path
@@ -90,7 +91,7 @@ class Comparison:
         self.seeds = [self.config["seed"] + n for n in range(seeds)]
         self.folder = trained.folder / "results"
         self.folder.mkdir(exist_ok=True)
-        self._tasks, self._trainer, self._wanted = {}, None, None
+        self._tasks, self._trainer, self._wanted = {}, None, np.empty(0, np.int64)
 
     def run(self, sets, models=()):
         """Measure everything that is not kept yet.
@@ -239,7 +240,7 @@ class Comparison:
 def _source(method):
     """Source of a method's files: with it, figures are measured anew when the method was changed."""
     own = [each for each in (method.__mro__ if method else ()) if issubclass(each, Method) and each is not Method]
-    return [inspect.getsource(inspect.getmodule(each)) for each in own]
+    return [inspect.getsource(sys.modules[each.__module__]) for each in own]
 
 
 def general_models():

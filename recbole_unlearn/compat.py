@@ -5,6 +5,7 @@ the versions that ``pyproject.toml`` admits, and changes no number.
 """
 
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from recbole.utils import get_tensorboard
@@ -15,7 +16,7 @@ from recbole_unlearn.distributed import leads
 PLAIN = (str, int, float, bool, type(None))
 
 
-def plain(value):
+def plain(value) -> Any:
     """``value`` with everything dropped that ``torch.load(weights_only=True)`` refuses.
 
     Returns a str, int, float, bool, None, torch.Tensor, or list/dict of these; other things become ``str(value)``.

@@ -149,7 +149,7 @@ class UnlearnConfig(Config):
     @classmethod
     def peek(cls, key, config_file_list=None, config_dict=None):
         """Value of one key in ``config_dict`` or the files, without building a configuration; None if absent."""
-        if key in (config_dict or {}):
+        if config_dict and key in config_dict:
             return config_dict[key]
         reader = cls.__new__(cls)
         reader._checkpoint_config = {}

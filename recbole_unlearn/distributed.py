@@ -17,6 +17,7 @@ import time
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,7 +30,7 @@ MAX_TIMEOUT = 366 * 86_400
 LEAVE_SECONDS = 10  # for all ranks to notice that it is over, while rank 0 may hold their store
 POLL_SECONDS = 5
 
-_store = None  # of the group that `joined` has joined
+_store: Any = None  # torch.distributed's, of the group that `joined` has joined
 _joins = itertools.count()
 _orders = itertools.count()
 
@@ -141,9 +142,9 @@ def share(value, device="cpu"):
 
 def same_draws(device="cpu"):
     """Go on drawing from rank 0's numpy stream on every rank. Collective."""
-    kind, keys, *rest = np.random.get_state()
-    keys, *rest = share([keys.tolist(), *rest], device)
-    np.random.set_state((kind, np.array(keys, np.uint32), *rest))
+    state = np.random.get_state(legacy=False)
+    state["state"]["key"] = state["state"]["key"].tolist()
+    np.random.set_state(share(state, device))
 
 
 def gather(array, device="cpu"):
@@ -162,8 +163,8 @@ def mean(numbers, device="cpu"):
         return numbers
     total = torch.tensor(numbers, dtype=torch.float64, device=device)
     dist.all_reduce(total)
-    total = (total / dist.get_world_size()).tolist()
-    return tuple(total) if isinstance(numbers, tuple) else total
+    total /= dist.get_world_size()
+    return tuple(total.tolist()) if isinstance(numbers, tuple) else total.item()
 
 
 def barrier():

@@ -154,7 +154,7 @@ def _forgotten(forget):
         "items": f"{forget['items']:,} <small>in them</small>",
     }
     cells = "".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in counts.items())
-    what = escape(FORGOTTEN.get(forget["kind"], forget["kind"]))
+    what = escape(FORGOTTEN.get(forget["kind"]) or forget["kind"])
     return _section(
         "What was forgotten",
         f'<dl class="counts">{cells}</dl><p>Chosen: {what}. This report names no user and no item.</p>',

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from recbole.utils import ModelType
 
@@ -53,7 +54,7 @@ def configure(held, model, dataset, config_file_list, config_dict):
     return _supported(config), stored, log
 
 
-def ranks(config_file_list, config_dict):
+def ranks(config_file_list, config_dict) -> dict[str, Any]:
     """Arguments of `distributed.joined`, from RecBole's keys and ours."""
     if config_dict is not None and not isinstance(config_dict, Mapping):
         raise InputError("config_dict must be a dict")

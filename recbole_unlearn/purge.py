@@ -51,7 +51,7 @@ def purge(path, inter=None, config=None, pairs=()):
         config (optional): configuration that ``inter`` was read with.
         pairs (list of (user token, item token)): what was forgotten.
     """
-    journal = {"inter": None}
+    journal: dict = {"inter": None}
     if inter:
         inter = inter.resolve()
         journal = {"inter": str(inter), "format": inter_file.reading(config), "pairs": sorted(set(pairs))}

@@ -100,7 +100,7 @@ def _run(held, model, dataset, config_file_list, config_dict, saved):
     with tempfile.TemporaryDirectory() as scratch:
         folder = claim(held, output) if saved else Path(scratch)
         config["checkpoint_dir"] = str(folder)
-        seconds = {"original": None}
+        seconds: dict = {"original": None}
         if stored:
             path = Path(config["checkpoint"])
             trainer = make_trainer(config, original)

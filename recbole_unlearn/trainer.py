@@ -95,7 +95,7 @@ class _Share(_Recorded):
         return weighted
 
 
-class _Logging:
+class _Logging(Trainer):
     """What makes a RecBole trainer of pairwise models keep a :class:`TripleLog` beside the checkpoint.
 
     Set ``log_negatives=False`` (configuration or attribute) to train without a log; ``negatives: static`` draws the
@@ -131,7 +131,7 @@ class _Logging:
         if self.start_epoch and self.log_negatives:
             if self.shared:
                 raise InputError("training goes on in one process only: leave torchrun and nproc out, or train anew")
-            self._reopen(users[order], items[order], train_data.times, static)
+            self.triple_log = self._reopen(users[order], items[order], train_data.times, static)
             if static:
                 table = np.asarray(self.triple_log.epoch(0), np.int64)[self._position]
         if PairwiseCollate.fits(train_data):
@@ -175,7 +175,7 @@ class _Logging:
         if not fits:
             raise InputError(f"checkpoint {self.saved_model_file} and {path} come from different runs; train again")
         log.truncate(self.start_epoch)
-        self.triple_log = log
+        return log
 
     def _train_epoch(self, train_data, epoch_idx, loss_func=None, show_progress=False):
         if self.shared:
@@ -243,7 +243,7 @@ class _Logging:
             self.logger.info(f"Saving current: {path}")
 
 
-class BPRTrainer(_Logging, Trainer):
+class BPRTrainer(_Logging):
     """RecBole's ``Trainer`` for general and sequential pairwise models, with a triple log; see `_Logging`."""
 
 

@@ -37,7 +37,7 @@ def plain_path(config):
         raise InputError(f"purge_dataset works on a plain .inter file only, not with {what}; edit the data yourself")
     if not path.is_file():
         raise InputError(f"purge_dataset: {path} does not exist; check data_path")
-    if Path(recbole.__file__).resolve().parent in path.resolve().parents:
+    if Path(recbole.__path__[0]).resolve() in path.resolve().parents:
         raise InputError(
             f"purge_dataset: {path} is RecBole's own example; copy it under another name and train on that"
         )

@@ -206,7 +206,7 @@ class BatchOrder:
 
     def __init__(self, recorded, data_row, batch_rows):
         self.recorded, self.data_row, self.batch_rows = recorded, data_row, batch_rows
-        self._generator, self._drawn = None, None
+        self._generator, self._drawn = None, 0
 
     @staticmethod
     def describe(loader, drawn, steps):
@@ -218,7 +218,7 @@ class BatchOrder:
         if self.recorded[epoch] is None:
             return None
         seed, drawn, checksum = self.recorded[epoch]
-        if self._drawn is None or self._generator.initial_seed() != seed or drawn < self._drawn:
+        if self._generator is None or self._generator.initial_seed() != seed or drawn < self._drawn:
             self._generator, self._drawn = torch.Generator(), 0
             self._generator.manual_seed(seed)
         while self._drawn <= drawn:
@@ -227,4 +227,4 @@ class BatchOrder:
         batch = np.empty(len(order), np.int32)
         batch[order] = np.arange(len(order), dtype=np.int32) // self.batch_rows
         steps = batch[self.data_row]
-        return steps if zlib.crc32(steps) == checksum else None
+        return steps if zlib.crc32(steps.data) == checksum else None

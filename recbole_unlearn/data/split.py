@@ -114,8 +114,9 @@ class Split:
         self.n_users, self.n_items = dataset.user_num, dataset.item_num
         self._take_rows()
         self.spam = np.empty(0, np.int64)
-        if spammers(config):
-            self._add(*draw_spam(self, *spammers(config), config["forget_seed"]))
+        if spam := spammers(config):
+            accounts, promoted = spam
+            self._add(*draw_spam(self, accounts, promoted, config["forget_seed"]))
         self.fingerprint = fingerprint(self.train._dataset)
 
     def _take_rows(self):

@@ -49,13 +49,13 @@ def snapshot_due(n_epochs):
 
 
 def _crc(array):
-    return zlib.crc32(memoryview(np.ascontiguousarray(array)).cast("B"))
+    return zlib.crc32(np.ascontiguousarray(array).data.cast("B"))
 
 
 def _save(path, array):
     with replacing(path) as f:
         # to a real file numpy writes through C's buffer, and does not notice when the disk is full
-        np.save(SimpleNamespace(write=f.write), array, allow_pickle=False)
+        np.save(SimpleNamespace(write=f.write), array, allow_pickle=False)  # pyright: ignore[reportArgumentType]
     return _crc(array)
 
 

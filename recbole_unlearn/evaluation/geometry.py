@@ -86,8 +86,8 @@ def geometry(models, log, rows, epochs, seed=0):
         dict of plain values, for `pictures.figures`: ``pnpr`` (model -> one value a user, users in random order) and
         ``map`` (model -> `tsne_map`); empty where models have no embeddings or nothing is forgotten.
     """
-    pairs = {name: embeddings(model) for name, model in models.items()}
-    if len(rows) == 0 or None in pairs.values():
+    pairs = {name: pair for name, model in models.items() if (pair := embeddings(model)) is not None}
+    if len(rows) == 0 or len(pairs) < len(models):
         return {}
     users, items = np.asarray(log.users, np.int64)[rows], np.asarray(log.items, np.int64)[rows]
     recent = np.arange(max(epochs - RECENT, 0), epochs)

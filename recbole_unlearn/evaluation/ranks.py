@@ -78,19 +78,19 @@ class RankedLoader:
     def _full(self, cutoff):
         """int32 ``[users, cutoff + 1]``: whether each of the best items is held out, and how many items are."""
         loader, n_items, n_users = self.loader, self._dataset.item_num, len(self.loader.uid_list)
-        held_out, history = self._once(_ragged, loader)
+        (ptr, items), (history_ptr, history) = self._once(_ragged, loader)
         hits = np.zeros((n_users, cutoff + 1), np.int32)
-        hits[:, -1] = np.diff(held_out[0])
+        hits[:, -1] = np.diff(ptr)
         step, batch, first = max(BLOCK // n_items, 1), max(DEFAULT_BATCH // n_items, 1), None
         for start in self._bar(range(0, n_users, step)):
             part = slice(start, start + step)
             scores = self.trainer.model.full_sort_predict(loader.user_df[part]).view(-1, n_items).numpy()
-            for user in start + _rank_all(scores, start, *held_out, *history, hits[part, :-1]):
+            for user in start + _rank_all(scores, start, ptr, items, history_ptr, history, hits[part, :-1]):
                 if first != user - user % batch:
                     first = user - user % batch
                     index = list(range(first, min(first + batch, n_users)))
                     _, again, _, _ = self.trainer._full_sort_batch_eval(loader.collate_fn(index))
-                own = held_out[1][held_out[0][user] : held_out[0][user + 1]]
+                own = items[ptr[user] : ptr[user + 1]]
                 hits[user, :-1] = _sort(again[user - first], own, cutoff)
         return hits
 

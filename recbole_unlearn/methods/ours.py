@@ -18,17 +18,20 @@ class Ours(Method):
 
     def prepare(self, rows=None):
         """Open the log and load the kernels. Nothing is trained."""
+        self._open()
+        return 0.0
+
+    def _open(self):
         task = self.task
         config = changed(task.config, **self.changes())
         _, self.unlearner = open_unlearner(config, task.split, task.stored, task.log)
         self.unlearner.warm_up()
-        return 0.0
+        return self.unlearner
 
     def forget(self, rows, show_progress=False):
-        if self.unlearner is None:
-            self.prepare()
+        unlearner = self.unlearner or self._open()
         start = perf_counter()
-        unlearned = self.unlearner.unlearn(rows, show_progress)
+        unlearned = unlearner.unlearn(rows, show_progress)
         model = self.task.model(self.task.split.remaining_dataset(rows))
         model.load_state_dict(unlearned.state_dict)
         details = {key: value for key, value in unlearned.report().items() if key not in ("seconds", "history")}

@@ -198,7 +198,7 @@ class Aggregated(ShardEnsemble):
         return self.loss((user * positive).sum(1), (user * negative).sum(1)) + self.regularisation * norm
 
     def _tables(self):
-        if self.restore_user_e is None:
+        if self.restore_user_e is None or self.restore_item_e is None:
             with torch.no_grad():
                 self.restore_user_e = self.user_attention(self.user)
                 self.restore_item_e = self.item_attention(self.item)

@@ -293,7 +293,7 @@ class Sharded(Method):
         if not isinstance(settings["ideal"], bool):
             raise InputError(f"{self.name}: ideal must be True or False, not {settings['ideal']!r}")
         self.shards = settings["shards"]
-        self.folder, self.pretrained = None, ()
+        self.pretrained: tuple = ()
 
     def check(self, key, kind, low, high=float("inf")):
         """Raises InputError unless a setting is a number of a kind (int, or float for any) in a range."""
@@ -388,7 +388,8 @@ class Sharded(Method):
                     slices += 1
             found[shard] = self._embed(shard, weights, keep)
         trained = perf_counter()
-        model, details = self.combine(*(torch.stack(t, dim=1) for t in zip(*found, strict=True)), keep, show_progress)
+        user, item = (torch.stack(table, dim=1) for table in zip(*found, strict=True))
+        model, details = self.combine(user, item, keep, show_progress)
         end = perf_counter()
         return Forgotten(
             model.eval(),

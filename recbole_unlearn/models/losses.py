@@ -7,6 +7,8 @@ the mean, so that the sum that the model makes of them is one value a triple too
 
 import random
 from contextlib import ExitStack, contextmanager
+from functools import reduce
+from operator import add
 from typing import NamedTuple
 
 import numpy as np
@@ -212,7 +214,7 @@ def _bind(forward, module):
 
 def one_a_triple(loss, n, name):
     """What ``calculate_loss`` returned as one value a triple, ``[n]``; InputError where it is not."""
-    loss = sum(loss) if isinstance(loss, tuple) else loss
+    loss = reduce(add, loss) if isinstance(loss, tuple) else loss
     if loss.shape != (n,):
         raise InputError(f"model {name} is not supported: its loss cannot be taken apart into those of single triples")
     return loss

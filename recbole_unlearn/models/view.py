@@ -1,6 +1,8 @@
 """A model on one data set: the losses of rows of the triple log, as a function of its parameters."""
 
 from fnmatch import fnmatchcase
+from functools import reduce
+from operator import add
 
 import numpy as np
 import torch
@@ -110,7 +112,7 @@ class View:
 
     def losses(self, interaction, rows):
         """Loss of each row, ``[rows]``, averaged over the draws."""
-        return sum(loss for loss, _ in self._draws(interaction, rows)) / self.traits.draws
+        return reduce(add, (loss for loss, _ in self._draws(interaction, rows))) / self.traits.draws
 
     def loss(self, batch):
         """Weighted sum over a batch of `batches`: a scalar."""
@@ -134,7 +136,7 @@ class View:
                 found.append(x.reshape(-1))
                 curvatures.append((weights.to(x) * second).expand_as(x).reshape(-1))
         if not found:  # a loss without curvature in its outputs
-            zero = sum((p * 0).sum() for p in self.parameters).view(1)
+            zero = reduce(add, ((p * 0).sum() for p in self.parameters)).view(1)
             return zero, torch.zeros_like(zero)
         return torch.cat(found), torch.cat(curvatures)
 

@@ -250,7 +250,8 @@ class InfluenceUnlearner:
 
     def _adam(self):
         group = self.optimizer_state["param_groups"][0]
-        return Adam(group["lr"], *group["betas"], group["eps"], group["weight_decay"])
+        beta1, beta2 = group["betas"]
+        return Adam(group["lr"], beta1, beta2, group["eps"], group["weight_decay"])
 
     def _all_rows(self, rows):
         """Whether to replay all weight rows: closer to retraining, since the others respond too, at little extra cost.
