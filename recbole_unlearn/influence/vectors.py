@@ -8,7 +8,6 @@ from typing import Any
 
 import numba
 import numpy as np
-from llvmlite import ir
 from numba import extending, types
 from numba.core import cgutils
 from numba.core.datamodel import models
@@ -21,6 +20,7 @@ FLAGS: dict[str, Any] = {
 }
 PARALLEL = {**FLAGS, "parallel": True}
 
+ir = cgutils.ir  # llvmlite's
 LLVM_FLAGS = ("reassoc", "contract", "nsz")
 
 
