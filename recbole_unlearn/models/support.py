@@ -1,8 +1,9 @@
 """Which of RecBole's models can be unlearned from, and what is special about some of them."""
 
 import importlib.util
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import torch
 from recbole.utils import InputType, ModelType
 
 
@@ -70,9 +71,15 @@ NEEDS = {"NCL": "faiss", "KGIN": "torch_scatter", "MCCLK": "torch_scatter"}
 PRELOADED = {"GRU4RecKG": ("ent_id",), "KSR": ("ent_id", "rel_id")}
 
 
+RECURRENT_TRIPLES = 2048  # in the curvature: differentiating a recurrent network twice is dear
+
+
 def traits(model):
     """`Traits` of a model."""
-    return TRAITS.get(type(model).__name__, Traits())
+    found = TRAITS.get(type(model).__name__, Traits())
+    if found.curvature_triples is None and any(isinstance(m, torch.nn.RNNBase) for m in model.modules()):
+        return replace(found, curvature_triples=RECURRENT_TRIPLES)
+    return found
 
 
 def refusal(config):
