@@ -11,10 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recbole_unlearn.methods import METHODS
+from recbole_unlearn import methods
 from recbole_unlearn.pictures import figures, interactive, png, svg
 from recbole_unlearn.pictures.chart import LOOKS, Axis, Chart, Picture, Series, looks, ticks
 
+METHODS = tuple(methods.METHODS)
 RATIOS = (0.010, 0.015, 0.020, 0.025, 0.030, 0.035)
 CURVES = {
     m: {k: (0.1 + 0.03 * math.log(k) + 0.01 * n, 0.004) for k in (1, 5, 10, 50, 100)} for n, m in enumerate(METHODS)
