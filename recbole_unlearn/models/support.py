@@ -56,11 +56,9 @@ TRAITS = {
     "HGN": Traits(batch=True, approximated=(BATCH_L2,)),
 }
 
+AUTOENCODERS = ("MultiVAE", "MultiDAE", "MacridVAE", "RecVAE", "RaCT", "CDAE", "DiffRec", "LDiffRec")
 REFUSED = {
-    **dict.fromkeys(
-        ("MultiVAE", "MultiDAE", "MacridVAE", "RecVAE", "RaCT", "CDAE", "DiffRec", "LDiffRec"),
-        "it is an autoencoder of whole user histories and has no negatives",
-    ),
+    **dict.fromkeys(AUTOENCODERS, "it is an autoencoder of whole user histories and has no negatives"),
     "KGAT": "it trains on the knowledge graph with dgl and changes its graph after every epoch",
     "BERT4Rec": "it masks histories at random and draws its own negatives, which no log holds",
     "S3Rec": "it is pre-trained on the histories first, which no log holds",
