@@ -36,6 +36,9 @@ KINDS = {
 INTERACTIONS = ["user_id", "item_id", "rating", "timestamp"]
 VECTORS = {"GRU4RecKG": ["ent"], "KSR": ["ent", "rel"]}  # pre-trained ones of entities and relations that they need
 VECTOR_SIZE = 64
+SEQUENCE = (
+    20  # items of a history, of RecBole's default 50: two cores train some of these models for a quarter of an hour
+)
 DIRECTION_ROWS = 256  # rows that the Hessian product is checked on
 
 
@@ -48,7 +51,7 @@ def settings(name, dataset, epochs):
         columns["item"] = ["item_id", "class"]
     chosen = {"epochs": epochs, "eval_step": 0, "load_col": columns, "show_progress": False, "state": "ERROR"}
     if KINDS[name] == "sequential":
-        chosen["loss_type"] = "BPR"
+        chosen |= {"loss_type": "BPR", "MAX_ITEM_LIST_LENGTH": SEQUENCE}
     if name in VECTORS:
         which = VECTORS[name]
         columns |= {f"{each}_vectors": [f"{each}_id", f"{each}_vector"] for each in which}
@@ -204,6 +207,7 @@ def run_seed(name, dataset, epochs, count, seed):
             },
             "seconds": {"train": train_seconds, "unlearn": unlearned.seconds, "retrain": retrain_seconds},
             "epochs": epochs,
+            "sequence": SEQUENCE if KINDS[name] == "sequential" else None,
             "report": report,
         }
         if name != "BPR" and seed == 2020:
@@ -244,6 +248,8 @@ def table(folder, dataset):
             auc = {key: f"{value:.4f}" for key, value in auc.items()}
         error = f"{found['hessian_error']:.0e}" if "hessian_error" in found else "closed form" if name == "BPR" else "–"
         error += " (float32)" if found.get("hessian_type") == "float32" else ""
+        if kind == "sequential":
+            kind += f", {found.get('sequence', 50)} items"
         lines.append(
             f"| {name} | {kind} | {auc['original']} | {auc['unlearned']} | {auc['retrained']} | {way} "
             f"| {seconds['unlearn']:.1f} | {seconds['retrain']:.1f} | {error} "
