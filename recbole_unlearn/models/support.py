@@ -69,14 +69,18 @@ NEEDS = {"NCL": "faiss", "KGIN": "torch_scatter", "MCCLK": "torch_scatter"}
 PRELOADED = {"GRU4RecKG": ("ent_id",), "KSR": ("ent_id", "rel_id")}
 
 
-RECURRENT_TRIPLES = 2048  # in the curvature: differentiating a recurrent network twice is dear
+# A sequential model with so many weights besides embeddings runs them at every item of a history: triples in the
+# curvature are dear.
+DENSE, DENSE_TRIPLES = 32_768, 2048
 
 
 def traits(model):
     """`Traits` of a model."""
     found = TRAITS.get(type(model).__name__, Traits())
-    if found.curvature_triples is None and any(isinstance(m, torch.nn.RNNBase) for m in model.modules()):
-        return replace(found, curvature_triples=RECURRENT_TRIPLES)
+    if found.curvature_triples is None and model.type == ModelType.SEQUENTIAL:
+        embeddings = sum(m.weight.numel() for m in model.modules() if isinstance(m, torch.nn.Embedding))
+        if sum(p.numel() for p in model.parameters()) - embeddings > DENSE:
+            return replace(found, curvature_triples=DENSE_TRIPLES)
     return found
 
 
