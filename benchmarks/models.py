@@ -11,11 +11,16 @@ import argparse
 import json
 import logging
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 from time import perf_counter
+
+import numpy as np
+import pandas as pd
+import scipy.sparse.linalg
 
 GENERAL = "BPR LightGCN NGCF SimpleX GCMC SpectralCF LINE SGL DGCF ConvNCF NCL MultiVAE MultiDAE MacridVAE RecVAE RaCT"
 KNOWLEDGE = "CKE CFKG KGCN KGNNLS KTUP KGIN MCCLK KGAT"
@@ -29,20 +34,64 @@ KINDS = {
     **dict.fromkeys(SEQUENTIAL.split(), "sequential"),
 }
 INTERACTIONS = ["user_id", "item_id", "rating", "timestamp"]
+VECTORS = {"GRU4RecKG": ["ent"], "KSR": ["ent", "rel"]}  # pre-trained ones of entities and relations that they need
+VECTOR_SIZE = 64
+SEQUENCE = (
+    20  # items of a history, of RecBole's default 50: two cores train some of these models for a quarter of an hour
+)
 DIRECTION_ROWS = 256  # rows that the Hessian product is checked on
 
 
 def settings(name, dataset, epochs):
     """Configuration of one model."""
     columns = {"inter": INTERACTIONS}
-    if KINDS[name] == "knowledge-aware":
+    if KINDS[name] == "knowledge-aware" or name in VECTORS:
         columns |= {"kg": ["head_id", "relation_id", "tail_id"], "link": ["item_id", "entity_id"]}
     if name in ("FDSA", "SASRecF", "GRU4RecF", "S3Rec"):
         columns["item"] = ["item_id", "class"]
     chosen = {"epochs": epochs, "eval_step": 0, "load_col": columns, "show_progress": False, "state": "ERROR"}
     if KINDS[name] == "sequential":
-        chosen["loss_type"] = "BPR"
+        chosen |= {"loss_type": "BPR", "MAX_ITEM_LIST_LENGTH": SEQUENCE}
+    if name in VECTORS:
+        which = VECTORS[name]
+        columns |= {f"{each}_vectors": [f"{each}_id", f"{each}_vector"] for each in which}
+        chosen |= {
+            "additional_feat_suffix": [f"{each}_vectors" for each in which],
+            # RecBole's defaults for its bundled data sets and sequential models
+            "eval_args": {"split": {"LS": "valid_and_test"}, "order": "TO", "group_by": "user", "mode": "full"},
+            "repeatable": True,
+            "preload_weight": {f"{each}_id": f"{each}_vector" for each in which},
+            "alias_of_entity_id": ["ent_id"],
+            "alias_of_relation_id": ["rel_id"] if "rel" in which else None,
+        }
     return chosen
+
+
+def write_vectors(dataset, folder):
+    """A copy of RecBole's bundled data set in a folder, with vectors of its knowledge graph from an SVD; its name."""
+    import recbole
+
+    source = Path(recbole.__file__).parent / "dataset_example" / dataset
+    name = f"{dataset}-vectors"  # RecBole takes its own files for the name of a bundled data set
+    target = Path(folder) / name
+    target.mkdir()
+    for file in source.iterdir():
+        shutil.copy(file, target / f"{name}{file.suffix}")
+    graph = pd.read_csv(target / f"{name}.kg", sep="\t")
+    heads, tails = graph["head_id:token"], graph["relation_id:token"] + " " + graph["tail_id:token"]
+    relations = graph["relation_id:token"]
+    entities = pd.Index(np.unique([*heads, *graph["tail_id:token"]]))
+    kinds, facts = pd.Index(np.unique(relations)), pd.Index(np.unique(tails))
+    ones = np.ones(len(graph))
+    at = entities.get_indexer(heads), facts.get_indexer(tails)
+    table = scipy.sparse.coo_matrix((ones, at), (len(entities), len(facts))).tocsr()
+    left, values, right = scipy.sparse.linalg.svds(table, k=VECTOR_SIZE, v0=np.ones(min(table.shape)))
+    sums = pd.DataFrame(right.T).groupby([fact.split(" ")[0] for fact in facts]).mean()
+    for each, names, vectors in (("ent", entities, left * np.sqrt(values)), ("rel", kinds, sums.loc[kinds].to_numpy())):
+        lines = [f"{each}_id:token\t{each}_vector:float_seq"]
+        lines += [f"{n}\t{' '.join(f'{x:.6g}' for x in vector)}" for n, vector in zip(names, vectors, strict=True)]
+        (target / f"{name}.{each}_vectors").write_text("\n".join(lines) + "\n")
+    return name
 
 
 def in_double(model):
@@ -60,7 +109,6 @@ def in_double(model):
 
 def hessian_error(unlearner, config, split, double):
     """Relative distance of a Hessian product by differentiation from central differences of the gradient."""
-    import numpy as np
     import torch
 
     from recbole_unlearn.influence.operators import AutogradCurvature
@@ -102,9 +150,19 @@ def hessian_error(unlearner, config, split, double):
         torch.set_default_dtype(torch.float32)
 
 
-def run_one(name, dataset, epochs, count):
-    """Figures of one model, as a dict; ``refused`` holds the reason where it is refused."""
-    import numpy as np
+def run_one(name, dataset, epochs, count, seeds=1):
+    """Figures of one model, as a dict, means over seeds; ``refused`` holds the reason where it is refused."""
+    found = [run_seed(name, dataset, epochs, count, 2020 + n) for n in range(seeds)]
+    if "refused" in found[0]:
+        return found[0]
+    auc = {key: [each["auc"][key] for each in found] for key in found[0]["auc"]}
+    seconds = {key: sum(each["seconds"][key] for each in found) / seeds for key in found[0]["seconds"]}
+    means = {key: sum(values) / seeds for key, values in auc.items()}
+    return found[0] | {"auc": means, "auc_of_seeds": auc, "seconds": seconds}
+
+
+def run_seed(name, dataset, epochs, count, seed):
+    """Figures of one model of one seed; the Hessian product of the first."""
     import torch
     from recbole.utils import init_seed
 
@@ -117,12 +175,16 @@ def run_one(name, dataset, epochs, count):
 
     torch.set_num_threads(1)
     chosen = settings(name, dataset, epochs) | {"forget_count": count, "use_gpu": False, "method": "influence"}
-    try:
-        config, _, _ = configure(None, name, dataset, None, chosen)
-    except InputError as error:
-        return {"refused": str(error)}
-    init_seed(config["seed"], config["reproducibility"])
-    split = Split(config)
+    chosen["seed"] = seed
+    with tempfile.TemporaryDirectory() as folder:
+        if name in VECTORS:
+            dataset, chosen["data_path"] = write_vectors(dataset, folder), folder
+        try:
+            config, _, _ = configure(None, name, dataset, None, chosen)
+        except InputError as error:
+            return {"refused": str(error)}
+        init_seed(config["seed"], config["reproducibility"])
+        split = Split(config)
     logging.getLogger().setLevel(logging.ERROR)
     rows = np.sort(np.random.default_rng(0).choice(split.n_rows, count, replace=False))
     with tempfile.TemporaryDirectory() as folder:
@@ -145,9 +207,10 @@ def run_one(name, dataset, epochs, count):
             },
             "seconds": {"train": train_seconds, "unlearn": unlearned.seconds, "retrain": retrain_seconds},
             "epochs": epochs,
+            "sequence": SEQUENCE if KINDS[name] == "sequential" else None,
             "report": report,
         }
-        if name != "BPR":
+        if name != "BPR" and seed == 2020:
             for double in (True, False):
                 try:
                     result["hessian_error"] = hessian_error(unlearner, config, split, double)
@@ -169,7 +232,6 @@ def table(folder, dataset):
     for name, kind in KINDS.items():
         file = folder / f"{dataset}-{name}.json"
         if not file.exists():
-            lines.append(f"| {name} | {kind} | | | | | | | | not run yet |")
             continue
         found = json.loads(file.read_text())
         if "auc" not in found:
@@ -180,10 +242,16 @@ def table(folder, dataset):
         auc, seconds = found["auc"], found["seconds"]
         gap = auc["original"] - auc["retrained"]
         way = f"{(auc['original'] - auc['unlearned']) / gap:.0%}" if abs(gap) > 0.002 else "–"
+        if "auc_of_seeds" in found and len(found["auc_of_seeds"]["original"]) > 1:
+            auc = {key: f"{np.mean(v):.4f} ± {np.std(v, ddof=1):.4f}" for key, v in found["auc_of_seeds"].items()}
+        else:
+            auc = {key: f"{value:.4f}" for key, value in auc.items()}
         error = f"{found['hessian_error']:.0e}" if "hessian_error" in found else "closed form" if name == "BPR" else "–"
         error += " (float32)" if found.get("hessian_type") == "float32" else ""
+        if kind == "sequential":
+            kind += f", {found.get('sequence', 50)} items"
         lines.append(
-            f"| {name} | {kind} | {auc['original']:.4f} | {auc['unlearned']:.4f} | {auc['retrained']:.4f} | {way} "
+            f"| {name} | {kind} | {auc['original']} | {auc['unlearned']} | {auc['retrained']} | {way} "
             f"| {seconds['unlearn']:.1f} | {seconds['retrain']:.1f} | {error} "
             f"| {'; '.join(found['report'].get('approximated', []))} |"
         )
@@ -195,6 +263,7 @@ def main():
     parser.add_argument("--dataset", default="ml-100k")
     parser.add_argument("--models", help="comma-separated; default: all")
     parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--count", type=int, default=200, help="interactions to forget")
     parser.add_argument("--timeout", type=int, default=900, help="seconds a model")
     parser.add_argument("--again", action="store_true", help="run models that are done, too")
@@ -202,7 +271,7 @@ def main():
     parser.add_argument("--one", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one:
-        result = run_one(arguments.one, arguments.dataset, arguments.epochs, arguments.count)
+        result = run_one(arguments.one, arguments.dataset, arguments.epochs, arguments.count, arguments.seeds)
         print("RESULT " + json.dumps(result))
         return
     folder = Path(arguments.output) / "models"
@@ -214,6 +283,7 @@ def main():
         start = perf_counter()
         command = [sys.executable, __file__, "--one", name, "--dataset", arguments.dataset]
         command += ["--epochs", str(arguments.epochs), "--count", str(arguments.count)]
+        command += ["--seeds", str(arguments.seeds)]
         with tempfile.TemporaryDirectory() as scratch:
             try:
                 threads = {"OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"}
@@ -237,10 +307,11 @@ def main():
     works, text = table(folder, arguments.dataset)
     title = f"# RecBole's pairwise models on {arguments.dataset}: {works} work\n\n"
     note = (
-        f"{arguments.count} random interactions forgotten, {arguments.epochs} epochs, one seed, one thread. *Way to "
-        "retrained*: share of the change of the AUC that retraining makes; – where it makes less than .002. One seed: "
-        "the noise of retraining is of the order of .005.\n\n"
-        f"`python benchmarks/models.py --dataset={arguments.dataset}`\n\n"
+        f"{arguments.count} random interactions forgotten, {arguments.epochs} epochs, {arguments.seeds} seed(s), one "
+        "thread, machine not idle. *Way to retrained*: share of the change of the AUC that retraining makes; – where "
+        "that is less than .002. The noise of retraining is of the order of .005 a seed.\n\n"
+        f"`python benchmarks/models.py --dataset={arguments.dataset} --epochs={arguments.epochs} "
+        f"--seeds={arguments.seeds}`\n\n"
     )
     (Path(arguments.output) / "models.md").write_text(title + note + text)
 

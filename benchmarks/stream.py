@@ -58,9 +58,11 @@ def main():
     for original, retrained in zip(originals, retrainings, strict=True):
         stored, log = checkpoints.load(trained.path(original))
         session = UnlearnSession(config, split, stored, log, *open_unlearner(config, split, stored, log))
-        served = [session.forget_rows([row]) for row in tqdm(order, "Requests", ncols=100)]
-        seconds += [each.seconds for each in served]
-        replays.append(sum(each.details["all_rows"] for each in served))
+        replays.append(0)
+        for row in tqdm(order, "Requests", ncols=100):
+            served = session.forget_rows([row])
+            seconds.append(served.seconds)
+            replays[-1] += served.details["all_rows"]
         figures["original"].append(measure(stored["state_dict"]))
         figures["unlearned"].append(measure(session.unlearner.state_dict))
         figures["retrained"].append(measure(torch.load(trained.path(retrained), weights_only=True)["state_dict"]))

@@ -83,10 +83,31 @@ def methods():
     return "\n".join([lines[0], "|" + ":---|" * len(chosen), *lines[1:], ""])
 
 
+def stream():
+    parts = []
+    for file in sorted((ROOT / "results/stream").glob("*.md")):
+        title, *rest = file.read_text().strip().splitlines()
+        parts += [f"**{title.removeprefix('## ')}**", *rest, ""]
+    return "\n".join(parts)
+
+
+def models():
+    """The matrix of models that work, without the details, folded; and the names of the others."""
+    page = (ROOT / "results/models.md").read_text()
+    rows = [cells(line) for line in page.splitlines() if line.startswith("|") and not line.startswith("|:")]
+    works, others = [row for row in rows[1:] if row[2] != "–"], [row[0] for row in rows[1:] if row[2] == "–"]
+    lines = ["| " + " | ".join(row[:8]) + " |" for row in (rows[0], *works)]
+    table = "\n".join([lines[0], "|" + ":---|" * 8, *lines[1:]])
+    return (
+        f"<details><summary>{len(works)} models, one by one</summary>\n\n{table}\n\nNot: {', '.join(others)}; why: "
+        "[results/models.md](results/models.md).\n\n</details>\n"
+    )
+
+
 def main():
     readme = ROOT / "README.md"
     text = readme.read_text()
-    for make in (fidelity, methods, ratios, speed):
+    for make in (fidelity, models, stream, methods, ratios, speed):
         mark = f"<!-- {make.__name__} -->\n"
         before, found, rest = text.partition(mark)
         if not found:

@@ -32,16 +32,14 @@ from recbole_unlearn.files import write_atomically
 from recbole_unlearn.input_error import InputError
 from recbole_unlearn.methods import METHODS, names_in, settings_of
 from recbole_unlearn.methods.base import Forgotten, Method, Task
-from recbole_unlearn.models.support import refusal
+from recbole_unlearn.models.support import AUTOENCODERS, refusal
 from recbole_unlearn.trainer import BPRTrainer
 from recbole_unlearn.training import RUN_KEYS, Run, TrainedSeeds, new_model, quiet, training_settings
 
 ORIGINAL, RETRAIN = "original", "retrain"
 SETS = ("ratio", "count", "core_users", "edge_users", "popular_items", "rare_items")  # none of which names anybody
 # Models that learn whole rows of the interaction matrix: RecBole refuses to train them with negatives.
-WITHOUT_NEGATIVES = (
-    "MultiDAE", "MultiVAE", "MacridVAE", "CDAE", "ENMF", "RaCT", "RecVAE", "DiffRec", "LDiffRec",
-)  # fmt: skip
+WITHOUT_NEGATIVES = (*AUTOENCODERS, "ENMF")
 
 
 def forget_sets(config, split):

@@ -91,10 +91,7 @@ class UnlearnSession:
             raise InputError("the request would leave no training interaction to model")
         unlearned = self.unlearner.unlearn(rows)
         self.unlearner.apply(rows, unlearned)
-        if hasattr(self.unlearner, "model"):  # it holds the data too
-            self.model = self.unlearner.model()
-        else:
-            self.model.load_state_dict(unlearned.state_dict)
+        self.model = self.unlearner.served(self.model)
         return unlearned
 
     def save(self, path):

@@ -77,7 +77,7 @@ class TestReplay:
         replayer = unlearner(setting, method="replay")
         replayer.apply(ROWS[:10], replayer.unlearn(ROWS[:10]))
         together = unlearner(setting, method="replay").unlearn(ROWS)
-        assert len(replayer.model().interaction_matrix.row) == setting[0].n_rows - 10
+        assert len(replayer.served().interaction_matrix.row) == setting[0].n_rows - 10
         one_by_one = replayer.unlearn(ROWS[10:])
         np.testing.assert_allclose(weights(one_by_one.state_dict), weights(together.state_dict), rtol=0, atol=1e-6)
 

@@ -12,6 +12,7 @@ from recbole_unlearn.data.split import Split
 from recbole_unlearn.evaluation.forgetting import percentiles
 from recbole_unlearn.influence.operators import AutogradCurvature
 from recbole_unlearn.input_error import InputError
+from recbole_unlearn.models import support
 from recbole_unlearn.models.view import View
 from recbole_unlearn.opening import open_unlearner
 from recbole_unlearn.quick_start import run_unlearn
@@ -229,6 +230,14 @@ def test_histories_hold_nothing_forgotten(of, name):
         assert lists[n].tolist() == expected + [0] * (limit - len(expected))
         past.append(item)
     assert len(rest) == len(kept)
+
+
+@pytest.mark.parametrize("name, dear", [("SASRec", True), ("GRU4Rec", True), ("FPMC", False), ("NGCF", False)])
+def test_sequential_models_with_weights_besides_embeddings_are_dear(of, name, dear, monkeypatch):
+    model = new_model(*of(name))
+    assert support.traits(model).curvature_triples is None  # small as it is here
+    monkeypatch.setattr(support, "DENSE", 0)
+    assert support.traits(model).curvature_triples == (support.DENSE_TRIPLES if dear else None)
 
 
 def test_graph_and_probe(trained):

@@ -25,6 +25,8 @@ from recbole_unlearn.influence.objective import returning
 from recbole_unlearn.influence.vectors import FLAGS, PARALLEL, add_scaled, dot, exp, load, store
 
 CHUNKS = 16  # of rows; fixed, so that the order of triples is the same whatever the number of threads
+BLOCK = 64  # rows that are passed over together where few items are touched
+FEW = 8  # items, at most, that are looked for by comparing: each costs a pass over the log, at memory speed
 
 
 @dataclass
@@ -47,29 +49,49 @@ def _mix(x):
     return x ^ (x >> np.uint64(31))
 
 
+@numba.njit(**FLAGS, inline="always")
+def _found(few, negatives, anchored):
+    """Whether one of a few items is among some negatives, or some row anchored: by comparisons of many at once."""
+    found = 0
+    for i in range(len(few)):
+        item, hits = few[i], 0
+        for k in range(len(negatives)):
+            hits += negatives[k] == item
+        found += hits
+    for r in range(len(anchored)):
+        found += anchored[r]
+    return found > 0
+
+
 @numba.njit(**PARALLEL)
-def _select(anchors, neg, present, item_place, n_touched, n_steps, seed, known, chunks, chosen, step, counts):
+def _select(anchored, neg, present, touched, few, n_steps, seed, known, chunks, chosen, step, counts):
     """Rows of an epoch with a touched weight row in some triple, and the step that each falls in.
 
+    These are the present rows that are ``anchored`` ``[n_rows]`` or have a negative that is ``touched`` ``[n_items]``.
+    The ids of touched items, if they are ``few``, save a look at most rows; else this is empty.
     The step is that of ``known`` ``[n_rows]``, or random where this is empty.
     ``chosen`` and ``step`` ``[n_rows]`` are filled from the start of each chunk, ``counts``
     ``[chunks, n_steps]`` says how many rows of a chunk fall in a step. Returns the number of triples that
     hold a touched row.
     """
     m = neg.shape[1]
+    flat = neg.reshape(-1)
     triples = 0
     for c in numba.prange(len(chunks) - 1):
         first = chunks[c]
         n = 0
-        for r in range(first, chunks[c + 1]):
-            anchored = (anchors[r, 0] < n_touched) | (anchors[r, 1] < n_touched)
-            touched = 0
-            for t in range(m):
-                touched += item_place[neg[r, t]] < n_touched
-            touched = (m if anchored else touched) * present[r]
-            triples += touched
-            chosen[first + n] = r  # kept or overwritten: no branch, it would be mispredicted often
-            n += touched > 0
+        for start in range(first, chunks[c + 1], BLOCK):
+            end = min(start + BLOCK, chunks[c + 1])
+            if len(few) and not _found(few, flat[start * m : end * m], anchored[start:end]):
+                continue
+            for r in range(start, end):
+                hits = 0
+                for t in range(m):
+                    hits += touched[neg[r, t]]
+                hits = (m if anchored[r] else hits) * present[r]
+                triples += hits
+                chosen[first + n] = r  # kept or overwritten: no branch, it would be mispredicted often
+                n += hits > 0
         counts[c] = 0
         for k in range(first, first + n):
             draw = _mix(np.uint64(seed) ^ (np.uint64(chosen[k]) << np.uint64(20)))
@@ -301,6 +323,9 @@ def replay(
     place[rows] = np.arange(n_touched)
     user_place, item_place = place[:n_users], place[n_users:]
     anchors = np.stack([user_place[users], item_place[pos]], axis=1)
+    anchored, touched = (anchors < n_touched).any(1), item_place < n_touched
+    few = np.flatnonzero(touched).astype(negatives[0].dtype)
+    few = few[: len(few) if len(few) <= FEW else 0]
     W = np.empty((n_lanes * n_touched + n_held, K), np.float32)
     lanes, recorded = W[: n_lanes * n_touched].reshape(n_lanes, n_touched, K), W[n_lanes * n_touched :].reshape(-1)
     lanes[:] = trajectory.at(0).reshape(-1, K)[rows]
@@ -332,9 +357,7 @@ def replay(
             size = np.maximum(np.bincount(known[present], minlength=n_steps), 1) * m
         if len(size) > n_steps:
             raise ValueError(f"steps name batch {len(size) - 1}, but there are {n_steps}")
-        total += _select(
-            anchors, neg, present, item_place, n_touched, n_steps, order, known, chunks, chosen, step, counts
-        )
+        total += _select(anchored, neg, present, touched, few, n_steps, order, known, chunks, chosen, step, counts)
         start = np.concatenate([[0], np.cumsum(counts.T)])  # by step, then chunk
         next_free = start[:-1].reshape(n_steps, CHUNKS).T.copy()
         start = start[::CHUNKS].copy()

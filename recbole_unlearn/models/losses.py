@@ -38,11 +38,11 @@ def fixed_randomness(seed):
 
 
 class Convex(NamedTuple):
-    """A part of a loss that is a convex function of outputs of the model."""
+    """A part of a loss that is convex, or taken as convex, in outputs of the model."""
 
     x: torch.Tensor  # outputs, [n] or [n, d]
     value: torch.Tensor  # of the function, [n]
-    second: torch.Tensor  # its second derivative by each output; broadcasts to x
+    second: torch.Tensor  # its second derivative by each output, at least 0; broadcasts to x
 
 
 class Unreduced:
@@ -149,10 +149,11 @@ class Unreduced:
     # What else a model reduces, or draws, on its own.
 
     def _attraction(self, first, second):
-        """``1 - cos`` of two embeddings, as half the squared distance of the normalised ones: a convex function."""
+        """``1 - cos`` of two embeddings: half the squared distance of the normalised ones, which is convex in their
+        difference. Its second derivative by either alone is the cosine, and not 1: they move on a sphere."""
         difference = F.normalize(first, dim=1) - F.normalize(second, dim=1)
         value = difference.square().sum(1) / 2
-        self.convex.append(Convex(difference, value, difference.new_ones(1)))
+        self.convex.append(Convex(difference, value, (1 - value.detach()).clamp(min=0)[:, None]))
         return value
 
     def _hinge(self, x):

@@ -1,8 +1,9 @@
 """Which of RecBole's models can be unlearned from, and what is special about some of them."""
 
 import importlib.util
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import torch
 from recbole.utils import InputType, ModelType
 
 
@@ -55,11 +56,9 @@ TRAITS = {
     "HGN": Traits(batch=True, approximated=(BATCH_L2,)),
 }
 
+AUTOENCODERS = ("MultiVAE", "MultiDAE", "MacridVAE", "RecVAE", "RaCT", "CDAE", "DiffRec", "LDiffRec")
 REFUSED = {
-    **dict.fromkeys(
-        ("MultiVAE", "MultiDAE", "MacridVAE", "RecVAE", "RaCT", "CDAE", "DiffRec", "LDiffRec"),
-        "it is an autoencoder of whole user histories and has no negatives",
-    ),
+    **dict.fromkeys(AUTOENCODERS, "it is an autoencoder of whole user histories and has no negatives"),
     "KGAT": "it trains on the knowledge graph with dgl and changes its graph after every epoch",
     "BERT4Rec": "it masks histories at random and draws its own negatives, which no log holds",
     "S3Rec": "it is pre-trained on the histories first, which no log holds",
@@ -70,9 +69,19 @@ NEEDS = {"NCL": "faiss", "KGIN": "torch_scatter", "MCCLK": "torch_scatter"}
 PRELOADED = {"GRU4RecKG": ("ent_id",), "KSR": ("ent_id", "rel_id")}
 
 
+# A sequential model with so many weights besides embeddings runs them at every item of a history: triples in the
+# curvature are dear.
+DENSE, DENSE_TRIPLES = 32_768, 2048
+
+
 def traits(model):
     """`Traits` of a model."""
-    return TRAITS.get(type(model).__name__, Traits())
+    found = TRAITS.get(type(model).__name__, Traits())
+    if found.curvature_triples is None and model.type == ModelType.SEQUENTIAL:
+        embeddings = sum(m.weight.numel() for m in model.modules() if isinstance(m, torch.nn.Embedding))
+        if sum(p.numel() for p in model.parameters()) - embeddings > DENSE:
+            return replace(found, curvature_triples=DENSE_TRIPLES)
+    return found
 
 
 def refusal(config):

@@ -32,12 +32,13 @@ LOOKS = (
     Look("#6f8f2f", "square-open", "5 2 2 2"),
     Look("#9a6b52", "diamond-open", "3 3"),
     Look("#2a8f9c", "triangle-open", "1 2"),
+    Look("#c9504a", "triangle-down-open", "8 2 2 2 2 2"),
 )
 # A method looks the same in every picture.
 PLACES = {
     "unlearned": 0, "unlearning": 0, "ours": 0, "retrained": 1, "retraining": 1, "retrain": 1, "original": 2,
     "training": 2, "bpr": 2, "sisa": 3, "receraser": 4,
-    "ultrare": 5, "ubpr": 6, "scif": 7, "ifru": 8, "rrl": 9, "gradient_ascent": 10, "fine_tune": 5,
+    "ultrare": 5, "ubpr": 6, "scif": 7, "ifru": 8, "rrl": 9, "gradient_ascent": 10, "fine_tune": 11,
 }  # fmt: skip
 
 

@@ -233,6 +233,11 @@ class InfluenceUnlearner:
         if self.method == "influence":
             self.damping = self._damping(self.optimizer_state)
 
+    def served(self, model):
+        """The RecBole model to go on serving: ``model`` itself, with the weights as they are now."""
+        model.load_state_dict(self.state_dict)
+        return model
+
     def _hold(self, state_dict):
         self.state_dict = state_dict
         self.P = state_dict["user_embedding.weight"].numpy()

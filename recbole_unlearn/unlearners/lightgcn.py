@@ -39,7 +39,7 @@ class LightGCNUnlearner(InfluenceUnlearner):
     def _no_reoptimise(self):
         return "it is for BPR only"
 
-    def model(self):
+    def served(self, model=None):
         """A model of its own with the weights as they are now, its graph without what was forgotten."""
         data = self.split.remaining_dataset(np.flatnonzero(self.absent))
         model = new_model(self.config, self.split, data=data)

@@ -70,7 +70,7 @@ class PairwiseUnlearner:
         """Terms of the loss, of an epoch, that earlier requests left."""
         return int(np.count_nonzero(~self.absent)) * (1 if self.view.traits.row_loss else self.log.negatives)
 
-    def model(self):
+    def served(self, model=None):
         """A model of its own with the weights as they are now, its graph and histories too."""
         return self._rebuilt(self.split.remaining_dataset(np.flatnonzero(self.absent))).eval()
 

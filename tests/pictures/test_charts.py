@@ -11,22 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from recbole_unlearn import methods
 from recbole_unlearn.pictures import figures, interactive, png, svg
 from recbole_unlearn.pictures.chart import LOOKS, Axis, Chart, Picture, Series, looks, ticks
 
-METHODS = (
-    "retrain",
-    "sisa",
-    "receraser",
-    "ultrare",
-    "scif",
-    "ifru",
-    "rrl",
-    "gradient_ascent",
-    "fine_tune",
-    "ubpr",
-    "ours",
-)
+METHODS = tuple(methods.METHODS)
 RATIOS = (0.010, 0.015, 0.020, 0.025, 0.030, 0.035)
 CURVES = {
     m: {k: (0.1 + 0.03 * math.log(k) + 0.01 * n, 0.004) for k in (1, 5, 10, 50, 100)} for n, m in enumerate(METHODS)
@@ -104,8 +93,8 @@ def test_looks_differ_in_more_than_colour():
 
 
 def test_a_method_always_looks_the_same_and_no_two_alike():
-    everything = looks(METHODS)
-    assert len(set(everything.values())) == len(METHODS)
+    everything = looks(["original", *METHODS])
+    assert len(set(everything.values())) == 1 + len(METHODS)
     assert looks(["ubpr", "retrain"]) == {name: everything[name] for name in ("ubpr", "retrain")}
     assert looks(["retrained", "retrain"])["retrain"] != looks(["retrained", "retrain"])["retrained"]
     assert len(looks([f"method {n}" for n in range(30)])) == 30
