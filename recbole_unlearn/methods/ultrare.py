@@ -110,9 +110,11 @@ def logistic_regression(features, labels, ridge, iterations=100, tolerance=1e-8)
         step, length = np.linalg.solve(curvature, gradient), 1.0
         while (new := objective(w - length * step)) > value and length > 1e-6:
             length /= 2
-        if value - new <= tolerance * max(value, 1):
-            return (w if new > value else w - length * step)[:-1], w[-1]
-        w, value = w - length * step, new
+        gained = value - new
+        if gained > 0:
+            w, value = w - length * step, new
+        if gained <= tolerance * max(value, 1):
+            break
     return w[:-1], w[-1]
 
 
