@@ -76,12 +76,11 @@ def test_regression_survives_separable_data_and_empty_shards():
     assert weight[0] > 1 and weight[1] == 0 and np.isfinite(weight).all()
 
 
-@torch.no_grad()
 def test_score_is_the_weighted_sum(make_shard_task):
     torch.manual_seed(0)
     user, item = torch.randn(7, 3, 4), torch.randn(8, 3, 4)
     model = WeightedScore(make_shard_task().config, user, item)
-    model.weight.copy_(torch.tensor([0.5, -1.0, 2.0]))
+    model.weight.data.copy_(torch.tensor([0.5, -1.0, 2.0]))
     ((_, got),) = scores(model, np.arange(7), "user_id")
     users, items = np.divmod(np.arange(56), 8)
     expected = pair_scores(user.numpy(), item.numpy(), users, items) @ [0.5, -1, 2]
