@@ -239,7 +239,7 @@ def trained_tasks(tmp_path_factory, make_split):
     def make(model):
         if model not in made:
             folder = tmp_path_factory.mktemp(model)
-            with pytest.MonkeyPatch.context() as patch:
+            with pytest.MonkeyPatch.context() as patch, torch.enable_grad():  # whatever the test runs under
                 patch.chdir(folder)
                 extra = {"n_layers": 2, "reg_weight": 1e-4} if model == "LightGCN" else {}
                 split = make_split(model, epochs=2, **extra)
