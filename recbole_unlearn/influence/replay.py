@@ -323,7 +323,8 @@ def replay(
     place[rows] = np.arange(n_touched)
     user_place, item_place = place[:n_users], place[n_users:]
     anchors = np.stack([user_place[users], item_place[pos]], axis=1)
-    anchored, touched = (anchors < n_touched).any(1), item_place < n_touched
+    touched = item_place < n_touched
+    anchored = (user_place < n_touched)[users] | touched[pos]
     few = np.flatnonzero(touched).astype(negatives[0].dtype)
     few = few[: len(few) if len(few) <= FEW else 0]
     W = np.empty((n_lanes * n_touched + n_held, K), np.float32)
