@@ -148,6 +148,9 @@ def _lock(path):
             os.close(descriptor)
             return None, None
         # the holder before us may have deleted the file between our opening and our locking it
-        if name is None or (name.exists() and os.path.samestat(os.fstat(descriptor), name.stat())):
-            return descriptor, name
+        try:
+            if name is None or os.path.samestat(os.fstat(descriptor), os.stat(name)):
+                return descriptor, name
+        except FileNotFoundError:
+            pass
         os.close(descriptor)
