@@ -110,6 +110,8 @@ class Paper:
     def run(self, folder):
         """Measure, and write ``<dataset>.md`` and the folder ``<dataset>`` with figures and tables.
 
+        They are written as soon as there are tables, and again as figures come: the last take hours on large data.
+
         Returns:
             str: the page.
         """
@@ -117,9 +119,14 @@ class Paper:
         rows = {f"{ratio:.3%}": request.rows(self.split) for ratio, request in sets.items()}
         results = self.comparison.run(rows)
         summaries = {name: summary(each["figures"]) for name, each in results["sets"].items()}
-        pictures = self._pictures(summaries, rows)
+        page = ""
+        for pictures in self._pictures(summaries, rows):
+            page = self._write(Path(folder), results, summaries, pictures)
+        return page
+
+    def _write(self, folder, results, summaries, pictures):
         name = self.config["dataset"]
-        own = Path(folder) / name
+        own = folder / name
         own.mkdir(parents=True, exist_ok=True)
         for stem, picture in pictures.items():
             write_atomically(own / f"{stem}.svg", svg.draw(picture).encode())
@@ -130,7 +137,7 @@ class Paper:
         for ending, text in (("csv", table.to_csv()), ("tex", latex(table)), ("json", json.dumps(results, indent=1))):
             write_atomically(own / f"table_3.{ending}", text.encode())
         page = self._page(results, summaries, table, pictures)
-        write_atomically(Path(folder) / f"{name}.md", page.encode())
+        write_atomically(folder / f"{name}.md", page.encode())
         return page
 
     # -- tables
@@ -168,6 +175,7 @@ class Paper:
     # -- figures
 
     def _pictures(self, summaries, rows):
+        """The pictures by name, again and again with more of them."""
         cutoffs = self.config["topk"]
         curves = {
             ratio: {name: {k: figures[name][f"ndcg@{k}|{PROTOCOL}"]["mean"] for k in cutoffs} for name in figures}
@@ -178,17 +186,21 @@ class Paper:
             for name in next(iter(summaries.values()))
             if name != ORIGINAL
         }
+        pictures = {
+            "figures_1_2": draw.cutoff_curves(curves),
+            "figure_3": draw.ratio_curves(seconds, "seconds a request", "Running time", log=True),
+        }
+        yield pictures
         with quiet():
             users = self._users()
             distances = self._distances(rows)
-        return {
-            "figures_1_2": draw.cutoff_curves(curves),
-            "figure_3": draw.ratio_curves(seconds, "seconds a request", "Running time", log=True),
+        pictures |= {
             "figure_4": draw.embedding_map(users["map"]),
             "figure_5": draw.pnpr(users["pnpr"]),
             "figure_6": draw.weight_distances(distances),
-            "figure_7": draw.negatives_curves(self._negatives()),
         }
+        yield pictures
+        yield pictures | {"figure_7": draw.negatives_curves(self._negatives())}
 
     def _models(self, rows):
         """Models of the first seed: original, retrained without ``rows``, and as ours and UBPR unlearn them."""
@@ -249,6 +261,8 @@ class Paper:
         published = name in PUBLISHED and not self.quick
         seeds = f"{self.seeds} seed{'s' if self.seeds > 1 else ''} from {self.seed} on"
         command = f"python run_unlearn.py --experiment=paper --dataset={name}{' --quick' if self.quick else ''}"
+        if len(self.settings) < len(METHODS):
+            command += f" --methods={','.join(self.settings)}"
         lines = [f"# The paper's experiments on {name}", "", f"`{command}`; {seeds}. {_hardware()}", ""]
         if self.quick:
             lines += ["A quick version, to see that everything works: its figures say nothing about the methods.", ""]
@@ -268,6 +282,8 @@ class Paper:
         lines += [f"## Figures\n\nInteractive: [figures.html]({name}/figures.html).", ""]
         for stem, picture in pictures.items():
             lines += [f"![{picture.title}]({name}/{stem}.svg)", ""]
+        if "figure_7" not in pictures:
+            lines += ["Not all figures are there: the command was stopped, or is still running. Give it again.", ""]
         lines += [
             "Retrain's weights are far from the original's (R/O) although both start alike: its batches hold other "
             "rows, and the noise of training is larger than what is forgotten.", "",
