@@ -98,6 +98,8 @@ class Split:
             config.final_config_dict.update(changed)
             try:
                 dataset = FrozenDataset(config) if is_frozen(config) else create_dataset(config)
+                for field, vectors in dataset._preloaded_weight.items():  # float64, which KSR cannot multiply
+                    dataset._preloaded_weight[field] = vectors.astype(np.float32)
                 self.train, valid, test = data_preparation(config, dataset)
             except InputError:
                 raise

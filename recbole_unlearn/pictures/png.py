@@ -44,11 +44,11 @@ def write(picture, path, dpi=160):
         axis.set_axis_off()
     for axis, chart in zip(axes, picture.panels, strict=False):
         _draw(axis, chart)
-        if chart.legend and not picture.legend:
+        if chart.legend and len(picture.panels) > 1 and not picture.legend:
             axis.legend(fontsize=7, framealpha=0.6)
-    if picture.legend:
+    if picture.legend or len(picture.panels) == 1 and picture.panels[0].legend:
         handles, names = axes[0].get_legend_handles_labels()
-        figure.legend(handles, names, loc="outside lower center", ncols=2 * columns, fontsize=8, frameon=False)
+        figure.legend(handles, names, loc="outside lower center", ncols=max(3, 2 * columns), fontsize=8, frameon=False)
     drawn = io.BytesIO()
     figure.savefig(drawn, dpi=dpi, format="png")
     write_atomically(path, drawn.getvalue())
