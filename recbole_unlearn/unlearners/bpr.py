@@ -15,7 +15,7 @@ from recbole_unlearn.influence import damping as damping_metrics
 from recbole_unlearn.influence.newton import Objective, flat, minimise
 from recbole_unlearn.influence.objective import gradient, pool_return, sampled_triples
 from recbole_unlearn.influence.operators import Damped, DotProductCurvature, UserTriples
-from recbole_unlearn.influence.replay import Adam, Trajectory, replay
+from recbole_unlearn.influence.replay import Adam, Trajectory, replay, single
 from recbole_unlearn.influence.sharding import Shard
 from recbole_unlearn.influence.solver import preconditioner
 from recbole_unlearn.input_error import InputError
@@ -176,9 +176,10 @@ class InfluenceUnlearner:
         row = np.zeros((1, self.P.shape[1]), np.float32)
         neg = np.zeros((1, 1), self.log.dtype)
         if self.method == "replay":
-            ends = Trajectory([0, 1], [np.zeros(2 * row.size, np.float32)] * 2)
+            n_users, n_items = len(self.P), len(self.Q)  # true sizes: small ones might take narrower places
+            ends = Trajectory([0, 1], [np.zeros((n_users + n_items) * row.size, np.float32)] * 2)
             for all_rows in (False, True):
-                replay(one, one, [neg], one, ends, 1, 1, self._adam(), 1, all_rows=all_rows)
+                replay(one, one, [neg], one, ends, n_users, n_items, self._adam(), 1, all_rows=all_rows)
             return
         triples = UserTriples(one.astype(np.int32), one.astype(self.log.items.dtype), neg, 1, 1)
         if self.method == "reoptimise":
@@ -316,7 +317,7 @@ class InfluenceUnlearner:
         self.shard.from_leader(torch.from_numpy(change))
         snapshots = {}
         for n, weights in recorded.items():
-            weights = weights.astype(np.float32).reshape(-1, K)
+            weights = single(weights).reshape(-1, K)
             weights[result.rows] += result.snapshots[n]
             weights[bare] = fresh
             snapshots[n] = weights.ravel()
