@@ -71,53 +71,56 @@ def _select(anchored, neg, present, touched, few, n_steps, seed, known, chunks, 
     The ids of touched items, if they are ``few``, save a look at most rows; else this is empty.
     The step is that of ``known`` ``[n_rows]``, or random where this is empty.
     ``chosen`` and ``step`` ``[n_rows]`` are filled from the start of each chunk, ``counts``
-    ``[chunks, n_steps]`` says how many rows of a chunk fall in a step. Returns the number of triples that
-    hold a touched row.
+    ``[chunks, n_steps]`` says how many rows of a chunk fall in a step. Indices are unsigned: of others numba asks at
+    each use whether they count from the end, which takes as long as the rest.
     """
-    m = neg.shape[1]
+    m, block = np.uint64(neg.shape[1]), np.uint64(BLOCK)
     flat = neg.reshape(-1)
-    triples = 0
     for c in numba.prange(len(chunks) - 1):
-        first = chunks[c]
-        n = 0
-        for start in range(first, chunks[c + 1], BLOCK):
-            end = min(start + BLOCK, chunks[c + 1])
-            if len(few) and not _found(few, flat[start * m : end * m], anchored[start:end]):
+        end = chunks[c]
+        for start in range(chunks[c], chunks[c + 1], block):
+            stop = min(start + block, chunks[c + 1])
+            if len(few) and not _found(few, flat[start * m : stop * m], anchored[start:stop]):
                 continue
-            for r in range(start, end):
-                hits = 0
-                for t in range(m):
-                    hits += touched[neg[r, t]]
-                hits = (m if anchored[r] else hits) * present[r]
-                triples += hits
-                chosen[first + n] = r  # kept or overwritten: no branch, it would be mispredicted often
-                n += hits > 0
+            for r in range(start, stop):
+                hit = anchored[r]
+                for t in range(r * m, r * m + m):
+                    hit |= touched[flat[t]]
+                chosen[end] = r  # kept or overwritten: no branch, it would be mispredicted often
+                end += np.uint64(hit & present[r])
         counts[c] = 0
-        for k in range(first, first + n):
+        for k in range(chunks[c], end):
             draw = _mix(np.uint64(seed) ^ (np.uint64(chosen[k]) << np.uint64(20)))
-            drawn = np.int64(((draw >> np.uint64(32)) * np.uint64(n_steps)) >> np.uint64(32))
-            s = known[chosen[k]] if len(known) else drawn
+            drawn = ((draw >> np.uint64(32)) * np.uint64(n_steps)) >> np.uint64(32)
+            s = np.uint64(known[chosen[k]]) if len(known) else drawn
             step[k] = s
             counts[c, s] += 1
-    return triples
 
 
 @numba.njit(**PARALLEL)
-def _arrange(anchors, neg, item_place, forgotten, chunks, chosen, step, counts, next_free, triples, gone):
+def _arrange(anchors, neg, item_place, forgotten, n_touched, chunks, chosen, step, counts, next_free, triples, gone):
     """Write the chosen rows in order of steps: places ``triples`` ``[n, 2 + m]`` and ``gone`` ``[n]``.
 
-    ``next_free`` ``[chunks, n_steps]`` says where the first row of each chunk and step goes; it is changed.
+    ``next_free`` ``[chunks, n_steps]`` says where the first row of each chunk and step goes; it is changed. Returns
+    the number of triples that hold one of the ``n_touched`` touched rows.
     """
+    m, two = np.uint64(neg.shape[1]), np.uint64(2)
+    found = 0
     for c in numba.prange(len(chunks) - 1):
-        for k in range(chunks[c], chunks[c] + counts[c].sum()):
-            r = chosen[k]
-            at = next_free[c, step[k]]
-            next_free[c, step[k]] += 1
-            triples[at, 0] = anchors[r, 0]
-            triples[at, 1] = anchors[r, 1]
-            for t in range(neg.shape[1]):
-                triples[at, 2 + t] = item_place[neg[r, t]]
+        for k in range(chunks[c], chunks[c] + np.uint64(counts[c].sum())):
+            r, s = chosen[k], step[k]
+            at = next_free[c, s]
+            next_free[c, s] += np.uint64(1)
+            u, i = anchors[r, 0], anchors[r, 1]
+            triples[at, 0], triples[at, 1] = u, i
+            hits = 0
+            for t in range(m):
+                j = item_place[neg[r, t]]
+                triples[at, two + t] = j
+                hits += j < n_touched
+            found += m if u < n_touched or i < n_touched else np.uint64(hits)
             gone[at] = forgotten[r]
+    return found
 
 
 @numba.njit(**FLAGS)
@@ -345,10 +348,10 @@ def replay(
     snapshots = {0: change(0).astype(np.float32)}
 
     own = shard.rows if shard else slice(0, n_rows)
-    chunks = np.linspace(own.start, own.stop, CHUNKS + 1).astype(np.int64)
+    chunks = np.linspace(own.start, own.stop, CHUNKS + 1).astype(np.uint64)
     counts = np.empty((CHUNKS, n_steps), np.int64)
     # As long as any epoch may need: what is not written to takes no memory.
-    chosen, step, out = (np.empty(n_rows, kind) for kind in (np.int32, np.int32, np.bool_))
+    chosen, step, out = (np.empty(n_rows, kind) for kind in (np.uint32, np.uint32, np.bool_))
     triples = np.empty((n_rows, 2 + m), place_type)
     hyper = tuple(float(value) for value in astuple(optimizer))
     rng = np.random.default_rng(seed)
@@ -365,11 +368,12 @@ def replay(
             size = np.maximum(np.bincount(known[present], minlength=n_steps), 1) * m
         if len(size) > n_steps:
             raise ValueError(f"steps name batch {len(size) - 1}, but there are {n_steps}")
-        total += _select(anchored, neg, present, touched, few, n_steps, order, known, chunks, chosen, step, counts)
+        _select(anchored, neg, present, touched, few, n_steps, order, known, chunks, chosen, step, counts)
         start = np.concatenate([[0], np.cumsum(counts.T)])  # by step, then chunk
-        next_free = start[:-1].reshape(n_steps, CHUNKS).T.copy()
+        next_free = start[:-1].reshape(n_steps, CHUNKS).T.astype(np.uint64, order="C")
         start = start[::CHUNKS].copy()
-        _arrange(anchors, neg, item_place, gone, chunks, chosen, step, counts, next_free, triples, out)
+        order_of = chunks, chosen, step, counts, next_free
+        total += _arrange(anchors, neg, item_place, gone, n_touched, *order_of, triples, out)
         user, positive, item, return_start = returns.draw(rng, n_steps)
         found = shard.merge(triples, out, start) if shard else (triples, out, start)
         if found is None:
