@@ -137,8 +137,11 @@ def replaced(owner, **attributes):
         own.update(before)
 
 
+CACHES = ("restore_user_e", "restore_item_e", "restore_entity_e")
+
+
 def clear_caches(model):
     """Drop the embeddings that graph models keep between ``full_sort_predict`` calls; they outlive a weight change."""
-    for name in ("restore_user_e", "restore_item_e", "restore_entity_e"):
+    for name in CACHES:
         if getattr(model, name, None) is not None:
             setattr(model, name, None)

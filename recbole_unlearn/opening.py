@@ -114,12 +114,15 @@ def _influence_only(config):
         raise InputError(f"evaluate: fidelity is not for sequential models such as {name}")
 
 
-def open_unlearner(config, split, stored, log, path=None):
-    """The model of a checkpoint, and its unlearner; if ``path`` says where it lies, one that all ranks share."""
+def open_unlearner(config, split, stored, log, path=None, seed=None):
+    """The model of a checkpoint, and its unlearner; if ``path`` says where it lies, one that all ranks share.
+
+    ``seed`` is that of the training, for models whose structure is drawn at random; default: the configuration's.
+    """
     shared = distributed.shared() and path is not None
     if shared:
         distributed.order("open_unlearner", checkpoint=str(path), run_id=log.run_id)
-    model = new_model(config, split)
+    model = new_model(config, split, seed)
     for name, value in model.state_dict().items():
         theirs = stored["state_dict"].get(name, value).dtype
         if theirs != value.dtype:

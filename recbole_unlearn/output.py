@@ -12,7 +12,7 @@ import numpy as np
 from recbole_unlearn import audit
 from recbole_unlearn import checkpoint as checkpoints
 from recbole_unlearn import purge as purging
-from recbole_unlearn.compat import settings
+from recbole_unlearn.compat import CACHES, settings
 from recbole_unlearn.data import frozen as frozen_data
 from recbole_unlearn.data import inter_file
 from recbole_unlearn.data.frozen import Frozen
@@ -97,6 +97,8 @@ def save_unlearned(path, stored, log, unlearned, split, rows, config, inter=None
         **stored,
         "config": settings(config),
         "state_dict": unlearned.state_dict,
+        # RecBole would serve the original's propagated embeddings
+        "other_parameter": {k: v for k, v in (stored.get("other_parameter") or {}).items() if k not in CACHES},
         "triple_log": {"run_id": run_id, "epochs": stored["triple_log"]["epochs"]},
     }
     if frozen:

@@ -129,20 +129,22 @@ def _run(held, model, dataset, config_file_list, config_dict, saved):
         files = {"original": str(path), "unlearned": str(folder / "unlearned.pth")}
         save_unlearned(folder / "unlearned.pth", stored, log, unlearned, split, rows, config, erasure.get("inter"))
 
-        remaining = split.remaining_dataset(rows)
-        models = {"original": original, "unlearned": new_model(config, split, data=remaining)}
-        models["unlearned"].load_state_dict(unlearned.state_dict)
+        if not served:
+            unlearner.apply(rows, unlearned)
+        models = {"original": original, "unlearned": unlearner.served(new_model(config, split))}
         if config["compare"] == "retrain":
             files["retrained"] = str(folder / "retrained.pth")
             models["retrained"], _, seconds["retrained"] = train(
                 config, split, folder / "retrained.pth", rows, log_negatives=False
             )
 
-        evaluated, ranks = {}, {}
+        evaluated, ranks, judged = {}, {}, split.judged_without(rows)
         for name, each in models.items():
             ranks[name] = forgetting.percentiles(each, split, rows)
             evaluated[name] = {
-                "ranking": ranking.evaluate(trainer, each, split, config["seed"], config["show_progress"]),
+                "ranking": ranking.evaluate(
+                    trainer, each, split if name == "original" else judged, config["seed"], config["show_progress"]
+                ),
                 "forget_auc": float(ranks[name].mean()),
                 "seconds": seconds[name],
             }

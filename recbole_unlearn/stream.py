@@ -99,6 +99,8 @@ def drift(session, scratch):
     result = {"forgotten": len(rows), "seconds_retrain": seconds}
     for name, model in (("unlearned", session.model), ("retrained", retrained)):
         result[f"forget_auc_{name}"] = float(forgetting.percentiles(model, split, rows).mean())
-        metrics = ranking.evaluate(trainer, model, split, config["seed"], protocols={"full": 0})["full"]
+        metrics = ranking.evaluate(trainer, model, split.judged_without(rows), config["seed"], protocols={"full": 0})[
+            "full"
+        ]
         result |= {f"{metric}_{name}": value for metric, value in metrics.items()}
     return result

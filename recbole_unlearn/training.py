@@ -66,7 +66,8 @@ def train(config, split, path, forgotten=None, seed=None, log_negatives=True):
     trainer.saved_model_file = str(path)
     trainer.log_negatives = log_negatives and trainer.log_negatives
     start = perf_counter()
-    trainer.fit(loader, split.valid, verbose=True, saved=True, show_progress=config["show_progress"])
+    valid = split.judged_without(_rows(forgotten)).valid
+    trainer.fit(loader, valid, verbose=True, saved=True, show_progress=config["show_progress"])
     seconds = perf_counter() - start
     if not config["single_spec"]:
         distributed.barrier()  # rank 0 has written the best weights
@@ -131,7 +132,7 @@ class TrainedSeeds:
         """Checkpoint file of a run, whether or not it exists yet."""
         settings = training_settings(self.config)
         data = self.split.fingerprint_without(list(run.forgotten))
-        data.pop("origin")
+        data.pop("of")
         text = json.dumps([settings, data, run.seed, run.log_negatives], sort_keys=True)
         name = f"{self.config['model']}-{self.config['dataset']}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
         return self.folder / f"{name}.pth"

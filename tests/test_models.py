@@ -232,6 +232,46 @@ def test_histories_hold_nothing_forgotten(of, name):
     assert len(rest) == len(kept)
 
 
+@pytest.mark.parametrize("name", ["GRU4Rec", "FPMC"])
+def test_held_out_histories_hold_nothing_forgotten(of, name):
+    """Against RecBole's own augmentation of the sequences that are left; the split itself stays."""
+    config, split = of(name)
+    rows, limit = some_rows(split, 60)[0], config["MAX_ITEM_LIST_LENGTH"]
+    train = split.train._dataset.inter_feat
+    sequences = {}
+    for user, history in zip(train["user_id"].tolist(), train["item_id_list"].tolist(), strict=True):
+        sequences.setdefault(user, history[:1])
+    gone = set(split.data_row[rows].tolist())
+    for n, (user, item) in enumerate(zip(train["user_id"].tolist(), train["item_id"].tolist(), strict=True)):
+        sequences[user] += [item] * (n not in gone)
+    judged, changed = split.judged_without(rows), 0
+    for before, after in ((split.valid, judged.valid), (split.test, judged.test)):
+        then, now = before._dataset.inter_feat, after._dataset.inter_feat
+        assert torch.equal(then["item_id"], now["item_id"]) and torch.equal(then["user_id"], now["user_id"])
+        changed += int((then["item_id_list"] != now["item_id_list"]).any(1).sum())
+        for n, (user, item) in enumerate(zip(now["user_id"].tolist(), now["item_id"].tolist(), strict=True)):
+            expected = sequences[user][-limit:]
+            assert now["item_length"][n] == len(expected)
+            assert now["item_id_list"][n].tolist() == expected + [0] * (limit - len(expected))
+            sequences[user].append(item)
+    assert changed > 10
+    assert len(list(judged.test_loader(0))) == len(list(split.test_loader(0)))
+    assert split.judged_without([]) is split
+
+
+def test_a_wholly_forgotten_item_that_begins_a_history_is_named(trained):
+    config, split, stored, log, model, unlearner = trained("FPMC")
+    data = split.train._dataset.inter_feat
+    first = data["item_id_list"][:, 0][data["item_length"] == 1].numpy()
+    item = next(item for item in first if 0 < np.count_nonzero(split.items == item) < 20)
+    rows = np.flatnonzero(split.items == item)
+    users = np.unique(data["user_id"].numpy()[(data["item_length"] == 1).numpy()][first == item])
+    assert split.first_items_kept(rows) == len(users)
+    assert any(f"of {len(users)} users" in each for each in unlearner.unlearn(rows).details["approximated"])
+    assert split.first_items_kept(rows[1:]) == 0
+    assert not any("histories" in each for each in unlearner.unlearn(rows[1:]).details["approximated"])
+
+
 @pytest.mark.parametrize("name, dear", [("SASRec", True), ("GRU4Rec", True), ("FPMC", False), ("NGCF", False)])
 def test_sequential_models_with_weights_besides_embeddings_are_dear(of, name, dear, monkeypatch):
     model = new_model(*of(name))
@@ -259,6 +299,15 @@ def test_graph_and_probe(trained):
         elif expected == "own":
             assert np.array_equal(changed, own)
             check_histories(model, after.model, split, rows)
+
+
+def test_a_shallow_graph_ties_few_rows_and_is_noticed(trained):
+    config, split, stored, log, model, unlearner = trained("LightGCN", n_layers=1)
+    torch.nn.init.normal_(model.user_embedding.weight), torch.nn.init.normal_(model.item_embedding.weight)
+    popularity = np.bincount(split.items, minlength=split.n_items)
+    for item in np.flatnonzero((popularity > 1) & (popularity < 6))[:5]:
+        row = np.flatnonzero(split.items == item)[:1]
+        assert len(unlearner._changed(unlearner._without(row), row)) == split.n_rows - 1
 
 
 def check_histories(before, after, split, rows):
@@ -343,6 +392,9 @@ def test_run_writes_a_model_and_a_log_that_have_forgotten(make_options, tmp_path
     assert result["unlearning"]["method"] == "influence"
     stored, log = checkpoints.load(tmp_path / "out" / "unlearned.pth")
     assert log.n_rows == result["forget_set"]["of"] - 15
+    original = checkpoints.load(tmp_path / "out" / "model.pth")[0]
+    assert ("restore_user_e" in original["other_parameter"]) == (name == "LightGCN")
+    assert not stored["other_parameter"]  # what the original would go on serving
     with UnlearnSession.open(tmp_path / "out" / "unlearned.pth") as session:
         session.forget("count", 5)
         session.save(tmp_path / "again.pth")

@@ -128,12 +128,12 @@ class Split:
         self.users = users[self.data_row]
         self.items = data.inter_feat[data.iid_field].numpy()[self.data_row]
 
-    def _resized(self, loader, sampler=None):
+    def _resized(self, loader, sampler=None, dataset=None):
         args = getattr(loader, "neg_sample_args", None)
         sampled = args["sample_num"] if args else 0
         if sampled == "none":
             return loader
-        return eval_loader(self.config, loader._dataset, sampler or loader._sampler, sampled)
+        return eval_loader(self.config, dataset or loader._dataset, sampler or loader._sampler, sampled)
 
     def _add(self, users, items):
         """Add training interactions, in all but the item like the user's last one; ids, sizes, held-out data stay."""
@@ -203,6 +203,37 @@ class Split:
         gone[self.data_row[forgotten]] = True
         return self._part(np.flatnonzero(~gone), gone)
 
+    def judged_without(self, forgotten):
+        """This split with nothing of some rows in the histories of its validation and test data.
+
+        Itself for models without histories in the data.
+        """
+        if not self.sequential or not len(forgotten):
+            return self
+        loaders = (self.train, self.valid, self.test)
+        parts = [loader._dataset for loader in loaders]
+        ends = np.cumsum([len(part) for part in parts])
+        gone = np.zeros(ends[-1], bool)
+        gone[self.data_row[forgotten]] = True
+        columns = [part.inter_feat.interaction for part in parts]
+        whole = parts[0].copy(Interaction({name: torch.cat([each[name] for each in columns]) for name in columns[1]}))
+        split = copy.copy(self)
+        split._test_loaders = {}
+        for name, part, end in zip(("valid", "test"), parts[1:], ends[1:], strict=True):
+            judged = part.copy(part.inter_feat[torch.arange(len(part))])
+            rebuild_histories(judged, whole, np.arange(end - len(part), end), gone)
+            setattr(split, name, self._resized(getattr(self, name), dataset=judged))
+        return split
+
+    def first_items_kept(self, forgotten):
+        """Users whose histories begin, in the row of no target, with an item of which all rows are forgotten."""
+        data = self.train._dataset
+        wholly = np.setdiff1d(self.items[forgotten], np.delete(self.items, forgotten))
+        first = data.inter_feat[getattr(data, f"{data.iid_field}_list_field")][:, 0].numpy()[self.data_row]
+        alone = (data.inter_feat[data.item_list_length_field].numpy() == 1)[self.data_row]
+        left = np.delete(self.users, forgotten)
+        return len(np.intersect1d(self.users[alone & np.isin(first, wholly)], left))
+
     def queries(self, rows):
         """Interactions to score some rows by, had they never been: the users, with what else is in their histories.
 
@@ -240,10 +271,13 @@ class Split:
         return not isinstance(pairwise_loader(self.train)._sampler, Sampler)
 
     def fingerprint_without(self, forgotten):
-        """Fingerprint of the training data without some rows; remembers the checksum of the data that it came from."""
+        """Fingerprint of the training data without some rows; remembers of how many.
+
+        Their checksum would tell what is forgotten: of a single interaction by trying all.
+        """
         keep = np.delete(np.arange(self.n_rows), forgotten)
-        origin = self.fingerprint.get("origin", self.fingerprint["rows"])
-        return {**self.fingerprint, "rows": rows_checksum(self.users[keep], self.items[keep]), "origin": origin}
+        of = self.fingerprint.get("of", self.n_rows)
+        return {**self.fingerprint, "rows": rows_checksum(self.users[keep], self.items[keep]), "of": of}
 
     def align(self, log):
         """This split without the rows that were already forgotten, according to the log of an unlearned model.
@@ -261,15 +295,16 @@ class Split:
                 )
         if theirs.get("rows") == self.fingerprint["rows"]:
             return self
-        if theirs.get("origin") != self.fingerprint["rows"]:
+        kept = _match(log, self) if theirs.get("of") == self.n_rows else None
+        if kept is None or (kept < 0).any():
             spam = ", and the forget_spam, spam_items and forget_seed of its training" if len(self.spam) else ""
             raise InputError(
                 f"the triple log {log.path} was written for other training interactions than {name} now gives; "
                 f"use the same .inter file, seed and eval_args as in training{spam}"
             )
-        kept = _match(log, self)
-        split = copy.copy(self)
-        split.train = self.remaining(np.setdiff1d(np.arange(self.n_rows), kept))
+        forgotten = np.setdiff1d(np.arange(self.n_rows), kept)
+        split = copy.copy(self.judged_without(forgotten))
+        split.train = self.remaining(forgotten)
         split.users, split.items = self.users[kept], self.items[kept]
         split.spam = np.flatnonzero(np.isin(kept, self.spam))
         # rows of the remaining data set are numbered anew, in its own order
@@ -309,7 +344,7 @@ class Split:
 
 
 def _match(part, whole):
-    """Row of ``whole`` for each row of ``part``, pairing equal interactions in order of occurrence."""
+    """Row of ``whole`` for each row of ``part``, pairing equal interactions in order of occurrence; -1: none."""
 
     def frame(rows):
         pairs = pd.DataFrame({"user": np.asarray(rows.users, np.int64), "item": np.asarray(rows.items, np.int64)})
@@ -317,4 +352,4 @@ def _match(part, whole):
         return pairs
 
     found = frame(part).merge(frame(whole).reset_index(), how="left", on=["user", "item", "occurrence"])
-    return found["index"].to_numpy(np.int64)
+    return found["index"].fillna(-1).to_numpy(np.int64)

@@ -14,7 +14,6 @@ from scipy.stats import ks_2samp, wasserstein_distance
 from tqdm import tqdm
 
 from recbole_unlearn import checkpoint as checkpoints
-from recbole_unlearn.compat import clear_caches
 from recbole_unlearn.config import changed
 from recbole_unlearn.evaluation.forgetting import scores
 from recbole_unlearn.evaluation.ranking import evaluate
@@ -245,36 +244,34 @@ def fidelity(trained, rows, seeds=6, methods=None, show_progress=True):
     trained.train(originals + retrainings, show_progress)
     with quiet():
         observer = Observer(config, split, rows)
-        model = new_model(config, split)
-        without = new_model(config, split, data=split.remaining_dataset(rows))
+        remaining = split.remaining_dataset(rows)
 
-        def view(state, model=without):
-            model.load_state_dict(state)
-            clear_caches(model)
-            return observer.view(model)
+        def trained_model(run):
+            """As it was trained: some models draw at random, when they are built, what they hold of the data."""
+            model = new_model(config, split, run.seed, remaining if run.forgotten else None)
+            model.load_state_dict(torch.load(trained.path(run), weights_only=True)["state_dict"])
+            return model
 
-        stored = [checkpoints.load(trained.path(run)) for run in originals]
-        before = [view(state["state_dict"], model) for state, _ in stored]
-        after = [view(torch.load(trained.path(run), weights_only=True)["state_dict"]) for run in retrainings]
+        before, after = ([observer.view(trained_model(run)) for run in runs] for runs in (originals, retrainings))
         results = {"retrained": compare(after, before, after)}
         results["retrained"]["seconds"] = float(np.median([trained.seconds(run) for run in retrainings]))
         methods = methods or methods_for(config)
         for name in tqdm(methods, "Methods", ncols=100, disable=not show_progress):
             views, seconds, details = [], [], []
-            for state, log in stored:
+            for run, view in zip(originals, before, strict=True):
                 if methods[name] is None:
-                    views.append(view(state["state_dict"], model))
+                    views.append(view)
                     continue
-                setting = changed(config, **methods[name])
-                model.load_state_dict(state["state_dict"])
-                unlearner = unlearner_of(model, setting, split, state, log)
+                model, setting = trained_model(run), changed(config, **methods[name])
+                unlearner = unlearner_of(model, setting, split, *checkpoints.load(trained.path(run)))
                 unlearner.warm_up()
                 unlearned = unlearner.unlearn(rows)
                 seconds.append(unlearned.seconds)
                 report = unlearned.report()
                 report.pop("history", None)
                 details.append(report)
-                views.append(view(unlearned.state_dict))
+                unlearner.apply(rows, unlearned)
+                views.append(observer.view(unlearner.served(model)))
             results[name] = compare(after, before, views)
             results[name]["seconds"] = float(np.median(seconds)) if seconds else 0.0
             results[name]["details"] = details

@@ -1,6 +1,9 @@
 """Where a user, what it had and what it never had lie in embedding space, before and after forgetting."""
 
 import numpy as np
+import torch
+
+from recbole_unlearn.compat import clear_caches
 
 RECENT = 10  # epochs, at most, whose negatives stand for all: later ones are what the final weights answer to
 POSITIVES = 3  # of a user in its map, as in the paper
@@ -8,9 +11,19 @@ NEGATIVES = 15  # a positive in the map
 
 
 def embeddings(model):
-    """User and item embeddings of a model, float32 ``[users, K]`` and ``[items, K]``; None if it has no such pair."""
-    state = model.state_dict()
-    pair = [state.get(f"{kind}_embedding.weight") for kind in ("user", "item")]
+    """User and item embeddings of a model, float32 ``[users, K]`` and ``[items, K]``; None if it has no such pair.
+
+    Those that it scores by: of a graph model the propagated ones.
+    """
+    if hasattr(model, "restore_user_e"):
+        clear_caches(model)
+        with torch.no_grad():
+            model.eval().full_sort_predict({model.USER_ID: torch.ones(1, dtype=torch.int64, device=model.device)})
+        pair = [model.restore_user_e, model.restore_item_e]
+        clear_caches(model)
+    else:
+        state = model.state_dict()
+        pair = [state.get(f"{kind}_embedding.weight") for kind in ("user", "item")]
     if any(each is None or each.ndim != 2 for each in pair) or pair[0].shape[1] != pair[1].shape[1]:
         return None
     return tuple(each.detach().cpu().numpy() for each in pair)

@@ -24,7 +24,7 @@ class Ours(Method):
     def _open(self):
         task = self.task
         config = changed(task.config, **self.changes())
-        _, self.unlearner = open_unlearner(config, task.split, task.stored, task.log)
+        _, self.unlearner = open_unlearner(config, task.split, task.stored, task.log, seed=task.seed)
         self.unlearner.warm_up()
         return self.unlearner
 
@@ -32,7 +32,8 @@ class Ours(Method):
         unlearner = self.unlearner or self._open()
         start = perf_counter()
         unlearned = unlearner.unlearn(rows, show_progress)
-        model = self.task.model(self.task.split.remaining_dataset(rows))
-        model.load_state_dict(unlearned.state_dict)
+        unlearner.apply(rows, unlearned)
+        model = unlearner.served(self.task.model())
+        self.unlearner = None  # the next forget set starts from the original
         details = {key: value for key, value in unlearned.report().items() if key not in ("seconds", "history")}
         return Forgotten(model.eval(), perf_counter() - start, details)

@@ -416,7 +416,7 @@ class Sharded(Method):
 
     def _key(self, ideal):
         """Hash of all that determines the shards."""
-        data = {key: value for key, value in self.task.split.fingerprint.items() if key != "origin"}
+        data = {key: value for key, value in self.task.split.fingerprint.items() if key != "of"}
         plain = json.dumps([training_settings(self.task.config), data, self.task.seed, self.settings], sort_keys=True)
         digest = hashlib.sha256(plain.encode())
         for array in (ideal, *(table.numpy() for table in self.pretrained)):

@@ -12,7 +12,7 @@ from recbole_unlearn.influence.objective import returning
 from recbole_unlearn.influence.operators import AutogradCurvature, Damped
 from recbole_unlearn.influence.solver import jacobi
 from recbole_unlearn.input_error import InputError
-from recbole_unlearn.models.histories import keep_sample
+from recbole_unlearn.models.draws import keep_draws
 from recbole_unlearn.models.losses import fixed_randomness
 from recbole_unlearn.models.view import View
 from recbole_unlearn.training import new_model
@@ -79,7 +79,7 @@ class PairwiseUnlearner:
         with fixed_randomness(0):  # building a model sets and uses the random streams of the process
             model = new_model(self.config, self.split, data=data)
         model.load_state_dict(self.view.model.state_dict())
-        keep_sample(self.view.model, model, data)
+        keep_draws(self.view.model, model, data)
         return model
 
     def _damping(self):
@@ -142,7 +142,7 @@ class PairwiseUnlearner:
             "rows_changed": changed,
             "parameters": int(sum(sizes)),
             "curvature_triples": n_triples,
-            "approximated": self._approximated(),
+            "approximated": self._approximated(rows),
             "step_norm": float(step.norm()),
             "gradient_norm": float(z.norm()),
             **asdict(report),
@@ -156,7 +156,7 @@ class PairwiseUnlearner:
         self.view.model.load_state_dict(unlearned.state_dict)
         self.damping = self._damping()
 
-    def _approximated(self):
+    def _approximated(self, rows):
         """What of the training is not accounted for exactly, in words."""
         found = list(self.view.traits.approximated)
         if self.view.unreduced.norms:
@@ -165,6 +165,11 @@ class PairwiseUnlearner:
             found.append("batch norm: statistics of the original training")
         if any(isinstance(m, torch.nn.Dropout) and m.p > 0 for m in self.view.model.modules()):
             found.append("dropout: off")
+        gone = np.union1d(np.flatnonzero(self.absent), rows)
+        if self.split.sequential and (users := self.split.first_items_kept(gone)):
+            found.append(
+                f"items forgotten wholly: still the first of {users} users' histories, where no row names them"
+            )
         return found
 
     def _without(self, rows):
@@ -244,7 +249,8 @@ class PairwiseUnlearner:
     def _changed(self, after, rows):
         """Remaining rows whose loss is another on what remains, with the same weights and negatives: sorted array.
 
-        By trying: a graph ties all rows together, a user's history those of the user; most models hold no data.
+        By trying: a graph ties all rows together, a user's history those of the user; most models hold no data. A
+        shallow graph may tie few: rows of the forgotten items, and of other items of their users, are tried too.
         """
         gone = self.absent.copy()
         gone[rows] = True
@@ -256,7 +262,10 @@ class PairwiseUnlearner:
             field = f"{self.split.train._dataset.iid_field}{self.config['LIST_SUFFIX']}"
             then, now = columns[0][field][self.view.position[kept]], columns[1][field][after.position[kept]]
             return kept[(then != now).any(1).numpy()]
-        if self._differ(after, _spread(kept[~own], PROBE)):
+        others, items = kept[~own], np.asarray(self.log.items)
+        near = (np.isin(items[others], items[each]) for each in (rows, kept[own]))
+        tried = [others, *(others[each] for each in near)]
+        if self._differ(after, np.unique(np.concatenate([_spread(each, PROBE) for each in tried]))):
             return kept
         return kept[own] if self._differ(after, _spread(kept[own], PROBE)) else kept[:0]
 

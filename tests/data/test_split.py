@@ -1,5 +1,6 @@
 """The frozen split: what remains without a forget set is what retraining would see; nothing else changes."""
 
+import json
 import pickle
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 import torch
 from recbole.sampler import Sampler
 
+from recbole_unlearn.data.fingerprint import rows_checksum
 from recbole_unlearn.data.triple_log import TripleLog
 from recbole_unlearn.input_error import InputError
 
@@ -279,6 +281,15 @@ def test_a_log_of_the_same_data_under_another_seed_is_refused(make_split, forgot
         with pytest.raises(InputError, match="seed") as refused:
             make_split().align(log)
         assert "\n" not in str(refused.value)
+
+
+def test_no_checksum_in_a_log_tells_what_is_forgotten(split, tmp_path):
+    """A single pair would be found by trying all."""
+    log = make_log(split, tmp_path, [3])
+    users, items = np.array(log.users, np.int64), np.array(log.items, np.int64)
+    told = json.dumps(log.metadata["fingerprint"])
+    whole = rows_checksum(np.insert(users, 3, split.users[3]), np.insert(items, 3, split.items[3]))
+    assert whole == split.fingerprint["rows"] and whole not in told
 
 
 @pytest.mark.parametrize("changed", ["user", "item", "row"])

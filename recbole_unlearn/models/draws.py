@@ -1,11 +1,11 @@
-"""Histories of users that a model holds a random sample of."""
+"""What a model drew at random when it was built: histories of users, neighbours in a knowledge graph."""
 
 import numpy as np
 import torch
 
 
-def keep_sample(before, after, dataset):
-    """Give a model built on remaining data the histories of the one that it stands for, without what is gone.
+def keep_draws(before, after, dataset):
+    """Give a model built on remaining data the draws of the one that it stands for, without what is gone.
 
     A model that takes at most ``history_len`` items of a user (SimpleX) draws them anew whenever it is built, and two
     builds differ in most users' losses, whatever was forgotten. Here what was drawn stays, and what is gone makes room
@@ -13,9 +13,12 @@ def keep_sample(before, after, dataset):
 
     Args:
         before: model on more data.
-        after: model on ``dataset``, changed in place; models without such histories are left as they are.
+        after: model on ``dataset``, changed in place; models without draws are left as they are.
         dataset: RecBole data set.
     """
+    for name in ("adj_entity", "adj_relation"):  # KGCN and KGNNLS: of the knowledge graph, which stays
+        if hasattr(before, name):
+            setattr(after, name, getattr(before, name))
     if not hasattr(before, "history_item_id"):
         return
     drawn, fresh = (model.history_item_id.cpu().numpy() for model in (before, after))
