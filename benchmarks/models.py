@@ -36,9 +36,15 @@ KINDS = {
 INTERACTIONS = ["user_id", "item_id", "rating", "timestamp"]
 VECTORS = {"GRU4RecKG": ["ent"], "KSR": ["ent", "rel"]}  # pre-trained ones of entities and relations that they need
 VECTOR_SIZE = 64
-SEQUENCE = (
-    20  # items of a history, of RecBole's default 50: two cores train some of these models for a quarter of an hour
-)
+SEQUENCE = 20  # items of a history, of RecBole's default 50: two cores train some models for a quarter of an hour
+SMALL_TRANSFORMER = {"hidden_size": 16, "inner_size": 64}
+SMALLER = {  # than RecBole's defaults, of models that two cores would train for longer still
+    "MCCLK": {"embedding_size": 16, "train_batch_size": 8192},
+    "ConvNCF": {"cnn_channels": [1, 8, 8, 8, 8]},
+    "NextItNet": {"embedding_size": 16, "block_num": 1},
+    "SINE": {"embedding_size": 16},
+    **dict.fromkeys(["FEARec", "LightSANs", "GCSAN"], SMALL_TRANSFORMER),
+}
 DIRECTION_ROWS = 256  # rows that the Hessian product is checked on
 
 
@@ -50,6 +56,7 @@ def settings(name, dataset, epochs):
     if name in ("FDSA", "SASRecF", "GRU4RecF", "S3Rec"):
         columns["item"] = ["item_id", "class"]
     chosen = {"epochs": epochs, "eval_step": 0, "load_col": columns, "show_progress": False, "state": "ERROR"}
+    chosen |= SMALLER.get(name, {})
     if KINDS[name] == "sequential":
         chosen |= {"loss_type": "BPR", "MAX_ITEM_LIST_LENGTH": SEQUENCE}
     if name in VECTORS:
@@ -208,6 +215,7 @@ def run_seed(name, dataset, epochs, count, seed):
             "seconds": {"train": train_seconds, "unlearn": unlearned.seconds, "retrain": retrain_seconds},
             "epochs": epochs,
             "sequence": SEQUENCE if KINDS[name] == "sequential" else None,
+            "smaller": SMALLER.get(name, {}),
             "report": report,
         }
         if name != "BPR" and seed == 2020:
@@ -254,6 +262,7 @@ def table(folder, dataset):
         error += " (float32)" if found.get("hessian_type") == "float32" else ""
         if kind == "sequential":
             kind += f", {found.get('sequence', 50)} items"
+        kind += "".join(f", {key}: {value}" for key, value in found.get("smaller", {}).items())
         lines.append(
             f"| {name} | {kind} | {auc['original']} | {auc['unlearned']} | {auc['retrained']} | {way} "
             f"| {seconds['unlearn']:.1f} | {seconds['retrain']:.1f} | {error} "
