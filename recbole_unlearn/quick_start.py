@@ -3,7 +3,7 @@
 import logging
 import secrets
 import tempfile
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from time import perf_counter
 
@@ -87,9 +87,10 @@ def _run(held, model, dataset, config_file_list, config_dict, saved):
     erasure = erasure_of(config, split, rows, stored) if saved else {}
     trail = audit_file(config, output) if saved else None
     held.enter_context(in_one_line(output))
-    init_logger(config)
-    logger = logging.getLogger()
-    logger.info(_public(config))
+    with _masked(config):
+        init_logger(config)
+        logger = logging.getLogger()
+        logger.info(str(config))
     logger.info(split.train._dataset)
 
     if config["evaluate"] == "fidelity":
@@ -205,7 +206,8 @@ def _comparison(held, config, arguments, saved):
     requests(config)
     folder = output_folder(config)
     held.enter_context(in_one_line(folder))
-    init_logger(config)
+    with _masked(config):
+        init_logger(config)
     cache = config["comparison_cache"] or Path(config["checkpoint_dir"]) / "comparison"
     trained = TrainedSeeds(arguments, cache)
     sets, seeds = forget_sets(trained.config, trained.split), config["comparison_seeds"]
@@ -240,11 +242,12 @@ def _experiment(model, dataset, config_file_list, config_dict):
     return {"page": page, "files": {"page": str(folder / f"{dataset}.md"), "figures": str(folder / dataset)}}
 
 
-def _public(config):
-    """The configuration as RecBole prints it, with personal values masked."""
+@contextmanager
+def _masked(config):
+    """Personal values masked while RecBole prints the configuration, or hashes it into the names of its log files."""
     kept = {key: config[key] for key in PERSONAL_KEYS if config[key] is not None}
     config.final_config_dict.update(dict.fromkeys(kept, "(given, not logged)"))
     try:
-        return str(config)
+        yield
     finally:
         config.final_config_dict.update(kept)
