@@ -25,7 +25,7 @@ from recbole_unlearn.evaluation.geometry import geometry
 from recbole_unlearn.experiments import Paper, paper_arguments
 from recbole_unlearn.follower import follow
 from recbole_unlearn.input_error import InputError
-from recbole_unlearn.opening import configure, open_unlearner, ranks
+from recbole_unlearn.opening import check_purge, configure, experiment, open_unlearner, ranks
 from recbole_unlearn.output import (
     audit_file,
     claim,
@@ -68,7 +68,8 @@ def run_unlearn(model=None, dataset=None, config_file_list=None, config_dict=Non
 
 def _run(held, model, dataset, config_file_list, config_dict, saved):
     """`run_unlearn`, with the locks that it takes in ``held``."""
-    if UnlearnConfig.peek("experiment", config_file_list, config_dict) not in (None, "none", "None"):
+    check_purge(config_file_list, config_dict, saved)
+    if experiment(config_file_list, config_dict):
         return _experiment(model, dataset, config_file_list, config_dict)
     config, stored, log = configure(held, model, dataset, config_file_list, config_dict)
     if config["methods"] is not None or config["compare_models"] is not None:
