@@ -2,7 +2,6 @@
 
 import logging
 import secrets
-import tempfile
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from time import perf_counter
@@ -23,6 +22,7 @@ from recbole_unlearn.evaluation.exposure import exposure
 from recbole_unlearn.evaluation.fidelity import fidelity
 from recbole_unlearn.evaluation.geometry import geometry
 from recbole_unlearn.experiments import Paper, paper_arguments
+from recbole_unlearn.files import scratch_folder, sweep_scratch
 from recbole_unlearn.follower import follow
 from recbole_unlearn.input_error import InputError
 from recbole_unlearn.opening import check_purge, configure, experiment, open_unlearner, ranks
@@ -68,6 +68,7 @@ def run_unlearn(model=None, dataset=None, config_file_list=None, config_dict=Non
 
 def _run(held, model, dataset, config_file_list, config_dict, saved):
     """`run_unlearn`, with the locks that it takes in ``held``."""
+    sweep_scratch()
     check_purge(config_file_list, config_dict, saved)
     if experiment(config_file_list, config_dict):
         return _experiment(model, dataset, config_file_list, config_dict)
@@ -99,8 +100,8 @@ def _run(held, model, dataset, config_file_list, config_dict, saved):
             config, (model, dataset, config_file_list, config_dict), request, rows, output if saved else None
         )
 
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = claim(held, output) if saved else Path(scratch)
+    with scratch_folder() as scratch:
+        folder = claim(held, output) if saved else scratch
         config["checkpoint_dir"] = str(folder)
         seconds: dict = {"original": None}
         if stored:
@@ -122,7 +123,7 @@ def _run(held, model, dataset, config_file_list, config_dict, saved):
             serving.load_state_dict(original.state_dict())
             session = UnlearnSession(config, split, stored, log, serving, unlearner)
             together, drift_every, progress = (config[k] for k in ("request_batch", "drift_every", "show_progress"))
-            served = serve(session, request.value, Path(scratch), together, drift_every, progress)
+            served = serve(session, request.value, scratch, together, drift_every, progress)
             unlearned = served.unlearned
         else:
             unlearned = unlearner.unlearn(rows, show_progress=config["show_progress"])

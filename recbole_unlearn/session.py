@@ -9,7 +9,7 @@ from recbole.utils import init_seed
 from recbole_unlearn.data.forget import ForgetRequest
 from recbole_unlearn.data.split import Split
 from recbole_unlearn.data.triple_log import log_path
-from recbole_unlearn.files import locked
+from recbole_unlearn.files import locked, sweep_scratch
 from recbole_unlearn.input_error import InputError
 from recbole_unlearn.opening import configure, open_unlearner
 from recbole_unlearn.output import in_one_line, save_unlearned
@@ -43,6 +43,7 @@ class UnlearnSession:
         Raises:
             InputError: as `run_unlearn` does.
         """
+        sweep_scratch()
         settings = {**(config_dict or {}), "checkpoint": str(checkpoint)}
         with ExitStack() as held:
             config, stored, log = configure(held, None, None, config_file_list, settings)
