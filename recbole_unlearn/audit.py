@@ -12,28 +12,33 @@ import importlib.metadata
 import json
 import math
 import os
+import re
 import sys
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 
+import recbole
 import torch
 
 from recbole_unlearn import checkpoint as checkpoints
 from recbole_unlearn.compat import settings
+from recbole_unlearn.data.triple_log import log_path
 from recbole_unlearn.files import fcntl, sync_folder
 from recbole_unlearn.input_error import InputError
 
 FORMAT = "recbole_unlearn audit 1"
 GENESIS = hashlib.sha256(FORMAT.encode()).hexdigest()
 # The settings that the unlearned weights depend on. A positive list: whatever else a configuration holds (paths, seeds
-# of the draw, tokens, keys of the user's own) may tell what was forgotten.
+# of the draw, tokens, keys of the user's own) may tell what was forgotten. A model's own: see `weight_settings`.
 SETTINGS = (
     "model", "dataset", "seed", "epochs", "learner", "learning_rate", "weight_decay", "train_batch_size",
-    "embedding_size", "train_neg_sample_args", "negatives", "method", "reoptimise_tolerance",
-    "reoptimise_max_iterations", "paper", "curvature", "damping", "damping_strength", "pool_return", "log_epochs",
-    "curvature_triples", "cg_tolerance", "cg_max_iterations",
+    "clip_grad_norm", "embedding_size", "train_neg_sample_args", "negatives", "eval_args", "user_inter_num_interval",
+    "item_inter_num_interval", "valid_metric", "eval_step", "stopping_step", "method", "replay_rows",
+    "reoptimise_tolerance", "reoptimise_max_iterations", "paper", "curvature", "damping", "damping_strength",
+    "pool_return", "log_epochs", "curvature_triples", "unlearn_params", "cg_tolerance", "cg_max_iterations",
+    "request_batch",
 )  # fmt: skip
 
 
@@ -157,12 +162,29 @@ def file_checksum(path):
 
 
 def model_checksums(path, state_dict):
-    """Checksums of a model: of its weights, and of the checkpoint file that holds them."""
-    return {"weights": weights_checksum(state_dict), "file": file_checksum(path)}
+    """Checksums of a model: of its weights, of the checkpoint file that holds them, and of its triple log."""
+    return {
+        "weights": weights_checksum(state_dict),
+        "file": file_checksum(path),
+        "log": _log_checksum(log_path(path)),
+    }
+
+
+def _log_checksum(folder):
+    """SHA-256 of what a log says about itself, the checksums of all its columns included."""
+    return file_checksum(folder / "metadata.json")
+
+
+def weight_settings(kept):
+    """Those of a run's settings that its weights depend on: `SETTINGS`, and what RecBole lists as its model's own."""
+    file = Path(recbole.__file__).parent / "properties" / "model" / f"{kept['model']}.yaml"
+    listed = re.findall(r"^(\w+)\s*:", file.read_text("utf-8"), re.MULTILINE) if file.is_file() else []
+    own = [key for key in listed if not key.endswith("path")]
+    return {key: kept[key] for key in dict.fromkeys([*SETTINGS, *own]) if key in kept}
 
 
 def unlearned_record(request_id, result, config, before, after):
-    """The record of one request.
+    """The record of one request. Figures are rounded: exact ones could tell which interaction a small request named.
 
     Args:
         request_id (str): free of anything personal.
@@ -170,7 +192,6 @@ def unlearned_record(request_id, result, config, before, after):
         config: the run's configuration.
         before, after (dict): `model_checksums`.
     """
-    kept = settings(config)
     unlearning = result["unlearning"]
     return {
         "event": "unlearned",
@@ -178,11 +199,11 @@ def unlearned_record(request_id, result, config, before, after):
         "time": now(),
         "counts": {key: result["forget_set"][key] for key in ("interactions", "of", "users", "items")},
         "method": unlearning["method"],
-        "solver": {key: _number(value) for key, value in unlearning.items() if _scalar(value) and key != "method"},
-        "settings": {key: kept[key] for key in SETTINGS if key in kept},
+        "solver": {key: _coarse(value) for key, value in unlearning.items() if _scalar(value) and key != "method"},
+        "settings": weight_settings(settings(config)),
         "before": before,
         "after": after,
-        "forget_auc": {name: _number(each["forget_auc"]) for name, each in result["models"].items()},
+        "forget_auc": {name: _number(round(each["forget_auc"], 3)) for name, each in result["models"].items()},
         "versions": versions(),
     }
 
@@ -194,6 +215,13 @@ def _scalar(value):
 def _number(value):
     """JSON has no NaN and no infinity."""
     return value if not isinstance(value, float) or math.isfinite(value) else None
+
+
+def _coarse(value):
+    """A number with two significant digits, anything else as it is."""
+    if isinstance(value, (bool, str)) or _number(value) is None:
+        return _number(value)
+    return type(value)(float(f"{value:.2g}"))
 
 
 def purged_record(request_id, purged):
@@ -237,9 +265,12 @@ def verify(path, files=()):
             raise AuditError(
                 f"checkpoint {file} is none that {path} records; it was changed, or another file records it"
             )
-        state, _ = checkpoints.load(file)
-        if weights_checksum(state["state_dict"]) != records[-1]["after"]["weights"]:
+        state, log = checkpoints.load(file)
+        after = records[-1]["after"]
+        if weights_checksum(state["state_dict"]) != after["weights"]:
             raise AuditError(f"checkpoint {file}: its weights are not those that {path} records")
+        if "log" in after and _log_checksum(log.path) != after["log"]:  # records of earlier versions have none
+            raise AuditError(f"checkpoint {file}: its log is not the one that {path} records; it was changed")
     return trail
 
 

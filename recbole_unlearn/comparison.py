@@ -9,7 +9,6 @@ import hashlib
 import inspect
 import json
 import sys
-import tempfile
 from contextlib import contextmanager
 from pathlib import Path
 from time import perf_counter
@@ -28,7 +27,7 @@ from recbole_unlearn.config import UnlearnConfig, own_options
 from recbole_unlearn.data.forget import ForgetRequest
 from recbole_unlearn.data.split import Split
 from recbole_unlearn.evaluation import forgetting, ranking
-from recbole_unlearn.files import write_atomically
+from recbole_unlearn.files import scratch_folder, write_atomically
 from recbole_unlearn.input_error import InputError
 from recbole_unlearn.methods import METHODS, names_in, settings_of
 from recbole_unlearn.methods.base import Forgotten, Method, Task
@@ -226,7 +225,7 @@ class Comparison:
             forgotten = ours.forget(rows)
             costs = {"prepare_seconds": 0.0, "seconds": forgotten.seconds, "details": forgotten.details}
             return figures | {"unlearned": self._evaluate(forgotten.model, rows) | costs}
-        with tempfile.TemporaryDirectory() as scratch:
+        with scratch_folder() as scratch:
             model, seconds = train_any(arguments, seed, scratch, lambda split: self._check_split(name, split))
             return self._evaluate(model, rows) | {"prepare_seconds": 0.0, "seconds": seconds}
 

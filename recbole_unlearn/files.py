@@ -1,10 +1,12 @@
 """Files that a crash cannot halve: replaced whole, locked while in use, swept after killed processes."""
 
 import os
+import platform
 import re
 import shutil
+import tempfile
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from recbole_unlearn.input_error import InputError
@@ -16,6 +18,7 @@ except ImportError:  # Windows: no advisory locks, everything else works
 
 STARTED = time.time()
 TEMPORARY = re.compile(r"\..+\.(\d+)\.tmp")
+SCRATCH = f".recbole_unlearn.{platform.node()}."  # other machines, whose processes we cannot see, may share the folder
 
 
 class Locked(InputError):
@@ -76,10 +79,26 @@ def remove(path):
 
 def sweep(folder):
     """Delete what killed processes left half built (``.NAME.PID.tmp``)."""
-    for entry in _entries(folder):
-        match = TEMPORARY.fullmatch(entry.name)
-        if match and not _alive(int(match[1]), entry):
-            remove(entry)
+    for entry in _left_behind(folder):
+        remove(entry)
+
+
+@contextmanager
+def scratch_folder():
+    """A private folder among the system's temporary ones, deleted on leaving; by `sweep_scratch` if we are killed."""
+    folder = Path(tempfile.mkdtemp(prefix=SCRATCH, suffix=f".{os.getpid()}.tmp"))
+    try:
+        yield folder
+    finally:
+        remove(folder)
+
+
+def sweep_scratch():
+    """Delete the `scratch_folder`s of killed processes: models and logs may lie in them, forgotten rows included."""
+    with suppress(OSError):  # no temporary folder at all: whoever needs one will say so
+        for entry in _left_behind(tempfile.gettempdir(), SCRATCH):
+            with suppress(OSError):  # another user's, or another process is sweeping too
+                remove(entry)
 
 
 def is_debris(entry):
@@ -94,10 +113,20 @@ def _entries(folder):
         return []
 
 
+def _left_behind(folder, prefix="."):
+    """Entries that processes which no longer run were building."""
+    for entry in _entries(folder):
+        match = TEMPORARY.fullmatch(entry.name)
+        if match and entry.name.startswith(prefix) and not _alive(int(match[1]), entry):
+            yield entry
+
+
 def _alive(pid, entry):
     """Whether the process that built ``entry`` still runs."""
     if pid == os.getpid():  # or did, before us, under the same number, as is usual in containers
         return entry.lstat().st_mtime >= STARTED
+    if os.name == "nt":  # where signal 0, by which others are asked, is Ctrl-C
+        return True
     try:
         os.kill(pid, 0)
     except (ProcessLookupError, OverflowError):

@@ -8,7 +8,7 @@ import hashlib
 from html import escape
 from pathlib import Path
 
-from recbole_unlearn.audit import SETTINGS
+from recbole_unlearn.audit import weight_settings
 from recbole_unlearn.pictures import figures, svg
 
 FORGOTTEN = {
@@ -314,7 +314,7 @@ def _certificate(result):
         "<p>Unlearning is approximate: the tables above say how close it came to retraining. This is no formal "
         "(differential-privacy) certificate.</p>"
     )
-    settings = [[key, result["settings"][key]] for key in SETTINGS if key in result["settings"]]
+    settings = weight_settings(result["settings"]).items()
     parts.append(f"<details><summary>Settings that the weights depend on</summary>{_facts(settings)}</details>")
     return _section("Certificate", "".join(parts))
 

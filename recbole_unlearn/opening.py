@@ -23,9 +23,7 @@ def configure(held, model, dataset, config_file_list, config_dict):
     if config_dict is not None and not isinstance(config_dict, Mapping):
         raise InputError("config_dict must be a dict")
     named = _given("checkpoint", config_file_list, config_dict)
-    many = [key for key in ("methods", "compare_models") if _given(key, config_file_list, config_dict) is not None]
-    if _given("evaluate", config_file_list, config_dict) == "fidelity":
-        many = ["evaluate: fidelity", *many]
+    many = _many(config_file_list, config_dict)
     if many and distributed.shared():
         raise InputError(f"{many[0]} trains its models in processes of its own; leave torchrun and nproc out")
     if many and named is not None:
@@ -52,6 +50,35 @@ def configure(held, model, dataset, config_file_list, config_dict):
         kept["data_path"] = str(Path(earlier["data_path"]).parent)
     config = UnlearnConfig(earlier["model"], earlier["dataset"], config_file_list, config_dict, kept)
     return _supported(config), stored, log
+
+
+def _many(config_file_list, config_dict):
+    """What is asked for that trains many models, none of which is an original to replace."""
+    many = [key for key in ("methods", "compare_models") if _given(key, config_file_list, config_dict) is not None]
+    if _given("evaluate", config_file_list, config_dict) == "fidelity":
+        many = ["evaluate: fidelity", *many]
+    return many
+
+
+def experiment(config_file_list, config_dict):
+    """Whether an experiment is asked for."""
+    return _given("experiment", config_file_list, config_dict) not in (None, "none", "None")
+
+
+def check_purge(config_file_list, config_dict, saved):
+    """Raises InputError where a purge is asked for that would not happen: nothing replaces an original."""
+    asked = [
+        key for key in ("purge", "purge_dataset") if parse_value(_given(key, config_file_list, config_dict)) is True
+    ]
+    if not asked:
+        return
+    many = ["experiment"] * experiment(config_file_list, config_dict) + _many(config_file_list, config_dict)
+    if many:
+        raise InputError(f"{many[0]} purges nothing; leave {' and '.join(asked)} out, or {many[0]}")
+    if not saved:
+        raise InputError(
+            f"saved=False keeps no model to replace the original; leave {' and '.join(asked)} out, or save"
+        )
 
 
 def ranks(config_file_list, config_dict) -> dict[str, Any]:

@@ -64,8 +64,8 @@ def _nothing_half(folder):
 
 
 @contextmanager
-def in_one_line(folder):
-    """Say in one line what the system refused: a full disk, a read-only folder."""
+def in_one_line(folder, other="output_dir"):
+    """Say in one line what the system refused: a full disk, a read-only folder. ``other``: what to name instead."""
     existed = folder.exists()
     try:
         yield
@@ -74,7 +74,7 @@ def in_one_line(folder):
             folder.rmdir()
         what = f"{error.filename}: {error.strerror}" if error.filename else error.strerror or str(error)
         raise InputError(
-            f"cannot write to {folder} ({what}); make room, give rights or name another output_dir"
+            f"cannot write to {folder} ({what}); make room, give rights or name another {other}"
         ) from error
 
 

@@ -2,8 +2,7 @@
 
 import logging
 import secrets
-import tempfile
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from time import perf_counter
 
@@ -23,9 +22,10 @@ from recbole_unlearn.evaluation.exposure import exposure
 from recbole_unlearn.evaluation.fidelity import fidelity
 from recbole_unlearn.evaluation.geometry import geometry
 from recbole_unlearn.experiments import Paper, paper_arguments
+from recbole_unlearn.files import scratch_folder, sweep_scratch
 from recbole_unlearn.follower import follow
 from recbole_unlearn.input_error import InputError
-from recbole_unlearn.opening import configure, open_unlearner, ranks
+from recbole_unlearn.opening import check_purge, configure, experiment, open_unlearner, ranks
 from recbole_unlearn.output import (
     audit_file,
     claim,
@@ -68,7 +68,9 @@ def run_unlearn(model=None, dataset=None, config_file_list=None, config_dict=Non
 
 def _run(held, model, dataset, config_file_list, config_dict, saved):
     """`run_unlearn`, with the locks that it takes in ``held``."""
-    if UnlearnConfig.peek("experiment", config_file_list, config_dict) not in (None, "none", "None"):
+    sweep_scratch()
+    check_purge(config_file_list, config_dict, saved)
+    if experiment(config_file_list, config_dict):
         return _experiment(model, dataset, config_file_list, config_dict)
     config, stored, log = configure(held, model, dataset, config_file_list, config_dict)
     if config["methods"] is not None or config["compare_models"] is not None:
@@ -87,9 +89,10 @@ def _run(held, model, dataset, config_file_list, config_dict, saved):
     erasure = erasure_of(config, split, rows, stored) if saved else {}
     trail = audit_file(config, output) if saved else None
     held.enter_context(in_one_line(output))
-    init_logger(config)
-    logger = logging.getLogger()
-    logger.info(_public(config))
+    with _masked(config):
+        init_logger(config)
+        logger = logging.getLogger()
+        logger.info(str(config))
     logger.info(split.train._dataset)
 
     if config["evaluate"] == "fidelity":
@@ -97,8 +100,8 @@ def _run(held, model, dataset, config_file_list, config_dict, saved):
             config, (model, dataset, config_file_list, config_dict), request, rows, output if saved else None
         )
 
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = claim(held, output) if saved else Path(scratch)
+    with scratch_folder() as scratch:
+        folder = claim(held, output) if saved else scratch
         config["checkpoint_dir"] = str(folder)
         seconds: dict = {"original": None}
         if stored:
@@ -120,7 +123,7 @@ def _run(held, model, dataset, config_file_list, config_dict, saved):
             serving.load_state_dict(original.state_dict())
             session = UnlearnSession(config, split, stored, log, serving, unlearner)
             together, drift_every, progress = (config[k] for k in ("request_batch", "drift_every", "show_progress"))
-            served = serve(session, request.value, Path(scratch), together, drift_every, progress)
+            served = serve(session, request.value, scratch, together, drift_every, progress)
             unlearned = served.unlearned
         else:
             unlearned = unlearner.unlearn(rows, show_progress=config["show_progress"])
@@ -207,7 +210,8 @@ def _comparison(held, config, arguments, saved):
     requests(config)
     folder = output_folder(config)
     held.enter_context(in_one_line(folder))
-    init_logger(config)
+    with _masked(config):
+        init_logger(config)
     cache = config["comparison_cache"] or Path(config["checkpoint_dir"]) / "comparison"
     trained = TrainedSeeds(arguments, cache)
     sets, seeds = forget_sets(trained.config, trained.split), config["comparison_seeds"]
@@ -242,11 +246,12 @@ def _experiment(model, dataset, config_file_list, config_dict):
     return {"page": page, "files": {"page": str(folder / f"{dataset}.md"), "figures": str(folder / dataset)}}
 
 
-def _public(config):
-    """The configuration as RecBole prints it, with personal values masked."""
+@contextmanager
+def _masked(config):
+    """Personal values masked while RecBole prints the configuration, or hashes it into the names of its log files."""
     kept = {key: config[key] for key in PERSONAL_KEYS if config[key] is not None}
     config.final_config_dict.update(dict.fromkeys(kept, "(given, not logged)"))
     try:
-        return str(config)
+        yield
     finally:
         config.final_config_dict.update(kept)

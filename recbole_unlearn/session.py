@@ -9,9 +9,10 @@ from recbole.utils import init_seed
 from recbole_unlearn.data.forget import ForgetRequest
 from recbole_unlearn.data.split import Split
 from recbole_unlearn.data.triple_log import log_path
+from recbole_unlearn.files import locked, sweep_scratch
 from recbole_unlearn.input_error import InputError
 from recbole_unlearn.opening import configure, open_unlearner
-from recbole_unlearn.output import save_unlearned
+from recbole_unlearn.output import in_one_line, save_unlearned
 from recbole_unlearn.unlearners import Unlearned
 
 
@@ -42,6 +43,7 @@ class UnlearnSession:
         Raises:
             InputError: as `run_unlearn` does.
         """
+        sweep_scratch()
         settings = {**(config_dict or {}), "checkpoint": str(checkpoint)}
         with ExitStack() as held:
             config, stored, log = configure(held, None, None, config_file_list, settings)
@@ -95,9 +97,19 @@ class UnlearnSession:
         return unlearned
 
     def save(self, path):
-        """Write the checkpoint and the log as they are now: nothing that was forgotten is in them."""
+        """Write the checkpoint and the log as they are now: nothing that was forgotten is in them.
+
+        Raises:
+            InputError: there is something already, another process is writing there, or the system refuses.
+        """
         path, rows = Path(path), self.forgotten
-        if path.exists() or log_path(path).exists():
-            raise InputError(f"{path} exists already; name a new file")
+        _check_new(path)
         now = Unlearned(self.unlearner.state_dict, self.unlearner.method, 0.0, {}, self.unlearner.snapshots)
-        save_unlearned(path, self.stored, self.log, now, self.split, rows, self.config)
+        with in_one_line(path.parent, "file"), locked(path):
+            _check_new(path)  # again, now that nobody else can be writing
+            save_unlearned(path, self.stored, self.log, now, self.split, rows, self.config)
+
+
+def _check_new(path):
+    if path.exists() or log_path(path).exists():
+        raise InputError(f"{path} exists already; name a new file")

@@ -6,11 +6,14 @@ import os
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import SECRET_ITEM, SECRET_USER
 
-from recbole_unlearn import audit
+from recbole_unlearn import audit, checkpoint
+from recbole_unlearn.compat import settings
+from recbole_unlearn.data import triple_log
 from recbole_unlearn.input_error import InputError
 from recbole_unlearn.quick_start import run_unlearn
 
@@ -148,14 +151,53 @@ def test_a_run_is_recorded(finished):
     forget = result["forget_set"]
     assert record["counts"] == {key: forget[key] for key in ("interactions", "of", "users", "items")}
     assert record["event"] == "unlearned" and record["method"] == "replay" and record["time"].endswith("+00:00")
-    assert record["solver"]["rows_replayed"] == result["unlearning"]["rows_replayed"]
-    assert record["forget_auc"] == {name: each["forget_auc"] for name, each in result["models"].items()}
+    assert record["solver"]["epochs"] == result["unlearning"]["epochs"]
+    assert record["forget_auc"] == {
+        name: pytest.approx(each["forget_auc"], abs=5e-4) for name, each in result["models"].items()
+    }
     assert record["versions"].keys() == {"recbole_unlearn", "recbole", "torch", "numpy"}
     for when, name in (("before", "model"), ("after", "unlearned")):
         content = (folder / f"{name}.pth").read_bytes()
         assert record[when]["file"] == hashlib.sha256(content).hexdigest()
         state = torch.load(folder / f"{name}.pth", weights_only=True)["state_dict"]
         assert record[when]["weights"] == audit.weights_checksum(state)
+        log = (folder / f"{name}.triples" / "metadata.json").read_bytes()
+        assert record[when]["log"] == hashlib.sha256(log).hexdigest()
+
+
+def test_figures_are_too_coarse_to_tell_which_interaction_was_forgotten(finished):
+    result, folder = finished
+    (record,) = audit.read(folder / "audit.jsonl").records
+    exact, kept = result["unlearning"], record["solver"]
+    for key in ("rows_replayed", "triples_replayed", "step_norm", "seconds"):
+        assert kept[key] == pytest.approx(exact[key], rel=0.05) and type(kept[key]) is type(exact[key])
+        assert len(f"{kept[key]:e}".split("e")[0].rstrip("0").replace(".", "")) <= 2
+    assert kept["triples_replayed"] != exact["triples_replayed"] and kept["step_norm"] != exact["step_norm"]
+    assert all(value == round(value, 3) for value in record["forget_auc"].values())
+    assert kept["chosen"] == exact["chosen"] and kept["all_rows"] is exact["all_rows"]
+
+
+@pytest.mark.parametrize(
+    "value, kept",
+    [(0, 0), (7, 7), (1249, 1200), (True, True), (0.0, 0.0), (1.2345e-9, 1.2e-9), (-99.9, -100.0), ("a", "a")],
+)
+def test_two_digits_are_kept(value, kept):
+    assert audit._coarse(value) == kept and type(audit._coarse(value)) is type(kept)
+
+
+def test_a_figure_that_is_no_number_is_recorded_as_none():
+    assert audit._coarse(float("nan")) is None and audit._coarse(float("inf")) is None
+
+
+def test_settings_that_the_weights_depend_on_are_recorded(make_config):
+    def of(*args, **keys):
+        return audit.weight_settings(settings(make_config(*args, **keys)))
+
+    found = of("LightGCN", n_layers=3, reg_weight=1e-3, unlearn_params=["user*"], replay_rows="all")
+    assert found["n_layers"] == 3 and found["reg_weight"] == 1e-3
+    assert found["unlearn_params"] == ["user*"] and found["replay_rows"] == "all"
+    assert "n_layers" not in of() and of("NeuMF", mf_pretrain_path="SECRET").keys() >= {"mf_train", "mlp_hidden_size"}
+    assert not any("path" in key for key in of("NeuMF", mf_pretrain_path="SECRET"))
 
 
 def test_the_weights_checksum_sees_every_part_of_a_state_dict():
@@ -265,6 +307,31 @@ def test_verify_finds_a_changed_log(recorded):
     users.write_bytes(users.read_bytes()[:-1] + b"\x01")
     with pytest.raises(InputError):
         audit.verify(recorded / "audit.jsonl", [recorded / "unlearned.pth"])
+
+
+def edited(path):
+    """Another item in the first row of a log, and checksums that fit."""
+    log = triple_log.TripleLog.open(path)
+    items = log.items.copy()
+    items[0] = items[1]
+    np.save(path / "items.npy", items)
+    log.metadata["crc32"]["items.npy"] = triple_log._crc(items)
+    log._write_metadata()
+
+
+def test_verify_finds_a_changed_log_whose_checksums_were_changed_too(recorded):
+    edited(recorded / "unlearned.triples")
+    assert checkpoint.load(recorded / "unlearned.pth")  # the log alone does not show it
+    with pytest.raises(audit.AuditError, match="its log"):
+        audit.verify(recorded / "audit.jsonl", [recorded / "unlearned.pth"])
+
+
+def test_records_of_earlier_versions_verify(recorded):
+    """They hold no checksum of the log."""
+    (record,) = audit.read(recorded / "audit.jsonl").records
+    del record["before"]["log"], record["after"]["log"], record["previous"]
+    audit.append(recorded / "old.jsonl", record)
+    assert len(audit.verify(recorded / "old.jsonl", [recorded / "unlearned.pth"]).records) == 1
 
 
 @pytest.mark.parametrize(

@@ -431,6 +431,23 @@ CASES = {
         edit(lambda s: s.update(data={"inter": str(VICTIM.absolute())})),
         ["--purge=True", "--purge_dataset=True"], "other.inter",
     ),
+    "purge after a comparison of methods": (nothing, [*COMPARED, "--purge=True"], "methods purges nothing"),
+    "purge after a comparison of models": (
+        nothing, [*TRAINED, "--compare_models=Pop", "--purge=True"], "compare_models purges nothing",
+    ),
+    "purge after an experiment": (
+        nothing, [*TRAINED, "--forget_count=None", "--experiment=paper", "--purge=True"], "experiment purges nothing",
+    ),
+    "purge of a data set after an experiment": (
+        nothing, [*TRAINED, "--forget_count=None", "--experiment=paper", "--purge_dataset=true"], "purge_dataset out",
+    ),
+    "purge after measuring fidelity": (
+        nothing, [*TRAINED, "--evaluate=fidelity", "--purge=True"], "fidelity purges nothing",
+    ),
+    "purge of a data set after measuring fidelity, by a file": (
+        written("purge.yaml", "purge: True\npurge_dataset: True\n"),
+        [*TRAINED, "--evaluate=fidelity", "--config_files=purge.yaml"], "leave purge and purge_dataset out",
+    ),
     # comparisons and training
     "method that is unknown": (nothing, [*TRAINED, "--methods=retrain,scfi"], "did you mean"),
     "methods of numbers": (nothing, [*TRAINED, "--methods=[1]"], "methods"),

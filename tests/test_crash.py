@@ -6,6 +6,7 @@ import os
 import resource
 import shutil
 import signal
+import tempfile
 import traceback
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -15,13 +16,13 @@ import pytest
 import torch
 from recbole.utils import init_seed
 
-from recbole_unlearn import audit, opening, output, reporting
+from recbole_unlearn import audit, files, opening, output, quick_start, reporting
 from recbole_unlearn import checkpoint as checkpoints
 from recbole_unlearn import purge as purging
 from recbole_unlearn.config import UnlearnConfig
 from recbole_unlearn.data.split import Split
 from recbole_unlearn.data.triple_log import TripleLog
-from recbole_unlearn.files import locked
+from recbole_unlearn.files import locked, scratch_folder
 from recbole_unlearn.input_error import InputError
 from recbole_unlearn.quick_start import run_unlearn
 
@@ -235,8 +236,8 @@ def fresh(scene, tmp_path):
 
 def test_the_search_for_traces_finds_what_is_there(scene, tmp_path):
     fresh(scene, tmp_path)
-    files = {Path(file).name for file, _ in forgotten_traces(".", scene)}
-    assert files == {"tiny.inter", "users.npy"}
+    found = {Path(file).name for file, _ in forgotten_traces(".", scene)}
+    assert found == {"tiny.inter", "users.npy"}
     user, item = scene["split"].pairs(scene["rows"])[0]
     Path("a.json").write_bytes(json.dumps([user, item]).encode("utf-16"))
     torch.save({"a": [torch.arange(4)]}, "a.pth")
@@ -540,6 +541,51 @@ def test_what_is_half_built_is_swept_if_its_process_is_dead(tmp_path):
     purging.tidy(tmp_path)
     left = {file.name for file in tmp_path.iterdir()}
     assert left == {f".a.pth.{os.getppid()}.tmp", "a.tmp", ".a.tmp", ours.name, "cwd"}
+
+
+@pytest.fixture
+def temporary(tmp_path, monkeypatch):
+    """An own folder in the place of the system's temporary one."""
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
+    return tmp_path / "tmp"
+
+
+def test_what_a_killed_run_without_files_left_is_swept_by_the_next(scene, tmp_path, temporary, monkeypatch):
+    """Its temporary folder holds a model and a log with the rows that are to be forgotten."""
+
+    def die(config, _):
+        (Path(config["checkpoint_dir"]) / "model.pth").touch()
+        os._exit(KILLED)
+
+    fresh(scene, tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(quick_start, "make_trainer", die)
+        keys = {"checkpoint": str(MODEL), "forget_count": 3, "compare": "none"}
+        assert forked(lambda: run_unlearn(config_dict=keys, saved=False)) == KILLED
+    (left,) = temporary.iterdir()
+    assert left.stat().st_mode & 0o77 == 0 and (left / "model.pth").exists()
+    with pytest.raises(InputError):
+        run_unlearn(config_dict={"checkpoint": "none.pth"})
+    assert not list(temporary.iterdir())
+
+
+def test_temporary_folders_of_living_processes_and_of_others_stay(temporary):
+    def die():
+        with scratch_folder():
+            os._exit(KILLED)
+
+    assert forked(die) == KILLED
+    (dead,) = temporary.iterdir()
+    pid = dead.name.split(".")[-2]
+    elsewhere = dead.name.replace(files.SCRATCH, ".recbole_unlearn.another-machine.")
+    others = {f".editor.{pid}.tmp", elsewhere, dead.name.replace(pid, str(os.getppid()))}
+    for name in others:
+        (temporary / name).mkdir()
+    with scratch_folder() as ours:
+        files.sweep_scratch()
+        assert {each.name for each in temporary.iterdir()} == others | {ours.name}
+    assert not ours.exists()
 
 
 def test_the_log_of_the_scene_is_that_of_the_checkpoint(scene):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import inside
 from recbole.utils import init_seed
-from test_crash import FAILED, KILLED, Dying, forked
+from test_crash import FAILED, KILLED, Dying, files_up_to, forked
 
 from recbole_unlearn import checkpoint as checkpoints
 from recbole_unlearn import purge as purging
@@ -17,7 +17,7 @@ from recbole_unlearn import training
 from recbole_unlearn.config import UnlearnConfig
 from recbole_unlearn.data.split import Split
 from recbole_unlearn.data.triple_log import TripleLog, log_path
-from recbole_unlearn.files import locked
+from recbole_unlearn.files import Locked, locked
 from recbole_unlearn.input_error import InputError
 from recbole_unlearn.output import output_folder
 from recbole_unlearn.session import UnlearnSession
@@ -153,6 +153,41 @@ def test_killed_in_saving_a_session_there_is_nothing_or_the_whole(session, tmp_p
             if n % 10 == 0 and not reader:
                 assert forked(lambda: session.save(LATER)) == 0 and whole(session)
     assert found[0] is False and found[-1] is True and found == sorted(found) and len(found) > 40
+
+
+@pytest.mark.parametrize("limit", [0, 500, 3000, 12000])
+def test_a_full_disk_in_saving_a_session_is_one_error_and_leaves_nothing(session, tmp_path, limit):
+    (tmp_path / "run").mkdir()
+    with files_up_to(limit), pytest.raises(InputError, match="cannot write to .*another file") as refused:
+        session.save(tmp_path / "run" / LATER)
+    assert "\n" not in str(refused.value) and not list((tmp_path / "run").iterdir())
+
+
+def test_saving_a_session_where_nothing_can_be_written_is_one_error(session):
+    with pytest.raises(InputError, match="cannot write to /proc") as refused:
+        session.save("/proc/later.pth")
+    assert "\n" not in str(refused.value)
+
+
+def test_a_session_is_not_saved_where_somebody_else_is_writing(session, tmp_path):
+    with locked(tmp_path / LATER), pytest.raises(Locked):
+        session.save(tmp_path / LATER)
+    assert not (tmp_path / LATER).exists()
+
+
+def test_a_session_keeps_others_off_while_it_is_saved(session, tmp_path, monkeypatch):
+    tried = []
+
+    def save(path, *_):
+        with pytest.raises(Locked), locked(path):
+            pass
+        tried.append(path)
+
+    monkeypatch.setattr("recbole_unlearn.session.save_unlearned", save)
+    session.save(tmp_path / LATER)
+    assert tried == [tmp_path / LATER]
+    with locked(tmp_path / LATER):
+        pass
 
 
 def whole(session):

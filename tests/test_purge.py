@@ -190,6 +190,15 @@ def test_purge_dataset_needs_purge(forget):
     refused(forget, "purge: True", forget_count=3, purge=False)
 
 
+@pytest.mark.parametrize("keys", [{}, {"purge_dataset": False}])
+def test_purge_needs_a_model_that_is_kept(make_options, data, keys):
+    before = everything()
+    given = make_options(data_path="data", forget_count=3, purge=True, **{"purge_dataset": True, **keys})
+    with pytest.raises(InputError, match="saved=False"):
+        run_unlearn("BPR", "tiny", None, given, saved=False)
+    assert everything() == before
+
+
 def test_the_bundled_data_is_refused(make_options):
     keys = make_options(forget_count=3, output_dir="out", purge=True, purge_dataset=True, epochs=1)
     keys.pop("data_path")

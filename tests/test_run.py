@@ -12,15 +12,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import inside
 from recbole.config import Config
 from recbole.data import create_dataset, data_preparation
 from recbole.model.general_recommender.bpr import BPR
 from recbole.trainer.trainer import Trainer
-from recbole.utils import init_seed
+from recbole.utils import init_logger, init_seed
 
 import recbole_unlearn
 import run_unlearn as command_line
-from recbole_unlearn import checkpoint
+from recbole_unlearn import checkpoint, quick_start
 from recbole_unlearn.config import own_options
 from recbole_unlearn.data.triple_log import TripleLog
 from recbole_unlearn.input_error import InputError
@@ -478,6 +479,29 @@ def test_the_names_of_the_forgotten_are_written_nowhere(run, split, tmp_path, re
 def test_the_names_of_the_forgotten_are_written_nowhere_by_a_second_request(trained, run, recbole_log):
     run(state="INFO", checkpoint=str(trained / "unlearned.pth"), forget_users=[SECRET_USER], compare="retrain")
     assert holders(SECRET_USER) == []
+
+
+class Enough(Exception):
+    """Ends a run once what the test is about has happened."""
+
+
+@pytest.mark.parametrize("keys", [{}, {"methods": "ours"}])
+def test_the_names_of_logs_do_not_tell_who_is_forgotten(run, split, tmp_path, monkeypatch, keys):
+    """RecBole hashes all values of the configuration into the name: one token could be found by trying all."""
+
+    def start(config):
+        init_logger(config)
+        raise Enough
+
+    monkeypatch.setattr(quick_start, "init_logger", start)
+    hashes = []
+    for n, user in enumerate((SECRET_USER, str(split.token("user", 5)))):
+        (tmp_path / str(n)).mkdir()
+        with inside(tmp_path / str(n)), pytest.raises(Enough):
+            run(saved=False, forget_users=[user], **keys)
+        (log,) = (tmp_path / str(n)).rglob("*.log")
+        hashes.append(log.stem.rpartition("-")[2])
+    assert hashes[0] == hashes[1]
 
 
 # -- bad requests

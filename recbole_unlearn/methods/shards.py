@@ -3,7 +3,6 @@
 import hashlib
 import json
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from time import perf_counter
 
 import numpy as np
@@ -18,7 +17,7 @@ from recbole_unlearn import checkpoint
 from recbole_unlearn.compat import clear_caches
 from recbole_unlearn.config import changed
 from recbole_unlearn.data.split import eval_loader
-from recbole_unlearn.files import locked, sweep
+from recbole_unlearn.files import locked, scratch_folder, sweep
 from recbole_unlearn.input_error import InputError
 from recbole_unlearn.methods.base import Forgotten, Method
 from recbole_unlearn.trainer import BPRTrainer
@@ -100,8 +99,8 @@ def fit(config, model, loader, valid, epochs, patience=None, show_progress=False
     trainer.epochs = epochs
     trainer.eval_step = min(trainer.eval_step, epochs)
     trainer.stopping_step = trainer.stopping_step if patience is None else patience
-    with TemporaryDirectory() as folder:
-        trainer.saved_model_file = str(Path(folder) / "best.pth")
+    with scratch_folder() as folder:
+        trainer.saved_model_file = str(folder / "best.pth")
         trainer.fit(loader, valid, verbose=False, show_progress=show_progress)
         state = torch.load(trainer.saved_model_file, map_location=config["device"], weights_only=True)
     model.load_state_dict(state["state_dict"])
