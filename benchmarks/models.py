@@ -157,9 +157,9 @@ def hessian_error(unlearner, config, split, double):
         torch.set_default_dtype(torch.float32)
 
 
-def run_one(name, dataset, epochs, count, seeds=1):
+def run_one(name, dataset, epochs, count, seeds=1, changes=None):
     """Figures of one model, as a dict, means over seeds; ``refused`` holds the reason where it is refused."""
-    found = [run_seed(name, dataset, epochs, count, 2020 + n) for n in range(seeds)]
+    found = [run_seed(name, dataset, epochs, count, 2020 + n, changes or {}) for n in range(seeds)]
     if "refused" in found[0]:
         return found[0]
     auc = {key: [each["auc"][key] for each in found] for key in found[0]["auc"]}
@@ -168,7 +168,7 @@ def run_one(name, dataset, epochs, count, seeds=1):
     return found[0] | {"auc": means, "auc_of_seeds": auc, "seconds": seconds}
 
 
-def run_seed(name, dataset, epochs, count, seed):
+def run_seed(name, dataset, epochs, count, seed, changes):
     """Figures of one model of one seed; the Hessian product of the first."""
     import torch
     from recbole.utils import init_seed
@@ -182,7 +182,7 @@ def run_seed(name, dataset, epochs, count, seed):
 
     torch.set_num_threads(1)
     chosen = settings(name, dataset, epochs) | {"forget_count": count, "use_gpu": False, "method": "influence"}
-    chosen["seed"] = seed
+    chosen |= changes | {"seed": seed}
     with tempfile.TemporaryDirectory() as folder:
         if name in VECTORS:
             dataset, chosen["data_path"] = write_vectors(dataset, folder), folder
@@ -263,10 +263,13 @@ def table(folder, dataset):
         if kind == "sequential":
             kind += f", {found.get('sequence', 50)} items"
         kind += "".join(f", {key}: {value}" for key, value in found.get("smaller", {}).items())
+        approximated = list(found["report"].get("approximated", []))
+        if triples := found["report"].get("curvature_triples"):
+            approximated.append(f"curvature: of {triples:,} triples")
         lines.append(
             f"| {name} | {kind} | {auc['original']} | {auc['unlearned']} | {auc['retrained']} | {way} "
             f"| {seconds['unlearn']:.1f} | {seconds['retrain']:.1f} | {error} "
-            f"| {'; '.join(found['report'].get('approximated', []))} |"
+            f"| {'; '.join(approximated)} |"
         )
     return works, "\n".join(lines) + "\n"
 
@@ -278,13 +281,16 @@ def main():
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--count", type=int, default=200, help="interactions to forget")
+    parser.add_argument("--curvature_triples", type=int, help="fewer than the default: faster, less faithful")
     parser.add_argument("--timeout", type=int, default=900, help="seconds a model")
     parser.add_argument("--again", action="store_true", help="run models that are done, too")
     parser.add_argument("--output", default=str(Path(__file__).resolve().parent.parent / "results"))
     parser.add_argument("--one", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one:
-        result = run_one(arguments.one, arguments.dataset, arguments.epochs, arguments.count, arguments.seeds)
+        wanted = {"curvature_triples": arguments.curvature_triples} if arguments.curvature_triples else {}
+        dataset, epochs, count, seeds = arguments.dataset, arguments.epochs, arguments.count, arguments.seeds
+        result = run_one(arguments.one, dataset, epochs, count, seeds, wanted)
         print("RESULT " + json.dumps(result))
         return
     folder = Path(arguments.output) / "models"
@@ -294,9 +300,7 @@ def main():
         if file.exists() and not arguments.again and "failed" not in json.loads(file.read_text()):
             continue
         start = perf_counter()
-        command = [sys.executable, __file__, "--one", name, "--dataset", arguments.dataset]
-        command += ["--epochs", str(arguments.epochs), "--count", str(arguments.count)]
-        command += ["--seeds", str(arguments.seeds)]
+        command = [sys.executable, __file__, *sys.argv[1:], "--one", name]
         with tempfile.TemporaryDirectory() as scratch:
             try:
                 threads = {"OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"}

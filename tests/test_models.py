@@ -12,7 +12,6 @@ from recbole_unlearn.data.split import Split
 from recbole_unlearn.evaluation.forgetting import percentiles
 from recbole_unlearn.influence.operators import AutogradCurvature
 from recbole_unlearn.input_error import InputError
-from recbole_unlearn.models import support
 from recbole_unlearn.models.view import View
 from recbole_unlearn.opening import open_unlearner
 from recbole_unlearn.quick_start import run_unlearn
@@ -270,14 +269,6 @@ def test_a_wholly_forgotten_item_that_begins_a_history_is_named(trained):
     assert any(f"of {len(users)} users" in each for each in unlearner.unlearn(rows).details["approximated"])
     assert split.first_items_kept(rows[1:]) == 0
     assert not any("histories" in each for each in unlearner.unlearn(rows[1:]).details["approximated"])
-
-
-@pytest.mark.parametrize("name, dear", [("SASRec", True), ("GRU4Rec", True), ("FPMC", False), ("NGCF", False)])
-def test_sequential_models_with_weights_besides_embeddings_are_dear(of, name, dear, monkeypatch):
-    model = new_model(*of(name))
-    assert support.traits(model).curvature_triples is None  # small as it is here
-    monkeypatch.setattr(support, "DENSE", 0)
-    assert support.traits(model).curvature_triples == (support.DENSE_TRIPLES if dear else None)
 
 
 def test_graph_and_probe(trained):

@@ -1,9 +1,8 @@
 """Which of RecBole's models can be unlearned from, and what is special about some of them."""
 
 import importlib.util
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-import torch
 from recbole.utils import InputType, ModelType
 
 
@@ -69,19 +68,9 @@ NEEDS = {"NCL": "faiss", "KGIN": "torch_scatter", "MCCLK": "torch_scatter"}
 PRELOADED = {"GRU4RecKG": ("ent_id",), "KSR": ("ent_id", "rel_id")}
 
 
-# A sequential model with so many weights besides embeddings runs them at every item of a history: triples in the
-# curvature are dear.
-DENSE, DENSE_TRIPLES = 32_768, 2048
-
-
 def traits(model):
     """`Traits` of a model."""
-    found = TRAITS.get(type(model).__name__, Traits())
-    if found.curvature_triples is None and model.type == ModelType.SEQUENTIAL:
-        embeddings = sum(m.weight.numel() for m in model.modules() if isinstance(m, torch.nn.Embedding))
-        if sum(p.numel() for p in model.parameters()) - embeddings > DENSE:
-            return replace(found, curvature_triples=DENSE_TRIPLES)
-    return found
+    return TRAITS.get(type(model).__name__, Traits())
 
 
 def refusal(config):
