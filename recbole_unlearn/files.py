@@ -162,12 +162,13 @@ def _lock(path):
         return None, None
     name = path.with_name(f".{path.name}.lock")
     while True:
+        own = name
         try:
             descriptor = os.open(name, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
         except OSError:  # a folder that we may only read: the checkpoint itself will not be replaced, so lock that
             if not path.is_file():
                 return None, None
-            descriptor, name = os.open(path, os.O_RDONLY), None
+            descriptor, own = os.open(path, os.O_RDONLY), None
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -178,8 +179,8 @@ def _lock(path):
             return None, None
         # the holder before us may have deleted the file between our opening and our locking it
         try:
-            if name is None or os.path.samestat(os.fstat(descriptor), os.stat(name)):
-                return descriptor, name
+            if not own or os.path.samestat(os.fstat(descriptor), os.stat(own)):
+                return descriptor, own
         except FileNotFoundError:
             pass
         os.close(descriptor)
