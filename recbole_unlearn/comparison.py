@@ -10,6 +10,7 @@ import inspect
 import json
 import sys
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from time import perf_counter
 
@@ -37,6 +38,8 @@ from recbole_unlearn.training import RUN_KEYS, Run, TrainedSeeds, new_model, qui
 
 ORIGINAL, RETRAIN = "original", "retrain"
 SETS = ("ratio", "count", "core_users", "edge_users", "popular_items", "rare_items")  # none of which names anybody
+# Beside a method's own file, what its figures depend on.
+SHARED = ("influence/*.py", "unlearners/*.py", "models/*.py", "methods/pairwise.py", "methods/shards.py", "opening.py")
 # Models that learn whole rows of the interaction matrix: RecBole refuses to train them with negatives.
 WITHOUT_NEGATIVES = (*AUTOENCODERS, "ENMF")
 
@@ -100,7 +103,7 @@ class Comparison:
         Returns:
             dict of plain values: ``seeds``, ``settings`` of methods, and ``sets``: name -> ``interactions`` and
             ``figures``, which hold a list over seeds for 'original', 'retrain', each method and each model, and for
-            'MODEL, unlearned' where ours makes the model forget.
+            'MODEL, retrained' and 'MODEL, unlearned' where ours makes the model forget.
         """
         results = {}
         with quiet(), one_thread():
@@ -116,8 +119,10 @@ class Comparison:
                     figures[method].append(self._figures(method, seed, rows))
                 for model in models:
                     runs = [self._of_model(model, seed, rows) for seed in self.seeds]
-                    after = [run.pop("unlearned") for run in runs if "unlearned" in run]
-                    figures |= {model: runs} | ({f"{model}, unlearned": after} if after else {})
+                    figures[model] = runs
+                    for part in ("retrained", "unlearned"):
+                        if part in runs[0]:
+                            figures[f"{model}, {part}"] = [run.pop(part) for run in runs]
                 results[name] = {"interactions": len(rows), "figures": figures}
         return {"seeds": self.seeds, "settings": self.settings, "models": list(models), "sets": results}
 
@@ -150,7 +155,10 @@ class Comparison:
         original = self.trained.path(self._original_run(seed)).stem
         retrained = self.trained.path(self._retrain_run(seed, rows)).stem
         settings = self.settings.get(name)
-        what = [original, retrained, name, settings, self._evaluated_by(), _source(METHODS.get(name))]
+        method = METHODS.get(name)
+        what = [original, retrained, name, settings, self._evaluated_by(), _source(method)]
+        if method:
+            what.append(shared_sources())
         if settings and settings.get("ideal"):
             what.append(self._wanted.tolist())
         return self._kept(what, lambda: self._measure(name, seed, rows))
@@ -169,9 +177,11 @@ class Comparison:
             own = type(method).original is not Method.original
             before = {ORIGINAL: self._evaluate(method.original(), rows)} if own else {}
             forgotten = method.forget(rows)
-        figures = self._evaluate(forgotten.model, rows)
+        return self._with_costs(forgotten, prepare_seconds, rows) | before
+
+    def _with_costs(self, forgotten, prepare_seconds, rows):
         costs = {"prepare_seconds": prepare_seconds, "seconds": forgotten.seconds, "details": forgotten.details}
-        return figures | costs | before
+        return self._evaluate(forgotten.model, rows) | costs
 
     def retrained(self, seed, rows):
         """What `methods.retrain.Retrain` gives, from the cache."""
@@ -210,6 +220,8 @@ class Comparison:
         settings = training_settings(UnlearnConfig(*arguments))
         data = self.split.fingerprint_without(rows)
         what = ["model", name, settings, data, self.split.fingerprint, seed, self._evaluated_by()]
+        if refusal(UnlearnConfig(*arguments)) is None:
+            what += ["retrained", settings_of("ours"), _source(METHODS["ours"]), shared_sources()]
         return self._kept(what, lambda: self._measure_model(name, arguments, seed, rows))
 
     def _measure_model(self, name, arguments, seed, rows):
@@ -218,13 +230,15 @@ class Comparison:
             self._check_split(name, other.split)
             comparison = Comparison(other, {}, 1, self.show_progress)
             run = comparison._original_run(seed)
-            other.train([run], self.show_progress)
+            other.train([run, comparison._retrain_run(seed, rows)], self.show_progress)
             task = comparison.task(seed)
-            figures = self._evaluate(task.model(), rows) | {"prepare_seconds": 0.0, "seconds": other.seconds(run)}
             ours = METHODS["ours"](task, settings_of("ours"))
-            forgotten = ours.forget(rows)
-            costs = {"prepare_seconds": 0.0, "seconds": forgotten.seconds, "details": forgotten.details}
-            return figures | {"unlearned": self._evaluate(forgotten.model, rows) | costs}
+            prepare_seconds = ours.prepare(rows)
+            figures = self._evaluate(task.model(), rows) | {"prepare_seconds": 0.0, "seconds": other.seconds(run)}
+            return figures | {
+                "retrained": self._with_costs(comparison.retrained(seed, rows), 0.0, rows),
+                "unlearned": self._with_costs(ours.forget(rows), prepare_seconds, rows),
+            }
         with scratch_folder() as scratch:
             model, seconds = train_any(arguments, seed, scratch, lambda split: self._check_split(name, split))
             return self._evaluate(model, rows) | {"prepare_seconds": 0.0, "seconds": seconds}
@@ -234,8 +248,17 @@ class Comparison:
             raise InputError(f"compare_models: {name} has settings under which RecBole splits the data differently")
 
 
+@cache
+def shared_sources(root=Path(__file__).parent):
+    """Checksum of the sources that methods share: with it, figures are measured anew when one of them was changed."""
+    checksum = hashlib.sha256()
+    for file in sorted(file for pattern in SHARED for file in root.glob(pattern)):
+        checksum.update(f"{file.relative_to(root).as_posix()}\0".encode() + file.read_bytes() + b"\0")
+    return checksum.hexdigest()
+
+
 def _source(method):
-    """Source of a method's files: with it, figures are measured anew when the method was changed."""
+    """Source of a method's own files, for the same reason; what it trained beforehand is kept by this alone."""
     own = [each for each in (method.__mro__ if method else ()) if issubclass(each, Method) and each is not Method]
     return [inspect.getsource(sys.modules[each.__module__]) for each in own]
 

@@ -7,15 +7,18 @@ cut off goes on where it stopped.
 import json
 import os
 import platform
+import shlex
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import yaml
 
 from recbole_unlearn.comparison import ORIGINAL, RETRAIN, Comparison, summary
-from recbole_unlearn.config import UnlearnConfig, properties_dir
+from recbole_unlearn.compat import plain
+from recbole_unlearn.config import UnlearnConfig, parse_value, properties_dir
 from recbole_unlearn.data.forget import KINDS, ForgetRequest
 from recbole_unlearn.evaluation.geometry import embeddings, geometry, weight_distance
 from recbole_unlearn.files import write_atomically
@@ -23,37 +26,15 @@ from recbole_unlearn.input_error import InputError
 from recbole_unlearn.methods import METHODS
 from recbole_unlearn.pictures import figures as draw
 from recbole_unlearn.pictures import interactive, png, svg
+from recbole_unlearn.published import METRICS, PROTOCOL, PUBLISHED, from_retrain, sentences
 from recbole_unlearn.reporting import READ_COMPARED, compared_table, latex
-from recbole_unlearn.training import Run, TrainedSeeds, new_model, quiet
+from recbole_unlearn.training import RUN_KEYS, Run, TrainedSeeds, new_model, quiet
 
-PROTOCOL = "uni99"
-# HR@10 and NDCG@10 of Table 3, in the order of the ratios .010, .015, .020, .025, .030, .035 %.
-PUBLISHED = {
-    "ml-1m": {
-        "original": ((0.643,) * 6, (0.369,) * 6),
-        "retrain": ((0.627, 0.623, 0.619, 0.623, 0.616, 0.615), (0.353, 0.354, 0.354, 0.355, 0.352, 0.351)),
-        "sisa": ((0.598, 0.594, 0.595, 0.595, 0.595, 0.594), (0.334, 0.333, 0.334, 0.335, 0.335, 0.333)),
-        "receraser": ((0.607, 0.606, 0.609, 0.609, 0.607, 0.600), (0.342, 0.340, 0.344, 0.341, 0.340, 0.337)),
-        "ubpr": ((0.630, 0.625, 0.621, 0.619, 0.616, 0.614), (0.356, 0.352, 0.348, 0.345, 0.340, 0.333)),
-    },
-    "pinterest": {
-        "original": ((0.839,) * 6, (0.510,) * 6),
-        "retrain": ((0.839, 0.836, 0.838, 0.838, 0.838, 0.838), (0.506, 0.506, 0.506, 0.507, 0.506, 0.507)),
-        "sisa": ((0.810, 0.811, 0.809, 0.808, 0.810, 0.809), (0.480, 0.480, 0.479, 0.478, 0.480, 0.479)),
-        "receraser": ((0.838, 0.839, 0.839, 0.839, 0.838, 0.837), (0.508, 0.507, 0.508, 0.507, 0.507, 0.506)),
-        "ubpr": ((0.838, 0.837, 0.837, 0.836, 0.836, 0.836), (0.508, 0.507, 0.507, 0.507, 0.506, 0.505)),
-    },
-}
-DIFFERENT = {
-    "ml-1m": (
-        "The paper trains on 3,976,676 triples: all but one interaction a user, with no other data to pick the best "
-        "epoch on than that one. Here two are held out, the epoch is picked on one and measured on the other, and all "
-        "figures are lower."
-    ),
-    "pinterest": (
-        "The paper's Pinterest has 1,445,622 training interactions, more than this one: figures differ in level."
-    ),
-}
+ABOUT_DISTANCES = (
+    "Weight distances: ours and UBPR's step start from the original's weights. Retrain shares only the initialisation "
+    "with the original; its batches hold other rows and its negatives are others: R/O is the noise between two "
+    "trainings and what was forgotten, together."
+)
 IDEAL = {"sisa": {"ideal": True}, "receraser": {"ideal": True}, "ultrare": {"ideal": True}}
 
 
@@ -84,8 +65,7 @@ def paper_arguments(model, dataset, files, changes, quick):
     for key in own:
         if UnlearnConfig.peek(key, files, changes) is not None:
             raise InputError(f"experiment: paper says itself what is trained and forgotten; leave {key} out")
-    size = QUICK if quick else FULL
-    given = {**size.changes, "method_args": IDEAL, **(changes or {})}
+    given = {**_defaults(quick), **(changes or {})}
     return model, dataset, ["properties/paper.yaml", *(files or [])], given
 
 
@@ -95,7 +75,7 @@ class Paper:
     Args:
         trained (TrainedSeeds): as `paper_arguments` say.
         settings (dict): method -> its settings.
-        seeds (int): of each model in Table 3 and Figures 1 to 3; the other figures take the first.
+        seeds (int): of each model in Table 3 and Figures 1 to 3 and 7; the other figures take the first.
         quick (bool): a small version, to see that everything works.
         show_progress (bool)
     """
@@ -155,22 +135,7 @@ class Paper:
         return pd.DataFrame({"size": whole | ratios})
 
     def _table_3(self, summaries):
-        published = PUBLISHED.get(self.config["dataset"], {}) if not self.quick else {}
-        rows = {}
-        for place, metric in enumerate(("hit@10", "ndcg@10")):
-            shown = metric.upper().replace("HIT", "HR")
-            for name in next(iter(summaries.values())):
-                cells = {}
-                for number, (ratio, figures) in enumerate(summaries.items()):
-                    cell = figures[name][f"{metric}|{PROTOCOL}"]
-                    text = f"{cell['mean']:.4f}"
-                    if "delta" in cell and name != RETRAIN:
-                        text += f" ({cell['delta']:+.4f})"
-                    if name in published:
-                        text += f" [{published[name][place][number]:.3f}]"
-                    cells[ratio] = text
-                rows[f"{shown} {name}"] = cells
-        return pd.DataFrame.from_dict(rows, orient="index")
+        return ranking_table(summaries, {} if self.quick else PUBLISHED.get(self.config["dataset"], {}))
 
     # -- figures
 
@@ -178,11 +143,11 @@ class Paper:
         """The pictures by name, again and again with more of them."""
         cutoffs = self.config["topk"]
         curves = {
-            ratio: {name: {k: figures[name][f"ndcg@{k}|{PROTOCOL}"]["mean"] for k in cutoffs} for name in figures}
+            ratio: {name: {k: _spread(figures[name][f"ndcg@{k}|{PROTOCOL}"]) for k in cutoffs} for name in figures}
             for ratio, figures in summaries.items()
         }
         seconds = {
-            name: {float(ratio.rstrip("%")): figures[name]["seconds"]["mean"] for ratio, figures in summaries.items()}
+            name: {float(ratio.rstrip("%")): _spread(figures[name]["seconds"]) for ratio, figures in summaries.items()}
             for name in next(iter(summaries.values()))
             if name != ORIGINAL
         }
@@ -223,7 +188,10 @@ class Paper:
         return geometry(self._models(rows), task.log, rows, task.stored["triple_log"]["epochs"])
 
     def _distances(self, rows):
-        """Distances between the weights of paired runs, by ratio (Figure 6)."""
+        """Distances between the weights of models that start alike, by ratio (Figure 6).
+
+        Ours and UBPR go on from the original's weights; Retrain shares its initialisation only.
+        """
         start = embeddings(new_model(self.config, self.split, self.seed))
         short = {"original": "O", "retrained": "R", "ours": "ours", "ubpr": "UBPR"}
         result = {}
@@ -247,11 +215,11 @@ class Paper:
             trained = TrainedSeeds(arguments, self.trained.folder, self.trained.processes)
             rows = ForgetRequest("ratio", self.size.ratio_of_negatives, self.config["forget_seed"]).rows(trained.split)
             settings = {name: self.settings[name] for name in names}
-            comparison = Comparison(trained, settings, 1, self.show_progress)
+            comparison = Comparison(trained, settings, self.seeds, self.show_progress)
             figures = summary(comparison.run({"ratio": rows})["sets"]["ratio"]["figures"])
             for metric, key in (("HR@10", "hit@10"), ("NDCG@10", "ndcg@10")):
                 for name in (RETRAIN, *names):
-                    result[metric].setdefault(name, {})[number] = figures[name][f"{key}|{PROTOCOL}"]["mean"]
+                    result[metric].setdefault(name, {})[number] = _spread(figures[name][f"{key}|{PROTOCOL}"])
         return result
 
     # -- page
@@ -260,22 +228,21 @@ class Paper:
         name = self.config["dataset"]
         published = name in PUBLISHED and not self.quick
         seeds = f"{self.seeds} seed{'s' if self.seeds > 1 else ''} from {self.seed} on"
-        command = f"python run_unlearn.py --experiment=paper --dataset={name}{' --quick' if self.quick else ''}"
-        if len(self.settings) < len(METHODS):
-            command += f" --methods={','.join(self.settings)}"
+        command = command_of(self.trained.arguments, self.settings, self.quick)
         lines = [f"# The paper's experiments on {name}", "", f"`{command}`; {seeds}. {_hardware()}", ""]
         if self.quick:
             lines += ["A quick version, to see that everything works: its figures say nothing about the methods.", ""]
         lines += [
             "## Sizes (Table 2)", "", self._table_2(results).to_markdown(disable_numparse=True), "",
             "## Ranking after unlearning (Table 3)", "",
-            f"HR@10 and NDCG@10 with 99 sampled negatives, mean over seeds (difference to Retrain)"
-            f"{' [the paper’s digits]' if published else ''}.", "",
+            f"HR@10 and NDCG@10 with 99 sampled negatives, mean{' ± standard deviation' if self.seeds > 1 else ''} "
+            f"over seeds (difference to Retrain){' [the paper’s digits]' if published else ''}.", "",
             table.to_markdown(disable_numparse=True), "",
         ]  # fmt: skip
         lines += [self._nearest(summaries), ""]
-        if published:
-            lines += [DIFFERENT[name], ""]
+        size = self.split.n_users - 1, self.split.n_rows
+        for paragraph in sentences(results, summaries, name if published else None, size):
+            lines += [paragraph, ""]
         for ratio, figures in summaries.items():
             lines += [f"### Forget {ratio}", "", compared_table(figures).to_markdown(disable_numparse=True), ""]
         lines += [READ_COMPARED, ""]
@@ -284,32 +251,25 @@ class Paper:
             lines += [f"![{picture.title}]({name}/{stem}.svg)", ""]
         if "figure_7" not in pictures:
             lines += ["Not all figures are there: the command was stopped, or is still running. Give it again.", ""]
-        lines += [
-            "Retrain's weights are far from the original's (R/O) although both start alike: its batches hold other "
-            "rows, and the noise of training is larger than what is forgotten.", "",
-        ]  # fmt: skip
+        lines += [ABOUT_DISTANCES, ""]
         lines += ["## Settings", "", "```yaml", (properties_dir() / "paper.yaml").read_text("utf-8").strip(), "```", ""]
+        different = other_settings(self.trained.arguments, self.config)
+        if different:
+            lines += ["In this run instead:", "", "```yaml", yaml.safe_dump(different).strip(), "```", ""]
         changed = {key: value for key, value in self.settings.items() if value}
         lines += ["Methods:", "", *(f"- {key}: {_spelled(value)}" for key, value in changed.items()), ""]
         return "\n".join(lines)
 
     def _nearest(self, summaries):
         """In words: who is nearest to Retrain, and how much faster."""
-        rows = []
-        for name in next(iter(summaries.values())):
-            if name in (ORIGINAL, RETRAIN):
-                continue
-            cells = [figures[name] for figures in summaries.values()]
-            gap = np.mean([abs(cell[f"ndcg@10|{PROTOCOL}"]["delta"]) for cell in cells])
-            auc = np.mean([abs(cell["forget_auc"]["delta"]) for cell in cells])
-            rows.append((gap, auc, np.mean([cell["speed_up"]["mean"] for cell in cells]), name))
+        distances = {name: each for name, each in from_retrain(summaries).items() if name != ORIGINAL}
         shown = {
             name: {
                 "mean distance to Retrain: NDCG@10": f"{gap:.4f}",
                 "forget-set AUC": f"{auc:.4f}",
                 "times faster": f"{speed:.3g}",
             }
-            for gap, auc, speed, name in sorted(rows)
+            for name, (gap, auc, speed) in sorted(distances.items(), key=lambda each: each[1])
         }
         frame = pd.DataFrame.from_dict(shown, orient="index")
         text = "Mean over all ratios of the distance to Retrain, nearest in NDCG first"
@@ -318,6 +278,75 @@ class Paper:
                 "; with so few seeds, most of it is the noise between two retrained models, which `fidelity` measures"
             )
         return f"{text}:\n\n{frame.to_markdown(disable_numparse=True)}"
+
+
+def ranking_table(summaries, published):
+    """Table 3: HR@10 and NDCG@10, a row a method and a column a ratio.
+
+    Args:
+        summaries (dict): ratio -> `recbole_unlearn.comparison.summary` of it.
+        published (dict): of `PUBLISHED`; may be empty.
+
+    Returns:
+        pandas.DataFrame of strings.
+    """
+    rows = {}
+    for place, metric in enumerate(METRICS):
+        shown = metric.upper().replace("HIT", "HR")
+        for name in next(iter(summaries.values())):
+            cells = {}
+            for number, (ratio, figures) in enumerate(summaries.items()):
+                cell = figures[name][f"{metric}|{PROTOCOL}"]
+                text = f"{cell['mean']:.4f}" + (f" ± {cell['sd']:.4f}" if cell["sd"] is not None else "")
+                if "delta" in cell and name != RETRAIN:
+                    text += f" ({cell['delta']:+.4f})"
+                if name in published:
+                    text += f" [{published[name][place][number]:.3f}]"
+                cells[ratio] = text
+            rows[f"{shown} {name}"] = cells
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def _spread(cell):
+    """What `pictures.figures` take: (mean, standard deviation or None)."""
+    return cell["mean"], cell["sd"]
+
+
+def command_of(arguments, settings, quick=False):
+    """The command that measures the same; where the data lie is PATH, where the output goes is left out.
+
+    Args:
+        arguments: of `paper_arguments`.
+        settings (dict): method -> its settings.
+    """
+    model, dataset, files, given = arguments
+    given, default = ({key: parse_value(value) for key, value in each.items()} for each in (given, _defaults(quick)))
+    options = {"experiment": "paper", "dataset": dataset}
+    if model != "BPR":
+        options["model"] = model
+    if files[1:]:  # a path from the root would tell whose machine it was
+        options["config_files"] = " ".join(Path(file).name if Path(file).is_absolute() else file for file in files[1:])
+    if "data_path" in given:
+        options["data_path"] = "PATH"
+    if len(settings) < len(METHODS):
+        options["methods"] = ",".join(settings)
+    without = set(RUN_KEYS) - {"method_args", "comparison_seeds"}
+    options |= {key: given[key] for key in sorted(given.keys() - without) if given[key] != default.get(key)}
+    text = " ".join(f"--{key}={shlex.quote(str(value))}" for key, value in options.items())
+    return f"python run_unlearn.py {text}{' --quick' if quick else ''}"
+
+
+def _defaults(quick):
+    """Keys that the experiment gives a run, below the user's."""
+    return {**(QUICK if quick else FULL).changes, "method_args": IDEAL}
+
+
+def other_settings(arguments, config):
+    """Keys of a run's configuration that differ from properties/paper.yaml's, those of methods and places apart."""
+    model, dataset, _, _ = arguments
+    paper = plain(UnlearnConfig(model, dataset, ["properties/paper.yaml"]).final_config_dict)
+    own = plain(config.final_config_dict)
+    return {key: own[key] for key in own if key not in (*RUN_KEYS, "state") and own[key] != paper.get(key)}
 
 
 def _spelled(settings):

@@ -1,17 +1,32 @@
 """The paper's tables and figures, in their quick version, on RecBole's bundled ml-100k."""
 
 import json
+import re
+import shlex
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 import pytest
+import yaml
 
 import run_unlearn as command_line
-from recbole_unlearn.comparison import Comparison
-from recbole_unlearn.experiments import PUBLISHED
+from recbole_unlearn.comparison import Comparison, summary
+from recbole_unlearn.config import UnlearnConfig
+from recbole_unlearn.experiments import (
+    ABOUT_DISTANCES,
+    _spread,
+    command_of,
+    other_settings,
+    paper_arguments,
+    ranking_table,
+)
 from recbole_unlearn.input_error import InputError
+from recbole_unlearn.methods import METHODS
+from recbole_unlearn.pictures import figures as draw
+from recbole_unlearn.published import PUBLISHED, sentences
 from recbole_unlearn.quick_start import run_unlearn
 
+RESULTS = Path(__file__).parent.parent / "results"
 FIGURES = ("figures_1_2", "figure_3", "figure_4", "figure_5", "figure_6", "figure_7")
 KEYS = {"experiment": "paper", "quick": True, "methods": "retrain,sisa,ubpr,ours", "show_progress": False}
 
@@ -41,6 +56,16 @@ def test_every_table_and_figure_is_there(done):
     assert set(results["sets"]) == {"0.100%", "0.200%"}
     for each in results["sets"].values():
         assert set(each["figures"]) == {"original", "retrain", "sisa", "ubpr", "ours"}
+
+
+def test_the_page_says_what_this_run_had(done):
+    page = done[1].joinpath("ml-100k.md").read_text()
+    command = re.search("`(python run_unlearn.py .*?)`", page)[1]
+    assert command.endswith("--dataset=ml-100k --methods=retrain,sisa,ubpr,ours --quick")
+    different = re.search("In this run instead:\n\n```yaml\n(.*?)```", page, re.DOTALL)[1]
+    assert yaml.safe_load(different) == {"epochs": 3}
+    assert "Of ubpr's 2 solves, conjugate gradient did not converge in" in page
+    assert "ubpr is " in page and "ours is " in page and "minus the paper's" not in page
 
 
 def test_the_request_was_in_one_shard(done):
@@ -83,3 +108,93 @@ def test_the_papers_digits_are_those_of_six_ratios():
     for methods in PUBLISHED.values():
         assert set(methods) == {"original", "retrain", "sisa", "receraser", "ubpr"}
         assert all(len(row) == 6 for rows in methods.values() for row in rows)
+
+
+# -- words and tables, from figures
+
+
+@pytest.mark.parametrize("dataset", PUBLISHED)
+def test_the_published_page_says_what_its_figures_say(dataset):
+    page = (RESULTS / f"{dataset}.md").read_text()
+    results = json.loads((RESULTS / dataset / "table_3.json").read_text())
+    summaries = {ratio: summary(each["figures"]) for ratio, each in results["sets"].items()}
+    size = [
+        int(re.search(rf"{row} *\| ([\d,]+)", page)[1].replace(",", "")) for row in ("users, items", "training data")
+    ]
+    for paragraph in [*sentences(results, summaries, dataset, size), ABOUT_DISTANCES]:
+        assert f"\n\n{paragraph}\n\n" in page
+    for line in ranking_table(summaries, PUBLISHED[dataset]).to_markdown(disable_numparse=True).splitlines():
+        assert line in page
+    given = {"data_path": "/somebody/else"}
+    assert f"`{command_of(('BPR', dataset, ['properties/paper.yaml'], given), results['settings'])}`" in page
+
+
+def runs(*values, **details):
+    """One run a value, every figure of which is that value."""
+    return [
+        {
+            "ranking": {"uni99": {"hit@10": value, "ndcg@10": value}},
+            "forget_auc": value,
+            "prepare_seconds": 0.0,
+            "seconds": value,
+            "details": details,
+        }
+        for value in values
+    ]
+
+
+def compared(**figures):
+    results = {"settings": {"ubpr": {"cg_tolerance": 0.001}}, "sets": {"0.1%": {"figures": figures}}}
+    return results, {"0.1%": summary(figures)}
+
+
+def test_who_is_nearer_and_faster_is_computed():
+    solve = {"converged": False, "negative_curvature": True, "residual": 0.5}
+    trained = {"original": runs(0.5), "retrain": runs(0.4, epochs=3)}
+    better, solves = sentences(*compared(**trained, sisa=runs(0.7), receraser=runs(0.9), ubpr=runs(0.45, **solve)))
+    assert "ubpr is nearer to Retrain in NDCG@10 than sisa and receraser (0.0500 against 0.3000 and 0.5000)" in better
+    assert "faster than sisa and receraser" in better and "nothing, is 0.1000 and 0.1000 from" in better
+    assert "did not converge in 1 and stopped at a direction of negative curvature in 1" in solves
+    solve |= {"converged": True, "negative_curvature": False}
+    worse, solves = sentences(*compared(**trained, sisa=runs(0.3), receraser=runs(0.9), ubpr=runs(0.6, **solve)))
+    assert "ubpr is nearer to Retrain in NDCG@10 than receraser, not than sisa (0.2000" in worse
+    assert "faster than receraser, not than sisa" in worse
+    assert "did not converge in 0 and stopped at a direction of negative curvature in 0" in solves
+    worst, _ = sentences(*compared(**trained, sisa=runs(0.4), ubpr=runs(0.9, **solve)))
+    assert "ubpr is not nearer to Retrain in NDCG@10 than sisa" in worst and "not faster than sisa" in worst
+
+
+def test_several_seeds_show_their_spread():
+    _, summaries = compared(original=runs(0.5, 0.7), retrain=runs(0.3, 0.5), ours=runs(0.4, 0.4))
+    table = ranking_table(summaries, {})
+    assert table.loc["HR@10 original", "0.1%"] == "0.6000 ± 0.1414 (+0.2000)"
+    assert table.loc["NDCG@10 retrain", "0.1%"] == "0.4000 ± 0.1414"
+    seconds = {"retrain": {0.1: _spread(summaries["0.1%"]["retrain"]["seconds"])}}
+    (chart,) = draw.ratio_curves(seconds, "seconds", "Running time").panels
+    assert chart.series[0].low == pytest.approx([0.4 - 0.1414], abs=1e-4)
+    assert chart.series[0].high == pytest.approx([0.4 + 0.1414], abs=1e-4)
+    _, summaries = compared(original=runs(0.5), retrain=runs(0.3))
+    assert ranking_table(summaries, {}).loc["HR@10 original", "0.1%"] == "0.5000 (+0.2000)"
+
+
+def test_the_printed_command_asks_for_the_same(tmp_path):
+    changes = {
+        "data_path": "/home/me/data", "output_dir": "/home/me/out", "comparison_seeds": "3", "seed": 7,
+        "method_args": {"sisa": {"shards": 3}}, "experiment": "paper",
+    }  # fmt: skip
+    (tmp_path / "own.yaml").write_text("topk: [10]")
+    arguments = paper_arguments("LightGCN", "ml-1m", [str(tmp_path / "own.yaml")], changes, False)
+    command = command_of(arguments, METHODS)
+    assert "/home" not in command and str(tmp_path) not in command and "--quick" not in command
+    options = dict(word.removeprefix("--").split("=", 1) for word in shlex.split(command)[2:])
+    assert options == {
+        "experiment": "paper", "dataset": "ml-1m", "model": "LightGCN", "data_path": "PATH", "config_files": "own.yaml",
+        "comparison_seeds": "3", "seed": "7", "method_args": "{'sisa': {'shards': 3}}",
+    }  # fmt: skip
+
+
+def test_settings_that_differ_from_the_papers_are_known(tmp_path):
+    (tmp_path / "own.yaml").write_text("topk: [10]\nmetrics: [Hit, NDCG]")
+    changes = {"learning_rate": 0.02, "data_path": str(tmp_path)}
+    arguments = paper_arguments("BPR", "ml-100k", [str(tmp_path / "own.yaml")], changes, False)
+    assert other_settings(arguments, UnlearnConfig(*arguments)) == {"topk": [10], "learning_rate": 0.02}

@@ -29,6 +29,7 @@ def test_the_wheel_holds_the_yaml_files_and_the_command(wheel):
         "recbole_unlearn/properties/paper.yaml",
         "recbole_unlearn/properties/method/ours.yaml",
         "recbole_unlearn/methods/ours.py",
+        "recbole_unlearn/py.typed",
     } <= set(names)
     assert not [name for name in names if name.startswith(("tests", "benchmarks"))]
 

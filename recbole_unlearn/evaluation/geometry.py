@@ -32,8 +32,8 @@ def embeddings(model):
 def weight_distance(first, second):
     """l2 distance of two models' embeddings, ``((P, Q), (P, Q))`` (UBPR, Figure 6).
 
-    Only between paired runs, of the same initialisation, order and negatives: rotating P and Q together changes no
-    score, but the distance.
+    Only between models of the same initialisation: rotating P and Q together changes no score, but the distance. Where
+    order or negatives of the training differ, it holds the noise of training too.
     """
     return float(np.sqrt(sum(np.sum((a.astype(np.float64) - b) ** 2) for a, b in zip(first, second, strict=True))))
 

@@ -74,7 +74,7 @@ class Method(ABC):
             rows (int64 array, optional): all that requests will name, which only idealised settings look at.
 
         Returns:
-            float: seconds that this took when it was done (0 for methods that need nothing).
+            float: seconds that this took when it was done, loading of kernels included (0 where nothing is needed).
         """
         return 0.0
 

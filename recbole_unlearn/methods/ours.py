@@ -18,8 +18,9 @@ class Ours(Method):
 
     def prepare(self, rows=None):
         """Open the log and load the kernels. Nothing is trained."""
+        start = perf_counter()
         self._open()
-        return 0.0
+        return perf_counter() - start
 
     def _open(self):
         task = self.task

@@ -170,7 +170,7 @@ def ratio_curves(values, label, title, log=False):
 
 
 def weight_distances(values):
-    """l2 distances of weights between paired runs (Figure 6 of the paper).
+    """l2 distances between the weights of models that start alike (Figure 6 of the paper).
 
     Args:
         values (dict): pair, such as 'U/O' -> {forget ratio in per cent: distance}.

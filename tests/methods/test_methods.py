@@ -2,6 +2,7 @@
 
 import copy
 import re
+from time import perf_counter
 
 import numpy as np
 import pytest
@@ -47,6 +48,13 @@ def test_a_method_forgets_and_leaves_the_task_as_it_is(name, task, rows, run):
     auc = [percentiles(model, task.split, rows).mean() for model in (task.model(), forgotten.model)]
     # more epochs teach a model as small as this more about all items
     assert auc[1] < auc[0] or name in ("fine_tune", "ubpr")
+
+
+@pytest.mark.parametrize("name", ["ours", "ubpr", "ifru", "rrl"])
+def test_preparation_is_timed(name, task):
+    start = perf_counter()
+    seconds = METHODS[name](task, settings_of(name)).prepare()
+    assert 0 < seconds <= perf_counter() - start
 
 
 @pytest.mark.parametrize("name", METHODS)
