@@ -177,7 +177,7 @@ def _log_checksum(folder):
 
 def weight_settings(kept):
     """Those of a run's settings that its weights depend on: `SETTINGS`, and what RecBole lists as its model's own."""
-    file = Path(recbole.__file__).parent / "properties" / "model" / f"{kept['model']}.yaml"
+    file = Path(recbole.__path__[0]) / "properties" / "model" / f"{kept['model']}.yaml"
     listed = re.findall(r"^(\w+)\s*:", file.read_text("utf-8"), re.MULTILINE) if file.is_file() else []
     own = [key for key in listed if not key.endswith("path")]
     return {key: kept[key] for key in dict.fromkeys([*SETTINGS, *own]) if key in kept}
