@@ -108,7 +108,7 @@ class _Logging(Trainer):
     def __init__(self, config, model):
         single = config["single_spec"]
         config["single_spec"] = True  # RecBole would wrap the model here already, for a GPU, even if only to evaluate
-        Path(config["checkpoint_dir"]).mkdir(parents=True, exist_ok=True)  # RecBole fails where two ranks make it at once
+        Path(config["checkpoint_dir"]).mkdir(parents=True, exist_ok=True)  # RecBole fails where ranks do so at once
         super().__init__(config, model)
         config["single_spec"] = single
         self.shared = not single
