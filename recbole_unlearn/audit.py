@@ -13,6 +13,7 @@ import json
 import math
 import os
 import re
+import secrets
 import sys
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -183,7 +184,25 @@ def weight_settings(kept):
     return {key: kept[key] for key in dict.fromkeys([*SETTINGS, *own]) if key in kept}
 
 
-def unlearned_record(request_id, result, config, before, after):
+def request_entry(interactions, unlearned):
+    """One of many requests on an open model, for the record of the model that is saved in the end.
+
+    No figures of its solver: of a request for one interaction they would narrow down which.
+
+    Args:
+        interactions (int): newly forgotten.
+        unlearned (Unlearned): its outcome.
+    """
+    return {
+        "request": secrets.token_hex(8),
+        "time": now(),
+        "interactions": interactions,
+        "method": unlearned.method,
+        "weights": weights_checksum(unlearned.state_dict),
+    }
+
+
+def unlearned_record(request_id, result, config, before, after, requests=None):
     """The record of one request. Figures are rounded: exact ones could tell which interaction a small request named.
 
     Args:
@@ -191,9 +210,11 @@ def unlearned_record(request_id, result, config, before, after):
         result (dict): of ``run_unlearn``.
         config: the run's configuration.
         before, after (dict): `model_checksums`.
+        requests (list of dict, optional): where they were many: `request_entry` of each, in order.
     """
     unlearning = result["unlearning"]
     return {
+        **({"requests": requests} if requests else {}),
         "event": "unlearned",
         "request": request_id,
         "time": now(),

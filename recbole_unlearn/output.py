@@ -134,12 +134,12 @@ def erasure_of(config, split, rows, stored):
     return erasure
 
 
-def audit_file(config, output):
-    """Path of the audit file, or None. Raises InputError where nothing could be appended to it."""
-    if config["audit"] is None:
+def audit_file(name, output):
+    """Path of the audit file, a bare name in ``output``, or None. InputError where nothing could be appended to it."""
+    if name is None:
         return None
-    path = Path(config["audit"])
-    if path.name == config["audit"]:
+    path = Path(name)
+    if path.name == name:
         path = output / path
     if path.exists() and (torn := audit.read(path).torn):
         logging.getLogger().warning(f"{path}: a crash tore its last line; these {torn} bytes will be removed")
@@ -150,12 +150,12 @@ def audit_file(config, output):
     return path
 
 
-def record_and_purge(result, config, path, stored, unlearned, erasure, trail):
-    """Nothing is deleted before it is on record that, and by what, it was replaced."""
+def record_and_purge(result, config, path, stored, unlearned, erasure, trail, requests=None):
+    """Nothing is deleted before it is on record that, and by what, it was replaced. ``requests``: of a session."""
     if trail:
         before = audit.model_checksums(path, stored["state_dict"])
         after = audit.model_checksums(result["files"]["unlearned"], unlearned.state_dict)
-        record = audit.unlearned_record(result["audit"]["request"], result, config, before, after)
+        record = audit.unlearned_record(result["audit"]["request"], result, config, before, after, requests)
         head = audit.append(trail, record)
         result["audit"] |= {"time": record["time"], "before": before, "after": after, "head": head}
         result["versions"] = record["versions"]

@@ -6,7 +6,6 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from time import perf_counter
 
-import numpy as np
 from recbole.utils import init_logger, init_seed
 
 from recbole_unlearn import checkpoint as checkpoints
@@ -87,7 +86,7 @@ def _run(held, model, dataset, config_file_list, config_dict, saved):
         original, unlearner = open_unlearner(config, split, stored, log, config["checkpoint"])
     output = output_folder(config)
     erasure = erasure_of(config, split, rows, stored) if saved else {}
-    trail = audit_file(config, output) if saved else None
+    trail = audit_file(config["audit"], output) if saved else None
     held.enter_context(in_one_line(output))
     with _masked(config):
         init_logger(config)
@@ -117,7 +116,7 @@ def _run(held, model, dataset, config_file_list, config_dict, saved):
         start = perf_counter()
         unlearner.warm_up()
         setup_seconds = perf_counter() - start
-        served = None
+        served = session = None
         if request.kind == "requests":
             serving = new_model(config, split)
             serving.load_state_dict(original.state_dict())
@@ -159,13 +158,7 @@ def _run(held, model, dataset, config_file_list, config_dict, saved):
         result = {
             "model": config["model"],
             "dataset": config["dataset"],
-            "forget_set": {
-                "kind": request.kind,
-                "interactions": len(rows),
-                "of": split.n_rows,
-                "users": len(np.unique(split.users[rows])),
-                "items": len(np.unique(split.items[rows])),
-            },
+            "forget_set": {"kind": request.kind, **split.counts(rows)},
             "models": evaluated,
             "unlearning": {**unlearned.report(), "setup_seconds": setup_seconds},
             "speed_up": seconds["retrained"] / seconds["unlearned"] if "retrained" in seconds else None,
@@ -182,7 +175,8 @@ def _run(held, model, dataset, config_file_list, config_dict, saved):
             if trail:
                 result["audit"] = {"file": str(trail), "request": secrets.token_hex(8)}
             reporting.write(result, folder)
-            record_and_purge(result, config, path, stored, unlearned, erasure, trail)
+            done = session.requests if session else None
+            record_and_purge(result, config, path, stored, unlearned, erasure, trail, done)
             reporting.write(result, folder)
     return result
 

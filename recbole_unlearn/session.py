@@ -1,18 +1,20 @@
 """Many requests on one open model."""
 
+import secrets
 from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
 from recbole.utils import init_seed
 
+from recbole_unlearn import audit
 from recbole_unlearn.data.forget import ForgetRequest
 from recbole_unlearn.data.split import Split
 from recbole_unlearn.data.triple_log import log_path
 from recbole_unlearn.files import locked, sweep_scratch
 from recbole_unlearn.input_error import InputError
 from recbole_unlearn.opening import configure, open_unlearner
-from recbole_unlearn.output import in_one_line, save_unlearned
+from recbole_unlearn.output import audit_file, in_one_line, save_unlearned
 from recbole_unlearn.unlearners import Unlearned
 
 
@@ -28,12 +30,14 @@ class UnlearnSession:
             whose graph and histories have forgotten too.
         split (Split): the training data as it was when the session was opened.
         forgotten: rows of ``split`` that the session has forgotten, sorted int64 array.
+        requests (list of dict): what is on record of each request, see `audit.request_entry`.
     """
 
     def __init__(self, config, split, stored, log, model, unlearner):
         self.config, self.split = config, split
         self.stored, self.log = stored, log
         self.model, self.unlearner = model, unlearner
+        self.requests = []
         self.held = ExitStack()
 
     @classmethod
@@ -94,20 +98,32 @@ class UnlearnSession:
         unlearned = self.unlearner.unlearn(rows)
         self.unlearner.apply(rows, unlearned)
         self.model = self.unlearner.served(self.model)
+        self.requests.append(audit.request_entry(len(rows), unlearned))
         return unlearned
 
     def save(self, path):
         """Write the checkpoint and the log as they are now: nothing that was forgotten is in them.
 
+        Then a line is added to the audit file that the key ``audit`` names, a bare name in the checkpoint's folder.
+
         Raises:
-            InputError: there is something already, another process is writing there, or the system refuses.
+            InputError: there is something already, another process is writing there, the audit file is damaged, or the
+                system refuses.
         """
         path, rows = Path(path), self.forgotten
         _check_new(path)
-        now = Unlearned(self.unlearner.state_dict, self.unlearner.method, 0.0, {}, self.unlearner.snapshots)
+        trail = audit_file(self.config["audit"], path.parent)
+        unlearner = self.unlearner
+        now = Unlearned(unlearner.state_dict, unlearner.method, 0.0, {"chosen": unlearner.chosen}, unlearner.snapshots)
         with in_one_line(path.parent, "file"), locked(path):
             _check_new(path)  # again, now that nobody else can be writing
             save_unlearned(path, self.stored, self.log, now, self.split, rows, self.config)
+            if trail:
+                before = audit.model_checksums(self.config["checkpoint"], self.stored["state_dict"])
+                after = audit.model_checksums(path, now.state_dict)
+                result = {"forget_set": self.split.counts(rows), "unlearning": now.report(), "models": {}}
+                request = secrets.token_hex(8)
+                audit.append(trail, audit.unlearned_record(request, result, self.config, before, after, self.requests))
 
 
 def _check_new(path):

@@ -8,12 +8,13 @@ from tqdm import tqdm
 
 from recbole_unlearn.data.requests import batches, rows_of
 from recbole_unlearn.evaluation import forgetting, ranking
-from recbole_unlearn.training import train
+from recbole_unlearn.training import new_model, train
 from recbole_unlearn.unlearners import Unlearned
 
 # From this share of forgotten interactions on, settings that were chosen for the data with them (the number of epochs,
 # learning rate, size) are those of another data set; a convention, not a measurement.
 RETRAIN_SHARE = 0.1
+STANDARD_ERRORS = 2  # by which ranking may be worse than a retrained model's; as in `forgetting.verdict`
 
 
 @dataclass
@@ -24,9 +25,9 @@ class Served:
         unlearned (Unlearned): the weights at the end, with the seconds of all batches together.
         batches (list of dict): number of ``requests``, newly forgotten ``interactions``, how many are ``forgotten`` in
             all, ``seconds``, and whether ``all_rows`` were replayed.
-        drift (list of dict): comparisons with retraining.
+        drift (list of dict): comparisons with retraining, see `drift`.
         empty (int): requests that named nothing, or nothing any more, to forget.
-        retrain (str or None): why retraining is advised.
+        retrain (str or None): why retraining is advised, and from which request on, see `advice`.
     """
 
     unlearned: Unlearned
@@ -55,7 +56,7 @@ def serve(session, table, scratch, together=1, drift_every=0, show_progress=Fals
     """
     split, unlearner = session.split, session.unlearner
     wanted = rows_of(split, table)
-    served, drifts, empty, n_served = [], [], 0, 0
+    served, drifts, empty, n_served, retrain = [], [], 0, 0, None
     for group in tqdm(batches(table, together), "Requests", ncols=100, disable=not show_progress):
         fresh = [rows[~unlearner.absent[rows]] for rows in (wanted[k] for k in group.index)]
         empty += sum(len(rows) == 0 for rows in fresh)
@@ -68,6 +69,8 @@ def serve(session, table, scratch, together=1, drift_every=0, show_progress=Fals
         before, n_served = n_served, n_served + len(group)
         if drift_every and before // drift_every < n_served // drift_every:
             drifts.append({"requests": n_served, **drift(session, scratch)})
+            retrain = retrain or advice(n_served, len(session.forgotten) / split.n_rows, drifts[-1])
+        retrain = retrain or advice(n_served, len(session.forgotten) / split.n_rows)
     seconds = [batch["seconds"] for batch in served]
     details = {
         "chosen": unlearner.chosen,
@@ -78,29 +81,67 @@ def serve(session, table, scratch, together=1, drift_every=0, show_progress=Fals
         "replays_of_all_rows": sum(batch["all_rows"] for batch in served),
     }
     unlearned = Unlearned(unlearner.state_dict, unlearner.method, sum(seconds), details, unlearner.snapshots)
-    share, retrain = len(session.forgotten) / split.n_rows, None
-    if share > RETRAIN_SHARE:
-        retrain = (
-            f"train anew soon: {share:.0%} of the training interactions are forgotten, and the number of epochs and "
-            "other settings were chosen with them"
-        )
     return Served(unlearned, served, drifts, empty, retrain)
+
+
+def advice(requests, share, comparison=None):
+    """Why, and since which request, it is time to train anew: one sentence without its full stop; None if it is not.
+
+    Args:
+        requests (int): served so far.
+        share (float): of the training interactions that are forgotten.
+        comparison (dict, optional): of `drift`.
+    """
+    reason = None
+    if share > RETRAIN_SHARE:
+        reason = (
+            f"{share:.0%} of the training interactions are forgotten, and the number of epochs and other settings were "
+            "chosen with them"
+        )
+    elif comparison and comparison["outcome"] in ("not yet", "over-forgotten"):
+        own, other = (comparison[f"forget_auc_{name}"] for name in ("unlearned", "retrained"))
+        reason = f"the forget set ranks otherwise than after retraining: AUC {own:.4f} instead of {other:.4f}"
+    elif comparison and (worse := _worse(comparison)):
+        reason = worse
+    return reason and f"train anew soon: after {requests} requests {reason}"
+
+
+def _worse(comparison):
+    """That it recommends worse than the retrained model, by more than the choice of test users explains; or None."""
+    for name in (key.removesuffix("_unlearned") for key in comparison if key.startswith("hit@")):
+        if name.endswith("_retrained"):
+            continue
+        own, other = comparison[f"{name}_unlearned"], comparison[f"{name}_retrained"]
+        error = ((own * (1 - own) + other * (1 - other)) / comparison["users"]) ** 0.5
+        if other - own > STANDARD_ERRORS * error:
+            return f"{name.replace('hit', 'HR')} has fallen to {own:.4f}, of a retrained model it is {other:.4f}"
+    return None
 
 
 def drift(session, scratch):
     """Compare a session's model with one that is trained anew without what the session has forgotten.
 
     Returns:
-        dict: forget-set AUC and, by full ranking, metrics of both, and the seconds of training.
+        dict: forget-set AUC and, by full ranking, metrics of both, the ``outcome`` of `forgetting.verdict`, the
+        number of test ``users``, and the seconds of training.
     """
     config, split, rows = session.config, session.split, session.forgotten
+    judged = split.judged_without(rows)
     retrained, trainer, seconds = train(config, split, scratch / "drift.pth", rows, log_negatives=False)
     trainer.eval_collector.data_collect(split.train)
-    result = {"forgotten": len(rows), "seconds_retrain": seconds}
-    for name, model in (("unlearned", session.model), ("retrained", retrained)):
-        result[f"forget_auc_{name}"] = float(forgetting.percentiles(model, split, rows).mean())
-        metrics = ranking.evaluate(trainer, model, split.judged_without(rows), config["seed"], protocols={"full": 0})[
-            "full"
-        ]
-        result |= {f"{metric}_{name}": value for metric, value in metrics.items()}
+    original = new_model(config, split)
+    original.load_state_dict(session.stored["state_dict"])
+    models = {"original": original, "unlearned": session.model, "retrained": retrained}
+    ranks = {name: forgetting.percentiles(model, split, rows) for name, model in models.items()}
+    _, figures = forgetting.verdict(*ranks.values())
+    result = {
+        "forgotten": len(rows),
+        "seconds_retrain": seconds,
+        "users": len(np.unique(judged.test._dataset.inter_feat[config["USER_ID_FIELD"]])),
+        "outcome": figures["outcome"],
+    }
+    for name in ("unlearned", "retrained"):
+        result[f"forget_auc_{name}"] = float(ranks[name].mean())
+        found = ranking.evaluate(trainer, models[name], judged, config["seed"], protocols={"full": 0})["full"]
+        result |= {f"{metric}_{name}": value for metric, value in found.items()}
     return result

@@ -1,10 +1,12 @@
 """Requests one after the other on one open model."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
-from recbole_unlearn import checkpoint
+from recbole_unlearn import audit, checkpoint
 from recbole_unlearn.input_error import InputError
 from recbole_unlearn.quick_start import run_unlearn
 from recbole_unlearn.session import UnlearnSession
@@ -84,6 +86,35 @@ def test_what_is_saved_holds_nothing_forgotten(trained):
     assert unchanged.mean() > 0.9 and (np.asarray(log.epoch(0))[~unchanged] == 7).all()  # item 7 is drawable again
     again = UnlearnSession.open("later.pth")
     assert again.split.n_rows == len(left) and len(again.forgotten) == 0
+
+
+def test_what_is_saved_is_on_record_request_by_request(trained):
+    path = trained(audit="trail.jsonl")
+    before = [*audit.read("out/trail.jsonl").records]
+    with UnlearnSession.open(path, config_dict={"audit": "trail.jsonl"}) as session:
+        users = session.split.token("user", [5, 6])
+        weights = []
+        for user in users:
+            session.forget("users", [user])
+            weights.append(audit.weights_checksum(session.model.state_dict()))
+        session.save("out/later.pth")
+    trail = audit.verify("out/trail.jsonl", ["out/later.pth"])
+    assert trail.records[:-1] == before
+    record = trail.records[-1]
+    rows = [int(np.sum(session.split.users == user)) for user in (5, 6)]
+    assert [each["interactions"] for each in record["requests"]] == rows
+    assert [each["weights"] for each in record["requests"]] == weights
+    assert record["after"]["weights"] == weights[-1] != record["before"]["weights"]
+    assert record["counts"]["interactions"] == sum(rows) and record["counts"]["users"] == 2
+    assert len({record["request"], *(each["request"] for each in record["requests"])}) == 3
+
+
+def test_nothing_is_saved_that_could_not_be_recorded(trained):
+    with UnlearnSession.open(trained(), config_dict={"audit": "nowhere/trail.jsonl"}) as session:
+        session.forget("count", 3)
+        with pytest.raises(InputError, match="nowhere does not exist"):
+            session.save("later.pth")
+    assert not Path("later.pth").exists()
 
 
 def test_what_is_already_forgotten_is_said_and_nothing_changes(trained):

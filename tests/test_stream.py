@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from recbole_unlearn import checkpoint
+from recbole_unlearn import audit, checkpoint
 from recbole_unlearn.data import requests
 from recbole_unlearn.input_error import InputError
 from recbole_unlearn.quick_start import run_unlearn
 from recbole_unlearn.session import UnlearnSession
-from recbole_unlearn.stream import RETRAIN_SHARE, serve
+from recbole_unlearn.stream import RETRAIN_SHARE, advice, serve
 
 
 @pytest.fixture
@@ -121,6 +121,34 @@ def test_retraining_is_advised_once_much_is_forgotten(session, write, tmp_path):
     assert "of the training interactions are forgotten" in served.retrain
 
 
+def test_retraining_is_advised_when_the_drift_shows(session, write, tmp_path):
+    """Weights that say nothing of what was learnt: the forget set and the ranking are far from a retrained model's."""
+    users = session.split.token("user", np.unique(session.split.users)[:6])
+    table = requests.read(write("user,item", *[f"{user}," for user in users]))
+    forget_rows = session.forget_rows
+
+    def spoil(rows):
+        unlearned = forget_rows(rows)
+        for parameter in session.model.parameters():
+            parameter.data.neg_()
+        return unlearned
+
+    session.forget_rows = spoil
+    served = serve(session, table, tmp_path, drift_every=1)
+    first = next(each for each in served.drift if each["outcome"] in ("not yet", "over-forgotten"))
+    assert f"after {first['requests']} requests the forget set ranks otherwise" in served.retrain
+
+
+def test_advice_follows_from_the_share_the_forget_set_or_the_ranking():
+    same = {"outcome": "alike", "users": 1000, "hit@10_unlearned": 0.30, "hit@10_retrained": 0.33}
+    assert advice(5, 0.01) is advice(5, 0.01, same) is None
+    assert "after 7 requests 20% of the training" in advice(7, 0.2, same)
+    aucs = {"forget_auc_unlearned": 0.9, "forget_auc_retrained": 0.8}
+    assert "AUC 0.9000" in advice(5, 0.01, {**same, **aucs, "outcome": "not yet"})
+    assert "HR@10 has fallen to 0.3000" in advice(5, 0.01, {**same, "users": 10_000})  # two standard errors: 0.013
+    assert advice(5, 0.01, {**same, "users": 10_000, "hit@10_unlearned": 0.36}) is None
+
+
 def test_a_run_serves_a_stream_measures_drift_and_saves_the_end(make_options, write, split):
     users = split.token("user", [3, 4, 5, 6])
     path = write("user,item", *[f"{user}," for user in users])
@@ -134,5 +162,8 @@ def test_a_run_serves_a_stream_measures_drift_and_saves_the_end(make_options, wr
     assert not set(np.asarray(log.users)) & {3, 4, 5, 6}
     page = open("out/result.md").read()
     assert "4 requests in 4 batches" in page and "Drift" in page
+    (record,) = audit.verify("out/audit.jsonl", ["out/unlearned.pth"]).records
+    assert [each["interactions"] for each in record["requests"]] == [b["interactions"] for b in stream["batches"]]
+    assert record["requests"][-1]["weights"] == record["after"]["weights"]
     written = json.dumps(json.load(open("out/result.json"))) + page
     assert not any(user in written for user in users) and "requests.csv" not in written

@@ -203,6 +203,11 @@ class Split:
         gone[self.data_row[forgotten]] = True
         return self._part(np.flatnonzero(~gone), gone)
 
+    def counts(self, rows):
+        """How much some rows are: ``interactions``, ``of`` how many, of how many ``users`` and ``items``."""
+        users, items = (len(np.unique(ids[rows])) for ids in (self.users, self.items))
+        return {"interactions": len(rows), "of": self.n_rows, "users": users, "items": items}
+
     def judged_without(self, forgotten):
         """This split with nothing of some rows in the histories of its validation and test data.
 
