@@ -12,6 +12,7 @@ from recbole_unlearn.data.split import Split
 from recbole_unlearn.evaluation.forgetting import percentiles
 from recbole_unlearn.influence.operators import AutogradCurvature
 from recbole_unlearn.input_error import InputError
+from recbole_unlearn.models.losses import Unreduced
 from recbole_unlearn.models.view import View
 from recbole_unlearn.opening import open_unlearner
 from recbole_unlearn.quick_start import run_unlearn
@@ -134,6 +135,26 @@ def test_losses_are_the_same_twice_and_leave_random_streams_alone(of, name):
         torch.set_rng_state(stream)
         assert torch.equal(first, view.losses(batch, len(rows)))
     assert torch.equal(stream, torch.get_rng_state()) and (numpy == np.random.get_state()[1]).all()
+
+
+def test_normalised_rows_of_zeros_do_not_spoil_the_exact_hessian():
+    """torch's own have NaN for second derivatives: an entity without facts, in KGIN, would make all of them NaN."""
+    own = torch.tensor([3.0, 4.0], dtype=torch.float64)
+    weight = torch.tensor([1.0, 2.0], dtype=torch.float64)
+
+    def loss(row, *others):
+        return (
+            (torch.nn.functional.normalize(torch.stack([row, *(each * row for each in others)])) @ weight)
+            .square()
+            .sum()
+        )
+
+    expected = torch.autograd.functional.hessian(loss, own)
+    none = torch.zeros(2, dtype=torch.float64)
+    assert torch.autograd.functional.hessian(lambda row: loss(row, none), own).isnan().any()
+    with Unreduced(torch.nn.Module(), 1).of(2):
+        found = torch.autograd.functional.hessian(lambda row: loss(row, none), own)
+    torch.testing.assert_close(found, expected)
 
 
 @pytest.mark.parametrize("name", ["LightGCN", "NGCF", "GRU4Rec"])

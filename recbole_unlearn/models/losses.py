@@ -74,6 +74,7 @@ class Unreduced:
                 forward = getattr(self, f"_{type(module).__name__}", None)
                 if module is not self.model and forward:
                     patches.enter_context(replaced(module, forward=_bind(forward, module)))
+            patches.enter_context(replaced(F, normalize=_normalize))
             special = getattr(self, f"_model_{type(self.model).__name__}", None)
             if special:
                 special(patches)
@@ -207,6 +208,16 @@ class Unreduced:
     def _model_LINE(self, patches):
         order = np.random.default_rng(0).permutation(np.arange(1, self.model.n_users))
         patches.enter_context(replaced(self.model, random_list=order, random_pr=0))
+
+
+def _normalize(input, p=2.0, dim=1, eps=1e-12, out=None):
+    """torch's ``normalize``, whose second derivative is NaN at a row of zeros (an entity without facts, in KGIN)."""
+    if p != 2.0 or out is not None:
+        return _torch_normalize(input, p, dim, eps, out)
+    return input * input.square().sum(dim, keepdim=True).clamp(min=eps * eps).rsqrt()
+
+
+_torch_normalize = F.normalize
 
 
 def _bind(forward, module):

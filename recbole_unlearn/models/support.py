@@ -46,9 +46,21 @@ TRAITS = {
     "CKE": Traits(approximated=(KNOWLEDGE,)),
     "CFKG": Traits(approximated=(KNOWLEDGE,)),
     "KGNNLS": Traits(batch=True, approximated=("negatives of the label table: drawn anew",)),
-    "KTUP": Traits(draws=2, approximated=("knowledge graph epochs: left out", "Gumbel noise: two fixed draws")),
+    "KTUP": Traits(
+        draws=2,
+        approximated=(
+            "knowledge graph epochs: left out",
+            "Gumbel noise: two fixed draws",
+            "hard choices of preferences: derivatives of the soft ones",
+        ),
+    ),
     "KGIN": Traits(draws=2, curvature_triples=4096, approximated=(GRAPH_NOISE,)),
-    "MCCLK": Traits(draws=2, batch=True, curvature_triples=2048, approximated=(GRAPH_NOISE, CONTRASTIVE)),
+    "MCCLK": Traits(
+        draws=2,
+        batch=True,
+        curvature_triples=2048,
+        approximated=(GRAPH_NOISE, "graph of similar items: without derivatives, as in training", CONTRASTIVE),
+    ),
     "FEARec": Traits(draws=2, batch=True, curvature_triples=2048, approximated=(CONTRASTIVE,)),
     "FOSSIL": Traits(batch=True, approximated=(BATCH_L2,)),
     "SHAN": Traits(batch=True, approximated=(BATCH_L2,)),
