@@ -40,8 +40,9 @@ ABOUT_PAIRED = (
     "R paired is the original's own training again, by RecBole's trainer, without the forgotten rows: from the same "
     "initialisation, on the same batches and recorded negatives, for as many epochs as the original's weights took. "
     "R paired/O is what the forgotten rows did to the weights; ours/R paired and UBPR/R paired are how far each method "
-    "is from undoing that. One difference remains: a forgotten item is no recorded negative of its user, while Retrain "
-    "draws it again and ours and UBPR's step reckon with it. These pairs are of the first seed."
+    "is from undoing that: the original itself, which undoes nothing, is R paired/O away. Against ours this counts one "
+    "thing too much: a forgotten item is no recorded negative of its user, while Retrain may draw it again, which ours "
+    "allows for. These pairs are of the first seed."
 )
 ABOUT_SHARDS = (
     "S and E are SISA's and RecEraser's ensembles after the request, as one embedding of each user and item: RecEraser "

@@ -82,7 +82,8 @@ def test_the_request_was_in_one_shard(done):
 def test_weight_distances_are_of_paired_runs_too(done):
     """What the rows did is less than what another training does, and ours undoes some of it."""
     page, drawn = ((done[1] / name).read_text() for name in ("ml-100k.md", "ml-100k/figure_6.svg"))
-    found = {pair: (float(a), float(b)) for pair, a, b in re.findall(r"([\w ]+/[\w ]+) ([\d.]+) to ([\d.]+)", drawn)}
+    numbers = re.findall(r"(\w[\w ]*/\w[\w ]*) (\d[\d.e-]*) to (\d[\d.e-]*)[,.]", drawn)
+    found = {pair: (float(first), float(last)) for pair, first, last in numbers}
     pairs = "O/I", "R/O", "S/O", "UBPR/O", "ours/O", "R paired/O", "ours/R paired", "UBPR/R paired"
     assert found.keys() == set(pairs)
     for at in (0, 1):

@@ -14,7 +14,7 @@ def embeddings(model):
     """User and item embeddings of a model, float32 ``[users, K]`` and ``[items, K]``; None if it has no such pair.
 
     Those that it scores by: of a graph model the propagated ones, of RecEraser's ensemble the aggregated ones. An
-    ensemble that averages scores has none; the mean over the shards that have a user, or an item, is nearest to it.
+    ensemble that averages scores has none; the mean over the shards that have a user, or an item, stands for them.
     """
     if hasattr(model, "restore_user_e"):
         clear_caches(model)

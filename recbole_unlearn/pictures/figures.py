@@ -173,9 +173,11 @@ def weight_distances(values):
     """l2 distances between the weights of models (Figure 6 of the paper), logarithmic unless one is 0.
 
     Args:
-        values (dict): panel's title -> pair, such as 'U/O' -> {forget ratio in per cent: distance}.
+        values (dict): panel's title -> pair, such as 'U/O' -> {forget ratio in per cent: distance}. A pair looks like
+            the first of its two models, which differ within a panel.
     """
-    looked = looks(list(dict.fromkeys(pair for pairs in values.values() for pair in pairs)))
+    looked = looks(list(dict.fromkeys(pair.split("/")[0] for pairs in values.values() for pair in pairs)))
+    looked = {pair: looked[pair.split("/")[0]] for pairs in values.values() for pair in pairs}
     found = [value for pairs in values.values() for each in pairs.values() for value in each.values()]
     log = all((value[0] if isinstance(value, (list, tuple)) else value) > 0 for value in found)
     x, y = Axis("forget ratio (%)"), Axis("l2 distance of the weights", log=log)
