@@ -28,6 +28,7 @@ from recbole_unlearn.config import UnlearnConfig, own_options
 from recbole_unlearn.data.forget import ForgetRequest
 from recbole_unlearn.data.split import Split
 from recbole_unlearn.evaluation import forgetting, ranking
+from recbole_unlearn.evaluation.geometry import models_distance
 from recbole_unlearn.files import scratch_folder, write_atomically
 from recbole_unlearn.input_error import InputError
 from recbole_unlearn.methods import METHODS, names_in, settings_of
@@ -37,6 +38,7 @@ from recbole_unlearn.trainer import BPRTrainer
 from recbole_unlearn.training import RUN_KEYS, Run, TrainedSeeds, new_model, quiet, training_settings
 
 ORIGINAL, RETRAIN = "original", "retrain"
+DISTANCE = "weight_distance"  # to the original; of the original, to its initialisation
 SETS = ("ratio", "count", "core_users", "edge_users", "popular_items", "rare_items")  # none of which names anybody
 # Beside a method's own file, what its figures depend on.
 SHARED = ("influence/*.py", "unlearners/*.py", "models/*.py", "methods/pairwise.py", "methods/shards.py", "opening.py")
@@ -109,7 +111,7 @@ class Comparison:
         with quiet(), one_thread():
             self._wanted = np.unique(np.concatenate(list(sets.values())))
             originals = [self._original_run(seed) for seed in self.seeds]
-            retrained = [self._retrain_run(seed, rows) for rows in sets.values() for seed in self.seeds]
+            retrained = [self.retrain_run(seed, rows) for rows in sets.values() for seed in self.seeds]
             self.trained.train(originals + retrained, self.show_progress)
             for name, rows in sets.items():
                 names = [ORIGINAL, RETRAIN, *(method for method in self.settings if method != RETRAIN)]
@@ -129,8 +131,8 @@ class Comparison:
     def _original_run(self, seed):
         return Run(seed, (), True)
 
-    def _retrain_run(self, seed, rows):
-        return Run(seed, tuple(int(row) for row in rows))
+    def retrain_run(self, seed, rows, paired=False):
+        return Run(seed, tuple(int(row) for row in rows), paired=paired)
 
     # -- what is kept
 
@@ -153,10 +155,10 @@ class Comparison:
 
     def _figures(self, name, seed, rows):
         original = self.trained.path(self._original_run(seed)).stem
-        retrained = self.trained.path(self._retrain_run(seed, rows)).stem
+        retrained = self.trained.path(self.retrain_run(seed, rows)).stem
         settings = self.settings.get(name)
         method = METHODS.get(name)
-        what = [original, retrained, name, settings, self._evaluated_by(), _source(method)]
+        what = [original, retrained, name, settings, self._evaluated_by(), _source(method), DISTANCE]
         if method:
             what.append(shared_sources())
         if settings and settings.get("ideal"):
@@ -168,7 +170,9 @@ class Comparison:
         if name == ORIGINAL:
             run = self._original_run(seed)
             forgotten = Forgotten(self.task(seed).model(), self.trained.seconds(run))
-            return self._evaluate(forgotten.model, rows) | {"prepare_seconds": 0.0, "seconds": forgotten.seconds}
+            costs = {"prepare_seconds": 0.0, "seconds": forgotten.seconds}
+            start = new_model(self.config, self.split, seed)
+            return self._evaluate(forgotten.model, rows) | costs | {DISTANCE: models_distance(forgotten.model, start)}
         if name == RETRAIN:
             forgotten, before, prepare_seconds = self.retrained(seed, rows), {}, 0.0
         else:
@@ -177,15 +181,16 @@ class Comparison:
             own = type(method).original is not Method.original
             before = {ORIGINAL: self._evaluate(method.original(), rows)} if own else {}
             forgotten = method.forget(rows)
-        return self._with_costs(forgotten, prepare_seconds, rows) | before
+        distance = {DISTANCE: models_distance(forgotten.model, self.task(seed).model())}
+        return self._with_costs(forgotten, prepare_seconds, rows) | before | distance
 
     def _with_costs(self, forgotten, prepare_seconds, rows):
         costs = {"prepare_seconds": prepare_seconds, "seconds": forgotten.seconds, "details": forgotten.details}
         return self._evaluate(forgotten.model, rows) | costs
 
-    def retrained(self, seed, rows):
-        """What `methods.retrain.Retrain` gives, from the cache."""
-        run = self._retrain_run(seed, rows)
+    def retrained(self, seed, rows, paired=False):
+        """What `methods.retrain.Retrain` gives, from the cache; or the ``paired`` run, see `training.train_paired`."""
+        run = self.retrain_run(seed, rows, paired)
         state = torch.load(self.trained.path(run), map_location="cpu", weights_only=True)
         model = new_model(self.config, self.split, seed, self.split.remaining_dataset(rows))
         model.load_state_dict(state["state_dict"])
@@ -230,7 +235,7 @@ class Comparison:
             self._check_split(name, other.split)
             comparison = Comparison(other, {}, 1, self.show_progress)
             run = comparison._original_run(seed)
-            other.train([run, comparison._retrain_run(seed, rows)], self.show_progress)
+            other.train([run, comparison.retrain_run(seed, rows)], self.show_progress)
             task = comparison.task(seed)
             ours = METHODS["ours"](task, settings_of("ours"))
             prepare_seconds = ours.prepare(rows)

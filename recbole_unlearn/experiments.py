@@ -16,11 +16,12 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from recbole_unlearn.comparison import ORIGINAL, RETRAIN, Comparison, summary
+from recbole_unlearn.comparison import DISTANCE, ORIGINAL, RETRAIN, Comparison, summary
 from recbole_unlearn.compat import plain
 from recbole_unlearn.config import UnlearnConfig, parse_value, properties_dir
 from recbole_unlearn.data.forget import KINDS, ForgetRequest
-from recbole_unlearn.evaluation.geometry import embeddings, geometry, weight_distance
+from recbole_unlearn.data.sampling import Played
+from recbole_unlearn.evaluation.geometry import geometry, models_distance
 from recbole_unlearn.files import write_atomically
 from recbole_unlearn.input_error import InputError
 from recbole_unlearn.methods import METHODS
@@ -28,13 +29,31 @@ from recbole_unlearn.pictures import figures as draw
 from recbole_unlearn.pictures import interactive, png, svg
 from recbole_unlearn.published import METRICS, PROTOCOL, PUBLISHED, from_retrain, sentences
 from recbole_unlearn.reporting import READ_COMPARED, compared_table, latex
-from recbole_unlearn.training import RUN_KEYS, Run, TrainedSeeds, new_model, quiet
+from recbole_unlearn.training import RUN_KEYS, Run, TrainedSeeds, quiet
 
 ABOUT_DISTANCES = (
     "Weight distances: ours and UBPR's step start from the original's weights. Retrain shares only the initialisation "
     "with the original; its batches hold other rows and its negatives are others: R/O is the noise between two "
     "trainings and what was forgotten, together."
 )
+ABOUT_PAIRED = (
+    "R paired is the original's own training again, by RecBole's trainer, without the forgotten rows: from the same "
+    "initialisation, on the same batches and recorded negatives, for as many epochs as the original's weights took. "
+    "R paired/O is what the forgotten rows did to the weights; ours/R paired and UBPR/R paired are how far each method "
+    "is from undoing that: the original itself, which undoes nothing, is R paired/O away. Against ours this counts one "
+    "thing too much: a forgotten item is no recorded negative of its user, while Retrain may draw it again, which ours "
+    "allows for. These pairs are of the first seed."
+)
+ABOUT_SHARDS = (
+    "S and E are SISA's and RecEraser's ensembles after the request, as one embedding of each user and item: RecEraser "
+    "scores by those that its attention aggregates; SISA averages the shards' scores, to which the mean of their "
+    "embeddings is the nearest thing. Shards start elsewhere than the original, and turning all embeddings together "
+    "changes no score: S/O and E/O would be large even if nothing had to be forgotten."
+)
+# Figure 6: what stands against the original, as the paper writes it where it does; the original's own is the start's.
+TO_ORIGINAL = {
+    "original": "O/I", "retrain": "R/O", "sisa": "S/O", "receraser": "E/O", "ubpr": "UBPR/O", "ours": "ours/O",
+}  # fmt: skip
 IDEAL = {"sisa": {"ideal": True}, "receraser": {"ideal": True}, "ultrare": {"ideal": True}}
 
 
@@ -100,7 +119,7 @@ class Paper:
         results = self.comparison.run(rows)
         summaries = {name: summary(each["figures"]) for name, each in results["sets"].items()}
         page = ""
-        for pictures in self._pictures(summaries, rows):
+        for pictures in self._pictures(summaries, results["sets"], rows):
             page = self._write(Path(folder), results, summaries, pictures)
         return page
 
@@ -139,7 +158,7 @@ class Paper:
 
     # -- figures
 
-    def _pictures(self, summaries, rows):
+    def _pictures(self, summaries, sets, rows):
         """The pictures by name, again and again with more of them."""
         cutoffs = self.config["topk"]
         curves = {
@@ -158,11 +177,11 @@ class Paper:
         yield pictures
         with quiet():
             users = self._users()
-            distances = self._distances(rows)
+            distances = {"to the original": distances_to_original(sets), "of paired runs": self._paired_distances(rows)}
         pictures |= {
             "figure_4": draw.embedding_map(users["map"]),
             "figure_5": draw.pnpr(users["pnpr"]),
-            "figure_6": draw.weight_distances(distances),
+            "figure_6": draw.weight_distances({panel: each for panel, each in distances.items() if each}),
         }
         yield pictures
         yield pictures | {"figure_7": draw.negatives_curves(self._negatives())}
@@ -171,13 +190,19 @@ class Paper:
         """Models of the first seed: original, retrained without ``rows``, and as ours and UBPR unlearn them."""
         original, retrained = Run(self.seed, (), True), Run(self.seed, tuple(int(row) for row in rows))
         self.trained.train([original, retrained], self.show_progress)
+        retrained = self.comparison.retrained(self.seed, rows).model
+        return {"original": self._original(), "retrained": retrained, **self._unlearned(rows)}
+
+    def _original(self):
+        return self.comparison.task(self.seed).model()
+
+    def _unlearned(self, rows):
         task = self.comparison.task(self.seed)
-        unlearned = {
+        return {
             name: METHODS[name](task, self.settings[name]).forget(rows).model
             for name in ("ours", "ubpr")
             if name in self.settings
         }
-        return {"original": task.model(), "retrained": self.comparison.retrained(self.seed, rows).model, **unlearned}
 
     def _users(self):
         """PNPR and maps of users whose whole history is forgotten (Figures 4 and 5)."""
@@ -187,20 +212,22 @@ class Paper:
         task = self.comparison.task(self.seed)
         return geometry(self._models(rows), task.log, rows, task.stored["triple_log"]["epochs"])
 
-    def _distances(self, rows):
-        """Distances between the weights of models that start alike, by ratio (Figure 6).
+    def _paired_distances(self, rows):
+        """Distances to and from the original's own training again without the rows, by pair and ratio (Figure 6).
 
-        Ours and UBPR go on from the original's weights; Retrain shares its initialisation only.
+        Of the first seed. Empty where that training's batches are not all in its log.
         """
-        start = embeddings(new_model(self.config, self.split, self.seed))
-        short = {"original": "O", "retrained": "R", "ours": "ours", "ubpr": "UBPR"}
-        result = {}
+        if not Played.fits(self.split.train):
+            return {}
+        runs = [self.comparison.retrain_run(self.seed, each, paired=True) for each in rows.values()]
+        self.trained.train(runs, self.show_progress)
+        short, result = {"ours": "ours", "ubpr": "UBPR"}, {}
         for ratio, each in rows.items():
-            pairs = {name: embeddings(model) for name, model in self._models(each).items()}
-            of_ratio = {"O/I": weight_distance(pairs["original"], start)}
-            for name in pairs.keys() - {"original"}:
-                of_ratio[f"{short[name]}/O"] = weight_distance(pairs[name], pairs["original"])
-            for pair, distance in sorted(of_ratio.items()):
+            paired = self.comparison.retrained(self.seed, each, paired=True).model
+            of_ratio = {"R paired/O": models_distance(paired, self._original())}
+            for name, model in self._unlearned(each).items():
+                of_ratio[f"{short[name]}/R paired"] = models_distance(model, paired)
+            for pair, distance in of_ratio.items():
                 result.setdefault(pair, {})[float(ratio.rstrip("%"))] = distance
         return result
 
@@ -251,7 +278,8 @@ class Paper:
             lines += [f"![{picture.title}]({name}/{stem}.svg)", ""]
         if "figure_7" not in pictures:
             lines += ["Not all figures are there: the command was stopped, or is still running. Give it again.", ""]
-        lines += [ABOUT_DISTANCES, ""]
+        for paragraph in about_distances(pictures.get("figure_6")):
+            lines += [paragraph, ""]
         lines += ["## Settings", "", "```yaml", (properties_dir() / "paper.yaml").read_text("utf-8").strip(), "```", ""]
         different = other_settings(self.trained.arguments, self.config)
         if different:
@@ -305,6 +333,34 @@ def ranking_table(summaries, published):
                 cells[ratio] = text
             rows[f"{shown} {name}"] = cells
     return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def distances_to_original(sets):
+    """Distances of all seeds' weights to their original's, by pair and ratio (Figure 6).
+
+    Args:
+        sets (dict): of the results of `Comparison.run`, named by ratio.
+
+    Returns:
+        dict: pair -> {ratio in per cent: (mean, standard deviation or None)}.
+    """
+    result = {}
+    for name, pair in TO_ORIGINAL.items():
+        for ratio, each in sets.items():
+            if name in each["figures"]:
+                found = [run[DISTANCE] for run in each["figures"][name]]
+                spread = float(np.std(found, ddof=1)) if len(found) > 1 else None
+                result.setdefault(pair, {})[float(ratio.rstrip("%"))] = float(np.mean(found)), spread
+    return result
+
+
+def about_distances(picture):
+    """Paragraphs on Figure 6, on what is in it; [] where there is none yet."""
+    if picture is None:
+        return []
+    pairs = {series.name for panel in picture.panels for series in panel.series}
+    said = {"R/O": ABOUT_DISTANCES, "R paired/O": ABOUT_PAIRED, "S/O": ABOUT_SHARDS, "E/O": ABOUT_SHARDS}
+    return list(dict.fromkeys(text for pair, text in said.items() if pair in pairs))
 
 
 def _spread(cell):

@@ -16,10 +16,12 @@ import torch
 from recbole.utils import init_seed
 from tqdm import tqdm
 
+from recbole_unlearn import checkpoint as checkpoints
 from recbole_unlearn import distributed
-from recbole_unlearn.compat import plain
+from recbole_unlearn.compat import checkpoint_state, plain
 from recbole_unlearn.config import UnlearnConfig, own_options
 from recbole_unlearn.data.forget import KINDS
+from recbole_unlearn.data.sampling import Played
 from recbole_unlearn.data.split import Split
 from recbole_unlearn.data.triple_log import TripleLog, log_path
 from recbole_unlearn.files import write_atomically
@@ -78,6 +80,37 @@ def train(config, split, path, forgotten=None, seed=None, log_negatives=True):
     return model, trainer, seconds
 
 
+def train_paired(config, split, path, original, forgotten, seed):
+    """A model's own training again, without some rows: the same initialisation, batches and recorded negatives.
+
+    It takes as many epochs as the model's weights did, and no validation data picks another. By RecBole's trainer, not
+    by our replay. With nothing left out it ends in the model's weights.
+
+    Args:
+        path: file for the new weights.
+        original: checkpoint of the model, its log beside it.
+        forgotten (int array): rows to leave out.
+        seed (int): of the model's training.
+
+    Returns:
+        (model with the new weights, seconds of training)
+
+    Raises:
+        InputError: no or a damaged original; batches that are not those of its log.
+    """
+    stored, log = checkpoints.load(original)
+    epochs, rows = stored["triple_log"]["epochs"], _rows(forgotten)
+    model = new_model(config, split, seed, split.remaining_dataset(rows))
+    trainer = make_trainer(config, model)
+    start = perf_counter()
+    played = Played(split.remaining(_rows(None), seed), log, split.data_row, rows)
+    for epoch in range(epochs):
+        trainer._train_epoch(played, epoch)  # is RecBole's for a loader like this one, which there is no log of
+    seconds = perf_counter() - start
+    checkpoints.save(path, checkpoint_state(trainer, epochs - 1))
+    return model, seconds
+
+
 def training_settings(config):
     """The part of a configuration that decides, with data and seed, what weights training ends in; plain values."""
     own = {key for key, _, _ in own_options()} - {"negatives"}
@@ -103,11 +136,15 @@ def quiet():
 
 @dataclass(frozen=True)
 class Run:
-    """One model to train: a seed, the rows to leave out (sorted tuple; empty: the original), and whether to log."""
+    """One model to train: a seed, the rows to leave out (sorted tuple; empty: the original), and whether to log.
+
+    A ``paired`` one is `train_paired` with the seed's original, which must be there already.
+    """
 
     seed: int
     forgotten: tuple = ()
     log_negatives: bool = False
+    paired: bool = False
 
 
 class TrainedSeeds:
@@ -133,7 +170,8 @@ class TrainedSeeds:
         settings = training_settings(self.config)
         data = self.split.fingerprint_without(list(run.forgotten))
         data.pop("of")
-        text = json.dumps([settings, data, run.seed, run.log_negatives], sort_keys=True)
+        what = [settings, data, run.seed, run.log_negatives, *(["paired"] if run.paired else [])]
+        text = json.dumps(what, sort_keys=True)
         name = f"{self.config['model']}-{self.config['dataset']}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
         return self.folder / f"{name}.pth"
 
@@ -148,7 +186,10 @@ class TrainedSeeds:
         if missing:
             context = multiprocessing.get_context("spawn")
             with ProcessPoolExecutor(self.processes, context, _start_worker, (self.arguments,)) as pool:
-                jobs = [pool.submit(_train_worker, run, str(path)) for path, run in missing.items()]
+                jobs = [
+                    pool.submit(_train_worker, run, str(path), str(self.path(Run(run.seed, (), True))))
+                    for path, run in missing.items()
+                ]
                 for job in tqdm(as_completed(jobs), "Train", len(jobs), ncols=100, disable=not show_progress):
                     job.result()
         return paths
@@ -168,7 +209,10 @@ def _start_worker(arguments):
     _worker = _open(arguments)
 
 
-def _train_worker(run, path):
+def _train_worker(run, path, original):
     config, split = _worker
-    _, _, seconds = train(config, split, path, run.forgotten, run.seed, run.log_negatives)
+    if run.paired:
+        _, seconds = train_paired(config, split, path, original, run.forgotten, run.seed)
+    else:
+        _, _, seconds = train(config, split, path, run.forgotten, run.seed, run.log_negatives)
     write_atomically(Path(path).with_suffix(".json"), json.dumps({"seconds": seconds, "seed": run.seed}).encode())

@@ -50,6 +50,7 @@ def test_every_method_and_model_stands_in_the_table(compared):
         for run in runs:
             assert set(run["ranking"]) == {"full", "uni99"} and 0 <= run["forget_auc"] <= 1
             assert all(0 <= value <= 1 for metrics in run["ranking"].values() for value in metrics.values())
+            assert (run.get("weight_distance", 0) > 0) == (method in ("original", "retrain", "ours", "fine_tune"))
             assert run["seconds"] > 0 and (run["prepare_seconds"] > 0) == (method in ("ours", "LightGCN, unlearned"))
     page = (folder / "one" / "comparison.md").read_text()
     assert page == result["page"]

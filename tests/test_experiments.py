@@ -10,12 +10,17 @@ import pytest
 import yaml
 
 import run_unlearn as command_line
+from recbole_unlearn import training
 from recbole_unlearn.comparison import Comparison, summary
 from recbole_unlearn.config import UnlearnConfig
 from recbole_unlearn.experiments import (
     ABOUT_DISTANCES,
+    ABOUT_PAIRED,
+    ABOUT_SHARDS,
     _spread,
+    about_distances,
     command_of,
+    distances_to_original,
     other_settings,
     paper_arguments,
     ranking_table,
@@ -74,6 +79,19 @@ def test_the_request_was_in_one_shard(done):
         assert len(each["figures"]["sisa"][0]["details"]["shards_retrained"]) == 1
 
 
+def test_weight_distances_are_of_paired_runs_too(done):
+    """What the rows did is less than what another training does, and ours undoes some of it."""
+    page, drawn = ((done[1] / name).read_text() for name in ("ml-100k.md", "ml-100k/figure_6.svg"))
+    numbers = re.findall(r"(\w[\w ]*/\w[\w ]*) (\d[\d.e-]*) to (\d[\d.e-]*)[,.]", drawn)
+    found = {pair: (float(first), float(last)) for pair, first, last in numbers}
+    pairs = "O/I", "R/O", "S/O", "UBPR/O", "ours/O", "R paired/O", "ours/R paired", "UBPR/R paired"
+    assert found.keys() == set(pairs)
+    for at in (0, 1):
+        assert 0 < found["ours/R paired"][at] < found["R paired/O"][at] < found["R/O"][at]
+    for paragraph in (ABOUT_DISTANCES, ABOUT_PAIRED, ABOUT_SHARDS):
+        assert page.count(paragraph) == 1
+
+
 def test_it_goes_on_where_it_stopped(done, monkeypatch, capsys):
     result, folder, keys = done
 
@@ -81,6 +99,7 @@ def test_it_goes_on_where_it_stopped(done, monkeypatch, capsys):
         raise AssertionError("measured again")
 
     monkeypatch.setattr(Comparison, "_measure", measured)
+    monkeypatch.setattr(training, "ProcessPoolExecutor", measured)
     arguments = [f"--{key}={value}" for key, value in keys.items() if key != "quick"]
     assert command_line.main([*arguments, "--quick", "-d", "ml-100k"]) == 0
     assert result["page"] in capsys.readouterr().out
@@ -175,6 +194,22 @@ def test_several_seeds_show_their_spread():
     assert chart.series[0].high == pytest.approx([0.4 + 0.1414], abs=1e-4)
     _, summaries = compared(original=runs(0.5), retrain=runs(0.3))
     assert ranking_table(summaries, {}).loc["HR@10 original", "0.1%"] == "0.5000 (+0.2000)"
+
+
+def test_distances_to_the_original_have_their_spread_and_are_explained():
+    sets = {
+        ratio: {
+            "figures": {name: [{"weight_distance": n * k} for n in (1.0, 3.0)] for name in ("retrain", "receraser")}
+        }
+        for ratio, k in (("0.010%", 1), ("0.020%", 2))
+    }
+    found = distances_to_original(sets)
+    assert found == {pair: {0.01: (2.0, 2**0.5), 0.02: (4.0, 2 * 2**0.5)} for pair in ("R/O", "E/O")}
+    picture = draw.weight_distances({"to the original": found})
+    assert picture.panels[0].y.log and about_distances(picture) == [ABOUT_DISTANCES, ABOUT_SHARDS]
+    assert about_distances(None) == []
+    nothing = draw.weight_distances({"to the original": {"R/O": {0.01: 0.0, 0.02: (1.0, None)}}})
+    assert not nothing.panels[0].y.log and about_distances(nothing) == [ABOUT_DISTANCES]
 
 
 def test_the_printed_command_asks_for_the_same(tmp_path):

@@ -8,6 +8,8 @@ import torch
 from recbole.data.interaction import Interaction
 from recbole.sampler import Sampler
 
+from recbole_unlearn.input_error import InputError
+
 ROW = "triple_row"
 FILTER_BITS = 2**29  # 64 MiB
 
@@ -193,6 +195,51 @@ def _next_order(n, generator):
     order = torch.randperm(n, generator=generator)
     torch.randperm(n, generator=generator)
     return order.numpy()
+
+
+class Played:
+    """A train loader that plays a training back from its log: the same batches and negatives, without some rows.
+
+    Each time that it is gone through it gives the next epoch. A batch of which nothing is left is passed over.
+
+    Args:
+        loader: RecBole's, as the training had it before its first epoch.
+        log (TripleLog): of the training.
+        data_row: row in the loader's data set of each row of the log, int64 ``[rows]``.
+        forgotten: rows of the log to leave out, int array.
+
+    Raises:
+        InputError: while it is gone through: the batches are not those of the log.
+    """
+
+    def __init__(self, loader, log, data_row, forgotten):
+        self.loader, self.log, self.epoch = loader, log, 0
+        self.position = np.empty(len(data_row), np.int64)  # row of the data set -> row of the log
+        self.position[data_row] = np.arange(len(data_row))
+        self.kept = np.ones(len(data_row), bool)
+        self.kept[data_row[forgotten]] = False
+        self.collate = PairwiseCollate(loader)
+
+    @staticmethod
+    def fits(loader):
+        """Whether a loader's batches are made of ids alone, so that the log holds all of them."""
+        return not hasattr(loader, "general_dataloader") and PairwiseCollate.fits(loader)
+
+    def __iter__(self):
+        self.collate.table = np.asarray(self.log.epoch(self.epoch), np.int64)[self.position]
+        step = np.empty(len(self.position), np.int32)
+        for number, rows in enumerate(batches(self.loader, np.asarray)):
+            step[self.position[rows]] = number
+            rows = rows[self.kept[rows]]
+            if len(rows):
+                yield self.collate(rows)
+        recorded = self.log.order[self.epoch]
+        if recorded and recorded[2] != zlib.crc32(step.data):
+            raise InputError(f"the batches of epoch {self.epoch} are not those of {self.log.path}; train again")
+        self.epoch += 1
+
+    def __len__(self):
+        return len(self.loader)
 
 
 class BatchOrder:

@@ -13,7 +13,8 @@ NEGATIVES = 15  # a positive in the map
 def embeddings(model):
     """User and item embeddings of a model, float32 ``[users, K]`` and ``[items, K]``; None if it has no such pair.
 
-    Those that it scores by: of a graph model the propagated ones.
+    Those that it scores by: of a graph model the propagated ones, of RecEraser's ensemble the aggregated ones. An
+    ensemble that averages scores has none; the mean over the shards that have a user, or an item, stands for them.
     """
     if hasattr(model, "restore_user_e"):
         clear_caches(model)
@@ -21,6 +22,9 @@ def embeddings(model):
             model.eval().full_sort_predict({model.USER_ID: torch.ones(1, dtype=torch.int64, device=model.device)})
         pair = [model.restore_user_e, model.restore_item_e]
         clear_caches(model)
+    elif hasattr(model, "user_in"):
+        tables = (model.user, model.user_in), (model.item, model.item_in)
+        pair = [table.sum(1) / present.sum(1, keepdim=True).clamp(min=1) for table, present in tables]
     else:
         state = model.state_dict()
         pair = [state.get(f"{kind}_embedding.weight") for kind in ("user", "item")]
@@ -32,10 +36,16 @@ def embeddings(model):
 def weight_distance(first, second):
     """l2 distance of two models' embeddings, ``((P, Q), (P, Q))`` (UBPR, Figure 6).
 
-    Only between models of the same initialisation: rotating P and Q together changes no score, but the distance. Where
-    order or negatives of the training differ, it holds the noise of training too.
+    Between models of the same initialisation: rotating P and Q together changes no score, but the distance. Where
+    order or negatives of the training differ, it holds the noise of training too; `training.train_paired` shares both.
     """
     return float(np.sqrt(sum(np.sum((a.astype(np.float64) - b) ** 2) for a, b in zip(first, second, strict=True))))
+
+
+def models_distance(first, second):
+    """`weight_distance` of two RecBole models or ensembles; None where one has no `embeddings`."""
+    pairs = [embeddings(model) for model in (first, second)]
+    return None if None in pairs else weight_distance(*pairs)
 
 
 def pnpr(P, Q, users, items, negatives):

@@ -39,6 +39,7 @@ PLACES = {
     "unlearned": 0, "unlearning": 0, "ours": 0, "retrained": 1, "retraining": 1, "retrain": 1, "original": 2,
     "training": 2, "bpr": 2, "sisa": 3, "receraser": 4,
     "ultrare": 5, "ubpr": 6, "scif": 7, "ifru": 8, "rrl": 9, "gradient_ascent": 10, "fine_tune": 11,
+    "r": 1, "o": 2, "s": 3, "e": 4,  # of a pair of models, as the paper writes them
 }  # fmt: skip
 
 

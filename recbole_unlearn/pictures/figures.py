@@ -170,12 +170,19 @@ def ratio_curves(values, label, title, log=False):
 
 
 def weight_distances(values):
-    """l2 distances between the weights of models that start alike (Figure 6 of the paper).
+    """l2 distances between the weights of models (Figure 6 of the paper), logarithmic unless one is 0.
 
     Args:
-        values (dict): pair, such as 'U/O' -> {forget ratio in per cent: distance}.
+        values (dict): panel's title -> pair, such as 'U/O' -> {forget ratio in per cent: distance}. A pair looks like
+            the first of its two models, which differ within a panel.
     """
-    return ratio_curves(values, "l2 distance of the weights", "Weight distances")
+    looked = looks(list(dict.fromkeys(pair.split("/")[0] for pairs in values.values() for pair in pairs)))
+    looked = {pair: looked[pair.split("/")[0]] for pairs in values.values() for pair in pairs}
+    found = [value for pairs in values.values() for each in pairs.values() for value in each.values()]
+    log = all((value[0] if isinstance(value, (list, tuple)) else value) > 0 for value in found)
+    x, y = Axis("forget ratio (%)"), Axis("l2 distance of the weights", log=log)
+    panels = [_curves(pairs, looked, title, x, y) for title, pairs in values.items()]
+    return Picture("Weight distances", panels, len(panels))
 
 
 def negatives_curves(values):

@@ -7,6 +7,8 @@ import pytest
 import torch
 
 from recbole_unlearn.evaluation import geometry
+from recbole_unlearn.methods.receraser import Aggregated
+from recbole_unlearn.methods.sisa import MeanScore
 
 
 @pytest.fixture
@@ -42,6 +44,29 @@ def test_the_distance_of_weights_counts_every_weight_once(rng):
     assert geometry.weight_distance((P, Q), (P, Q)) == 0
     moved = geometry.weight_distance((P, Q), (P + np.float32(2), Q - np.float32(1)))
     assert moved == pytest.approx(np.sqrt(6 * 4 + 10 * 1), rel=1e-6)
+
+
+def test_an_ensemble_that_averages_scores_has_the_mean_over_the_shards_that_have_a_row(make_config, rng):
+    user, item = (rng.normal(size=(n, 3, 8)).astype(np.float32) for n in (4, 5))
+    user[0], user[1, 2], item[3, :2] = 0, 0, 0
+    P, Q = geometry.embeddings(MeanScore(make_config(), torch.from_numpy(user), torch.from_numpy(item)))
+    np.testing.assert_array_equal(P[0], 0)
+    np.testing.assert_allclose(P[1:], [user[1, :2].mean(0), *user[2:].mean(1)], rtol=1e-5)
+    np.testing.assert_allclose(Q, [*item[:3].mean(1), item[3, 2], item[4].mean(0)], rtol=1e-5)
+
+
+def test_an_aggregated_ensemble_has_the_embeddings_that_it_scores_by(make_config, rng):
+    parts = [torch.from_numpy(rng.normal(size=(n, 3, 8)).astype(np.float32)) for n in (4, 5)]
+    ensemble = Aggregated(make_config(), *parts).eval()
+    P, Q = geometry.embeddings(ensemble)
+    scores = ensemble.full_sort_predict({ensemble.USER_ID: torch.arange(4)}).view(4, 5)
+    np.testing.assert_allclose(P @ Q.T, scores, rtol=1e-5, atol=1e-6)
+
+
+def test_models_without_a_pair_of_embeddings_have_no_distance(rng):
+    P, Q = rng.normal(size=(4, 3)).astype(np.float32), rng.normal(size=(9, 3)).astype(np.float32)
+    assert geometry.models_distance(model(P, Q), model(P, Q)) == 0
+    assert geometry.models_distance(model(P, Q), model(P, Q[:, :2])) is None
 
 
 def test_means_are_taken_user_by_user():

@@ -30,7 +30,9 @@ PICTURES = {
     "times": figures.running_times(TIMES),
     "cutoffs": figures.cutoff_curves({f"{ratio:.3f} %": CURVES for ratio in RATIOS}),
     "ratios": figures.ratio_curves({m: dict.fromkeys(RATIOS, 0.1) for m in METHODS}, "seconds", "Time", log=True),
-    "weights": figures.weight_distances({"U/O": {r: (r, r / 10) for r in RATIOS}, "R/O": {r: 2.0 for r in RATIOS}}),
+    "weights": figures.weight_distances(
+        {"all": {"U/O": {r: (r, r / 10) for r in RATIOS}, "R/O": {r: 2.0 for r in RATIOS}}, "one": {"U/R": {0.01: 0.3}}}
+    ),
     "negatives": figures.negatives_curves({"HR@10": {"retrain": {1: 0.5, 2: 0.6}}, "NDCG@10": {"retrain": {1: 0.3}}}),
     "stream": figures.stream_times([1, 1, 5], [0.1, 0.2, 3.0]),
     "drift": figures.drift(
