@@ -243,8 +243,11 @@ def _solver(unlearning, method):
     if chosen := unlearning.get("chosen"):
         parts.append(f"<p>Why this method: {escape(chosen)}.</p>")
     if len(unlearning.get("history") or ()) > 1:
-        caption = "Relative residual of the linear solve after each iteration of conjugate gradient."
-        parts.append(_figure(figures.convergence({"conjugate gradient": unlearning["history"]}), caption))
+        solver, label, caption = "conjugate gradient", "relative residual", "Relative residual of the linear solve."
+        if unlearning["method"] == "reoptimise":
+            solver, label = "Newton's method", "mean gradient norm"
+            caption = "Norm of the mean gradient on what remains, after each trust-region step: the certificate."
+        parts.append(_figure(figures.convergence({solver: unlearning["history"]}, label=label), caption))
     elif unlearning["method"] == "replay":
         parts.append("<p>Replay solves no linear system, so there is no convergence to show.</p>")
     return _section("How", "".join(parts))

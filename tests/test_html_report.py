@@ -235,6 +235,14 @@ def test_the_solver_shows_how_it_converged(finished):
     assert "conjugate gradient: 4, 0.0005" in page
 
 
+def test_reoptimisation_shows_how_it_converged(finished):
+    solve = {"method": "reoptimise", "iterations": 3, "products": 30, "gradient_norm": 1e-9, "converged": True,
+             "gradient_norm_before": 1e-3, "gradient_norm_stored": 1e-8, "triples": 500, "negative_curvature": False,
+             "history": [1e-4, 1e-6, 1e-9], "setup_seconds": 0.1}  # fmt: skip
+    page = pages(finished[0], unlearning=solve)
+    assert "Newton&#x27;s method: 1.0e-09 after 3 iterations" in page and "mean gradient norm" in page
+
+
 def test_spam_and_streams_have_their_part(finished):
     result = copy.deepcopy(finished[0])
     for share, each in zip((0.9, 0.2, 0.1), result["models"].values(), strict=True):

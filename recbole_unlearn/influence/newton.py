@@ -12,7 +12,7 @@ alone does not tell a minimum from a saddle; but steps that descend, and follow 
 do not end at a saddle unless they start on one.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -38,6 +38,7 @@ class NewtonReport:
         gradient_norm (float): of the weights that are returned: the certificate.
         converged (bool): whether it is within the tolerance.
         negative_curvature (bool): whether a direction of negative curvature was met on the way.
+        history (list of float): gradient norm after each step.
     """
 
     iterations: int = 0
@@ -46,6 +47,7 @@ class NewtonReport:
     gradient_norm: float = 0.0
     converged: bool = False
     negative_curvature: bool = False
+    history: list = field(default_factory=list)
 
 
 class Objective:
@@ -147,6 +149,7 @@ def minimise(objective, P, Q, tolerance, max_iterations, progress=None):
             norm = trial_norm
             precondition = None
         report.gradient_norm = norm / objective.n_triples
+        report.history.append(report.gradient_norm)
         if progress:
             progress(report)
     if report.iterations:

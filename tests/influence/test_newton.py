@@ -154,6 +154,8 @@ def test_input_is_left_alone_and_the_result_is_float64(trained):
     kept = P.copy(), Q.copy()
     new_P, new_Q, report = minimise(objective, P, Q, 1e-12, 100)
     assert report.converged and report.iterations > 0
+    assert len(report.history) == report.iterations and report.history[-1] <= min(report.history)
+    np.testing.assert_allclose(report.history[-1], report.gradient_norm, rtol=1e-2, atol=1e-14)
     assert (new_P.dtype, new_Q.dtype) == (np.float64, np.float64)
     np.testing.assert_array_equal(P, kept[0])
     np.testing.assert_array_equal(Q, kept[1])
