@@ -286,9 +286,9 @@ class Comparison:
             )
         left = len(np.intersect1d(self.split.users[alone], np.delete(self.split.users, rows)))
         return [
-            f"{which}: asked with the history before an interaction, the validation item included when tested. "
-            f"{len(alone)} of the {len(rows)} forgotten interactions are the first of their users, the target of no "
-            f"row, and not in the forget-set AUC; {left} of them stay in histories."
+            f"{which}: asked with the history before an interaction, the validation item included when tested. Of the "
+            f"{len(rows)} forgotten interactions {len(alone)} open a history: these are no target, not in the "
+            f"forget-set AUC, and stay in the histories of {left} users."
         ]
 
 

@@ -26,11 +26,11 @@ from recbole_unlearn.training import new_model
 WITHOUT_NEGATIVES = (*AUTOENCODERS, "ENMF")
 PLAIN = (ModelType.GENERAL, ModelType.TRADITIONAL)  # that need interactions only
 PACKAGES = {**NEEDS, "KGAT": "dgl"}
+STAGES = "RecBole trains it in several runs, each of which needs the file of the one before"
 VECTORS = "it needs pre-trained vectors of entities, and RecBole leaves out the items that have none"
 WITHOUT_BPR = ("GRU4RecCPR", "SASRecCPR")
 REFUSED = {
-    "S3Rec": "RecBole trains it in two runs, of which the second needs the file of the first",
-    "KD_DAGFM": "RecBole trains it in two runs, of which the second needs the file of the first",
+    **dict.fromkeys(["S3Rec", "KD_DAGFM", "RaCT"], STAGES),
     "GRU4RecKG": VECTORS,
     "KSR": VECTORS,
 }
@@ -116,9 +116,8 @@ def _default(arguments, *keys):
     return [config[key] for key in keys]
 
 
-def _columns(compared, arguments):
-    """``load_col``: the compared model's columns, and those of users and items that the other asks for."""
-    (own,) = _default(arguments, "load_col")
+def _columns(compared, own):
+    """``load_col``: the compared model's columns, and those of users and items that the other's has beside."""
     shared = compared["load_col"]
     return shared if shared is None else {**(own or {}), **shared}
 
@@ -142,8 +141,8 @@ def _sequential(name, compared, arguments):
             f"compare_models: {name} is sequential and has the held-out interactions of {compared['model']} only "
             f'where each user\'s last two are held out; give --eval_args="{IN_TIME}"'
         )
-    changes = {"repeatable": True, "load_col": _columns(compared, arguments)}
-    (loss,) = _default(arguments, "loss_type")
+    loss, columns = _default(arguments, "loss_type", "load_col")
+    changes = {"repeatable": True, "load_col": _columns(compared, columns)}
     if name in WITHOUT_BPR and loss == "BPR":
         raise InputError(f"compare_models: RecBole has no BPR loss for {name}; leave loss_type out")
     if loss == "CE" and not hasattr(model_class(name), "input_type"):
@@ -152,7 +151,7 @@ def _sequential(name, compared, arguments):
 
 
 def _context(name, compared, arguments):
-    columns = _columns(compared, arguments)
+    columns = _columns(compared, *_default(arguments, "load_col"))
     if not (isinstance(columns, dict) and isinstance(columns.get("inter"), list)):
         raise InputError(f"compare_models: {name} takes all columns for features; name those to load in load_col")
     # of an interaction that is to be predicted, no more than user and item is known
@@ -175,20 +174,25 @@ def train_any(config, split, seed, folder):
 
     Returns:
         (model with the best weights, seconds of ``fit``)
+
+    Raises:
+        InputError: the model fails on this data or configuration.
     """
     config["show_progress"], config["checkpoint_dir"] = False, str(folder)
     try:
         model = new_model(config, split, seed)
-    except (KeyError, ValueError, AttributeError, TypeError, AssertionError) as error:
+        trainer = get_trainer(config["MODEL_TYPE"], config["model"])(config, model)
+        pairwise_loader(split.train).generator.manual_seed(seed)
+        start = perf_counter()
+        trainer.fit(split.train, split.valid, verbose=False, saved=True, show_progress=False)
+        seconds = perf_counter() - start
+    except OSError:
+        raise
+    except Exception as error:  # a column or a size that a model needs: its own code says so in any way
         raise InputError(
-            f"compare_models: {config['model']} cannot be built on data set {config['dataset']}: "
+            f"compare_models: {config['model']} cannot be trained on {config['dataset']} with this configuration: "
             f"{type(error).__name__}: {' '.join(str(error).split())}"
         ) from error
-    trainer = get_trainer(config["MODEL_TYPE"], config["model"])(config, model)
-    pairwise_loader(split.train).generator.manual_seed(seed)
-    start = perf_counter()
-    trainer.fit(split.train, split.valid, verbose=False, saved=True, show_progress=False)
-    seconds = perf_counter() - start
     # other_parameter stays as training left it: what models keep there (matrices of neighbours, counts) has no epochs
     state = torch.load(trainer.saved_model_file, map_location=config["device"], weights_only=True)
     model.load_state_dict(state["state_dict"])
