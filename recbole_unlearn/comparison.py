@@ -4,7 +4,6 @@ Originals and retrained models come from `TrainedSeeds`; every figure is kept in
 soon as it is there. A comparison that was cut off goes on where it stopped.
 """
 
-import difflib
 import hashlib
 import inspect
 import json
@@ -12,13 +11,11 @@ import sys
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from time import perf_counter
 
 import numba
 import numpy as np
 import torch
-from recbole.config import configurator
-from recbole.utils import ModelType, get_trainer, init_seed
+from recbole.utils import ModelType
 from tqdm import tqdm
 
 import recbole_unlearn
@@ -26,24 +23,23 @@ from recbole_unlearn import checkpoint as checkpoints
 from recbole_unlearn.compat import model_class, plain
 from recbole_unlearn.config import UnlearnConfig, own_options
 from recbole_unlearn.data.forget import ForgetRequest
-from recbole_unlearn.data.split import Split
-from recbole_unlearn.evaluation import forgetting, ranking
+from recbole_unlearn.evaluation import ranking
+from recbole_unlearn.evaluation.beside import Beside, beside, first_rows
 from recbole_unlearn.evaluation.geometry import models_distance
 from recbole_unlearn.files import scratch_folder, write_atomically
 from recbole_unlearn.input_error import InputError
 from recbole_unlearn.methods import METHODS, names_in, settings_of
 from recbole_unlearn.methods.base import Forgotten, Method, Task
-from recbole_unlearn.models.support import AUTOENCODERS, refusal
+from recbole_unlearn.models.support import refusal
+from recbole_unlearn.other_models import model_arguments, train_any
 from recbole_unlearn.trainer import BPRTrainer
-from recbole_unlearn.training import RUN_KEYS, Run, TrainedSeeds, new_model, quiet, training_settings
+from recbole_unlearn.training import RUN_KEYS, Run, TrainedSeeds, new_model, opened, quiet, training_settings
 
 ORIGINAL, RETRAIN = "original", "retrain"
 DISTANCE = "weight_distance"  # to the original; of the original, to its initialisation
 SETS = ("ratio", "count", "core_users", "edge_users", "popular_items", "rare_items")  # none of which names anybody
 # Beside a method's own file, what its figures depend on.
 SHARED = ("influence/*.py", "unlearners/*.py", "models/*.py", "methods/pairwise.py", "methods/shards.py", "opening.py")
-# Models that learn whole rows of the interaction matrix: RecBole refuses to train them with negatives.
-WITHOUT_NEGATIVES = (*AUTOENCODERS, "ENMF")
 
 
 def forget_sets(config, split):
@@ -103,10 +99,15 @@ class Comparison:
             models: names of other RecBole models, see `other_models`.
 
         Returns:
-            dict of plain values: ``seeds``, ``settings`` of methods, and ``sets``: name -> ``interactions`` and
-            ``figures``, which hold a list over seeds for 'original', 'retrain', each method and each model, and for
-            'MODEL, retrained' and 'MODEL, unlearned' where ours makes the model forget.
+            dict of plain values: ``seeds``, ``settings`` of methods, and ``sets``: name -> ``interactions``, ``notes``
+            (sentences to read the table by) and ``figures``, which hold a list over seeds for 'original', 'retrain',
+            each method and each model, and for 'MODEL, retrained' and 'MODEL, unlearned' where ours makes the model
+            forget.
+
+        Raises:
+            InputError: a model that cannot be judged on this split or these forget sets.
         """
+        notes = {name: self._check_histories(models, rows) for name, rows in sets.items()}
         results = {}
         with quiet(), one_thread():
             self._wanted = np.unique(np.concatenate(list(sets.values())))
@@ -125,7 +126,7 @@ class Comparison:
                     for part in ("retrained", "unlearned"):
                         if part in runs[0]:
                             figures[f"{model}, {part}"] = [run.pop(part) for run in runs]
-                results[name] = {"interactions": len(rows), "figures": figures}
+                results[name] = {"interactions": len(rows), "notes": notes[name], "figures": figures}
         return {"seeds": self.seeds, "settings": self.settings, "models": list(models), "sets": results}
 
     def _original_run(self, seed):
@@ -184,9 +185,9 @@ class Comparison:
         distance = {DISTANCE: models_distance(forgotten.model, self.task(seed).model())}
         return self._with_costs(forgotten, prepare_seconds, rows) | before | distance
 
-    def _with_costs(self, forgotten, prepare_seconds, rows):
+    def _with_costs(self, forgotten, prepare_seconds, rows, other=None):
         costs = {"prepare_seconds": prepare_seconds, "seconds": forgotten.seconds, "details": forgotten.details}
-        return self._evaluate(forgotten.model, rows) | costs
+        return self._evaluate(forgotten.model, rows, True, other) | costs
 
     def retrained(self, seed, rows, paired=False):
         """What `methods.retrain.Retrain` gives, from the cache; or the ``paired`` run, see `training.train_paired`."""
@@ -206,14 +207,22 @@ class Comparison:
         folder = path.with_suffix(f".{method}-{hashlib.sha256(text.encode()).hexdigest()[:8]}")
         return Task(self.config, self.split, seed, stored, log, path, folder)
 
-    def _evaluate(self, model, rows):
-        """Metrics under both protocols, always on the same negatives, and forget-set AUC."""
+    def _evaluate(self, model, rows, forgotten=False, other=None):
+        """Metrics under both protocols, always on the same negatives, and forget-set AUC.
+
+        Args:
+            forgotten (bool): whether histories that the model is asked with are to be without ``rows``.
+            other (Beside, optional): the split of a model that has one of its own.
+        """
+        other = other or Beside(self.config["model"], self.split, self.split)
         if self._trainer is None:
             self._trainer = BPRTrainer(self.config, new_model(self.config, self.split))
             self._trainer.eval_collector.data_collect(self.split.train)
+        gone = rows if forgotten else rows[:0]
+        asked, split = other.asked(model, gone), self.split.judged_without(gone)
         return {
-            "ranking": ranking.evaluate(self._trainer, model, self.split, self.config["seed"]),
-            "forget_auc": float(forgetting.percentiles(model, self.split, rows).mean()),
+            "ranking": ranking.evaluate(self._trainer, asked, split, self.config["seed"]),
+            "forget_auc": float(other.percentiles(model, rows).mean()),
         }
 
     # -- other models
@@ -231,26 +240,61 @@ class Comparison:
 
     def _measure_model(self, name, arguments, seed, rows):
         if refusal(UnlearnConfig(*arguments)) is None:
-            other = TrainedSeeds(arguments, self.trained.folder, self.trained.processes)
-            self._check_split(name, other.split)
-            comparison = Comparison(other, {}, 1, self.show_progress)
-            run = comparison._original_run(seed)
-            other.train([run, comparison.retrain_run(seed, rows)], self.show_progress)
-            task = comparison.task(seed)
-            ours = METHODS["ours"](task, settings_of("ours"))
-            prepare_seconds = ours.prepare(rows)
-            figures = self._evaluate(task.model(), rows) | {"prepare_seconds": 0.0, "seconds": other.seconds(run)}
-            return figures | {
-                "retrained": self._with_costs(comparison.retrained(seed, rows), 0.0, rows),
-                "unlearned": self._with_costs(ours.forget(rows), prepare_seconds, rows),
-            }
+            return self._measure_forgetting_model(name, arguments, seed, rows)
+        config, own = opened(arguments)
+        other = beside(name, self.split, own)
         with scratch_folder() as scratch:
-            model, seconds = train_any(arguments, seed, scratch, lambda split: self._check_split(name, split))
-            return self._evaluate(model, rows) | {"prepare_seconds": 0.0, "seconds": seconds}
+            model, seconds = train_any(config, own, seed, scratch)
+        return self._evaluate(model, rows, other=other) | {"prepare_seconds": 0.0, "seconds": seconds}
 
-    def _check_split(self, name, split):
-        if split.fingerprint != self.split.fingerprint:
-            raise InputError(f"compare_models: {name} has settings under which RecBole splits the data differently")
+    def _measure_forgetting_model(self, name, arguments, seed, rows):
+        trained = TrainedSeeds(arguments, self.trained.folder, self.trained.processes)
+        other = beside(name, self.split, trained.split)
+        own = other.rows(rows)
+        comparison = Comparison(trained, {}, 1, self.show_progress)
+        run = comparison._original_run(seed)
+        trained.train([run, comparison.retrain_run(seed, own)], self.show_progress)
+        task = comparison.task(seed)
+        ours = METHODS["ours"](task, settings_of("ours"))
+        prepare_seconds = ours.prepare(own)
+        costs = {"prepare_seconds": 0.0, "seconds": trained.seconds(run)}
+        return self._evaluate(task.model(), rows, other=other) | {
+            **costs,
+            "retrained": self._with_costs(comparison.retrained(seed, own), 0.0, rows, other),
+            "unlearned": self._with_costs(ours.forget(own), prepare_seconds, rows, other),
+        }
+
+    def _check_histories(self, models, rows):
+        """What is to be known of sequential models that are compared with one that is none, as a list of sentences.
+
+        Raises:
+            InputError: nothing of the forget set, or a held-out interaction, is the first target of such a model.
+        """
+        names = [name for name in models if model_class(name).type == ModelType.SEQUENTIAL]
+        if not names or self.split.sequential:
+            return []
+        which = names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+        trained = np.bincount(self.split.users, minlength=self.split.n_users)
+        judged = [loader._dataset for loader in (self.split.valid, self.split.test)]
+        judged = np.unique(np.concatenate([data.inter_feat[data.uid_field].numpy() for data in judged]))
+        if short := int((trained[judged] < 2).sum()):
+            raise InputError(
+                f"compare_models: {which} cannot be trained on users of whom fewer than two training interactions "
+                f'remain ({short} users); give --user_inter_num_interval="[4,inf)"'
+            )
+        first = first_rows(self.split)
+        alone = np.intersect1d(first, rows)
+        if len(alone) == len(rows):
+            raise InputError(
+                f"compare_models: the forget set holds nothing but users' first interactions, which {which} cannot "
+                "forget; leave it out or choose another forget set"
+            )
+        left = len(np.intersect1d(self.split.users[alone], np.delete(self.split.users, rows)))
+        return [
+            f"{which}: asked with the history before an interaction, the validation item included when tested. Of the "
+            f"{len(rows)} forgotten interactions {len(alone)} open a history: these are no target, not in the "
+            f"forget-set AUC, and stay in the histories of {left} users."
+        ]
 
 
 @cache
@@ -266,74 +310,6 @@ def _source(method):
     """Source of a method's own files, for the same reason; what it trained beforehand is kept by this alone."""
     own = [each for each in (method.__mro__ if method else ()) if issubclass(each, Method) and each is not Method]
     return [inspect.getsource(sys.modules[each.__module__]) for each in own]
-
-
-def general_models():
-    """Names of RecBole's models, as its properties files spell them."""
-    folder = Path(configurator.__file__).parent.parent / "properties" / "model"
-    return sorted(file.stem for file in folder.glob("*.yaml"))
-
-
-def other_models(value, model, dataset, files, given):
-    """Names of the models to compare with, checked; the compared model itself is left out.
-
-    Raises:
-        InputError: an unknown name, or a model that is not for general recommendation.
-    """
-    names = names_in(value, "compare_models") if value else []
-    known = general_models()
-    for name in names:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=1, cutoff=0)[0]
-            raise InputError(f"compare_models: RecBole has no model {name!r}; did you mean {near!r}?")
-        try:
-            kind = model_class(name).type
-        except (ValueError, ImportError, AttributeError) as error:
-            raise InputError(f"compare_models: {name} cannot be loaded from RecBole: {error}") from None
-        if kind not in (ModelType.GENERAL, ModelType.TRADITIONAL):
-            raise InputError(f"compare_models: {name} is no general recommender; it needs more than interactions")
-        UnlearnConfig(*model_arguments(name, model, dataset, files, given))
-    return [name for name in names if name != model]
-
-
-def model_arguments(name, model, dataset, files, given):
-    """``arguments`` of another model with the same data, evaluation and training keys.
-
-    Models that do not train by gradient get no negatives: RecBole's Pop would count them as interactions.
-    """
-    none = name in WITHOUT_NEGATIVES or model_class(name).type == ModelType.TRADITIONAL
-    changes = {"train_neg_sample_args": None} if none else {}
-    return name, dataset, files, {**(given or {}), **changes, "model": name}
-
-
-def train_any(arguments, seed, folder, check=None):
-    """Train any general RecBole model with RecBole's own trainer for it, on the split of its configuration.
-
-    Args:
-        arguments: ``(model, dataset, config_file_list, config_dict)``.
-        seed (int): of initialisation, order and negatives; not of the split.
-        folder: for its checkpoint.
-        check (callable, optional): called with the split before training.
-
-    Returns:
-        (model with the best weights, seconds of ``fit``)
-    """
-    config = UnlearnConfig(*arguments)
-    config["show_progress"], config["checkpoint_dir"] = False, str(folder)
-    init_seed(config["seed"], config["reproducibility"])
-    split = Split(config)
-    if check:
-        check(split)
-    model = new_model(config, split, seed)
-    trainer = get_trainer(config["MODEL_TYPE"], config["model"])(config, model)
-    split.train.generator.manual_seed(seed)
-    start = perf_counter()
-    trainer.fit(split.train, split.valid, verbose=False, saved=True, show_progress=False)
-    seconds = perf_counter() - start
-    # other_parameter stays as training left it: what models keep there (matrices of neighbours, counts) has no epochs
-    state = torch.load(trainer.saved_model_file, map_location=config["device"], weights_only=True)
-    model.load_state_dict(state["state_dict"])
-    return model.eval(), seconds
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from recbole.utils import init_logger, init_seed
 from recbole_unlearn import checkpoint as checkpoints
 from recbole_unlearn import distributed, reporting
 from recbole_unlearn import methods as unlearning_methods
-from recbole_unlearn.comparison import Comparison, forget_sets, other_models, requests, summary
+from recbole_unlearn.comparison import Comparison, forget_sets, requests, summary
 from recbole_unlearn.compat import PERSONAL_KEYS, plain, settings
 from recbole_unlearn.config import UnlearnConfig
 from recbole_unlearn.data.forget import ForgetRequest
@@ -25,6 +25,7 @@ from recbole_unlearn.files import scratch_folder, sweep_scratch
 from recbole_unlearn.follower import follow
 from recbole_unlearn.input_error import InputError
 from recbole_unlearn.opening import check_purge, configure, experiment, open_unlearner, ranks
+from recbole_unlearn.other_models import other_models
 from recbole_unlearn.output import (
     audit_file,
     claim,
@@ -217,7 +218,7 @@ def _comparison(held, config, arguments, saved):
         folder.mkdir(parents=True, exist_ok=True)
         page = reporting.write_compared(results, summaries, title, folder, cutoff)
     else:
-        page = reporting.compared_markdown(summaries, title, cutoff)
+        page = reporting.compared_markdown(results, summaries, title, cutoff)
     return {"comparison": results, "page": page, "title": title, "files": {"tables": str(folder)} if saved else {}}
 
 

@@ -249,16 +249,18 @@ def _compared_cell(row, key, name):
     return text + (f" ({delta:+.4f})" if delta is not None and name != "retrain" else "")
 
 
-def compared_markdown(summaries, title, cutoff=10):
+def compared_markdown(results, summaries, title, cutoff=10):
     """All forget sets' tables, and how to read them, as a Markdown page.
 
     Args:
+        results (dict): of `recbole_unlearn.comparison.Comparison.run`.
         summaries (dict): name of forget set -> (number of interactions, `recbole_unlearn.comparison.summary`).
     """
     lines = [f"# {title}", ""]
     for name, (interactions, figures) in summaries.items():
         table = compared_table(figures, cutoff).to_markdown(disable_numparse=True)
         lines += [f"## Forget {name} ({interactions} interactions)", "", table, ""]
+        lines += [line for note in results["sets"][name]["notes"] for line in (note, "")]
     lines += [READ_COMPARED, ""]
     return "\n".join(lines)
 
@@ -270,7 +272,7 @@ def write_compared(results, summaries, title, folder, cutoff=10):
         results (dict): of `recbole_unlearn.comparison.Comparison.run`.
         summaries: as for `compared_markdown`.
     """
-    page = compared_markdown(summaries, title, cutoff)
+    page = compared_markdown(results, summaries, title, cutoff)
     every = [
         {"forget set": name, "interactions": count, "method": method, "figure": figure, **values}
         for name, (count, figures) in summaries.items()

@@ -162,7 +162,7 @@ class TrainedSeeds:
         self.arguments = arguments
         self.folder = Path(folder)
         self.processes = processes or os.cpu_count()
-        self.config, self.split = _open(arguments)
+        self.config, self.split = opened(arguments)
         self.folder.mkdir(parents=True, exist_ok=True)
 
     def path(self, run):
@@ -195,7 +195,8 @@ class TrainedSeeds:
         return paths
 
 
-def _open(arguments):
+def opened(arguments):
+    """Configuration and split of ``(model, dataset, config_file_list, config_dict)``."""
     config = UnlearnConfig(*arguments)
     config["show_progress"] = False
     init_seed(config["seed"], config["reproducibility"])
@@ -206,7 +207,7 @@ def _start_worker(arguments):
     global _worker
     torch.set_num_threads(1)
     logging.getLogger().setLevel(logging.ERROR)
-    _worker = _open(arguments)
+    _worker = opened(arguments)
 
 
 def _train_worker(run, path, original):

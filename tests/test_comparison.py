@@ -11,9 +11,12 @@ import torch
 
 import run_unlearn as command_line
 from recbole_unlearn import comparison as module
-from recbole_unlearn.comparison import Comparison, forget_sets, other_models, summary, train_any
+from recbole_unlearn.comparison import Comparison, forget_sets, summary
+from recbole_unlearn.evaluation.beside import beside
 from recbole_unlearn.input_error import InputError
+from recbole_unlearn.other_models import model_arguments, other_models, train_any
 from recbole_unlearn.quick_start import run_unlearn
+from recbole_unlearn.training import opened
 
 SECRET_USER, SECRET_ITEM = "SECRETUSER-93", "SECRETITEM-41"
 KEYS = {
@@ -181,7 +184,7 @@ def test_forget_sets_that_would_name_somebody_or_nothing_are_refused(make_config
         ({"methods": "fine_tun"}, "did you mean 'fine_tune'"),
         ({"methods": "ours", "method_args": {"ours": {"steps": 3}}}, "ours has no setting 'steps'"),
         ({"compare_models": "LightGNC"}, "did you mean 'LightGCN'"),
-        ({"compare_models": "SASRec"}, "SASRec is no general recommender"),
+        ({"compare_models": "SASRec"}, "SASRec is sequential and has the held-out"),
         ({"methods": "ours", "comparison_seeds": 0}, "comparison_seeds must be"),
         ({"methods": "ours", "comparison_sets": "users:3"}, "comparison_sets"),
         ({"methods": "ours", "checkpoint": "model.pth"}, "leave checkpoint out"),
@@ -199,23 +202,19 @@ def test_the_model_that_is_compared_is_no_other_model(make_options):
 
 
 def test_a_model_that_learns_whole_rows_trains_too(make_options, tmp_path):
-    arguments = module.model_arguments("MultiDAE", "BPR", "tiny", None, make_options(epochs=1))
-    model, seconds = train_any(arguments, 3, tmp_path)
+    arguments = model_arguments("MultiDAE", "BPR", "tiny", None, make_options(epochs=1))
+    model, seconds = train_any(*opened(arguments), 3, tmp_path)
     assert seconds > 0 and type(model).__name__ == "MultiDAE"
 
 
 def test_pop_counts_no_negatives(make_options, make_split, tmp_path):
     """RecBole's Pop counts the batches that hold an item, of whatever is in them."""
     split = make_split()
-    model, _ = train_any(module.model_arguments("Pop", "BPR", "tiny", None, make_options()), 3, tmp_path)
+    model, _ = train_any(*opened(model_arguments("Pop", "BPR", "tiny", None, make_options())), 3, tmp_path)
     count = np.bincount(split.items, minlength=split.n_items)
     assert (model.item_cnt.view(-1).numpy() <= count).all()
 
 
-def test_another_split_is_refused(make_options, make_split, tmp_path):
-    split = make_split()
-    comparison = Comparison.__new__(Comparison)
-    comparison.split = split
-    arguments = ("Pop", "tiny", None, make_options(seed=7))
-    with pytest.raises(InputError, match="splits the data differently"):
-        train_any(arguments, 3, tmp_path, lambda other: comparison._check_split("Pop", other))
+def test_another_split_is_refused(make_split):
+    with pytest.raises(InputError, match="Pop has settings under which RecBole splits the data differently"):
+        beside("Pop", make_split(), make_split("Pop", seed=7))

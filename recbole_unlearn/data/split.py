@@ -17,6 +17,7 @@ from recbole_unlearn.config import changed
 from recbole_unlearn.data.fingerprint import fingerprint, rows_checksum
 from recbole_unlearn.data.forget import spammers
 from recbole_unlearn.data.frozen import FrozenDataset, is_frozen
+from recbole_unlearn.data.knowledge import KEY, LinkedDataset
 from recbole_unlearn.data.spam import draw_spam
 from recbole_unlearn.input_error import InputError
 
@@ -97,7 +98,8 @@ class Split:
             kept = {key: config[key] for key in changed}
             config.final_config_dict.update(changed)
             try:
-                dataset = FrozenDataset(config) if is_frozen(config) else create_dataset(config)
+                own = FrozenDataset if is_frozen(config) else LinkedDataset if KEY in config else create_dataset
+                dataset = own(config)
                 for field, vectors in dataset._preloaded_weight.items():  # float64, which KSR cannot multiply
                     dataset._preloaded_weight[field] = vectors.astype(np.float32)
                 self.train, valid, test = data_preparation(config, dataset)

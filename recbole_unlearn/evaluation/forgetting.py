@@ -45,7 +45,7 @@ def _by_pairs(model, interaction, pairs=32_768):
     return torch.cat(rows)
 
 
-def percentiles(model, split, rows):
+def percentiles(model, split, rows, seen=None):
     """Rank percentile of each forgotten pair among the items that its user never had.
 
     1 means that the forgotten item scores above all of them, 0.5 is chance. The mean over the pairs is the
@@ -55,6 +55,7 @@ def percentiles(model, split, rows):
 
     Args:
         rows: rows of ``split`` (before forgetting).
+        seen (callable, optional): items that each user had, as `Split.seen` returns it; default: those of ``split``.
 
     Returns:
         float64 ``[len(rows)]``, ties counted half.
@@ -65,7 +66,7 @@ def percentiles(model, split, rows):
         asked, inverse = np.arange(len(rows)), np.arange(len(rows))
     else:
         _, asked, inverse = np.unique(users, return_index=True, return_inverse=True)
-    seen = split.seen()
+    seen = seen or split.seen()
     for part, batch in query_scores(model, split.queries(rows)[asked]):
         for position, row_scores in zip(range(part.start, part.stop), batch, strict=True):
             unseen = np.ones(split.n_items, bool)
