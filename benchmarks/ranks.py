@@ -27,6 +27,7 @@ import torch
 
 from recbole_unlearn import checkpoint as checkpoints
 from recbole_unlearn import distributed
+from recbole_unlearn.config import changed
 from recbole_unlearn.opening import open_unlearner
 from recbole_unlearn.training import Run, TrainedSeeds
 
@@ -35,9 +36,9 @@ REQUESTS = {"influence": "request, influence step", "replay": "request, replay o
 PRODUCT = "curvature product"
 
 
-def open_data(args, method):
-    settings = {"data_path": args.data_path, "epochs": args.epochs, "method": method, "show_progress": False}
-    settings |= {"replay_rows": "touched", "use_gpu": False}
+def open_data(args):
+    settings = {"data_path": args.data_path, "epochs": args.epochs, "show_progress": False}
+    settings |= {"method": "replay", "replay_rows": "touched", "use_gpu": False}
     return TrainedSeeds(("BPR", args.dataset, args.config_files.split(), settings), args.cache)
 
 
@@ -60,12 +61,11 @@ def work(args):
     torch.set_num_threads(1)
     answers, sys.stdout = sys.stdout, sys.stderr
     with distributed.joined(timeout=600) as leading:
-        unlearners = {}
+        trained, unlearners = open_data(args), {}
+        split, path = trained.split, trained.path(Run(trained.config["seed"], (), True))
         for method in REQUESTS:
-            trained = open_data(args, method)
-            config, split = trained.config, trained.split
-            path = trained.path(Run(config["seed"], (), True))
-            unlearners[method] = open_unlearner(config, split, *checkpoints.load(path, verify=False), path)[1]
+            config, stored = changed(trained.config, method=method), checkpoints.load(path, verify=False)
+            unlearners[method] = open_unlearner(config, split, *stored, path)[1]
             unlearners[method].warm_up()
         rows = np.random.default_rng(1).choice(split.n_rows, max(round(RATIO * split.n_rows), 1), replace=False)
         rows = np.sort(rows)
@@ -138,7 +138,7 @@ def main():
     given, sys.argv[1:] = sys.argv[1:], []  # RecBole reads them
     if args.worker:
         return work(args)
-    trained = open_data(args, "replay")
+    trained = open_data(args)
     trained.train([Run(trained.config["seed"], (), True)])
     sys.argv[1:] = given
     groups = [Group(int(size)) for size in args.sizes.split(",")]
