@@ -1,7 +1,6 @@
 """One frozen split of a RecBole data set, and what remains of it without a forget set."""
 
 import copy
-import tempfile
 
 import numpy as np
 import pandas as pd
@@ -19,6 +18,7 @@ from recbole_unlearn.data.forget import spammers
 from recbole_unlearn.data.frozen import FrozenDataset, is_frozen
 from recbole_unlearn.data.knowledge import KEY, LinkedDataset
 from recbole_unlearn.data.spam import draw_spam
+from recbole_unlearn.files import scratch_folder
 from recbole_unlearn.input_error import InputError
 
 
@@ -91,9 +91,9 @@ class Split:
 
     def __init__(self, config):
         self.config = config
-        with tempfile.TemporaryDirectory() as empty:
+        with scratch_folder() as empty:
             # RecBole unpickles data set and loader caches that it finds in checkpoint_dir: show it an empty one
-            changed = {"checkpoint_dir": empty, "dataset_save_path": None, "dataloaders_save_path": None}
+            changed = {"checkpoint_dir": str(empty), "dataset_save_path": None, "dataloaders_save_path": None}
             changed |= {"save_dataset": False, "save_dataloaders": False}
             kept = {key: config[key] for key in changed}
             config.final_config_dict.update(changed)

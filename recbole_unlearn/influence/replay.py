@@ -140,40 +140,35 @@ def _adam(w, m, v, g, step, hyper):
         g[f] = 0
 
 
-@cache
-def _add_gradients(K):
+@numba.njit(**FLAGS, inline="always")  # not a function in the kernels' closures: that would defeat the cache on disk
+def _add_gradients(K, W, G, rows, begin, end, gone, n_touched, shift, scale):
     """Adds the gradients of some triples to ``G``, indexed as the touched rows of a lane.
 
     The triples are ``rows[begin:end]`` without those that are ``gone``, where this is not empty; see `_replay_epoch`.
     """
-
-    @numba.njit(**FLAGS)
-    def add(W, G, rows, begin, end, gone, n_touched, shift, scale):
-        for k in range(begin, end):
-            if len(gone) and gone[k]:
+    for k in range(begin, end):
+        if len(gone) and gone[k]:
+            continue
+        u, i = rows[k, 0], rows[k, 1]
+        anchored = u < n_touched or i < n_touched
+        wu, wi = u + shift * (u < n_touched), i + shift * (i < n_touched)
+        score = dot(load(K, W, wu, 0), load(K, W, wi, 0))
+        total = np.float32(0)
+        for t in range(2, rows.shape[1]):
+            j = rows[k, t]
+            if not anchored and j >= n_touched:
                 continue
-            u, i = rows[k, 0], rows[k, 1]
-            anchored = u < n_touched or i < n_touched
-            wu, wi = u + shift * (u < n_touched), i + shift * (i < n_touched)
-            score = dot(load(K, W, wu, 0), load(K, W, wi, 0))
-            total = np.float32(0)
-            for t in range(2, rows.shape[1]):
-                j = rows[k, t]
-                if not anchored and j >= n_touched:
-                    continue
-                wj = j + shift * (j < n_touched)
-                g = scale / (np.float32(1) + exp(score - dot(load(K, W, wu, 0), load(K, W, wj, 0))))
-                total += g
-                if u < n_touched:
-                    store(G, u, 0, add_scaled(load(K, G, u, 0), g, load(K, W, wj, 0)))
-                if j < n_touched:
-                    store(G, j, 0, add_scaled(load(K, G, j, 0), g, load(K, W, wu, 0)))
+            wj = j + shift * (j < n_touched)
+            g = scale / (np.float32(1) + exp(score - dot(load(K, W, wu, 0), load(K, W, wj, 0))))
+            total += g
             if u < n_touched:
-                store(G, u, 0, add_scaled(load(K, G, u, 0), -total, load(K, W, wi, 0)))
-            if i < n_touched:
-                store(G, i, 0, add_scaled(load(K, G, i, 0), -total, load(K, W, wu, 0)))
-
-    return add
+                store(G, u, 0, add_scaled(load(K, G, u, 0), g, load(K, W, wj, 0)))
+            if j < n_touched:
+                store(G, j, 0, add_scaled(load(K, G, j, 0), g, load(K, W, wu, 0)))
+        if u < n_touched:
+            store(G, u, 0, add_scaled(load(K, G, u, 0), -total, load(K, W, wi, 0)))
+        if i < n_touched:
+            store(G, i, 0, add_scaled(load(K, G, i, 0), -total, load(K, W, wu, 0)))
 
 
 @cache
@@ -186,7 +181,6 @@ def _replay_epoch(K):
     ``start`` and ``return_start`` ``[n_steps + 1]`` delimit the steps, ``scale`` ``[n_steps]`` weights their
     triples. ``M`` and ``V`` ``[2, n_touched, K]`` are Adam's state.
     """
-    add_gradients = _add_gradients(K)
 
     @numba.njit(**PARALLEL)
     def kernel(W, triples, gone, start, returned, return_start, M, V, steps_before, scale, hyper):
@@ -196,9 +190,9 @@ def _replay_epoch(K):
             shift = lane * n_touched
             left_out = gone[: lane * len(gone)]
             for s in range(len(start) - 1):
-                add_gradients(W, G, triples, start[s], start[s + 1], left_out, n_touched, shift, scale[s])
+                _add_gradients(K, W, G, triples, start[s], start[s + 1], left_out, n_touched, shift, scale[s])
                 back = slice(return_start[s], return_start[s + 1]) if lane else slice(0, 0)
-                add_gradients(W, G, returned, back.start, back.stop, gone[:0], n_touched, shift, scale[s])
+                _add_gradients(K, W, G, returned, back.start, back.stop, gone[:0], n_touched, shift, scale[s])
                 w = W[shift : shift + n_touched]
                 _adam(w.ravel(), M[lane].ravel(), V[lane].ravel(), G.ravel(), steps_before + s + 1, hyper)
 
@@ -212,14 +206,13 @@ def _train_epoch(K):
     By one thread: others would have to wait for each other twice a step, which on a busy machine costs far more than
     they bring.
     """
-    add_gradients = _add_gradients(K)
 
     @numba.njit(**FLAGS)
     def kernel(W, triples, gone, start, returned, return_start, M, V, steps_before, scale, hyper):
         G = np.zeros((len(W), K), np.float32)
         for s in range(len(start) - 1):
-            add_gradients(W, G, triples, start[s], start[s + 1], gone, len(W), 0, scale[s])
-            add_gradients(W, G, returned, return_start[s], return_start[s + 1], gone[:0], len(W), 0, scale[s])
+            _add_gradients(K, W, G, triples, start[s], start[s + 1], gone, len(W), 0, scale[s])
+            _add_gradients(K, W, G, returned, return_start[s], return_start[s + 1], gone[:0], len(W), 0, scale[s])
             _adam(W.ravel(), M.ravel(), V.ravel(), G.ravel(), steps_before + s + 1, hyper)
 
     return kernel

@@ -30,8 +30,8 @@ def write(picture, path, dpi=160):
         InputError: matplotlib is not installed.
     """
     try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
+        from matplotlib.backends.backend_agg import FigureCanvasAgg  # pyright: ignore[reportMissingImports]
+        from matplotlib.figure import Figure  # pyright: ignore[reportMissingImports]
     except ImportError:
         raise InputError("PNG pictures need matplotlib; pip install matplotlib, or take the SVG") from None
     columns = min(picture.columns, len(picture.panels))
@@ -73,7 +73,7 @@ def _draw(axis, chart):
 
 
 def _none():
-    from matplotlib.ticker import NullLocator
+    from matplotlib.ticker import NullLocator  # pyright: ignore[reportMissingImports]
 
     return NullLocator()
 
