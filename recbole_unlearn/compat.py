@@ -125,16 +125,18 @@ def model_class(name):
 
 @contextmanager
 def replaced(owner, **attributes):
-    """Other attributes of an object, its methods included, for a while."""
-    own = vars(owner)
-    before = {name: own[name] for name in attributes if name in own}
-    own.update(attributes)
+    """Other attributes of an object or a class, its methods included, for a while."""
+    kind = type if isinstance(owner, type) else object  # not the object's own: a module would register parameters
+    before = {name: vars(owner)[name] for name in attributes if name in vars(owner)}
+    for name, value in attributes.items():
+        kind.__setattr__(owner, name, value)
     try:
         yield
     finally:
         for name in attributes:
-            del own[name]
-        own.update(before)
+            kind.__delattr__(owner, name)
+        for name, value in before.items():
+            kind.__setattr__(owner, name, value)
 
 
 CACHES = ("restore_user_e", "restore_item_e", "restore_entity_e")

@@ -9,7 +9,7 @@ import random
 from contextlib import ExitStack, contextmanager
 from functools import reduce
 from operator import add
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -75,6 +75,7 @@ class Unreduced:
                 if module is not self.model and forward:
                     patches.enter_context(replaced(module, forward=_bind(forward, module)))
             patches.enter_context(replaced(F, normalize=_normalize))
+            patches.enter_context(replaced(torch.Tensor, norm=_norm))
             special = getattr(self, f"_model_{type(self.model).__name__}", None)
             if special:
                 special(patches)
@@ -210,14 +211,20 @@ class Unreduced:
         patches.enter_context(replaced(self.model, random_list=order, random_pr=0))
 
 
-def _normalize(input, p=2.0, dim=1, eps=1e-12, out=None):
-    """torch's ``normalize``, whose second derivative is NaN at a row of zeros (an entity without facts, in KGIN)."""
-    if p != 2.0 or out is not None:
+# torch's own have NaN for a second derivative at a row of zeros (an entity without facts, in KGIN and MCCLK).
+_torch_norm, _torch_normalize, TINY = torch.Tensor.norm, F.normalize, 1e-12
+
+
+def _norm(self, p: Any = "fro", dim=None, keepdim=False, dtype=None):
+    if p not in ("fro", 2) or dim is None or dtype is not None:
+        return _torch_norm(self, p, dim, keepdim, dtype)
+    return self.square().sum(dim, keepdim=keepdim).clamp(min=TINY * TINY).sqrt()
+
+
+def _normalize(input, p=2.0, dim=1, eps=TINY, out=None):
+    if p != 2 or out is not None:
         return _torch_normalize(input, p, dim, eps, out)
     return input * input.square().sum(dim, keepdim=True).clamp(min=eps * eps).rsqrt()
-
-
-_torch_normalize = F.normalize
 
 
 def _bind(forward, module):
