@@ -117,9 +117,9 @@ class UnlearnSession:
         now = Unlearned(unlearner.state_dict, unlearner.method, 0.0, {"chosen": unlearner.chosen}, unlearner.snapshots)
         with in_one_line(path.parent, "file"), locked(path):
             _check_new(path)  # again, now that nobody else can be writing
+            before = trail and audit.model_checksums(self.config["checkpoint"], self.stored["state_dict"])
             save_unlearned(path, self.stored, self.log, now, self.split, rows, self.config)
             if trail:
-                before = audit.model_checksums(self.config["checkpoint"], self.stored["state_dict"])
                 after = audit.model_checksums(path, now.state_dict)
                 result = {"forget_set": self.split.counts(rows), "unlearning": now.report(), "models": {}}
                 request = secrets.token_hex(8)
