@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from recbole_unlearn import audit, checkpoint
+from recbole_unlearn.influence import replay
 from recbole_unlearn.input_error import InputError
 from recbole_unlearn.quick_start import run_unlearn
 from recbole_unlearn.session import UnlearnSession
@@ -49,6 +50,18 @@ def test_a_request_does_what_the_unlearner_does_and_the_model_serves_it(trained,
     assert torch.equal(flat(unlearned.state_dict), flat(expected))
     assert torch.equal(flat(session.model.state_dict()), flat(expected))
     assert not torch.equal(before, flat(expected))
+
+
+@pytest.mark.parametrize("replay_rows", ["touched", "all"])
+def test_no_request_waits_for_the_compiler(trained, replay_rows):
+    negatives = {"distribution": "uniform", "sample_num": 3}
+    path = trained(method="influence", embedding_size=5, train_neg_sample_args=negatives)
+    session = UnlearnSession.open(path, None, {"method": "replay", "replay_rows": replay_rows})
+    kernels = [replay._select(3), replay._arrange(3), replay._replay_epoch(5, 3), replay._train_epoch(5, 3)]
+    loaded = [kernel.signatures for kernel in kernels]
+    assert all(loaded)
+    session.forget("count", 9)
+    assert [kernel.signatures for kernel in kernels] == loaded
 
 
 @pytest.mark.parametrize("keys", [{"replay_rows": "touched"}, {"replay_rows": "all"}, {"method": "influence"}])

@@ -63,64 +63,92 @@ def _found(few, negatives, anchored):
     return found > 0
 
 
-@numba.njit(**PARALLEL)
-def _select(anchored, neg, present, touched, few, n_steps, seed, known, chunks, chosen, step, counts):
-    """Rows of an epoch with a touched weight row in some triple, and the step that each falls in.
+@cache
+def _select(m):
+    """Kernel that finds an epoch's rows with a touched weight row in some triple, and the step that each falls in.
 
     These are the present rows that are ``anchored`` ``[n_rows]`` or have a negative that is ``touched`` ``[n_items]``.
-    The ids of touched items, if they are ``few``, save a look at most rows; else this is empty.
-    The step is that of ``known`` ``[n_rows]``, or random where this is empty.
-    ``chosen`` and ``step`` ``[n_rows]`` are filled from the start of each chunk, ``counts``
-    ``[chunks, n_steps]`` says how many rows of a chunk fall in a step. Indices are unsigned: of others numba asks at
-    each use whether they count from the end, which takes as long as the rest.
+    The ids of touched items, if they are ``few``, save a look at most rows; else this is empty. The step is that of
+    ``known`` ``[n_rows]``, or random where this is empty. ``chosen`` and ``step`` ``[n_rows]`` are filled from the
+    start of each chunk to its ``ends`` ``[chunks]``, ``counts`` ``[2, chunks, n_steps]`` says how many anchored rows of
+    a chunk fall in a step, and how many touched negatives of others.
+
+    In this and the next kernels m, the number of negatives, is a constant, and indices are unsigned: of others numba
+    asks at each use whether they count from the end, which takes as long as the rest.
     """
-    m, block = np.uint64(neg.shape[1]), np.uint64(BLOCK)
-    flat = neg.reshape(-1)
-    for c in numba.prange(len(chunks) - 1):
-        end = chunks[c]
-        for start in range(chunks[c], chunks[c + 1], block):
-            stop = min(start + block, chunks[c + 1])
-            if len(few) and not _found(few, flat[start * m : stop * m], anchored[start:stop]):
-                continue
-            for r in range(start, stop):
-                hit = anchored[r]
-                for t in range(r * m, r * m + m):
-                    hit |= touched[flat[t]]
-                chosen[end] = r  # kept or overwritten: no branch, it would be mispredicted often
-                end += np.uint64(hit & present[r])
-        counts[c] = 0
-        for k in range(chunks[c], end):
-            draw = _mix(np.uint64(seed) ^ (np.uint64(chosen[k]) << np.uint64(20)))
-            drawn = ((draw >> np.uint64(32)) * np.uint64(n_steps)) >> np.uint64(32)
-            s = np.uint64(known[chosen[k]]) if len(known) else drawn
-            step[k] = s
-            counts[c, s] += 1
+    m = np.uint64(m)
+
+    @numba.njit(**PARALLEL)
+    def kernel(anchored, neg, present, touched, few, n_steps, seed, known, chunks, chosen, step, ends, counts):
+        block = np.uint64(BLOCK)
+        flat = neg.reshape(-1)
+        for c in numba.prange(len(chunks) - 1):
+            end = chunks[c]
+            for start in range(chunks[c], chunks[c + 1], block):
+                stop = min(start + block, chunks[c + 1])
+                if len(few) and not _found(few, flat[start * m : stop * m], anchored[start:stop]):
+                    continue
+                for r in range(start, stop):
+                    hit = anchored[r]
+                    for t in range(m):
+                        hit |= touched[flat[r * m + t]]
+                    chosen[end] = r  # kept or overwritten: no branch, it would be mispredicted often
+                    end += np.uint64(hit & present[r])
+            ends[c] = end
+            counts[:, c] = 0
+            for k in range(chunks[c], end):
+                r = np.uint64(chosen[k])
+                draw = _mix(np.uint64(seed) ^ (r << np.uint64(20)))
+                drawn = ((draw >> np.uint64(32)) * np.uint64(n_steps)) >> np.uint64(32)
+                s = np.uint64(known[r]) if len(known) else drawn
+                step[k] = s
+                lone = np.uint64(0)
+                for t in range(m):
+                    lone += touched[flat[r * m + t]]
+                counts[0, c, s] += anchored[r]
+                counts[1, c, s] += np.uint64(0) if anchored[r] else lone
+
+    return kernel
 
 
-@numba.njit(**PARALLEL)
-def _arrange(anchors, neg, item_place, forgotten, n_touched, chunks, chosen, step, counts, next_free, triples, gone):
-    """Write the chosen rows in order of steps: places ``triples`` ``[n, 2 + m]`` and ``gone`` ``[n]``.
+@cache
+def _arrange(m):
+    """Kernel that writes the chosen rows in order of steps, as places: anchored ones whole, of others touched triples.
 
-    ``next_free`` ``[chunks, n_steps]`` says where the first row of each chunk and step goes; it is changed. Returns
-    the number of triples that hold one of the ``n_touched`` touched rows.
+    ``rows`` ``[n, 2 + m + 1]`` are user, positive, negatives and whether they are ``forgotten``, ``lone`` ``[n, 3]``
+    triples whose negative alone is touched. ``next_free`` ``[2, chunks, n_steps]`` says where the first row of each
+    chunk and step goes, and the first triple; it is changed.
     """
-    m, two = np.uint64(neg.shape[1]), np.uint64(2)
-    found = 0
-    for c in numba.prange(len(chunks) - 1):
-        for k in range(chunks[c], chunks[c] + np.uint64(counts[c].sum())):
-            r, s = chosen[k], step[k]
-            at = next_free[c, s]
-            next_free[c, s] += np.uint64(1)
-            u, i = anchors[r, 0], anchors[r, 1]
-            triples[at, 0], triples[at, 1] = u, i
-            hits = 0
-            for t in range(m):
-                j = item_place[neg[r, t]]
-                triples[at, two + t] = j
-                hits += j < n_touched
-            found += m if u < n_touched or i < n_touched else np.uint64(hits)
-            gone[at] = forgotten[r]
-    return found
+    m = np.uint64(m)
+
+    @numba.njit(**PARALLEL)
+    def kernel(
+        anchored, anchors, neg, item_place, forgotten, n_touched, chunks, chosen, step, ends, next_free, rows, lone
+    ):
+        one, two = np.uint64(1), np.uint64(2)
+        for c in numba.prange(len(chunks) - 1):
+            touched = np.empty(m, rows.dtype)
+            for k in range(chunks[c], ends[c]):
+                r, s = np.uint64(chosen[k]), np.uint64(step[k])
+                u, i = anchors[r, 0], anchors[r, one]
+                if anchored[r]:
+                    at = next_free[0, c, s]
+                    next_free[0, c, s] += one
+                    rows[at, 0], rows[at, one] = u, i
+                    for t in range(m):
+                        rows[at, two + t] = item_place[neg[r, t]]
+                    rows[at, two + m] = forgotten[r]
+                    continue
+                n = np.uint64(0)
+                for t in range(m):
+                    touched[n] = item_place[neg[r, t]]  # kept or overwritten, as in `_select`
+                    n += np.uint64(item_place[neg[r, t]] < n_touched)
+                at = next_free[1, c, s]
+                next_free[1, c, s] += n
+                for t in range(n):
+                    lone[at + t, 0], lone[at + t, one], lone[at + t, two] = u, i, touched[t]
+
+    return kernel
 
 
 @numba.njit(**FLAGS)
@@ -140,59 +168,95 @@ def _adam(w, m, v, g, step, hyper):
         g[f] = 0
 
 
-@numba.njit(**FLAGS, inline="always")  # not a function in the kernels' closures: that would defeat the cache on disk
-def _add_gradients(K, W, G, rows, begin, end, gone, n_touched, shift, scale):
-    """Adds the gradients of some triples to ``G``, indexed as the touched rows of a lane.
+# Not functions in the kernels' closures: that would defeat the cache on disk. Of each step, all scores are taken before
+# the first sigmoid: a loop of nothing else computes many at once.
 
-    The triples are ``rows[begin:end]`` without those that are ``gone``, where this is not empty; see `_replay_epoch`.
+
+@numba.njit(**FLAGS, inline="always")
+def _sigmoids(x, n, scale):
+    """Turn the first scores into ``scale * sigmoid(-x)``: what a triple weighs in the gradient."""
+    for k in range(n):
+        x[k] = scale / (np.float32(1) + exp(x[k]))
+
+
+@numba.njit(**FLAGS, inline="always")
+def _add_rows(K, m, W, G, rows, begin, end, without, n_touched, shift, scale, x):
+    """Adds the gradients of ``rows[begin:end]`` to ``G``, indexed as the touched rows of a lane.
+
+    ``without`` the forgotten ones or with them; see `_replay_epoch`. ``x`` has room for a number a triple.
     """
-    for k in range(begin, end):
-        if len(gone) and gone[k]:
-            continue
-        u, i = rows[k, 0], rows[k, 1]
-        anchored = u < n_touched or i < n_touched
-        wu, wi = u + shift * (u < n_touched), i + shift * (i < n_touched)
-        score = dot(load(K, W, wu, 0), load(K, W, wi, 0))
-        total = np.float32(0)
-        for t in range(2, rows.shape[1]):
-            j = rows[k, t]
-            if not anchored and j >= n_touched:
-                continue
-            wj = j + shift * (j < n_touched)
-            g = scale / (np.float32(1) + exp(score - dot(load(K, W, wu, 0), load(K, W, wj, 0))))
-            total += g
+    one, two = np.uint64(1), np.uint64(2)
+    n = np.uint64(0)
+    for k in range(np.uint64(begin), np.uint64(end)):
+        u, i = np.uint64(rows[k, 0]), np.uint64(rows[k, one])
+        p = load(K, W, u + shift * (u < n_touched), 0)
+        score = dot(p, load(K, W, i + shift * (i < n_touched), 0))
+        for t in range(m):
+            j = np.uint64(rows[k, two + t])
+            x[n + t] = score - dot(p, load(K, W, j + shift * (j < n_touched), 0))
+        n += m
+    _sigmoids(x, n, scale)
+    n = np.uint64(0)
+    for k in range(np.uint64(begin), np.uint64(end)):
+        if not (without and rows[k, two + m]):
+            u, i = np.uint64(rows[k, 0]), np.uint64(rows[k, one])
+            p = load(K, W, u + shift * (u < n_touched), 0)
+            total = np.float32(0)
+            for t in range(m):
+                total += x[n + t]
             if u < n_touched:
-                store(G, u, 0, add_scaled(load(K, G, u, 0), g, load(K, W, wj, 0)))
-            if j < n_touched:
-                store(G, j, 0, add_scaled(load(K, G, j, 0), g, load(K, W, wu, 0)))
-        if u < n_touched:
-            store(G, u, 0, add_scaled(load(K, G, u, 0), -total, load(K, W, wi, 0)))
-        if i < n_touched:
-            store(G, i, 0, add_scaled(load(K, G, i, 0), -total, load(K, W, wu, 0)))
+                own = add_scaled(load(K, G, u, 0), -total, load(K, W, i + shift * (i < n_touched), 0))
+                for t in range(m):
+                    j = np.uint64(rows[k, two + t])
+                    own = add_scaled(own, x[n + t], load(K, W, j + shift * (j < n_touched), 0))
+                store(G, u, 0, own)
+            if i < n_touched:
+                store(G, i, 0, add_scaled(load(K, G, i, 0), -total, p))
+            for t in range(m):
+                j = np.uint64(rows[k, two + t])
+                if j < n_touched:
+                    store(G, j, 0, add_scaled(load(K, G, j, 0), x[n + t], p))
+        n += m
+
+
+@numba.njit(**FLAGS, inline="always")
+def _add_lone(K, W, G, lone, begin, end, shift, scale, x):
+    """`_add_rows` for triples whose negative alone is touched."""
+    begin, end, one, two = np.uint64(begin), np.uint64(end), np.uint64(1), np.uint64(2)
+    for k in range(begin, end):
+        p, i, j = load(K, W, lone[k, 0], 0), lone[k, one], lone[k, two]
+        x[k - begin] = dot(p, load(K, W, i, 0)) - dot(p, load(K, W, j + shift, 0))
+    _sigmoids(x, end - begin, scale)
+    for k in range(begin, end):
+        j = lone[k, two]
+        store(G, j, 0, add_scaled(load(K, G, j, 0), x[k - begin], load(K, W, lone[k, 0], 0)))
 
 
 @cache
-def _replay_epoch(K):
+def _replay_epoch(K, m):
     """Kernel for an epoch of both lanes: 0 with the forgotten triples, 1 without them but with the returns.
 
     ``W`` ``[2 * n_touched + n_users + n_items, K]``: touched rows of lane 0, touched rows of lane 1, all rows
-    as they were recorded. A row of ``triples`` ``[n, 2 + m]`` or ``returned`` ``[r, 3]`` is a user, its
-    positive and negatives, as places in ``W``; places below ``n_touched`` are touched rows, of either lane.
-    ``start`` and ``return_start`` ``[n_steps + 1]`` delimit the steps, ``scale`` ``[n_steps]`` weights their
-    triples. ``M`` and ``V`` ``[2, n_touched, K]`` are Adam's state.
+    as they were recorded. ``rows`` and ``lone`` are as `_arrange` leaves them: places in ``W``, of which those below
+    ``n_touched`` are touched rows, of either lane. ``returned`` ``[r, 4]`` are rows with one negative. Each comes with
+    ``[n_steps + 1]`` numbers that delimit the steps; ``most`` is the number of triples that a step has at most of each
+    kind, ``scale`` ``[n_steps]`` weights them. ``M`` and ``V`` ``[2, n_touched, K]`` are Adam's state.
     """
+    m, one = np.uint64(m), np.uint64(1)
 
     @numba.njit(**PARALLEL)
-    def kernel(W, triples, gone, start, returned, return_start, M, V, steps_before, scale, hyper):
-        n_touched = M.shape[1]
+    def kernel(W, rows, start, lone, lone_start, returned, return_start, most, M, V, steps_before, scale, hyper):
+        n_touched = np.uint64(M.shape[1])
         for lane in numba.prange(2):
             G = np.zeros((n_touched, K), np.float32)
+            x = np.empty(most, np.float32)
             shift = lane * n_touched
-            left_out = gone[: lane * len(gone)]
-            for s in range(len(start) - 1):
-                _add_gradients(K, W, G, triples, start[s], start[s + 1], left_out, n_touched, shift, scale[s])
-                back = slice(return_start[s], return_start[s + 1]) if lane else slice(0, 0)
-                _add_gradients(K, W, G, returned, back.start, back.stop, gone[:0], n_touched, shift, scale[s])
+            for s in range(len(scale)):
+                _add_rows(K, m, W, G, rows, start[s], start[s + 1], lane == 1, n_touched, shift, scale[s], x)
+                _add_lone(K, W, G, lone, lone_start[s], lone_start[s + 1], shift, scale[s], x)
+                if lane == 1:
+                    back, end = return_start[s], return_start[s + 1]
+                    _add_rows(K, one, W, G, returned, back, end, False, n_touched, shift, scale[s], x)
                 w = W[shift : shift + n_touched]
                 _adam(w.ravel(), M[lane].ravel(), V[lane].ravel(), G.ravel(), steps_before + s + 1, hyper)
 
@@ -200,19 +264,23 @@ def _replay_epoch(K):
 
 
 @cache
-def _train_epoch(K):
+def _train_epoch(K, m):
     """Kernel for an epoch of lane 1 of `_replay_epoch` alone, where all rows are touched: ``W`` ``[n_touched, K]``.
 
     By one thread: others would have to wait for each other twice a step, which on a busy machine costs far more than
     they bring.
     """
+    m, one, none = np.uint64(m), np.uint64(1), np.uint64(0)
 
     @numba.njit(**FLAGS)
-    def kernel(W, triples, gone, start, returned, return_start, M, V, steps_before, scale, hyper):
-        G = np.zeros((len(W), K), np.float32)
-        for s in range(len(start) - 1):
-            _add_gradients(K, W, G, triples, start[s], start[s + 1], gone, len(W), 0, scale[s])
-            _add_gradients(K, W, G, returned, return_start[s], return_start[s + 1], gone[:0], len(W), 0, scale[s])
+    def kernel(W, rows, start, returned, return_start, most, M, V, steps_before, scale, hyper):
+        n_touched = np.uint64(len(W))
+        G = np.zeros((n_touched, K), np.float32)
+        x = np.empty(most, np.float32)
+        for s in range(len(scale)):
+            _add_rows(K, m, W, G, rows, start[s], start[s + 1], True, n_touched, none, scale[s], x)
+            back, end = return_start[s], return_start[s + 1]
+            _add_rows(K, one, W, G, returned, back, end, False, n_touched, none, scale[s], x)
             _adam(W.ravel(), M.ravel(), V.ravel(), G.ravel(), steps_before + s + 1, hyper)
 
     return kernel
@@ -342,13 +410,13 @@ def replay(
 
     own = shard.rows if shard else slice(0, n_rows)
     chunks = np.linspace(own.start, own.stop, CHUNKS + 1).astype(np.uint64)
-    counts = np.empty((CHUNKS, n_steps), np.int64)
+    ends, counts = chunks[1:].copy(), np.empty((2, CHUNKS, n_steps), np.int64)
     # As long as any epoch may need: what is not written to takes no memory.
-    chosen, step, out = (np.empty(n_rows, kind) for kind in (np.uint32, np.uint32, np.bool_))
-    triples = np.empty((n_rows, 2 + m), place_type)
+    chosen, step = np.empty(n_rows, np.uint32), np.empty(n_rows, np.uint32)
+    tables = np.empty((n_rows, 2 + m + 1), place_type), np.empty((0 if all_rows else n_rows * m, 3), place_type)
     hyper = tuple(float(value) for value in astuple(optimizer))
     rng = np.random.default_rng(seed)
-    total = n_returned = 0
+    total = 0
     for epoch, neg in enumerate(negatives):
         neg = np.ascontiguousarray(neg).view()
         neg.flags.writeable = False  # memory-mapped or not: one compiled version
@@ -361,38 +429,45 @@ def replay(
             size = np.maximum(np.bincount(known[present], minlength=n_steps), 1) * m
         if len(size) > n_steps:
             raise ValueError(f"steps name batch {len(size) - 1}, but there are {n_steps}")
-        _select(anchored, neg, present, touched, few, n_steps, order, known, chunks, chosen, step, counts)
-        start = np.concatenate([[0], np.cumsum(counts.T)])  # by step, then chunk
-        next_free = start[:-1].reshape(n_steps, CHUNKS).T.astype(np.uint64, order="C")
-        start = start[::CHUNKS].copy()
-        order_of = chunks, chosen, step, counts, next_free
-        total += _arrange(anchors, neg, item_place, gone, n_touched, *order_of, triples, out)
+        where = chunks, chosen, step, ends
+        _select(m)(anchored, neg, present, touched, few, n_steps, order, known, *where, counts)
+        starts, next_free = zip(*map(_delimit, counts), strict=True)
+        _arrange(m)(anchored, anchors, neg, item_place, gone, n_touched, *where, np.stack(next_free), *tables)
         user, positive, item, return_start = returns.draw(rng, n_steps)
-        found = shard.merge(triples, out, start) if shard else (triples, out, start)
-        if found is None:
-            continue
-        returned = np.stack([user_place[user], item_place[positive], item_place[item]], axis=1)
-        n_returned += len(returned)
-
-        ordered, lost, starts = found
+        parts = [(table, start) for table, start in zip(tables, starts, strict=True)]
+        if shard:
+            parts = [shard.merge(*part) for part in parts]
+            if not shard.leads:
+                continue
+        (rows_found, start), (lone, lone_start) = parts
+        total += m * int(start[-1]) + int(lone_start[-1]) + len(user)
+        returned = np.stack([user_place[user], item_place[positive], item_place[item], np.zeros_like(user)], axis=1)
+        returned = returned.astype(place_type)
+        most = max(np.diff(bounds).max() * width for bounds, width in ((start, m), (lone_start, 1), (return_start, 1)))
         weight, before = (1 / size).astype(np.float32), epoch * n_steps
         if all_rows:
-            _train_epoch(K)(W, ordered, lost, starts, returned, return_start, M[0], V[0], before, weight, hyper)
+            arguments = rows_found, start, returned, return_start, most, M[0], V[0], before, weight, hyper
+            _train_epoch(K, m)(W, *arguments)
         else:
             trajectory.at(epoch + 0.5, out=recorded)
-            _replay_epoch(K)(W, ordered, lost, starts, returned, return_start, M, V, before, weight, hyper)
+            arguments = rows_found, start, lone, lone_start, returned, return_start, most, M, V, before, weight, hyper
+            _replay_epoch(K, m)(W, *arguments)
         if epoch + 1 in trajectory.epochs:
             snapshots[epoch + 1] = change(epoch + 1).astype(np.float32)
         if progress:
             progress()
-    if shard:
-        total = int(shard.sum(torch.tensor(total)))
-        if not shard.leads:
-            return None
+    if shard and not shard.leads:
+        return None
     left = np.bincount(users[present & ~gone], minlength=n_users)
     untrained = np.isin(rows, touched_users[left[touched_users] == 0])
     without = lanes[-1].copy()
-    return Replayed(rows, change(len(negatives)), snapshots, untrained, without, total + n_returned)
+    return Replayed(rows, change(len(negatives)), snapshots, untrained, without, total)
+
+
+def _delimit(counts):
+    """Where each step begins, ``[n_steps + 1]``, and each chunk's part of it, like ``counts`` ``[chunks, n_steps]``."""
+    start = np.concatenate([[0], np.cumsum(counts.T)])
+    return start[:: len(counts)].copy(), start[:-1].reshape(counts.T.shape).T.astype(np.uint64, order="C")
 
 
 class _Returns:

@@ -108,42 +108,39 @@ class Shard(Space):
             dist.broadcast(x, 0)
         return x
 
-    def merge(self, triples, gone, start):
+    def merge(self, table, start):
         """Bring together on rank 0 what the ranks have found of an epoch, ordered by steps, then ranks.
 
         Args:
-            triples: int32 ``[n, width]``, ordered by steps.
-            gone: bool ``[n]``.
+            table: int32 ``[n, width]``, ordered by steps.
             start: int64 ``[n_steps + 1]``, where each step begins.
 
         Returns:
-            the same of all ranks; None on the others.
+            the same of all ranks; on the others their own.
         """
-        if self.size == 1:
-            return triples, gone, start
         if not self.leads:
-            self._send(np.ascontiguousarray(start))
+            self._send(start)
             if start[-1]:
-                self._send(np.column_stack([triples[: start[-1]], gone[: start[-1]].astype(np.int32)]))
-            return None
-        starts, parts = [start], [(triples[: start[-1]], gone[: start[-1]])]
+                self._send(table[: start[-1]])
+        if self.size == 1 or not self.leads:
+            return table, start
+        starts, parts = [start], [table[: start[-1]]]
         for rank in range(1, self.size):
             theirs = np.empty_like(start)
             dist.recv(torch.from_numpy(theirs), rank)
-            both = np.empty((theirs[-1], triples.shape[1] + 1), np.int32)
-            if len(both):
-                dist.recv(torch.from_numpy(both), rank)
+            part = np.empty((theirs[-1], table.shape[1]), np.int32)
+            if len(part):
+                dist.recv(torch.from_numpy(part), rank)
             starts.append(theirs)
-            parts.append((both[:, :-1], both[:, -1] != 0))
+            parts.append(part)
         counts = np.diff(starts, axis=1)
         begin = np.concatenate([[0], np.cumsum(counts.sum(axis=0))])
-        merged = np.empty((begin[-1], triples.shape[1]), np.int32), np.empty(begin[-1], np.bool_)
+        merged = np.empty((begin[-1], table.shape[1]), np.int32)
         before = begin[:-1].copy()
         for count, own, part in zip(counts, starts, parts, strict=True):
-            place = np.repeat(before - own[:-1], count) + np.arange(own[-1])
-            merged[0][place], merged[1][place] = part
+            merged[np.repeat(before - own[:-1], count) + np.arange(own[-1])] = part
             before += count
-        return *merged, begin
+        return merged, begin
 
     def _send(self, array):
         dist.send(torch.from_numpy(array), 0)

@@ -174,7 +174,7 @@ class InfluenceUnlearner:
         """Load (or, the very first time, compile) the kernels, so that `unlearn` is timed without."""
         one = np.zeros(1, np.int64)
         row = np.zeros((1, self.P.shape[1]), np.float32)
-        neg = np.zeros((1, 1), self.log.dtype)
+        neg = np.zeros((1, self.log.negatives), self.log.dtype)
         if self.method == "replay":
             n_users, n_items = len(self.P), len(self.Q)  # true sizes: small ones might take narrower places
             ends = Trajectory([0, 1], [np.zeros((n_users + n_items) * row.size, np.float32)] * 2)

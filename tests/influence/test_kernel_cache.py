@@ -21,7 +21,7 @@ one, ends = np.zeros(1, int), replaying.Trajectory([0, 1], [np.zeros(9, np.float
 for all_rows in (False, True):
     adam = replaying.Adam(0.1, 0.9, 0.999, 1e-8, 0.0)
     replaying.replay(one, one, [np.zeros((1, 1), np.uint16)], one, ends, 1, 2, adam, 1, all_rows=all_rows)
-used += [replaying._select, replaying._arrange, replaying._replay_epoch(3), replaying._train_epoch(3)]
+used += [replaying._select(1), replaying._arrange(1), replaying._replay_epoch(3, 1), replaying._train_epoch(3, 1)]
 print(sum(len(kernel.stats.cache_misses) for kernel in used), sum(len(kernel.stats.cache_hits) for kernel in used))
 """
 

@@ -267,9 +267,9 @@ class TestSelection:
         """A list that fills with the kernel's arguments, one tuple an epoch."""
         seen = []
 
-        def record(K):
-            return lambda W, triples, gone, start, returned, return_start, *_: seen.append(
-                (triples[: start[-1]].copy(), gone[: start[-1]].copy(), start, returned, return_start)
+        def record(K, m):
+            return lambda W, rows, start, lone, lone_start, returned, return_start, *_: seen.append(
+                (rows[: start[-1]].copy(), start, lone[: lone_start[-1]].copy(), lone_start, returned, return_start)
             )
 
         monkeypatch.setattr(module, "_replay_epoch", record)
@@ -280,7 +280,7 @@ class TestSelection:
         "n_items, rows, forgotten", [(60, 500, 5), (60, 500, 40), (3000, 9000, 1), (3000, 9000, 8)]
     )
     @pytest.mark.parametrize("m", [1, 4])
-    def test_every_row_with_a_touched_triple_is_in_one_step(self, epochs, m, n_items, rows, forgotten):
+    def test_every_touched_triple_is_in_one_step(self, epochs, m, n_items, rows, forgotten):
         p = random_problem(
             n_users=min(rows // 12, 250), n_items=n_items, m=m, rows=rows, forgotten=forgotten, batch_triples=rows // 16
         )
@@ -292,22 +292,27 @@ class TestSelection:
             triples = place[np.column_stack([p.users, p.n_users + p.pos, p.n_users + neg.astype(int)])]
             touched = triples < len(p.rows)
             total += np.where(touched[:, :2].any(1), m, touched[:, 2:].sum(1)).sum() + len(returned)
-            chosen = np.flatnonzero(touched.any(1))
-            assert 0 < len(chosen) <= len(p.users)
-            chosen = chosen[np.argsort(step[chosen], kind="stable")]
-            np.testing.assert_array_equal(seen[0], triples[chosen])
-            np.testing.assert_array_equal(seen[1], p.gone[chosen])
-            np.testing.assert_array_equal(seen[2], np.searchsorted(step[chosen], np.arange(p.n_steps + 1)))
+            assert 0 < touched.any(1).sum() <= len(p.users)
+            anchored = np.flatnonzero(touched[:, :2].any(1))
+            anchored = anchored[np.argsort(step[anchored], kind="stable")]
+            np.testing.assert_array_equal(seen[0], np.column_stack([triples[anchored], p.gone[anchored]]))
+            np.testing.assert_array_equal(seen[1], np.searchsorted(step[anchored], np.arange(p.n_steps + 1)))
+            row, column = np.nonzero(touched & ~touched[:, :2].any(1, keepdims=True))
+            order = np.argsort(step[row], kind="stable")
+            row, column = row[order], column[order]
+            np.testing.assert_array_equal(seen[2], np.column_stack([triples[row, :2], triples[row, column]]))
+            np.testing.assert_array_equal(seen[3], np.searchsorted(step[row], np.arange(p.n_steps + 1)))
             returned[:, 1:3] += p.n_users
-            np.testing.assert_array_equal(seen[3], place[returned[:, :3]])
-            np.testing.assert_array_equal(seen[4], np.searchsorted(returned[:, 3], np.arange(p.n_steps + 1)))
+            np.testing.assert_array_equal(seen[4][:, :3], place[returned[:, :3]])
+            assert not seen[4][:, 3].any()
+            np.testing.assert_array_equal(seen[5], np.searchsorted(returned[:, 3], np.arange(p.n_steps + 1)))
         assert result.triples == total
 
     def test_rows_fall_evenly_into_steps_anew_each_epoch(self, epochs):
         p = random_problem(rows=20_000, forgotten=2, epochs=2, snapshots=(0, 2), batch_triples=1000)
         p.users[:] = 1
         p.replay()
-        counts = np.array([np.diff(start) for _, _, start, _, _ in epochs])
+        counts = np.array([np.diff(start) for _, start, *_ in epochs])
         assert counts.shape == (2, 40) and (counts.sum(1) == 20_000).all()
         assert np.abs(counts - 500).max() < 5 * np.sqrt(500)
         assert (counts[0] != counts[1]).any()
