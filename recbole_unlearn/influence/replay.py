@@ -123,14 +123,15 @@ def _arrange(m):
 
     @numba.njit(**PARALLEL)
     def kernel(
-        anchored, anchors, neg, item_place, forgotten, n_touched, chunks, chosen, step, ends, next_free, rows, lone
-    ):
+        anchored, users, pos, neg, user_place, item_place, forgotten, n_touched,
+        chunks, chosen, step, ends, next_free, rows, lone,
+    ):  # fmt: skip
         one, two = np.uint64(1), np.uint64(2)
         for c in numba.prange(len(chunks) - 1):
             touched = np.empty(m, rows.dtype)
             for k in range(chunks[c], ends[c]):
                 r, s = np.uint64(chosen[k]), np.uint64(step[k])
-                u, i = anchors[r, 0], anchors[r, one]
+                u, i = user_place[users[r]], item_place[pos[r]]
                 if anchored[r]:
                     at = next_free[0, c, s]
                     next_free[0, c, s] += one
@@ -369,7 +370,7 @@ def replay(
     Returns:
         Replayed, or None on other ranks than 0
     """
-    users, pos = np.array(users, np.int32), np.array(pos, np.int32)
+    users, pos = np.array(users, np.uint32), np.array(pos, np.uint32)
     forgotten = np.asarray(forgotten, np.int64)
     if trajectory.epochs[-1] != len(negatives):
         raise ValueError(f"negatives of {len(negatives)} epochs, but a trajectory of {trajectory.epochs[-1]}")
@@ -393,7 +394,6 @@ def replay(
     place = np.arange(n_lanes * n_touched, n_lanes * n_touched + n_weights, dtype=place_type)
     place[rows] = np.arange(n_touched)
     user_place, item_place = place[:n_users], place[n_users:]
-    anchors = np.stack([user_place[users], item_place[pos]], axis=1)
     touched = item_place < n_touched
     anchored = (user_place < n_touched)[users] | touched[pos]
     few = np.flatnonzero(touched).astype(negatives[0].dtype)
@@ -432,7 +432,8 @@ def replay(
         where = chunks, chosen, step, ends
         _select(m)(anchored, neg, present, touched, few, n_steps, order, known, *where, counts)
         starts, next_free = zip(*map(_delimit, counts), strict=True)
-        _arrange(m)(anchored, anchors, neg, item_place, gone, n_touched, *where, np.stack(next_free), *tables)
+        data = anchored, users, pos, neg, user_place, item_place, gone, n_touched
+        _arrange(m)(*data, *where, np.stack(next_free), *tables)
         user, positive, item, return_start = returns.draw(rng, n_steps)
         parts = [(table, start) for table, start in zip(tables, starts, strict=True)]
         if shard:
