@@ -1,19 +1,22 @@
-"""Time evaluation and training epochs against stock RecBole at its defaults, in turns; prints a Markdown table.
+"""Time evaluation and training epochs against stock RecBole at its defaults, in turns.
 
     python benchmarks/evaluation_speed.py
     python benchmarks/evaluation_speed.py --dataset=ml-1m --data_path=PATH --config_files=properties/paper.yaml
 
 Both give the same metrics, leave numpy's random stream in the same state, and train the same weights, bit for bit: all
 of it is asserted here. An epoch is a pass over the training data, with log and snapshots in ours, and a validation.
+The table is printed, and written to --output.
 """
 
 import argparse
 import copy
+import json
 import logging
 import os
 import sys
 import tempfile
 import warnings
+from pathlib import Path
 from time import perf_counter
 
 import numpy as np
@@ -49,12 +52,18 @@ def evaluate(trainer, loader):
     return perf_counter() - start, (result, np.random.random())
 
 
-def line(what, seconds):
-    """A row of the table: medians, and the median and range of the ratios of neighbouring measurements."""
+def ratios(seconds):
+    """Medians of stock and ours, and median, smallest and largest ratio of neighbouring measurements."""
     stock, ours = np.median(seconds, axis=0)
-    ratios = np.divide(*np.transpose(seconds))
-    spread = f"{np.median(ratios):.1f} ({ratios.min():.1f} to {ratios.max():.1f})"
-    print(f"| {what} | {stock:.3f} | {ours:.3f} | {spread} |")
+    found = np.divide(*np.transpose(seconds))
+    return {"stock, s": stock, "ours, s": ours, "ratio": np.median(found), "from": found.min(), "to": found.max()}
+
+
+def line(what, found):
+    return (
+        f"| {what} | {found['stock, s']:.3f} | {found['ours, s']:.3f} | "
+        f"{found['ratio']:.1f} ({found['from']:.1f} to {found['to']:.1f}) |"
+    )
 
 
 def main():
@@ -63,7 +72,9 @@ def main():
     parser.add_argument("--data_path")
     parser.add_argument("--config_files", type=lambda text: text.split())
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--output", default="results/speed")
     options = parser.parse_args()
+    output = Path(options.output).resolve()
     sys.argv = sys.argv[:1]  # RecBole reads it
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
@@ -80,9 +91,7 @@ def main():
             assert torch.equal(weight, ours.model.state_dict()[name]), name
         assert stock.best_valid_result == ours.best_valid_result
 
-        print(f"{options.dataset}, K = {stock.model.embedding_size}, {threads} threads, {options.rounds} rounds\n")
-        print("| | stock, s | ours, s | ratio |\n|---|---|---|---|")
-        line("training epoch with validation", np.transpose([seconds for _, _, seconds in runs]))
+        table = {"training epoch with validation": ratios(np.transpose([seconds for _, _, seconds in runs]))}
         sampled = copy.deepcopy(stock.config)
         sampled["test_neg_sample_args"] = {"distribution": "uniform", "sample_num": 99}
         loaders = {
@@ -96,7 +105,15 @@ def main():
                 (slow, expected), (fast, result) = (evaluate(trainer, loader) for trainer in (stock, ours))
                 assert result == expected, (result, expected)
                 seconds.append((slow, fast))
-            line(f"evaluation, {name}", seconds)
+            table[f"evaluation, {name}"] = ratios(seconds)
+    name = f"{options.dataset}-{Path(options.config_files[0]).stem if options.config_files else 'default'}"
+    head = f"{name}, K = {stock.model.embedding_size}, {threads} threads, {options.rounds} rounds"
+    lines = [head, "", "| | stock, s | ours, s | ratio |", "|:---|:---|:---|:---|"]
+    text = "\n".join([*lines, *(line(*row) for row in table.items()), ""])
+    output.mkdir(parents=True, exist_ok=True)
+    (output / f"evaluation-{name}.md").write_text(text)
+    (output / f"evaluation-{name}.json").write_text(json.dumps(table, indent=1) + "\n")
+    print(text)
 
 
 if __name__ == "__main__":
