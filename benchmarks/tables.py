@@ -4,7 +4,9 @@ python benchmarks/tables.py
 """
 
 import json
+import re
 from pathlib import Path
+from statistics import median
 
 ROOT = Path(__file__).parents[1]
 METHODS = {
@@ -74,6 +76,80 @@ def speed():
     return "\n".join([*table, ""])
 
 
+def first(text):
+    """The number that a cell of results/ begins with: '22.4 [21.5, 24.7]', '945', '+2.0% (...)'."""
+    return float(re.match(r"[-+]?[\d.,]+(e[-+]?\d+)?", text)[0].replace(",", ""))
+
+
+def measured(stem):
+    """Rows of a section of `speed.py`, or figures of `request_cost.py`; None where it has not been run."""
+    file = ROOT / f"results/speed/{stem}.json"
+    if not file.exists():
+        return None
+    found = json.loads(file.read_text())
+    return found.get("rows") or found.get("figures") or found if isinstance(found, dict) else found
+
+
+def targets():
+    """What was aimed at in speed and memory, what was measured, and by which command: one line each."""
+    lines = ["| | aimed at | measured | `python benchmarks/...` |", "|:---|:---|:---|:---|"]
+
+    def line(what, aim, values, command, unit="×"):
+        """``values``: numbers or texts by where they were measured; what misses ``>= n`` or ``<= n`` says so."""
+        sign, limit = aim.split()
+        shown = []
+        for where, value in values.items():
+            number = value if isinstance(value, (int, float)) else first(value)
+            missed = number < float(limit) if sign == ">=" else number > float(limit)
+            head, bracket, range_ = (f"{value:.3g}" if isinstance(value, float) else str(value)).partition(" [")
+            shown.append(f"{where} {head.strip('%')}{unit}{bracket}{range_}{' (**missed**)' if missed else ''}".strip())
+        words = f"{'at least' if sign == '>=' else 'at most'} {limit}{unit}"
+        lines.append(f"| {what} | {words} | {'; '.join(shown)} | {command} |")
+
+    def product(K, column):
+        return {row["product"]: row[column] for row in measured("kernels") if row["K"] == K}
+
+    names = {name: measured(f"request_cost-{name}") for name in ("ml-1m-paper", "pinterest-paper", "ml-1m-default")}
+    costs = {name: figures for name, figures in names.items() if figures}
+
+    def cost(row, only=None):
+        return {name: figures[row].split(" (")[0] for name, figures in costs.items() if only is None or name in only}
+
+    paper = ("ml-1m-paper", "pinterest-paper")
+    line("Curvature product against torch autograd's, K = 8", ">= 60", product(8, "autograd / product"), "speed.py")
+    line("the same, K = 64", ">= 40", product(64, "autograd / product"), "speed.py")
+    line("Product against one read of what it reads, K = 8", "<= 4", product(8, "product / read"), "speed.py")
+    iterations = {}
+    for row in measured("solver"):
+        if row["preconditioner"] == "block-Jacobi":
+            iterations[row["data set"]] = max(row["iterations"], iterations.get(row["data set"], 0))
+    line("Conjugate gradient iterations to 1e-3", "<= 15", iterations, "speed.py --sections=solver", "")
+    faster, request = "times faster than Retrain", "request_cost.py"
+    line("Request (.02 %) against stock Retrain, K = 8", ">= 500", cost(faster, paper), request)
+    line("the same, K = 64", ">= 300", cost(faster, ("ml-1m-default",)), request)
+    graph = measured("lightgcn-ml-1m")
+    if graph:
+        ratios = [each["times faster"] for each in graph]
+        line("the same, LightGCN", ">= 50", {"ml-1m": median(ratios)}, "lightgcn_speed.py")
+    single = cost("request, 1 interaction, in curvature products")
+    line("Request of one interaction, in curvature products", "<= 10", single, request, "")
+    line("Logging, share of training time", "<= 3", cost("logging, share of training time"), request, "%")
+    line("Log, bytes a triple", "<= 2.5", cost("log, bytes a triple"), request, "")
+    for what, row, aim in (
+        ("Epoch with validation against stock", "training epoch with validation", ">= 2"),
+        ("Full ranking against stock", "evaluation, full ranking", ">= 5"),
+        ("99 sampled negatives against stock", "evaluation, 99 sampled", ">= 5"),
+    ):
+        found = {name: measured(f"evaluation-{name}") for name in names}
+        values = {name: float(each[row]["ratio"]) for name, each in found.items() if each}
+        if values:
+            line(what, aim, values, "evaluation_speed.py")
+    largest = max(measured("growth"), key=lambda row: (first(row["triples"]), int(row["K"])))
+    peak = {"": first(largest["peak MB"]) / 1024}
+    line(f"Peak memory, {largest['triples']} triples, K = {largest['K']}", "<= 4", peak, "speed.py", " GiB")
+    return "\n".join([*lines, ""])
+
+
 def methods():
     """The forget set's table of a comparison."""
     page = (ROOT / "results/methods-ml-100k/comparison.md").read_text()
@@ -107,7 +183,7 @@ def models():
 def main():
     readme = ROOT / "README.md"
     text = readme.read_text()
-    for make in (fidelity, models, stream, methods, ratios, speed):
+    for make in (fidelity, models, stream, methods, ratios, targets, speed):
         mark = f"<!-- {make.__name__} -->\n"
         before, found, rest = text.partition(mark)
         if not found:
