@@ -13,6 +13,7 @@ kernels  A curvature product against torch autograd's Hessian-vector product (do
          distinct items (and b, in the exact Hessian). The embeddings, which it gathers from cache, are not counted.
 solver   Conjugate gradient iterations to a relative residual of 1e-3, in the paper's setting.
 growth   Seconds and peak memory of a product in a process of its own, triples memory-mapped; draws docs/growth.svg.
+requests The same of an epoch of replay, against the size of the forget set; draws the same picture.
 """
 
 import argparse
@@ -28,6 +29,7 @@ from time import perf_counter, process_time
 import numba
 import numpy as np
 import pandas as pd
+import replay_speed
 import torch
 
 from recbole_unlearn.influence.operators import (
@@ -37,6 +39,7 @@ from recbole_unlearn.influence.operators import (
     UserTriples,
     logistic_curvature,
 )
+from recbole_unlearn.influence.replay import Adam, Trajectory, replay
 
 ROOT = Path(__file__).parents[1]
 ML_1M = {"n_rows": 1_000_000, "n_users": 6040, "n_items": 3706}
@@ -356,10 +359,67 @@ def growth(options):
         "and mapped pages included. Kept: grouping and h stay in memory; above 16 million triples every product makes "
         "them again, a block at a time.",
     )  # fmt: skip
-    draw_growth(rows, options.picture)
+    draw_growth(options)
 
 
-def draw_growth(rows, file):
+# Requests
+
+
+def measure_request(clock, forgotten, K, all_rows):
+    """Time replay's epochs on synthetic triples; prints JSON. Runs in a process of its own."""
+    shape = next(shape for shape in replay_speed.SHAPES.values() if shape["K"] == K)
+
+    def run(shape, epochs):
+        *data, weights, n_users, n_items, lr, batch = replay_speed.problem(**shape, epochs=epochs)
+        marks = [clock()]
+        replay(
+            *data, Trajectory(list(weights), list(weights.values())), n_users, n_items,
+            Adam(lr, 0.9, 0.999, 1e-8, 0.0), batch, all_rows=all_rows, progress=lambda: marks.append(clock()),
+        )  # fmt: skip
+        return np.diff(marks)
+
+    run({**shape, "n_rows": 2000, "forgotten": 20}, 2)  # compiles
+    first, *later = run({**shape, "forgotten": forgotten}, 8)
+    print(json.dumps({"seconds": later, "prepared": first, "peak_MB": peak_memory()}))
+
+
+def requests(options):
+    rows = []
+    for K, shape in ((shape["K"], shape) for shape in replay_speed.SHAPES.values()):
+        for way in ("touched rows", "all rows"):
+            for forgotten in (1, 10, 100, 1000, 10_000):
+                arguments = [f"--clock={options.clock}", "--request", str(forgotten), str(K), way]
+                done = subprocess.run([sys.executable, __file__, *arguments], capture_output=True, text=True)
+                if done.returncode:
+                    sys.exit(f"{arguments} failed:\n{done.stderr}")
+                result = json.loads(done.stdout.splitlines()[-1])
+                rows.append(
+                    {
+                        "against": f"forget set, {way}, K = {K}",
+                        "forget set": f"{forgotten:,}",
+                        "triples": f"{shape['n_rows'] * shape['m']:,}",
+                        "ms": spread(result["seconds"], 1e-3),
+                        "first epoch, ms": f"{1e3 * result['prepared']:.3g}",
+                        "peak MB": f"{result['peak_MB']:.0f}",
+                    }
+                )
+                print(rows[-1], flush=True)
+    report(
+        "requests", rows, options.output,
+        "An epoch of replay in a process of its own, on synthetic triples of ML-1M's shape, random interactions "
+        "forgotten; the first epoch holds the preparation. By default a request replays the touched rows where they "
+        "anchor at most half of the interactions, else all rows.",
+    )  # fmt: skip
+    draw_growth(options)
+
+
+# The picture
+
+
+def draw_growth(options):
+    """Draw what the sections growth and requests have written."""
+    files = [options.output / f"{section}.json" for section in ("growth", "requests")]
+    rows = [row for file in files if file.exists() for row in json.loads(file.read_text())["rows"]]
     import matplotlib
 
     matplotlib.use("Agg")
@@ -369,28 +429,31 @@ def draw_growth(rows, file):
     lines = {}
     for row in rows:
         lines.setdefault(row["against"], []).append(row)
-    axes_of = ["triples", "K", "users", "items"]
-    figure, axes = plt.subplots(2, 4, figsize=(13, 5.5), sharey="row", sharex="col", constrained_layout=True)
+    axes_of = ["triples", "K", "users", "items", "forget set"]
+    figure, axes = plt.subplots(2, 5, figsize=(16, 5.5), sharey="row", sharex="col", constrained_layout=True)
     for line, points in lines.items():
         axis = line.split(",")[0]
         column = axes_of.index(axis)
         x = [int(row[axis].replace(",", "")) for row in points]
-        label = line.split(", ")[-1] if "," in line else None
+        label = line.partition(", ")[2] or None
         axes[0, column].loglog(x, [float(row["ms"].split()[0]) for row in points], "o-", label=label)
         axes[1, column].loglog(x, [float(row["peak MB"]) for row in points], "o-", label=label)
-        axes[1, column].set_xlabel(axis if axis != "K" else "embedding size K")
-    axes[0, 0].legend(frameon=False)
-    axes[0, 0].set_ylabel("a product, ms")
+        axes[1, column].set_xlabel({"K": "embedding size K", "forget set": "interactions forgotten"}.get(axis, axis))
+    for column in (0, 4):
+        axes[0, column].legend(frameon=False, fontsize="small")
+        axes[0, column].set_title("an epoch of replay" if column else "a product", fontsize="medium")
+    axes[0, 0].set_ylabel("ms")
     axes[1, 0].set_ylabel("peak memory of the process, MB")
     for ax in axes.flat:
         ax.grid(alpha=0.3)
     figure.suptitle(
-        "One Gauss-Newton product; where not on the axis: 4 million triples, K = 8, 6,040 users, 3,706 items"
+        "A Gauss-Newton product, and an epoch of replay; where not on the axis: 4 million triples (.8 at K = 64 in "
+        "replay), K = 8, 6,040 users, 3,706 items"
     )
-    figure.savefig(file, metadata={"Date": None})
+    figure.savefig(options.picture, metadata={"Date": None})
 
 
-SECTIONS = {"kernels": kernels, "solver": solver, "growth": growth}
+SECTIONS = {"kernels": kernels, "solver": solver, "growth": growth, "requests": requests}
 NEED_DATA = {"solver"}
 
 
@@ -405,7 +468,12 @@ def main():
     parser.add_argument("--output", type=Path, default=ROOT / "results/speed")
     parser.add_argument("--picture", type=Path, default=ROOT / "docs/growth.svg")
     parser.add_argument("--point", nargs=4, metavar=("FOLDER", "USERS", "ITEMS", "K"), help=argparse.SUPPRESS)
+    parser.add_argument("--request", nargs=3, metavar=("FORGOTTEN", "K", "ROWS"), help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.request:
+        forgotten, K, way = options.request
+        measure_request(CLOCKS[options.clock], int(forgotten), int(K), way == "all rows")
+        return
     if options.point:
         measure_point(CLOCKS[options.clock], options.point[0], *map(int, options.point[1:]))
         return
