@@ -110,8 +110,9 @@ def main():
         )
     found = pd.DataFrame(rounds)
     table = pd.DataFrame({"median": found.median(), "lowest": found.min(), "highest": found.max()})
+    given = " ".join(word for word in sys.argv[1:] if not word.startswith(("--data_path", "--output")))
     text = (
-        f"`python benchmarks/lightgcn_speed.py {' '.join(sys.argv[1:])}`: LightGCN on {args.dataset}, {len(rows)} "
+        f"`python benchmarks/lightgcn_speed.py {given}`: LightGCN on {args.dataset}, {len(rows)} "
         f"interactions forgotten, stride {stride}, {args.rounds} rounds of stock epoch and replay in turn, one thread, "
         f"{args.clock} time:\n\n{table.map(lambda x: f'{x:.3g}').to_markdown(disable_numparse=True)}\n"
     )

@@ -8,6 +8,7 @@ Every model runs in a process of its own and leaves a JSON file in ``results/mod
 """
 
 import argparse
+import itertools
 import json
 import logging
 import os
@@ -137,6 +138,25 @@ def in_double(model):
     return model
 
 
+def hold_graphs(model, gradient):
+    """Have a model keep the graphs of similar items that it builds of its weights without derivatives (MCCLK).
+
+    Else differences of the gradient would hold what no derivative holds. ``gradient`` is called once, to build them.
+    """
+    builders = [module for module in model.modules() if hasattr(module, "build_adj")]
+    for builder in builders:
+        built, build = [], builder.build_adj
+
+        def record(*arguments, built=built, build=build):
+            built.append(build(*arguments).detach())
+            return built[-1]
+
+        builder.build_adj = record
+        gradient()
+        again = itertools.cycle(built)
+        builder.build_adj = lambda *_, again=again: next(again)
+
+
 def hessian_error(unlearner, config, split):
     """Relative distance of a Hessian product by differentiation from central differences of the gradient."""
     import torch
@@ -152,6 +172,7 @@ def hessian_error(unlearner, config, split):
         rows = np.arange(0, split.n_rows, max(split.n_rows // DIRECTION_ROWS, 1))
         batches = view.batches(rows, unlearner.log.epoch(0)[rows], np.ones(len(rows)))
         curvature = AutogradCurvature(view.parameters, batches, loss=view.loss)
+        hold_graphs(model, curvature.gradient)
         generator = torch.Generator().manual_seed(0)
         v = torch.randn(curvature.size, generator=generator, dtype=torch.float64)
         sizes = [p.numel() for p in view.parameters]
