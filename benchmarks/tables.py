@@ -60,7 +60,7 @@ def ratios():
         lines = file.read_text().splitlines()
         table = [line for line in lines if line.startswith("|")]
         kept = [row for row in table[2:] if cells(row)[0].startswith(RATIO_ROWS)]
-        parts += [f"**{lines[0].removeprefix('## ')}**", "", *table[:2], *kept, "", lines[-1], ""]
+        parts += [f"**{lines[0].removeprefix('## ')}**", "", *table[:2], *kept, ""]
     return "\n".join(parts)
 
 

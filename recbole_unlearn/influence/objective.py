@@ -56,17 +56,19 @@ def returning(users, items, gone, n_items, popularity=None):
     Yields:
         (user, rows that the user keeps, items that come back, probability of each in a draw of one negative)
     """
-    ptr = np.searchsorted(users, np.arange(int(users[-1]) + 2 if len(users) else 1))
+    forgetting = np.unique(users[gone])
+    starts, stops = np.searchsorted(users, forgetting), np.searchsorted(users, forgetting, "right")
     weight = np.ones(n_items) if popularity is None else np.asarray(popularity, np.float64).copy()
     weight[0] = 0
-    total = weight.sum()
-    for user in np.unique(users[gone]):
-        rows = np.arange(ptr[user], ptr[user + 1])
-        kept = rows[~gone[rows]]
-        used = np.unique(items[kept])
+    total, used = weight.sum(), np.zeros(n_items, bool)
+    for user, start, stop in zip(forgetting, starts, stops, strict=True):
+        rows, lost = np.arange(start, stop), gone[start:stop]
+        kept = rows[~lost]
+        used[:] = False
+        used[items[kept]] = True
+        back = np.unique(items[rows[lost]])
         # an item that was recorded twice and forgotten once is still a positive
-        back = np.setdiff1d(items[rows[gone[rows]]], used)
-        back = back[weight[back] > 0]
+        back = back[~used[back] & (weight[back] > 0)]
         if len(kept) and len(back):
             yield user, kept, back, weight[back] / (total - weight[used].sum())
 

@@ -63,6 +63,24 @@ def _found(few, negatives, anchored):
     return found > 0
 
 
+@numba.njit(**PARALLEL)
+def _touching(users, pos, touched_users, touched_items, result):
+    for r in numba.prange(len(result)):
+        result[r] = touched_users[users[r]] | touched_items[pos[r]]
+
+
+def touching(users, pos, touched_users, touched_items):
+    """Which of some interactions have a touched user or item, bool ``[rows]``.
+
+    Args:
+        users, pos: int arrays ``[rows]``.
+        touched_users, touched_items: bool ``[n_users]`` and ``[n_items]``.
+    """
+    result = np.empty(len(users), bool)
+    _touching(np.asarray(users, np.uint32), np.asarray(pos, np.uint32), touched_users, touched_items, result)
+    return result
+
+
 @cache
 def _select(m):
     """Kernel that finds an epoch's rows with a touched weight row in some triple, and the step that each falls in.
@@ -292,6 +310,12 @@ def single(array):
     return torch.from_numpy(np.array(array)).float().numpy()
 
 
+@numba.njit(**PARALLEL)
+def _interpolate(start, rise, part, out):
+    for k in numba.prange(len(out)):
+        out[k] = start[k] + part * rise[k]
+
+
 class Trajectory:
     """Weights over the course of training, interpolated between snapshots.
 
@@ -315,8 +339,8 @@ class Trajectory:
             self._interval = k, start, single(self.weights[k]) - start
         _, start, rise = self._interval
         part = np.float32((time - self.epochs[k - 1]) / (self.epochs[k] - self.epochs[k - 1]))
-        out = np.multiply(rise, part, out=out)
-        out += start
+        out = np.empty_like(start) if out is None else out
+        _interpolate(start, rise, part, out)
         return out
 
 
@@ -382,7 +406,8 @@ def replay(
     n_steps = -(-n_present * m // batch_triples)
     gone = np.zeros(n_rows, bool)
     gone[forgotten] = True
-    returns = _Returns(users[present], pos[present], gone[present], n_items, m, popularity)
+    some = slice(None) if n_present == n_rows else present
+    returns = _Returns(users[some], pos[some], gone[some], n_items, m, popularity)
 
     touched_users = np.unique(users[forgotten]).astype(np.int64)
     touched_items = np.unique(pos[forgotten]).astype(np.int64)
@@ -395,7 +420,7 @@ def replay(
     place[rows] = np.arange(n_touched)
     user_place, item_place = place[:n_users], place[n_users:]
     touched = item_place < n_touched
-    anchored = (user_place < n_touched)[users] | touched[pos]
+    anchored = touching(users, pos, user_place < n_touched, touched)
     few = np.flatnonzero(touched).astype(negatives[0].dtype)
     few = few[: len(few) if len(few) <= FEW else 0]
     W = np.empty((n_lanes * n_touched + n_held, K), np.float32)
@@ -435,7 +460,7 @@ def replay(
         data = anchored, users, pos, neg, user_place, item_place, gone, n_touched
         _arrange(m)(*data, *where, np.stack(next_free), *tables)
         user, positive, item, return_start = returns.draw(rng, n_steps)
-        parts = [(table, start) for table, start in zip(tables, starts, strict=True)]
+        parts = list(zip(tables, starts, strict=True))
         if shard:
             parts = [shard.merge(*part) for part in parts]
             if not shard.leads:
@@ -459,8 +484,10 @@ def replay(
             progress()
     if shard and not shard.leads:
         return None
-    left = np.bincount(users[present & ~gone], minlength=n_users)
-    untrained = np.isin(rows, touched_users[left[touched_users] == 0])
+    who = touched_users.astype(users.dtype)  # of another, all users would be converted first
+    bounds = np.searchsorted(users, who), np.searchsorted(users, who, "right")
+    left = [np.any(present[start:stop] & ~gone[start:stop]) for start, stop in zip(*bounds, strict=True)]
+    untrained = np.isin(rows, touched_users[~np.array(left, bool)])
     without = lanes[-1].copy()
     return Replayed(rows, change(len(negatives)), snapshots, untrained, without, total)
 

@@ -15,7 +15,7 @@ from recbole_unlearn.influence import damping as damping_metrics
 from recbole_unlearn.influence.newton import Objective, flat, minimise
 from recbole_unlearn.influence.objective import gradient, pool_return, sampled_triples
 from recbole_unlearn.influence.operators import Damped, DotProductCurvature, UserTriples
-from recbole_unlearn.influence.replay import Adam, Trajectory, replay, single
+from recbole_unlearn.influence.replay import Adam, Trajectory, replay, single, touching
 from recbole_unlearn.influence.sharding import Shard
 from recbole_unlearn.influence.solver import preconditioner
 from recbole_unlearn.input_error import InputError
@@ -272,7 +272,8 @@ class InfluenceUnlearner:
         touched_users, touched_items = np.zeros(len(self.P), bool), np.zeros(len(self.Q), bool)
         touched_users[log.users[forgotten]] = True
         touched_items[log.items[forgotten]] = True
-        return bool(np.mean((touched_users[log.users] | touched_items[log.items])[~self.absent]) > MOSTLY_TOUCHED)
+        touched = touching(log.users, log.items, touched_users, touched_items)
+        return bool(np.mean(touched[~self.absent]) > MOSTLY_TOUCHED)
 
     def _replay(self, rows, show_progress):
         """The replayed change of the touched rows, and the recorded snapshots with the same change."""
