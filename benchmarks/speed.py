@@ -439,9 +439,10 @@ def draw_growth(options):
         axes[0, column].loglog(x, [float(row["ms"].split()[0]) for row in points], "o-", label=label)
         axes[1, column].loglog(x, [float(row["peak MB"]) for row in points], "o-", label=label)
         axes[1, column].set_xlabel({"K": "embedding size K", "forget set": "interactions forgotten"}.get(axis, axis))
-    for column in (0, 4):
-        axes[0, column].legend(frameon=False, fontsize="small")
-        axes[0, column].set_title("an epoch of replay" if column else "a product", fontsize="medium")
+    for axis in (axes[0, 0], axes[1, 4]):  # where they cover nothing
+        axis.legend(frameon=False, fontsize="small", loc="upper left")
+    for column in range(5):
+        axes[0, column].set_title("an epoch of replay" if column == 4 else "a product", fontsize="medium")
     axes[0, 0].set_ylabel("ms")
     axes[1, 0].set_ylabel("peak memory of the process, MB")
     for ax in axes.flat:
