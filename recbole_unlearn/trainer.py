@@ -16,7 +16,7 @@ from recbole_unlearn import distributed
 from recbole_unlearn.checkpoint import save
 from recbole_unlearn.compat import checkpoint_state, replaced
 from recbole_unlearn.data.fingerprint import fingerprint
-from recbole_unlearn.data.sampling import ROW, BatchOrder, NegativeDraw, PairwiseCollate, batches
+from recbole_unlearn.data.sampling import ROW, BatchOrder, NegativeDraw, PairwiseCollate, batches, record
 from recbole_unlearn.data.split import pairwise_loader
 from recbole_unlearn.data.triple_log import TripleLog, log_path, smallest_uint, snapshot_due
 from recbole_unlearn.evaluation.ranks import RankedLoader
@@ -24,7 +24,12 @@ from recbole_unlearn.input_error import InputError
 
 
 class _Recorded:
-    """A train loader whose iteration also writes down which negatives each row got, and in which batch."""
+    """A train loader whose iteration also writes down which negatives each row got, and in which batch.
+
+    Set ``keep`` to False to have it write nothing down.
+    """
+
+    keep = True
 
     def __init__(self, loader, position, negatives, dtype):
         self.loader = loader
@@ -36,10 +41,10 @@ class _Recorded:
         fast = isinstance(self.loader.collate_fn, PairwiseCollate) and self.loader.num_workers == 0
         for step, batch in enumerate(batches(self.loader, self.loader.collate_fn) if fast else self.loader):
             rows = batch.interaction.pop(ROW)
-            negatives = batch[self.loader.neg_item_id].view(self.drawn.shape[1], -1)
-            place = self.position[rows[: negatives.shape[1]].numpy()]
-            self.drawn[place] = negatives.t().numpy()
-            self.step[place] = step
+            if self.keep:
+                negatives = batch[self.loader.neg_item_id].view(self.drawn.shape[1], -1).numpy()
+                rows = rows[: negatives.shape[1]].numpy()
+                record(rows, negatives, step, self.position, self.drawn, self.step)
             yield batch
 
     def __len__(self):
@@ -193,6 +198,8 @@ class _Logging(Trainer):
         recorded = (_Share if self.shared else _Recorded)(loader, self._position, loader.times, dtype)
         if self.shared:
             loss_func = recorded.loss(loss_func or self.model.calculate_loss)
+        else:
+            recorded.keep = self.triple_log is not None
         if loader is train_data:
             loss = super()._train_epoch(recorded, epoch_idx, loss_func, show_progress)
         else:

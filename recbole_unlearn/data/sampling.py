@@ -93,6 +93,23 @@ def _fill(values, stream, users, counts, bits, ptr, items, n_items):
     return used
 
 
+@numba.njit(cache=True, nogil=True)
+def record(rows, negatives, number, position, drawn, step):
+    """Note a batch down: ``negatives`` ``[m, n]`` of ``rows`` ``[n]`` in ``drawn``, its number in ``step``.
+
+    ``position``: row -> place in ``drawn`` ``[rows, m]`` and ``step`` ``[rows]``.
+    """
+    # One loop for each array: each waits for memory at random places, and so several do at once.
+    place = np.empty(len(rows), np.uint64)
+    for r in range(len(rows)):
+        place[r] = position[rows[r]]
+    for r in range(len(rows)):
+        step[place[r]] = number
+    for r in range(len(rows)):
+        for t in range(len(negatives)):
+            drawn[place[r], t] = negatives[t, r]
+
+
 class NegativeDraw:
     """RecBole's ``AbstractSampler.sample_by_key_ids`` with the membership test compiled: same draws, same stream."""
 
