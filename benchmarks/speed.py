@@ -299,6 +299,14 @@ def peak_memory():
     return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) / 1024
 
 
+def apart(*arguments):
+    """What this script prints as JSON in a process of its own."""
+    done = subprocess.run([sys.executable, __file__, *arguments], capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(f"{arguments} failed:\n{done.stderr}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
 def measure_point(clock, folder, n_users, n_items, K):
     """Time a product over the triples in a folder; prints JSON. Runs in a process of its own."""
     columns = read_triples(Path(folder))
@@ -336,11 +344,7 @@ def growth(options):
             with tempfile.TemporaryDirectory() as folder:
                 sizes = point["users"], point["items"]
                 write_triples(Path(folder), point["triples"] // NEGATIVES, *sizes)
-                arguments = [f"--clock={options.clock}", "--point", folder, *map(str, (*sizes, point["K"]))]
-                done = subprocess.run([sys.executable, __file__, *arguments], capture_output=True, text=True)
-                if done.returncode:
-                    sys.exit(f"{point} failed:\n{done.stderr}")
-            result = json.loads(done.stdout.splitlines()[-1])
+                result = apart(f"--clock={options.clock}", "--point", folder, *map(str, (*sizes, point["K"])))
             rows.append(
                 {
                     "against": line,
@@ -388,11 +392,7 @@ def requests(options):
     for K, shape in ((shape["K"], shape) for shape in replay_speed.SHAPES.values()):
         for way in ("touched rows", "all rows"):
             for forgotten in (1, 10, 100, 1000, 10_000):
-                arguments = [f"--clock={options.clock}", "--request", str(forgotten), str(K), way]
-                done = subprocess.run([sys.executable, __file__, *arguments], capture_output=True, text=True)
-                if done.returncode:
-                    sys.exit(f"{arguments} failed:\n{done.stderr}")
-                result = json.loads(done.stdout.splitlines()[-1])
+                result = apart(f"--clock={options.clock}", "--request", str(forgotten), str(K), way)
                 rows.append(
                     {
                         "against": f"forget set, {way}, K = {K}",
