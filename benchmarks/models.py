@@ -193,13 +193,22 @@ def hessian_error(unlearner, config, split):
 
 
 def run_one(name, dataset, epochs, count, seeds=1, changes=None):
-    """Figures of one model, as a dict, means over seeds; ``refused`` holds the reason where it is refused."""
-    found = [run_seed(name, dataset, epochs, count, 2020 + n, changes or {}) for n in range(seeds)]
+    """Prints figures of one model, means over the seeds so far, after each; ``refused`` is why it is refused."""
+    found = []
+    for n in range(seeds):
+        found.append(run_seed(name, dataset, epochs, count, 2020 + n, changes or {}))
+        print("RESULT " + json.dumps(means_of(found)), flush=True)
+        if "refused" in found[0]:
+            return
+
+
+def means_of(found):
+    """One dict of those of the seeds."""
     if "refused" in found[0]:
         return found[0]
     auc = {key: [each["auc"][key] for each in found] for key in found[0]["auc"]}
-    seconds = {key: sum(each["seconds"][key] for each in found) / seeds for key in found[0]["seconds"]}
-    means = {key: sum(values) / seeds for key, values in auc.items()}
+    seconds = {key: sum(each["seconds"][key] for each in found) / len(found) for key in found[0]["seconds"]}
+    means = {key: sum(values) / len(found) for key, values in auc.items()}
     return found[0] | {"auc": means, "auc_of_seeds": auc, "seconds": seconds}
 
 
@@ -317,8 +326,7 @@ def main():
     if arguments.one:
         wanted = {"curvature_triples": arguments.curvature_triples} if arguments.curvature_triples else {}
         dataset, epochs, count, seeds = arguments.dataset, arguments.epochs, arguments.count, arguments.seeds
-        result = run_one(arguments.one, dataset, epochs, count, seeds, wanted)
-        print("RESULT " + json.dumps(result))
+        run_one(arguments.one, dataset, epochs, count, seeds, wanted)
         return
     folder = Path(arguments.output) / "models"
     folder.mkdir(parents=True, exist_ok=True)
@@ -342,8 +350,10 @@ def main():
                 found = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
                 last = (done.stderr.strip().splitlines() or ["nothing printed"])[-1]
                 result = json.loads(found[-1][7:]) if found else {"failed": last[:300]}
-            except subprocess.TimeoutExpired:
-                result = {"failed": f"not done in {arguments.timeout} s"}
+            except subprocess.TimeoutExpired as late:  # the seeds that are done count
+                printed = (late.stdout or b"").decode().splitlines()
+                found = [line for line in printed if line.startswith("RESULT ")]
+                result = json.loads(found[-1][7:]) if found else {"failed": f"not done in {arguments.timeout} s"}
         file.write_text(json.dumps(result, indent=1) + "\n")
         told = result.get("auc") or result.get("refused") or result.get("failed")
         print(f"{name} ({perf_counter() - start:.0f} s): {told}", flush=True)
