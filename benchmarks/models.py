@@ -310,6 +310,12 @@ def table(folder, dataset):
     return works, "\n".join(lines) + "\n"
 
 
+def printed_result(text):
+    """The last result that a process of `run_one` printed, or None."""
+    found = [line for line in text.splitlines() if line.startswith("RESULT ")]
+    return json.loads(found[-1][7:]) if found else None
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dataset", default="ml-100k")
@@ -347,13 +353,11 @@ def main():
                     cwd=scratch,
                     env=os.environ | threads,
                 )
-                found = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
                 last = (done.stderr.strip().splitlines() or ["nothing printed"])[-1]
-                result = json.loads(found[-1][7:]) if found else {"failed": last[:300]}
+                result = printed_result(done.stdout) or {"failed": last[:300]}
             except subprocess.TimeoutExpired as late:  # the seeds that are done count
-                printed = (late.stdout or b"").decode().splitlines()
-                found = [line for line in printed if line.startswith("RESULT ")]
-                result = json.loads(found[-1][7:]) if found else {"failed": f"not done in {arguments.timeout} s"}
+                done_seeds = printed_result((late.stdout or b"").decode())
+                result = done_seeds or {"failed": f"not done in {arguments.timeout} s"}
         file.write_text(json.dumps(result, indent=1) + "\n")
         told = result.get("auc") or result.get("refused") or result.get("failed")
         print(f"{name} ({perf_counter() - start:.0f} s): {told}", flush=True)

@@ -11,6 +11,7 @@ times the epochs that the configuration trains (or, under early stopping, that t
 import argparse
 import json
 import logging
+import tempfile
 from pathlib import Path
 from statistics import median
 from time import perf_counter
@@ -21,7 +22,6 @@ import torch
 from paper_ratios import stock_epoch_seconds
 
 from recbole_unlearn.data.triple_log import log_path, snapshot_due
-from recbole_unlearn.files import remove
 from recbole_unlearn.influence.operators import DotProductCurvature, UserTriples
 from recbole_unlearn.session import UnlearnSession
 from recbole_unlearn.trainer import BPRTrainer
@@ -113,11 +113,10 @@ def main():
     epoch = median(stock)
     stopped = stored["epoch"] + 1 + config["stopping_step"]
     epochs = min(config["epochs"], stopped)
-    ratios, snapshots, training = logging_cost(config, split, output, args.logged_epochs, epochs)
+    with tempfile.TemporaryDirectory() as folder:
+        ratios, snapshots, training = logging_cost(config, split, Path(folder), args.logged_epochs, epochs)
     n_logged = log.n_epochs if not log.static else 1
     size = sum(f.stat().st_size for f in log_path(paths[-1]).iterdir()) / (n_logged * log.n_rows * log.negatives)
-    for left in output.glob("speed-*"):
-        remove(left)
 
     def spread(times):
         return f"{median(times):.3g} s ({min(times):.3g}-{max(times):.3g})"

@@ -87,7 +87,7 @@ def measured(stem):
     if not file.exists():
         return None
     found = json.loads(file.read_text())
-    return found.get("rows") or found.get("figures") or found if isinstance(found, dict) else found
+    return found.get("rows", found.get("figures", found)) if isinstance(found, dict) else found
 
 
 def targets():
