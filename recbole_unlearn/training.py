@@ -147,6 +147,12 @@ class Run:
     paired: bool = False
 
 
+def available_cores():
+    """Cores that this process may use: fewer than the machine has where it was pinned (taskset, batch systems)."""
+    affinity = getattr(os, "sched_getaffinity", None)  # Linux alone
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
 class TrainedSeeds:
     """Trained models on one frozen split, cached in a folder by configuration, data and seed.
 
@@ -155,13 +161,13 @@ class TrainedSeeds:
     Args:
         arguments: ``(model, dataset, config_file_list, config_dict)`` of :class:`UnlearnConfig`.
         folder: of the cache.
-        processes (int, optional): trained at once, one thread each; default: number of cores.
+        processes (int, optional): trained at once, one thread each; default: `available_cores`.
     """
 
     def __init__(self, arguments, folder, processes=None):
         self.arguments = arguments
         self.folder = Path(folder)
-        self.processes = processes or os.cpu_count()
+        self.processes = processes or available_cores()
         self.config, self.split = opened(arguments)
         self.folder.mkdir(parents=True, exist_ok=True)
 
