@@ -21,10 +21,11 @@ from recbole_unlearn.compat import plain
 from recbole_unlearn.config import UnlearnConfig, parse_value, properties_dir
 from recbole_unlearn.data.forget import KINDS, ForgetRequest
 from recbole_unlearn.data.sampling import Played
-from recbole_unlearn.evaluation.geometry import geometry, models_distance
+from recbole_unlearn.evaluation.geometry import embeddings, geometry, models_distance, scores, turned, weight_distance
 from recbole_unlearn.files import write_atomically
 from recbole_unlearn.input_error import InputError
 from recbole_unlearn.methods import METHODS
+from recbole_unlearn.methods.shards import MODELS as INNER_PRODUCTS
 from recbole_unlearn.pictures import figures as draw
 from recbole_unlearn.pictures import interactive, png, svg
 from recbole_unlearn.published import METRICS, PROTOCOL, PUBLISHED, from_retrain, sentences
@@ -44,6 +45,13 @@ ABOUT_PAIRED = (
     "thing too much: a forgotten item is no recorded negative of its user, while Retrain may draw it again, which ours "
     "allows for. These pairs are of the first seed."
 )
+ABOUT_TURNED = (
+    "Much of R paired/O is nothing that a user would see: training goes on along slightly other gradients, "
+    "and all embeddings turn together, those of users and items that have nothing to forget as far as the others; this "
+    "changes no score. Two panels leave it out. In one, both tables of the first model are turned (by the orthogonal "
+    "matrix that brings all rows nearest to R paired's) and the distance is of the rows of the forgotten interactions' "
+    "users and items; in the other, the root mean square of what the forgotten interactions' scores differ by."
+)
 ABOUT_SHARDS = (
     "S and E are SISA's and RecEraser's ensembles after the request, as one embedding of each user and item: RecEraser "
     "scores by those that its attention aggregates; SISA averages the shards' scores, to which the mean of their "
@@ -54,6 +62,9 @@ ABOUT_SHARDS = (
 TO_ORIGINAL = {
     "original": "O/I", "retrain": "R/O", "sisa": "S/O", "receraser": "E/O", "ubpr": "UBPR/O", "ours": "ours/O",
 }  # fmt: skip
+# Panels of Figure 6.
+TO_THE_ORIGINAL = "to the original"
+OF_PAIRED, OF_TURNED, OF_SCORES = "of paired runs", "turned alike, of the forget set", "scores of the forget set"
 IDEAL = {"sisa": {"ideal": True}, "receraser": {"ideal": True}, "ultrare": {"ideal": True}}
 
 
@@ -177,11 +188,11 @@ class Paper:
         yield pictures
         with quiet():
             users = self._users()
-            distances = {"to the original": distances_to_original(sets), "of paired runs": self._paired_distances(rows)}
+            distances = {TO_THE_ORIGINAL: distances_to_original(sets), **self._paired_distances(rows)}
         pictures |= {
             "figure_4": draw.embedding_map(users["map"]),
             "figure_5": draw.pnpr(users["pnpr"]),
-            "figure_6": draw.weight_distances({panel: each for panel, each in distances.items() if each}),
+            "figure_6": draw.weight_distances({panel: each for panel, each in distances.items() if each}, [OF_SCORES]),
         }
         yield pictures
         yield pictures | {"figure_7": draw.negatives_curves(self._negatives())}
@@ -213,7 +224,7 @@ class Paper:
         return geometry(self._models(rows), task.log, rows, task.stored["triple_log"]["epochs"])
 
     def _paired_distances(self, rows):
-        """Distances to and from the original's own training again without the rows, by pair and ratio (Figure 6).
+        """Distances to and from the original's own training again without the rows (Figure 6): panel -> pair -> ratio.
 
         Of the first seed. Empty where that training's batches are not all in its log.
         """
@@ -221,14 +232,25 @@ class Paper:
             return {}
         runs = [self.comparison.retrain_run(self.seed, each, paired=True) for each in rows.values()]
         self.trained.train(runs, self.show_progress)
-        short, result = {"ours": "ours", "ubpr": "UBPR"}, {}
+        names, result = {"original": "R paired/O", "ours": "ours/R paired", "ubpr": "UBPR/R paired"}, {}
         for ratio, each in rows.items():
             paired = self.comparison.retrained(self.seed, each, paired=True).model
-            of_ratio = {"R paired/O": models_distance(paired, self._original())}
-            for name, model in self._unlearned(each).items():
-                of_ratio[f"{short[name]}/R paired"] = models_distance(model, paired)
-            for pair, distance in of_ratio.items():
-                result.setdefault(pair, {})[float(ratio.rstrip("%"))] = distance
+            for name, model in {"original": self._original(), **self._unlearned(each)}.items():
+                for panel, distance in self._from_paired(model, paired, each).items():
+                    of_panel = result.setdefault(panel, {})
+                    of_panel.setdefault(names[name], {})[float(ratio.rstrip("%"))] = distance
+        return result
+
+    def _from_paired(self, model, paired, rows):
+        """Distances of one model to the paired one: panel of Figure 6 -> number."""
+        result = {OF_PAIRED: models_distance(model, paired)}
+        if self.config["model"] in INNER_PRODUCTS:
+            users, items = self.split.users[rows], self.split.items[rows]
+            own, other = embeddings(model), embeddings(paired)
+            touched = [[table[np.unique(ids)] for table, ids in zip(pair, (users, items), strict=True)]
+                       for pair in (turned(own, other), other)]  # fmt: skip
+            difference = scores(own, users, items) - scores(other, users, items)
+            result |= {OF_TURNED: weight_distance(*touched), OF_SCORES: float(np.sqrt(np.mean(difference**2)))}
         return result
 
     def _negatives(self):
@@ -360,7 +382,13 @@ def about_distances(picture):
         return []
     pairs = {series.name for panel in picture.panels for series in panel.series}
     said = {"R/O": ABOUT_DISTANCES, "R paired/O": ABOUT_PAIRED, "S/O": ABOUT_SHARDS, "E/O": ABOUT_SHARDS}
-    return list(dict.fromkeys(text for pair, text in said.items() if pair in pairs))
+    texts = list(dict.fromkeys(text for pair, text in said.items() if pair in pairs))
+    panels = {panel.title: panel for panel in picture.panels}
+    if OF_SCORES in panels:
+        means = {series.name: np.mean(series.y) for series in panels[OF_SCORES].series}
+        listed = ", ".join(f"{name} {mean:.3f}" for name, mean in means.items())
+        texts.append(f"{ABOUT_TURNED} Mean over the ratios: {listed}.")
+    return texts
 
 
 def _spread(cell):

@@ -17,6 +17,8 @@ from recbole_unlearn.experiments import (
     ABOUT_DISTANCES,
     ABOUT_PAIRED,
     ABOUT_SHARDS,
+    ABOUT_TURNED,
+    OF_SCORES,
     _spread,
     about_distances,
     command_of,
@@ -83,12 +85,20 @@ def test_weight_distances_are_of_paired_runs_too(done):
     """What the rows did is less than what another training does, and ours undoes some of it."""
     page, drawn = ((done[1] / name).read_text() for name in ("ml-100k.md", "ml-100k/figure_6.svg"))
     numbers = re.findall(r"(\w[\w ]*/\w[\w ]*) (\d[\d.e-]*) to (\d[\d.e-]*)[,.]", drawn)
-    found = {pair: (float(first), float(last)) for pair, first, last in numbers}
-    pairs = "O/I", "R/O", "S/O", "UBPR/O", "ours/O", "R paired/O", "ours/R paired", "UBPR/R paired"
-    assert found.keys() == set(pairs)
+    found = {}
+    for pair, first, last in numbers:
+        found.setdefault(pair, []).append((float(first), float(last)))
+    assert {pair: len(each) for pair, each in found.items()} == {
+        "O/I": 1, "R/O": 1, "S/O": 1, "UBPR/O": 1, "ours/O": 1,
+        "R paired/O": 3, "ours/R paired": 3, "UBPR/R paired": 3,
+    }  # fmt: skip
+    (other_training,) = found["R/O"]
     for at in (0, 1):
-        assert 0 < found["ours/R paired"][at] < found["R paired/O"][at] < found["R/O"][at]
-    for paragraph in (ABOUT_DISTANCES, ABOUT_PAIRED, ABOUT_SHARDS):
+        whole, turned, scores = zip(found["ours/R paired"], found["R paired/O"], strict=True)
+        for ours, original in (whole, turned, scores):
+            assert 0 < ours[at] < original[at]
+        assert turned[1][at] < whole[1][at] < other_training[at]
+    for paragraph in (ABOUT_DISTANCES, ABOUT_PAIRED, ABOUT_TURNED, ABOUT_SHARDS):
         assert page.count(paragraph) == 1
 
 
@@ -209,6 +219,9 @@ def test_distances_to_the_original_have_their_spread_and_are_explained():
     picture = draw.weight_distances({"to the original": found})
     assert picture.panels[0].y.log and about_distances(picture) == [ABOUT_DISTANCES, ABOUT_SHARDS]
     assert about_distances(None) == []
+    scores = draw.weight_distances({OF_SCORES: {"R paired/O": {0.01: 0.5, 0.02: 0.25}}}, [OF_SCORES])
+    assert about_distances(scores) == [ABOUT_PAIRED, f"{ABOUT_TURNED} Mean over the ratios: R paired/O 0.375."]
+    assert "scores" in scores.panels[0].y.label and "weights" in picture.panels[0].y.label
     nothing = draw.weight_distances({"to the original": {"R/O": {0.01: 0.0, 0.02: (1.0, None)}}})
     assert not nothing.panels[0].y.log and about_distances(nothing) == [ABOUT_DISTANCES]
 

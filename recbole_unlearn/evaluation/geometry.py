@@ -48,6 +48,26 @@ def models_distance(first, second):
     return None if None in pairs else weight_distance(*pairs)
 
 
+def turned(first, second):
+    """The first pair of embeddings, both mapped by the orthogonal matrix that brings them nearest to the second.
+
+    Scores are inner products: such a map changes none of them (orthogonal Procrustes).
+
+    Returns:
+        float64 ``(P, Q)``.
+    """
+    own, other = (np.concatenate(pair).astype(np.float64) for pair in (first, second))
+    left, _, right = np.linalg.svd(own.T @ other)
+    own = own @ (left @ right)
+    return own[: len(first[0])], own[len(first[0]) :]
+
+
+def scores(pair, users, items):
+    """Scores of pairs of users and items by embeddings, float64 ``[n]``."""
+    P, Q = pair
+    return np.einsum("nk,nk->n", P[users], Q[items], dtype=np.float64)
+
+
 def pnpr(P, Q, users, items, negatives):
     """Positive-negative proximity ratio (UBPR, Figure 5) of pairs: mean distance to negatives over that to the item.
 

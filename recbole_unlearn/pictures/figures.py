@@ -169,20 +169,24 @@ def ratio_curves(values, label, title, log=False):
     return Picture(title, [_curves(values, looks(values), "", Axis("forget ratio (%)"), Axis(label, log=log))])
 
 
-def weight_distances(values):
+def weight_distances(values, scores=()):
     """l2 distances between the weights of models (Figure 6 of the paper), logarithmic unless one is 0.
 
     Args:
         values (dict): panel's title -> pair, such as 'U/O' -> {forget ratio in per cent: distance}. A pair looks like
             the first of its two models, which differ within a panel.
+        scores: titles of the panels that hold root mean squares of differences of scores instead.
     """
     looked = looks(list(dict.fromkeys(pair.split("/")[0] for pairs in values.values() for pair in pairs)))
     looked = {pair: looked[pair.split("/")[0]] for pairs in values.values() for pair in pairs}
     found = [value for pairs in values.values() for each in pairs.values() for value in each.values()]
     log = all((value[0] if isinstance(value, (list, tuple)) else value) > 0 for value in found)
-    x, y = Axis("forget ratio (%)"), Axis("l2 distance of the weights", log=log)
-    panels = [_curves(pairs, looked, title, x, y) for title, pairs in values.items()]
-    return Picture("Weight distances", panels, len(panels))
+    x = Axis("forget ratio (%)")
+    panels = []
+    for title, pairs in values.items():
+        measured = "difference of scores" if title in scores else "l2 distance of the weights"
+        panels.append(_curves(pairs, looked, title, x, Axis(measured, log=log)))
+    return Picture("Weight distances", panels, min(2, len(panels)))
 
 
 def negatives_curves(values):

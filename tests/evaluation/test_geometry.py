@@ -115,3 +115,24 @@ def test_models_without_embeddings_and_empty_requests_have_no_geometry(rng):
     each_log = log([1], [2], np.array([[[5]], [[6]]]))
     assert geometry.geometry({"original": model(P, Q), "unlearned": other}, each_log, np.array([0]), 2) == {}
     assert geometry.geometry({"original": model(P, Q)}, each_log, np.array([], int), 2) == {}
+
+
+def test_turning_undoes_a_rotation_and_leaves_scores_alone(rng):
+    pair = rng.normal(size=(40, 5)), rng.normal(size=(30, 5))
+    matrix, _ = np.linalg.qr(rng.normal(size=(5, 5)))
+    other = tuple(table @ matrix for table in pair)
+    found = geometry.turned(pair, other)
+    assert geometry.weight_distance(pair, other) > 1 > 1e-10 > geometry.weight_distance(found, other)
+    users, items = rng.integers(0, 40, 100), rng.integers(0, 30, 100)
+    np.testing.assert_allclose(geometry.scores(found, users, items), geometry.scores(pair, users, items))
+    np.testing.assert_allclose(
+        geometry.scores(pair, users, items), [pair[0][u] @ pair[1][i] for u, i in zip(users, items, strict=True)]
+    )
+
+
+def test_no_other_rotation_is_nearer(rng):
+    first, second = ((rng.normal(size=(20, 3)), rng.normal(size=(10, 3))) for _ in range(2))
+    nearest = geometry.weight_distance(geometry.turned(first, second), second)
+    for _ in range(200):
+        matrix, _ = np.linalg.qr(rng.normal(size=(3, 3)))
+        assert nearest <= geometry.weight_distance(tuple(table @ matrix for table in first), second)
