@@ -1,5 +1,7 @@
 """A model's own training again, with and without some rows: against the model, the log, and replay's kernels."""
 
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -98,3 +100,13 @@ def test_it_is_kept_beside_the_retrained_model_of_the_same_rows(make_options, tm
     trained = TrainedSeeds(("BPR", "tiny", [], make_options()), tmp_path / "cache", 1)
     runs = [Run(seed, rows, paired=paired) for seed in (3, 4) for rows in ((), (4, 9)) for paired in (False, True)]
     assert len({trained.path(run) for run in [*runs, Run(3, (), True)]}) == len(runs) + 1
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="processes are pinned on Linux only")
+def test_as_many_are_trained_at_once_as_there_are_cores_to_use(make_options, tmp_path):
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(before)})
+    try:
+        assert TrainedSeeds(("BPR", "tiny", [], make_options()), tmp_path / "cache").processes == 1
+    finally:
+        os.sched_setaffinity(0, before)
