@@ -293,10 +293,11 @@ def table(folder, dataset):
         way = f"{(auc['original'] - auc['unlearned']) / gap:.0%}" if abs(gap) > 0.002 else "–"
         if "auc_of_seeds" in found and len(found["auc_of_seeds"]["original"]) > 1:
             auc = {key: f"{np.mean(v):.4f} ± {np.std(v, ddof=1):.4f}" for key, v in found["auc_of_seeds"].items()}
+            kind += f", {len(found['auc_of_seeds']['original'])} seeds"
         else:
             auc = {key: f"{value:.4f}" for key, value in auc.items()}
         error = f"{found['hessian_error']:.0e}" if "hessian_error" in found else "closed form" if name == "BPR" else "–"
-        if kind == "sequential":
+        if KINDS[name] == "sequential":
             kind += f", {found.get('sequence', 50)} items"
         kind += "".join(f", {key}: {value}" for key, value in found.get("smaller", {}).items())
         approximated = list(found["report"].get("approximated", []))
@@ -365,9 +366,9 @@ def main():
     works, text = table(folder, arguments.dataset)
     title = f"# RecBole's pairwise models on {arguments.dataset}: {works} work\n\n"
     note = (
-        f"{arguments.count} random interactions forgotten, {arguments.epochs} epochs, {arguments.seeds} seed(s), one "
-        "thread, machine not idle. *Way to retrained*: share of the change of the AUC that retraining makes; – where "
-        "that is less than .002. The noise of retraining is of the order of .005 a seed.\n\n"
+        f"{arguments.count} random interactions forgotten, {arguments.epochs} epochs, one seed where a row names no "
+        "other number, one thread, machine not idle. *Way to retrained*: share of the change of the AUC that "
+        "retraining makes; – where that is less than .002. The noise of retraining is of the order of .005 a seed.\n\n"
         f"`python benchmarks/models.py --dataset={arguments.dataset} --epochs={arguments.epochs} "
         f"--seeds={arguments.seeds}`\n\n"
     )
