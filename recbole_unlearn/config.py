@@ -253,7 +253,7 @@ class UnlearnConfig(Config):
             ):
                 raise InputError(f"{key} must be a number of at least {low}, not {self[key]!r}")
         ones = (
-            *(["curvature_triples"] if self["curvature_triples"] != "auto" else []),
+            *(["curvature_triples"] if self["curvature_triples"] not in ("auto", "all") else []),
             "cg_max_iterations",
             "reoptimise_max_iterations",
             "request_batch",

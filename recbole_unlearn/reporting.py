@@ -114,11 +114,14 @@ def _how(unlearning):
             f"{unlearning['gradient_norm']:.1e} after"
             + ("" if unlearning["converged"] else ": above the tolerance, no certified minimum")
         )
-    return (
-        f"Method: influence step; linear solve: {unlearning['iterations']} iterations, relative residual "
-        f"{unlearning['residual']:.1e}"
-        + (", negative curvature met" if unlearning["negative_curvature"] else "")
-        + (f"; approximated: {'; '.join(unlearning['approximated'])}" if unlearning.get("approximated") else "")
+    if "residual" in unlearning:
+        solve = f"{unlearning['iterations']} iterations, relative residual {unlearning['residual']:.1e}" + (
+            ", negative curvature met" if unlearning["negative_curvature"] else ""
+        )
+    else:
+        solve = f"{unlearning['iterations']} batches, {unlearning['change']:.0%} from the mean of its last iterates"
+    return f"Method: influence step; linear solve: {solve}" + (
+        f"; approximated: {'; '.join(unlearning['approximated'])}" if unlearning.get("approximated") else ""
     )
 
 

@@ -16,6 +16,7 @@ from recbole_unlearn.models.losses import Unreduced
 from recbole_unlearn.models.view import View
 from recbole_unlearn.opening import open_unlearner
 from recbole_unlearn.quick_start import run_unlearn
+from recbole_unlearn.reporting import markdown
 from recbole_unlearn.session import UnlearnSession
 from recbole_unlearn.training import new_model, train
 from recbole_unlearn.unlearners.pairwise import PairwiseUnlearner
@@ -329,7 +330,7 @@ def check_histories(before, after, split, rows):
         assert len(now) == min(len(left), after.history_item_id.shape[1]) == after.history_item_len[user]
 
 
-@pytest.mark.parametrize("name", ["LightGCN", "SGL", "SimpleX", "GRU4Rec"])
+@pytest.mark.parametrize("name", ["LightGCN", "SGL", "SimpleX", "GRU4Rec", "SASRec"])
 def test_request(trained, name):
     config, split, stored, log, model, unlearner = trained(name)
     assert isinstance(unlearner, PairwiseUnlearner)
@@ -349,6 +350,33 @@ def test_request(trained, name):
     more = np.setdiff1d(some_rows(split, 20, 1)[0], rows)
     assert unlearner.unlearn(more).details["converged"]
     assert len(unlearner.view.dataset) == split.n_rows - len(rows)
+
+
+def test_curvature_of_all_triples_by_batches(trained, monkeypatch):
+    """`all` takes the step that conjugate gradient takes with every triple."""
+    config, split, _, _, model, unlearner = trained("GRU4Rec")
+    rows = some_rows(split, 20)[0]
+    steps = {}
+    for wanted, batch in ((10**9, None), (40, None), ("all", 1024), ("all", 128)):
+        config["curvature_triples"] = wanted
+        monkeypatch.setattr("recbole_unlearn.unlearners.pairwise.BATCH_TRIPLES", batch)
+        unlearned = unlearner.unlearn(rows)
+        change = [value - model.state_dict()[key] for key, value in unlearned.state_dict.items()]
+        steps[wanted, batch] = torch.cat([c.view(-1) for c in change]).double()
+        assert unlearned.details["converged"]
+        assert unlearned.details["curvature_triples"] == min(wanted if batch is None else 10**9, split.n_rows - 20)
+    exact = steps.pop((10**9, None))
+    sampled, whole, batches = ((step - exact).norm() / exact.norm() for step in steps.values())
+    assert whole < 0.02  # what is left of the descent, and float32
+    assert batches < 0.2 and batches < sampled / 2
+
+
+@pytest.mark.parametrize("overrides", [{"curvature": "hessian"}, {"damping": "none"}, {"damping_strength": 0.0}])
+def test_curvature_by_batches_needs_a_positive_definite_system(trained, overrides):
+    with pytest.raises(InputError, match="curvature_triples: all needs"):
+        trained("GRU4Rec", curvature_triples="all", **overrides)
+    unlearner = trained("SASRec", **overrides)[-1]  # whose default is `all`
+    assert unlearner._curvature_triples() == 8192
 
 
 @pytest.mark.parametrize("name", ["CKE", "CFKG", "KGCN"])
@@ -399,6 +427,8 @@ def test_run_writes_a_model_and_a_log_that_have_forgotten(make_options, tmp_path
     chosen = make_options(**MODELS[name], epochs=2, forget_count=15, output_dir=str(tmp_path / "out"))
     result = run_unlearn(name, "tiny", config_dict=chosen)
     assert result["unlearning"]["method"] == "influence"
+    solve = "128 batches" if name == "GRU4Rec" else "relative residual"
+    assert solve in markdown(result) and solve in (tmp_path / "out" / "report.html").read_text()
     stored, log = checkpoints.load(tmp_path / "out" / "unlearned.pth")
     assert log.n_rows == result["forget_set"]["of"] - 15
     original = checkpoints.load(tmp_path / "out" / "model.pth")[0]

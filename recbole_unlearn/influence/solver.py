@@ -1,10 +1,19 @@
-"""Preconditioned conjugate gradient that says what happened."""
+"""Linear solves that say what happened: conjugate gradient, and descent by batches of a curvature too dear for it."""
 
 from dataclasses import dataclass, field
 
 import torch
 
 BLOCK_JACOBI_UP_TO = 16  # K; beyond, K x K blocks cost more than the iterations they save
+
+# Of `batch_descent`. At rate r and momentum b, eigenvalues below 2 (1 + b) / (1 - b) / r = 38 / r are stable.
+MOMENTUM = 0.9
+STABLE = 16.0  # rate times the largest eigenvalue that was seen; some batches have larger ones
+LARGEST_RATE = 0.05
+STEPS = 120
+PRODUCTS_FOR_RATE = 8
+RESTARTS = 4
+SETTLED = 0.5
 
 
 class Space:
@@ -106,6 +115,93 @@ def conjugate_gradient(
         rho, previous = space.dot(r, y), rho
         d = y + (rho / previous) * d
     return t, report
+
+
+@dataclass
+class DescentReport:
+    """How a `batch_descent` went.
+
+    Attributes:
+        iterations (int): products with the curvature of a batch, those for the rate and of runs begun anew included.
+        rate (float): of the first step.
+        change (float): distance of the result from the mean of the second half of the iterates, as a share of the
+            result, in the norm of the damping: noise and what is not settled yet.
+        converged (bool): whether it is at most `SETTLED`.
+    """
+
+    iterations: int = 0
+    rate: float = 0.0
+    change: float = 0.0
+    converged: bool = True
+
+
+def batch_descent(curvature_of, z, damping, max_iterations=200, progress=None):
+    """Solve ``(H + D) t = z`` for a positive semi-definite H that is known a random batch at a time.
+
+    ``t <- t - r D^-1 m``, with m a running mean of the gradients ``(H_b + D) t - z``, and r falling to zero. Every
+    batch is another, so that all of H counts at the price of a part: a fixed sample of fewer rows than H has
+    directions misses curvature, and its t is too long. It starts from ``D^-1 z``: directions without curvature are
+    right at once, those with much of it are soon.
+
+    Args:
+        curvature_of (callable): number of the batch -> curvature of it, scaled to the whole: H in expectation.
+        z (Tensor): float64 ``[size]``.
+        damping (Tensor or float): D, above 0; ``[size]`` or a number.
+        max_iterations (int): steps at most, of the `STEPS` that it takes.
+        progress (callable, optional): called with the number of steps done and to do after each.
+
+    Returns:
+        (Tensor, DescentReport)
+
+    Raises:
+        ValueError: z or a product is not finite, or no rate that was tried is stable.
+    """
+    report = DescentReport()
+    damping = torch.as_tensor(damping, dtype=z.dtype).expand_as(z)
+    start = z / damping
+
+    def norm(v):
+        return (damping * v).dot(v).sqrt().item()
+
+    length = norm(start)
+    if length == 0:
+        return start, report
+    if not length < float("inf"):
+        raise ValueError("the right-hand side of the linear solve is not finite")
+
+    def product(v):
+        report.iterations += 1
+        return curvature_of(report.iterations - 1).matvec(v)
+
+    largest = 1.0  # eigenvalue of D^-1 (H_b + D), by the power method
+    v = torch.randn(len(z), generator=torch.Generator().manual_seed(0), dtype=z.dtype) / damping.sqrt()
+    for _ in range(PRODUCTS_FOR_RATE):
+        v = v / norm(v)
+        Hv = product(v)
+        eigenvalue = 1 + v.dot(Hv).item()
+        if not eigenvalue < float("inf"):
+            raise ValueError("the matrix of the linear solve is not finite")
+        largest = max(largest, eigenvalue)
+        v = v + Hv / damping
+    rate, steps = min(STABLE / largest, LARGEST_RATE), min(STEPS, max_iterations)
+    for _ in range(RESTARTS):
+        report.rate = rate
+        t, m, late = start, torch.zeros_like(z), torch.zeros_like(z)
+        for step in range(steps):
+            m = MOMENTUM * m + (1 - MOMENTUM) * (product(t) + damping * t - z)
+            t = t - rate * (1 - step / steps) * m / damping
+            if not norm(t) < 2 * length:  # longer than any solution
+                break
+            if step >= steps // 2:
+                late += t / (steps - steps // 2)
+            if progress:
+                progress(step + 1, steps)
+        else:
+            report.change = norm(t - late) / norm(t)
+            report.converged = report.change <= SETTLED
+            return t, report
+        rate /= 2
+    raise ValueError("the linear solve by batches is not stable at any rate that was tried")
 
 
 def preconditioner(curvature, damping):

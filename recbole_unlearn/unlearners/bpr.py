@@ -433,8 +433,9 @@ class InfluenceUnlearner:
         epochs = self._log_epochs()
         if log.static:
             epochs = epochs[-1:]
+        limits = {"auto": CURVATURE_TRIPLES, "all": log.n_rows * m * len(epochs)}
         wanted = self.config["curvature_triples"]
-        wanted = max((CURVATURE_TRIPLES if wanted == "auto" else wanted) // log.n_rows, 1)
+        wanted = max(limits.get(wanted, wanted) // log.n_rows, 1)
         if wanted < m and not self.config["paper"]:
             negatives = np.ascontiguousarray(log.epoch(epochs[-1])[shard.rows, :wanted])
         else:

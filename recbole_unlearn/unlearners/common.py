@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from tqdm import tqdm
 
-from recbole_unlearn.influence.solver import conjugate_gradient
+from recbole_unlearn.influence.solver import batch_descent, conjugate_gradient
 from recbole_unlearn.input_error import InputError
 
 
@@ -60,6 +60,30 @@ def solve(config, operator, z, precondition, show_progress=False, space=None):
         return conjugate_gradient(
             operator, z, precondition, config["cg_tolerance"], config["cg_max_iterations"], progress, space
         )
+
+
+def solve_by_batches(config, curvature_of, z, damping, show_progress=False):
+    """`batch_descent` as the configuration says, with progress shown.
+
+    Raises:
+        InputError: it does not come to rest.
+    """
+    with tqdm(total=config["cg_max_iterations"], desc="Unlearn", ncols=100, disable=not show_progress) as bar:
+
+        def progress(done, steps):
+            bar.total, bar.n = steps, done
+            bar.refresh()
+
+        try:
+            found = batch_descent(curvature_of, z, damping, config["cg_max_iterations"], progress)
+        except ValueError as error:
+            raise InputError(f"{error}; raise damping_strength or give curvature_triples a number") from error
+    if not found[1].converged:
+        logging.getLogger().warning(
+            f"the linear solve by batches has not settled: {found[1].change:.0%} from the mean of its iterates; "
+            "raise damping_strength or give curvature_triples a number"
+        )
+    return found
 
 
 def warn_unless_converged(report):

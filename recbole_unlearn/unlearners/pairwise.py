@@ -16,9 +16,18 @@ from recbole_unlearn.models.draws import keep_draws
 from recbole_unlearn.models.losses import fixed_randomness
 from recbole_unlearn.models.view import View
 from recbole_unlearn.training import new_model
-from recbole_unlearn.unlearners.common import Unlearned, gradient_epochs, solve, trained_epochs, warn_unless_converged
+from recbole_unlearn.unlearners.common import (
+    Unlearned,
+    gradient_epochs,
+    solve,
+    solve_by_batches,
+    trained_epochs,
+    warn_unless_converged,
+)
 
-CURVATURE_TRIPLES = {True: 8192, False: 65_536}  # of sequential and of other models
+CURVATURE_TRIPLES = {True: "all", False: 65_536}  # of sequential and of other models
+SAMPLED_TRIPLES = 8192  # where all are wanted, but not by batches
+BATCH_TRIPLES = 1024  # of the curvature at a time, where all are wanted
 GRADIENT_ROWS = 200_000  # that each part of z is computed on at most
 STAYS = 1e12  # damping, a triple, of a weight that never had a gradient
 PROBE = 256  # rows that tell whether a model holds the data itself
@@ -60,6 +69,10 @@ class PairwiseUnlearner:
         self.optimizer_state = optimizer_state
         self.view = View(model, split.train, split.data_row, config["unlearn_params"])
         self.damping = self._damping()
+        if config["curvature_triples"] == "all" and not self._descends():
+            raise InputError(
+                "curvature_triples: all needs curvature: gauss_newton and a damping above 0; give it a number instead"
+            )
 
     @property
     def state_dict(self):
@@ -126,12 +139,7 @@ class PairwiseUnlearner:
             return Unlearned(self.state_dict, self.method, perf_counter() - start, {"chosen": self.chosen})
         after = self._without(rows)
         z, changed = self._right_hand_side(after, rows)
-        curvature, n_triples = self._curvature(after, rows)
-        diagonal = torch.zeros_like(z) if curvature.outputs is None else curvature.diagonal()
-        step, report = solve(
-            self.config, Damped(curvature, self.damping), z, jacobi(diagonal, self.damping), show_progress
-        )
-        warn_unless_converged(report)
+        step, report, n_triples = self._solve(after, rows, z, show_progress)
         state = self.state_dict
         sizes = [value.numel() for value in self.view.parameters]
         for (name, value), change in zip(self.view.named.items(), step.split(sizes), strict=True):
@@ -148,6 +156,24 @@ class PairwiseUnlearner:
             **asdict(report),
         }
         return Unlearned(state, self.method, perf_counter() - start, details)
+
+    def _solve(self, after, rows, z, show_progress):
+        """``(H + D)^-1 z``, how it was found, and of how many triples H is."""
+        wanted = self._curvature_triples()
+        if wanted == "all":
+            kept = np.flatnonzero(after.position >= 0)
+            size = self._batch_rows()
+            step, report = solve_by_batches(
+                self.config, self._batches(after, kept, size), z, self.damping, show_progress
+            )
+            return step, report, min(report.iterations * size, len(kept)) * self.log.negatives
+        curvature, n_triples = self._curvature(after, rows, wanted)
+        diagonal = torch.zeros_like(z) if curvature.outputs is None else curvature.diagonal()
+        step, report = solve(
+            self.config, Damped(curvature, self.damping), z, jacobi(diagonal, self.damping), show_progress
+        )
+        warn_unless_converged(report)
+        return step, report, n_triples
 
     def apply(self, rows, unlearned):
         """Go on from the result of a request: the next one starts where it ended, on what it left of the log."""
@@ -283,11 +309,36 @@ class PairwiseUnlearner:
                     return True
         return False
 
-    def _curvature(self, after, rows):
-        """Curvature of the remaining triples, of a sample that holds the users concerned first; and its size."""
+    def _descends(self):
+        """Whether a curvature that is known a batch at a time will do: none is negative, and D is invertible."""
+        damped = torch.as_tensor(self.damping).min() > 0
+        return self.config["curvature"] == "gauss_newton" and self.config["damping"] != "none" and bool(damped)
+
+    def _curvature_triples(self):
+        """How many triples the curvature is of: a number or 'all'."""
         wanted = self.config["curvature_triples"]
-        if wanted == "auto":
-            wanted = self.view.traits.curvature_triples or CURVATURE_TRIPLES[self.split.sequential]
+        if wanted != "auto":
+            return wanted
+        wanted = self.view.traits.curvature_triples or CURVATURE_TRIPLES[self.split.sequential]
+        return SAMPLED_TRIPLES if wanted == "all" and not self._descends() else wanted
+
+    def _batch_rows(self):
+        return self.view.batch_rows if self.view.traits.batch else max(BATCH_TRIPLES // self.log.negatives, 1)
+
+    def _batches(self, after, kept, size):
+        """Function: number of a batch -> curvature of it, scaled to all remaining rows. Every row's turn comes."""
+        turns = -(-len(kept) // size)
+
+        def curvature_of(number):
+            order = np.random.default_rng(number // turns).permutation(len(kept))
+            rows = kept[np.sort(order[number % turns :: turns])]
+            batches = after.batches(rows, self._one_epoch_each(rows), np.full(len(rows), len(kept) / len(rows)))
+            return AutogradCurvature(after.parameters, batches, after.loss, after.outputs)
+
+        return curvature_of
+
+    def _curvature(self, after, rows, wanted):
+        """Curvature of so many remaining triples at most, those of the users concerned first; and of how many."""
         wanted = max(wanted // self.log.negatives, 1)
         kept = np.flatnonzero(after.position >= 0)
         own = np.isin(self.log.users[kept], np.unique(self.log.users[rows]))

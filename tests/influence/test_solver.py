@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recbole_unlearn.influence.solver import block_jacobi, conjugate_gradient, jacobi
+from recbole_unlearn.influence.solver import batch_descent, block_jacobi, conjugate_gradient, jacobi
 
 
 class Dense:
@@ -232,3 +232,83 @@ def test_preconditioning_saves_iterations_on_a_badly_scaled_system(kind):
     assert helped.converged
     assert helped.iterations < n * K < plain.iterations
     np.testing.assert_allclose(A.matrix @ t, z, rtol=0, atol=1e-7 * z.norm())
+
+
+class Batched:
+    """``X^T X``, a random eighth of the rows at a time; ``swell`` times as large from the ninth batch on."""
+
+    def __init__(self, rows=4000, size=60, swell=1.0):
+        rng = np.random.default_rng(11)
+        self.X = torch.from_numpy(rng.normal(size=(rows, size)) * np.geomspace(1, 0.01, size))
+        self.damping = torch.from_numpy(rng.uniform(20, 60, size))
+        self.z = torch.from_numpy(rng.normal(size=size))
+        self.swell, self.numbers = swell, []
+
+    def __call__(self, number):
+        self.numbers.append(number)
+        order = np.random.default_rng(number // 8).permutation(len(self.X))[number % 8 :: 8]
+        scale = 8 * (self.swell if number >= 8 else 1)
+        return Dense(scale * self.X[order].T @ self.X[order])
+
+    def solution(self, rows=slice(None), scale=1.0):
+        return torch.linalg.solve(scale * self.X[rows].T @ self.X[rows] + self.damping.diag(), self.z)
+
+
+class TestBatchDescent:
+    def test_agrees_with_a_direct_solve_with_all_rows(self):
+        system = Batched()
+        t, report = batch_descent(system, system.z, system.damping)
+        expected = system.solution()
+        assert report.converged and report.change < 0.05
+        assert (t - expected).norm() < 0.02 * expected.norm()
+        assert (system.z / system.damping - expected).norm() > 0.5 * expected.norm()
+        assert system.numbers == list(range(report.iterations))
+
+    def test_finds_curvature_that_a_fixed_sample_misses(self):
+        """As many directions as rows in a batch: the solution with one batch's curvature is too long."""
+        system = Batched(rows=800, size=400)
+        system.X = torch.from_numpy(np.random.default_rng(12).normal(size=(800, 400)))
+        t, _ = batch_descent(system, system.z, system.damping)
+        expected, sampled = system.solution(), system.solution(slice(0, 100), 8.0)
+        assert sampled.norm() > 1.3 * expected.norm()
+        assert (t - expected).norm() < 0.3 * (sampled - expected).norm()
+
+    def test_without_curvature_it_is_the_damping_alone(self):
+        z = torch.arange(1.0, 5, dtype=torch.float64)
+        t, report = batch_descent(lambda _: Dense(np.zeros((4, 4))), z, 2.0)
+        np.testing.assert_allclose(t, z / 2, rtol=1e-12)
+        assert report.converged
+
+    def test_begins_anew_with_smaller_steps_where_it_is_not_stable(self):
+        calm, wild = Batched(), Batched(swell=10.0)
+        calm.damping, wild.damping = calm.damping / 20, wild.damping / 20
+        first = batch_descent(calm, calm.z, calm.damping)[1]
+        t, report = batch_descent(wild, wild.z, wild.damping)
+        assert report.rate < first.rate and report.iterations > first.iterations
+        assert torch.isfinite(t).all()
+        wild.swell = 1e6
+        with pytest.raises(ValueError, match="not stable"):
+            batch_descent(wild, wild.z, wild.damping)
+
+    def test_same_bits_when_run_twice_and_arguments_left_alone(self):
+        system = Batched()
+        z, damping = system.z.clone(), system.damping.clone()
+        first, again = (batch_descent(system, system.z, system.damping)[0] for _ in range(2))
+        assert torch.equal(first, again) and torch.equal(z, system.z) and torch.equal(damping, system.damping)
+
+    def test_zero_right_hand_side_needs_no_product(self):
+        t, report = batch_descent(None, torch.zeros(5, dtype=torch.float64), 1.0)
+        assert torch.equal(t, torch.zeros(5, dtype=torch.float64)) and report.iterations == 0
+
+    @pytest.mark.parametrize("value", [float("nan"), float("inf")])
+    def test_refuses_what_is_not_finite(self, value):
+        system = Batched()
+        with pytest.raises(ValueError, match="right-hand side"):
+            batch_descent(system, system.z + value, system.damping)
+        with pytest.raises(ValueError, match="matrix"):
+            batch_descent(lambda _: Dense(np.full((60, 60), value)), system.z, system.damping)
+
+    def test_steps_and_progress(self):
+        system, seen = Batched(), []
+        _, report = batch_descent(system, system.z, system.damping, 30, lambda *told: seen.append(told))
+        assert seen == [(n, 30) for n in range(1, 31)] and report.iterations == 38
