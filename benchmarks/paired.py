@@ -1,0 +1,181 @@
+"""A request against the model's own training again without the forgotten rows, with the same dropout.
+
+    python benchmarks/paired.py --models=SASRec,GRU4Rec,FPMC --seeds=3
+
+Two trainings from different random streams differ by more than a small request does. Here the second training has the
+first one's initial weights, batches, negatives and dropout masks; forgotten rows have no weight in their batches, and
+are in no history. What is left is the effect of the request (and of rounding: see the column *nothing forgotten*, the
+training again with all rows). Models whose parameters and batches are in the triple log: those of `models.py` that
+hold no graph.
+"""
+
+import argparse
+import json
+import logging
+import os
+import tempfile
+from pathlib import Path
+from time import perf_counter
+
+import numpy as np
+from models import KINDS, settings
+
+SEED = 2020
+
+
+def again(config, split, log, unlearner, rows):
+    """The training of a log again, without some rows; the model in its last epoch."""
+    import torch
+
+    from recbole_unlearn.data.sampling import batches
+    from recbole_unlearn.models.view import View
+    from recbole_unlearn.training import new_model
+
+    nothing = np.empty(0, np.int64)
+    loader = split.remaining(nothing)
+    whole, rest = unlearner._without(nothing), unlearner._without(rows)  # before the streams are set
+    model = new_model(config, split)
+    streams = torch.get_rng_state()
+    view = View(model, split.train, split.data_row)
+    optimizer = torch.optim.Adam(model.parameters(), lr=config["learning_rate"])
+    position, gone = np.empty(split.n_rows, np.int64), np.zeros(split.n_rows, bool)
+    position[split.data_row], gone[rows] = np.arange(split.n_rows), True
+    torch.set_rng_state(streams)
+    model.train()
+    for epoch in range(unlearner.epochs):
+        negatives = np.asarray(log.epoch(epoch))
+        for taken in batches(loader, np.asarray):
+            taken = position[taken]
+            kept = ~gone[taken]
+            batch = whole.interaction(taken, negatives[taken])
+            if not kept.all():
+                now = rest.interaction(taken[kept], negatives[taken[kept]])
+                for name, column in batch.interaction.items():
+                    column[torch.from_numpy(np.tile(kept, len(column) // len(taken)))] = now[name]
+            loss = view._losses(batch, len(taken))[torch.from_numpy(kept)].mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    return model
+
+
+def run(name, dataset, epochs, count, seed, variants, check):
+    """Figures of one model of one seed."""
+    import torch
+    from recbole.utils import init_seed
+
+    from recbole_unlearn import checkpoint
+    from recbole_unlearn.data.split import Split
+    from recbole_unlearn.evaluation.forgetting import percentiles
+    from recbole_unlearn.opening import configure, open_unlearner
+    from recbole_unlearn.training import new_model, train
+
+    torch.set_num_threads(1)
+    chosen = settings(name, dataset, epochs)
+    chosen |= {"forget_count": count, "use_gpu": False, "method": "influence", "seed": seed}
+    config, _, _ = configure(None, name, dataset, None, chosen)
+    init_seed(config["seed"], config["reproducibility"])
+    split = Split(config)
+    logging.getLogger().setLevel(logging.ERROR)
+    rows = np.sort(np.random.default_rng(0).choice(split.n_rows, count, replace=False))
+    with tempfile.TemporaryDirectory() as folder:
+        config["checkpoint_dir"] = folder
+        path = Path(folder) / "model.pth"
+        original, _, seconds = train(config, split, path)
+        stored, log = checkpoint.load(path)
+        _, unlearner = open_unlearner(config, split, stored, log)
+        found = {"train_seconds": seconds, "unlearned": {}}
+        asked = {"original": percentiles(original, split, rows)}
+        model = new_model(config, split, data=split.remaining_dataset(rows))
+        unlearner.warm_up()
+        for variant in variants:
+            config["curvature_triples"] = int(variant) if variant.isdecimal() else variant
+            result = unlearner.unlearn(rows)
+            model.load_state_dict(result.state_dict)
+            asked[variant] = percentiles(model, split, rows)
+            report = {key: value for key, value in result.report().items() if key != "history"}
+            found["unlearned"][variant] = {"seconds": result.seconds, "report": report}
+        start = perf_counter()
+        asked["paired"] = percentiles(again(config, split, log, unlearner, rows), split, rows)
+        found["paired_seconds"] = perf_counter() - start
+        if check:
+            whole = again(config, split, log, unlearner, rows[:0])
+            found["nothing_forgotten"] = float((percentiles(whole, split, rows) - asked["original"]).mean())
+    found["auc"] = {key: float(value.mean()) for key, value in asked.items()}
+    truth = asked["paired"] - asked["original"]
+    for variant in variants:
+        change = asked[variant] - asked["original"]
+        found["unlearned"][variant] |= {
+            "way": float(change.mean() / truth.mean()),
+            "correlation": float(np.corrcoef(change, truth)[0, 1]),
+        }
+    return found
+
+
+def table(folder, dataset):
+    """Markdown of all that has run: a row a model and variant, means and sample standard deviations over seeds."""
+    lines = [
+        "| model | seeds | curvature_triples | forget-set AUC: original | unlearned | paired | way to paired "
+        "| correlation | seconds / training's | nothing forgotten |",
+        "|:--|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
+    ]
+
+    def told(values, digits=4):
+        spread = f" ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else ""
+        return f"{np.mean(values):.{digits}f}{spread}"
+
+    for name in KINDS:
+        runs = [json.loads(file.read_text()) for file in sorted(folder.glob(f"{dataset}-{name}-*.json"))]
+        for variant in dict.fromkeys(v for each in runs for v in each["unlearned"]):
+            some = [each for each in runs if variant in each["unlearned"]]
+            mine = [each["unlearned"][variant] for each in some]
+            auc = {key: [each["auc"][key] for each in some] for key in ("original", variant, "paired")}
+            moved, truth = (np.mean(auc[key]) - np.mean(auc["original"]) for key in (variant, "paired"))
+            ratio = np.mean([each["seconds"] / run["train_seconds"] for each, run in zip(mine, some, strict=True)])
+            rounding = [run["nothing_forgotten"] for run in some if "nothing_forgotten" in run]
+            cells = [
+                name, str(len(some)), variant, *(told(auc[key]) for key in auc), f"{moved / truth:.0%}",
+                told([each["correlation"] for each in mine], 2), f"{ratio:.2f}", told(rounding) if rounding else "–",
+            ]  # fmt: skip
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dataset", default="ml-100k")
+    parser.add_argument("--models", default="SASRec,GRU4Rec,FPMC")
+    parser.add_argument("--epochs", type=int, default=5)
+    parser.add_argument("--count", type=int, default=200, help="random interactions to forget")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--variants", default="auto", help="values of curvature_triples, separated by commas")
+    parser.add_argument("--output", default="results")
+    parser.add_argument("--again", action="store_true", help="seeds that are done too")
+    arguments = parser.parse_args()
+    folder = Path(arguments.output) / "paired"
+    folder.mkdir(parents=True, exist_ok=True)
+    variants = arguments.variants.split(",")
+    for name in arguments.models.split(","):
+        for seed in range(SEED, SEED + arguments.seeds):
+            file = folder / f"{arguments.dataset}-{name}-{seed}.json"
+            if file.exists() and not arguments.again:
+                continue
+            found = run(name, arguments.dataset, arguments.epochs, arguments.count, seed, variants, seed == SEED)
+            file.write_text(json.dumps(found, indent=1) + "\n")
+            print(name, seed, found["auc"], {v: found["unlearned"][v]["correlation"] for v in variants}, flush=True)
+    title = f"# Requests against paired training on {arguments.dataset}\n\n"
+    note = (
+        f"{arguments.count} random interactions forgotten, {arguments.epochs} epochs, one thread, machine not idle. "
+        "*Paired*: the model's own training again without the forgotten rows, with the same initial weights, batches, "
+        "negatives and dropout. *Way to paired*: change of the forget-set AUC by unlearning over that by paired "
+        "training. *Correlation*: of the changes of the forgotten interactions' percentiles. *Nothing forgotten*: "
+        "change of the AUC where the training is run again with all rows, one seed.\n\n"
+        f"`python benchmarks/paired.py --models=MODEL --epochs={arguments.epochs} --seeds=SEEDS --variants=...` "
+        "(variants: values of `curvature_triples`, separated by commas; `auto` is `all` for these models)\n\n"
+    )
+    (Path(arguments.output) / "paired.md").write_text(title + note + table(folder, arguments.dataset))
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    main()
