@@ -212,32 +212,39 @@ def means_of(found):
     return found[0] | {"auc": means, "auc_of_seeds": auc, "seconds": seconds}
 
 
+def opened(name, dataset, chosen, count):
+    """Configuration, split, and rows to forget; InputError where the model is refused."""
+    from recbole.utils import init_seed
+
+    from recbole_unlearn.data.split import Split
+    from recbole_unlearn.opening import configure
+
+    config, _, _ = configure(None, name, dataset, None, chosen | {"forget_count": count, "method": "influence"})
+    init_seed(config["seed"], config["reproducibility"])
+    split = Split(config)
+    logging.getLogger().setLevel(logging.ERROR)
+    return config, split, np.sort(np.random.default_rng(0).choice(split.n_rows, count, replace=False))
+
+
 def run_seed(name, dataset, epochs, count, seed, changes):
     """Figures of one model of one seed; the Hessian product of the first."""
     import torch
-    from recbole.utils import init_seed
 
     from recbole_unlearn import checkpoint
-    from recbole_unlearn.data.split import Split
     from recbole_unlearn.evaluation.forgetting import percentiles
     from recbole_unlearn.input_error import InputError
-    from recbole_unlearn.opening import configure, open_unlearner
+    from recbole_unlearn.opening import open_unlearner
     from recbole_unlearn.training import new_model, train
 
     torch.set_num_threads(1)
-    chosen = settings(name, dataset, epochs) | {"forget_count": count, "use_gpu": False, "method": "influence"}
-    chosen |= changes | {"seed": seed}
+    chosen = settings(name, dataset, epochs) | changes | {"use_gpu": False, "seed": seed}
     with tempfile.TemporaryDirectory() as folder:
         if name in VECTORS:
             dataset, chosen["data_path"] = write_vectors(dataset, folder), folder
         try:
-            config, _, _ = configure(None, name, dataset, None, chosen)
+            config, split, rows = opened(name, dataset, chosen, count)
         except InputError as error:
             return {"refused": str(error)}
-        init_seed(config["seed"], config["reproducibility"])
-        split = Split(config)
-    logging.getLogger().setLevel(logging.ERROR)
-    rows = np.sort(np.random.default_rng(0).choice(split.n_rows, count, replace=False))
     with tempfile.TemporaryDirectory() as folder:
         config["checkpoint_dir"] = folder
         path = Path(folder) / "model.pth"

@@ -5,20 +5,18 @@
 Two trainings from different random streams differ by more than a small request does. Here the second training has the
 first one's initial weights, batches, negatives and dropout masks; forgotten rows have no weight in their batches, and
 are in no history. What is left is the effect of the request (and of rounding: see the column *nothing forgotten*, the
-training again with all rows). Models whose parameters and batches are in the triple log: those of `models.py` that
-hold no graph.
+training again with all rows). For the sequential models of `models.py` that need no pre-trained vectors.
 """
 
 import argparse
 import json
-import logging
 import os
 import tempfile
 from pathlib import Path
 from time import perf_counter
 
 import numpy as np
-from models import KINDS, settings
+from models import KINDS, opened, settings
 
 SEED = 2020
 
@@ -62,22 +60,15 @@ def again(config, split, log, unlearner, rows):
 def run(name, dataset, epochs, count, seed, variants, check):
     """Figures of one model of one seed."""
     import torch
-    from recbole.utils import init_seed
 
     from recbole_unlearn import checkpoint
-    from recbole_unlearn.data.split import Split
     from recbole_unlearn.evaluation.forgetting import percentiles
-    from recbole_unlearn.opening import configure, open_unlearner
+    from recbole_unlearn.opening import open_unlearner
     from recbole_unlearn.training import new_model, train
 
     torch.set_num_threads(1)
-    chosen = settings(name, dataset, epochs)
-    chosen |= {"forget_count": count, "use_gpu": False, "method": "influence", "seed": seed}
-    config, _, _ = configure(None, name, dataset, None, chosen)
-    init_seed(config["seed"], config["reproducibility"])
-    split = Split(config)
-    logging.getLogger().setLevel(logging.ERROR)
-    rows = np.sort(np.random.default_rng(0).choice(split.n_rows, count, replace=False))
+    chosen = settings(name, dataset, epochs) | {"use_gpu": False, "seed": seed}
+    config, split, rows = opened(name, dataset, chosen, count)
     with tempfile.TemporaryDirectory() as folder:
         config["checkpoint_dir"] = folder
         path = Path(folder) / "model.pth"
