@@ -96,7 +96,7 @@ class TestInfluence:
         z, _ = theirs._right_hand_side(after, ROWS)
         found = ours._right_hand_side(ROWS)
         assert (found - z).norm() < 1e-3 * z.norm()
-        curvature, n_triples = theirs._curvature(after, ROWS)
+        curvature, n_triples = theirs._curvature(after, ROWS, theirs._curvature_triples())
         assert n_triples == split.n_rows - len(ROWS)
         v = torch.randn(len(z), dtype=torch.float64, generator=torch.Generator().manual_seed(1))
         expected = curvature.matvec(v)
