@@ -1,6 +1,7 @@
 """One influence step for any pairwise model of RecBole, by automatic differentiation through its own loss."""
 
 from dataclasses import asdict
+from functools import lru_cache
 from time import perf_counter
 
 import numpy as np
@@ -329,9 +330,12 @@ class PairwiseUnlearner:
         """Function: number of a batch -> curvature of it, scaled to all remaining rows. Every row's turn comes."""
         turns = -(-len(kept) // size)
 
+        @lru_cache(maxsize=1)
+        def order(turn):
+            return np.random.default_rng(turn).permutation(len(kept))
+
         def curvature_of(number):
-            order = np.random.default_rng(number // turns).permutation(len(kept))
-            rows = kept[np.sort(order[number % turns :: turns])]
+            rows = kept[np.sort(order(number // turns)[number % turns :: turns])]
             batches = after.batches(rows, self._one_epoch_each(rows), np.full(len(rows), len(kept) / len(rows)))
             return AutogradCurvature(after.parameters, batches, after.loss, after.outputs)
 
