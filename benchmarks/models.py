@@ -226,14 +226,26 @@ def opened(name, dataset, chosen, count):
     return config, split, np.sort(np.random.default_rng(0).choice(split.n_rows, count, replace=False))
 
 
+def trained(config, split, folder):
+    """A model trained in a folder, its unlearner, and the seconds of training."""
+    from recbole_unlearn import checkpoint
+    from recbole_unlearn.opening import open_unlearner
+    from recbole_unlearn.training import train
+
+    config["checkpoint_dir"] = folder
+    path = Path(folder) / "model.pth"
+    original, _, seconds = train(config, split, path)
+    _, unlearner = open_unlearner(config, split, *checkpoint.load(path))
+    unlearner.warm_up()
+    return original, unlearner, seconds
+
+
 def run_seed(name, dataset, epochs, count, seed, changes):
     """Figures of one model of one seed; the Hessian product of the first."""
     import torch
 
-    from recbole_unlearn import checkpoint
     from recbole_unlearn.evaluation.forgetting import percentiles
     from recbole_unlearn.input_error import InputError
-    from recbole_unlearn.opening import open_unlearner
     from recbole_unlearn.training import new_model, train
 
     torch.set_num_threads(1)
@@ -246,12 +258,7 @@ def run_seed(name, dataset, epochs, count, seed, changes):
         except InputError as error:
             return {"refused": str(error)}
     with tempfile.TemporaryDirectory() as folder:
-        config["checkpoint_dir"] = folder
-        path = Path(folder) / "model.pth"
-        original, _, train_seconds = train(config, split, path)
-        stored, log = checkpoint.load(path)
-        _, unlearner = open_unlearner(config, split, stored, log)
-        unlearner.warm_up()
+        original, unlearner, train_seconds = trained(config, split, folder)
         unlearned = unlearner.unlearn(rows)
         report = unlearned.report()
         report.pop("history", None)

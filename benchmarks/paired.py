@@ -16,12 +16,12 @@ from pathlib import Path
 from time import perf_counter
 
 import numpy as np
-from models import KINDS, opened, settings
+from models import KINDS, opened, settings, trained
 
 SEED = 2020
 
 
-def again(config, split, log, unlearner, rows):
+def again(config, split, unlearner, rows):
     """The training of a log again, without some rows; the model in its last epoch."""
     import torch
 
@@ -29,23 +29,19 @@ def again(config, split, log, unlearner, rows):
     from recbole_unlearn.models.view import View
     from recbole_unlearn.training import new_model
 
-    nothing = np.empty(0, np.int64)
-    loader = split.remaining(nothing)
-    whole, rest = unlearner._without(nothing), unlearner._without(rows)  # before the streams are set
-    model = new_model(config, split)
-    streams = torch.get_rng_state()
+    loader, rest = split.remaining(rows[:0]), unlearner._without(rows)
+    model = new_model(config, split)  # sets the random streams, as in training
     view = View(model, split.train, split.data_row)
     optimizer = torch.optim.Adam(model.parameters(), lr=config["learning_rate"])
     position, gone = np.empty(split.n_rows, np.int64), np.zeros(split.n_rows, bool)
     position[split.data_row], gone[rows] = np.arange(split.n_rows), True
-    torch.set_rng_state(streams)
     model.train()
     for epoch in range(unlearner.epochs):
-        negatives = np.asarray(log.epoch(epoch))
+        negatives = np.asarray(unlearner.log.epoch(epoch))
         for taken in batches(loader, np.asarray):
             taken = position[taken]
             kept = ~gone[taken]
-            batch = whole.interaction(taken, negatives[taken])
+            batch = view.interaction(taken, negatives[taken])
             if not kept.all():
                 now = rest.interaction(taken[kept], negatives[taken[kept]])
                 for name, column in batch.interaction.items():
@@ -61,24 +57,17 @@ def run(name, dataset, epochs, count, seed, variants, check):
     """Figures of one model of one seed."""
     import torch
 
-    from recbole_unlearn import checkpoint
     from recbole_unlearn.evaluation.forgetting import percentiles
-    from recbole_unlearn.opening import open_unlearner
-    from recbole_unlearn.training import new_model, train
+    from recbole_unlearn.training import new_model
 
     torch.set_num_threads(1)
     chosen = settings(name, dataset, epochs) | {"use_gpu": False, "seed": seed}
     config, split, rows = opened(name, dataset, chosen, count)
     with tempfile.TemporaryDirectory() as folder:
-        config["checkpoint_dir"] = folder
-        path = Path(folder) / "model.pth"
-        original, _, seconds = train(config, split, path)
-        stored, log = checkpoint.load(path)
-        _, unlearner = open_unlearner(config, split, stored, log)
+        original, unlearner, seconds = trained(config, split, folder)
         found = {"train_seconds": seconds, "unlearned": {}}
         asked = {"original": percentiles(original, split, rows)}
         model = new_model(config, split, data=split.remaining_dataset(rows))
-        unlearner.warm_up()
         for variant in variants:
             config["curvature_triples"] = int(variant) if variant.isdecimal() else variant
             result = unlearner.unlearn(rows)
@@ -87,10 +76,10 @@ def run(name, dataset, epochs, count, seed, variants, check):
             report = {key: value for key, value in result.report().items() if key != "history"}
             found["unlearned"][variant] = {"seconds": result.seconds, "report": report}
         start = perf_counter()
-        asked["paired"] = percentiles(again(config, split, log, unlearner, rows), split, rows)
+        asked["paired"] = percentiles(again(config, split, unlearner, rows), split, rows)
         found["paired_seconds"] = perf_counter() - start
         if check:
-            whole = again(config, split, log, unlearner, rows[:0])
+            whole = again(config, split, unlearner, rows[:0])
             found["nothing_forgotten"] = float((percentiles(whole, split, rows) - asked["original"]).mean())
     found["auc"] = {key: float(value.mean()) for key, value in asked.items()}
     truth = asked["paired"] - asked["original"]
