@@ -19,6 +19,7 @@ import numpy as np
 from models import KINDS, opened, settings, trained
 
 SEED = 2020
+ONE_STEP = "one step"  # at the last weights
 
 
 def again(config, split, unlearner, rows):
@@ -69,7 +70,9 @@ def run(name, dataset, epochs, count, seed, variants, check):
         asked = {"original": percentiles(original, split, rows)}
         model = new_model(config, split, data=split.remaining_dataset(rows))
         for variant in variants:
-            config["curvature_triples"] = int(variant) if variant.isdecimal() else variant
+            config["log_epochs"] = epochs if variant == ONE_STEP else "all"
+            triples = "all" if variant == ONE_STEP else variant
+            config["curvature_triples"] = int(triples) if triples.isdecimal() else triples
             result = unlearner.unlearn(rows)
             model.load_state_dict(result.state_dict)
             asked[variant] = percentiles(model, split, rows)
@@ -95,7 +98,7 @@ def run(name, dataset, epochs, count, seed, variants, check):
 def table(folder, dataset):
     """Markdown of all that has run: a row a model and variant, means and sample standard deviations over seeds."""
     lines = [
-        "| model | seeds | curvature_triples | forget-set AUC: original | unlearned | paired | way to paired "
+        "| model | seeds | request | forget-set AUC: original | unlearned | paired | way to paired "
         "| correlation | seconds / training's | nothing forgotten |",
         "|:--|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
     ]
@@ -128,7 +131,7 @@ def main():
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--count", type=int, default=200, help="random interactions to forget")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--variants", default="auto", help="values of curvature_triples, separated by commas")
+    parser.add_argument("--variants", default="auto,one step", help="separated by commas; numbers: see results")
     parser.add_argument("--output", default="results")
     parser.add_argument("--again", action="store_true", help="seeds that are done too")
     arguments = parser.parse_args()
@@ -151,7 +154,8 @@ def main():
         "training. *Correlation*: of the changes of the forgotten interactions' percentiles. *Nothing forgotten*: "
         "change of the AUC where the training is run again with all rows, one seed.\n\n"
         f"`python benchmarks/paired.py --models=MODEL --epochs={arguments.epochs} --seeds=SEEDS --variants=...` "
-        "(variants: values of `curvature_triples`, separated by commas; `auto` is `all` for these models)\n\n"
+        "(*request*: `auto` follows the training along its snapshots, `one step` takes one at the last weights, a "
+        "number takes it with the curvature of so many triples)\n\n"
     )
     (Path(arguments.output) / "paired.md").write_text(title + note + table(folder, arguments.dataset))
 

@@ -120,7 +120,8 @@ def _how(unlearning):
         )
     else:
         solve = f"{unlearning['iterations']} batches, {unlearning['change']:.0%} from the mean of its last iterates"
-    return f"Method: influence step; linear solve: {solve}" + (
+    taken = f"steps along {len(unlearning['stops'])} snapshots of the training" if "stops" in unlearning else "step"
+    return f"Method: influence {taken}; linear solve: {solve}" + (
         f"; approximated: {'; '.join(unlearning['approximated'])}" if unlearning.get("approximated") else ""
     )
 

@@ -235,7 +235,8 @@ class _Logging(Trainer):
         return super().evaluate(eval_data, load_best_model, model_file, show_progress)
 
     def _snapshot(self, n_epochs):
-        if self.triple_log and snapshot_due(n_epochs) and isinstance(self.model, (BPR, LightGCN)):
+        used = isinstance(self.model, (BPR, LightGCN)) or self.config["MODEL_TYPE"] == ModelType.SEQUENTIAL
+        if self.triple_log and snapshot_due(n_epochs) and used:
             named = {name: value.detach().cpu().numpy() for name, value in self.model.named_parameters()}
             self.triple_log.add_snapshot(n_epochs, named)
 

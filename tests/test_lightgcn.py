@@ -93,7 +93,8 @@ class TestInfluence:
         theirs = PairwiseUnlearner(model, log, stored["optimizer"], ours.config, split, ours.epochs)
         after = theirs._without(ROWS)
         after.model.reg_weight = 0.0
-        z, _ = theirs._right_hand_side(after, ROWS)
+        changed = theirs._changed(after, ROWS)
+        z = theirs._right_hand_side(theirs.view, after, ROWS, changed, theirs._log_epochs())
         found = ours._right_hand_side(ROWS)
         assert (found - z).norm() < 1e-3 * z.norm()
         curvature, n_triples = theirs._curvature(after, ROWS, theirs._curvature_triples())

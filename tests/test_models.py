@@ -10,7 +10,8 @@ from recbole_unlearn import checkpoint as checkpoints
 from recbole_unlearn.config import UnlearnConfig
 from recbole_unlearn.data.split import Split
 from recbole_unlearn.evaluation.forgetting import percentiles
-from recbole_unlearn.influence.operators import AutogradCurvature
+from recbole_unlearn.influence.operators import AutogradCurvature, Damped
+from recbole_unlearn.influence.solver import conjugate_gradient, jacobi
 from recbole_unlearn.input_error import InputError
 from recbole_unlearn.models.losses import Unreduced
 from recbole_unlearn.models.view import View
@@ -164,12 +165,13 @@ def test_z_is_the_gradient_of_what_the_objective_loses(trained, name):
     unlearner.view, unlearner.config.final_config_dict["log_epochs"] = before, 1
     after = unlearner._without(rows)
     after = View(in_double(after.model), after.loader, after.position, None, before.unreduced.norms)
-    z, _ = unlearner._right_hand_side(after, rows)
+    changed = unlearner._changed(after, rows)
+    z = unlearner._right_hand_side(unlearner.view, after, rows, changed, unlearner._log_epochs())
 
     everything = np.arange(log.n_rows)
     kept = np.setdiff1d(everything, rows)
     negatives = np.asarray(log.epoch(log.n_epochs - 1), np.int64)
-    returned = unlearner._pool_return(rows) if not split.repeatable else None
+    returned = unlearner._pool_return(rows, unlearner._log_epochs()) if not split.repeatable else None
 
     def objective(view, chosen, drawn, weight):
         return sum(float(view.loss(batch)) for batch in view.batches(chosen, drawn, weight))
@@ -354,7 +356,7 @@ def test_request(trained, name):
 
 def test_curvature_of_all_triples_by_batches(trained, monkeypatch):
     """`all` takes the step that conjugate gradient takes with every triple."""
-    config, split, _, _, model, unlearner = trained("GRU4Rec")
+    config, split, _, _, model, unlearner = trained("GRU4Rec", log_epochs=2)
     rows = some_rows(split, 20)[0]
     steps = {}
     for wanted, batch in ((10**9, None), (40, None), ("all", 1024), ("all", 128)):
@@ -369,6 +371,73 @@ def test_curvature_of_all_triples_by_batches(trained, monkeypatch):
     sampled, whole, batches = ((step - exact).norm() / exact.norm() for step in steps.values())
     assert whole < 0.02  # what is left of the descent, and float32
     assert batches < 0.2 and batches < sampled / 2
+
+
+def change_of(unlearned, state):
+    return torch.cat([(value - state[key]).view(-1) for key, value in unlearned.state_dict.items()]).double()
+
+
+def test_training_is_followed_along_its_snapshots(trained):
+    """The implicit Euler steps that direct solves at the recorded weights, with all triples, give."""
+    config, split, stored, log, model, unlearner = trained("GRU4Rec", negatives="static")
+    rows = some_rows(split, 20)[0]
+    unlearned = unlearner.unlearn(rows)
+    assert unlearned.details["stops"] == [1, 2] and unlearned.details["converged"]
+    t, D = 0.0, unlearner.damping * 2
+    for epoch in (1, 2):
+        there = new_model(config, split)
+        there.load_state_dict(model.state_dict())
+        if epoch == 1:
+            torch.nn.utils.vector_to_parameters(torch.tensor(log.snapshot(1).astype(np.float32)), there.parameters())
+        other = PairwiseUnlearner(there, log, stored["optimizer"], config, split)
+        after = other._without(rows)
+        z = other._right_hand_side(other.view, after, rows, other._changed(after, rows), np.arange(2))
+        curvature, count = other._curvature(after, rows, 10**9)
+        assert count == split.n_rows - 20
+        operator, precondition = Damped(curvature, D), jacobi(curvature.diagonal(), D)
+        t, report = conjugate_gradient(operator, z + D * t, precondition, 1e-6, 1000)
+        assert report.converged
+    change = change_of(unlearned, model.state_dict())
+    assert (change - t).norm() < 0.03 * t.norm()
+    config["log_epochs"] = 2
+    once = unlearner.unlearn(rows)
+    assert "stops" not in once.details
+    assert (change_of(once, model.state_dict()) - t).norm() > 0.1 * t.norm()
+
+
+def test_snapshots_forget_too(trained):
+    config, split, stored, log, model, unlearner = trained("FPMC")
+    rows = some_rows(split, 20)[0]
+    state = {key: value.clone() for key, value in model.state_dict().items()}
+    unlearned = unlearner.unlearn(rows)
+    assert list(log.snapshots) == [0, 1, 2] and set(unlearned.snapshots) == {0, 1}
+    np.testing.assert_array_equal(unlearned.snapshots[0], log.snapshot(0))  # nothing was trained yet
+    moved = unlearned.snapshots[1] - log.snapshot(1)
+    assert np.isfinite(moved).all() and 0 < np.abs(moved).max() < 1
+    assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
+    unlearner.apply(rows, unlearned)
+    assert unlearner.snapshots is unlearned.snapshots
+    assert unlearner.unlearn(rows[:0]).snapshots is unlearned.snapshots
+
+
+def test_snapshots_of_another_model_are_refused(trained):
+    config, split, stored, log, model, _ = trained("FPMC")
+    log.metadata["parameters"][0][1][0] += 1
+    with pytest.raises(InputError, match="snapshots of the weights are not of this FPMC; train again"):
+        PairwiseUnlearner(model, log, stored["optimizer"], config, split)
+
+
+def test_without_the_whole_trajectory_one_step_is_taken(trained):
+    unlearner = trained("FPMC", log_epochs=1)[-1]
+    assert unlearner._stops() == []
+    unlearner.config["log_epochs"] = "all"
+    assert unlearner._stops() == [1, 2]
+    for key, value in (("damping", "scalar"), ("curvature_triples", 500), ("curvature", "hessian")):
+        before, unlearner.config[key] = unlearner.config[key], value
+        assert unlearner._stops() == []
+        unlearner.config[key] = before
+    del unlearner.snapshots[0]  # a log without
+    assert unlearner._stops() == []
 
 
 @pytest.mark.parametrize("overrides", [{"curvature": "hessian"}, {"damping": "none"}, {"damping_strength": 0.0}])

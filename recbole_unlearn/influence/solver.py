@@ -9,8 +9,8 @@ BLOCK_JACOBI_UP_TO = 16  # K; beyond, K x K blocks cost more than the iterations
 # Of `batch_descent`. At rate r and momentum b, eigenvalues below 2 (1 + b) / (1 - b) / r = 38 / r are stable.
 MOMENTUM = 0.9
 STABLE = 16.0  # rate times the largest eigenvalue that was seen; some batches have larger ones
-LARGEST_RATE = 0.05
 STEPS = 120
+REACH = 6.0  # rate times steps at most: directions without curvature are right from the start
 PRODUCTS_FOR_RATE = 8
 RESTARTS = 4
 SETTLED = 0.5
@@ -135,7 +135,7 @@ class DescentReport:
     converged: bool = True
 
 
-def batch_descent(curvature_of, z, damping, max_iterations=200, progress=None):
+def batch_descent(curvature_of, z, damping, max_iterations=200, progress=None, steps=STEPS):
     """Solve ``(H + D) t = z`` for a positive semi-definite H that is known a random batch at a time.
 
     ``t <- t - r D^-1 m``, with m a running mean of the gradients ``(H_b + D) t - z``, and r falling to zero. Every
@@ -147,8 +147,9 @@ def batch_descent(curvature_of, z, damping, max_iterations=200, progress=None):
         curvature_of (callable): number of the batch -> curvature of it, scaled to the whole: H in expectation.
         z (Tensor): float64 ``[size]``.
         damping (Tensor or float): D, above 0; ``[size]`` or a number.
-        max_iterations (int): steps at most, of the `STEPS` that it takes.
+        max_iterations (int): steps at most, of the ``steps`` that it takes.
         progress (callable, optional): called with the number of steps done and to do after each.
+        steps (int): fewer will do where D is large.
 
     Returns:
         (Tensor, DescentReport)
@@ -173,6 +174,7 @@ def batch_descent(curvature_of, z, damping, max_iterations=200, progress=None):
         report.iterations += 1
         return curvature_of(report.iterations - 1).matvec(v)
 
+    steps = min(steps, max_iterations)
     largest = 1.0  # eigenvalue of D^-1 (H_b + D), by the power method
     v = torch.randn(len(z), generator=torch.Generator().manual_seed(0), dtype=z.dtype) / damping.sqrt()
     for _ in range(PRODUCTS_FOR_RATE):
@@ -183,7 +185,7 @@ def batch_descent(curvature_of, z, damping, max_iterations=200, progress=None):
             raise ValueError("the matrix of the linear solve is not finite")
         largest = max(largest, eigenvalue)
         v = v + Hv / damping
-    rate, steps = min(STABLE / largest, LARGEST_RATE), min(STEPS, max_iterations)
+    rate = min(STABLE / largest, REACH / steps)
     for _ in range(RESTARTS):
         report.rate = rate
         t, m, late = start, torch.zeros_like(z), torch.zeros_like(z)

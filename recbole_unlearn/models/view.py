@@ -52,6 +52,12 @@ class View:
         else:
             self.unreduced.norms = norms
 
+    def load(self, weights):
+        """Set the model's parameters, by name."""
+        with torch.no_grad():
+            for name, value in self.model.named_parameters():
+                value.copy_(torch.as_tensor(weights[name]))
+
     def _facts(self, loader, batch):
         """A fixed sample of the knowledge graph, with corrupted tails."""
         if not hasattr(loader, "kg_dataloader"):

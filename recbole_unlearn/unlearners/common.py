@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from tqdm import tqdm
 
-from recbole_unlearn.influence.solver import batch_descent, conjugate_gradient
+from recbole_unlearn.influence.solver import STEPS, batch_descent, conjugate_gradient
 from recbole_unlearn.input_error import InputError
 
 
@@ -62,7 +62,7 @@ def solve(config, operator, z, precondition, show_progress=False, space=None):
         )
 
 
-def solve_by_batches(config, curvature_of, z, damping, show_progress=False):
+def solve_by_batches(config, curvature_of, z, damping, show_progress=False, steps=STEPS):
     """`batch_descent` as the configuration says, with progress shown.
 
     Raises:
@@ -75,7 +75,7 @@ def solve_by_batches(config, curvature_of, z, damping, show_progress=False):
             bar.refresh()
 
         try:
-            found = batch_descent(curvature_of, z, damping, config["cg_max_iterations"], progress)
+            found = batch_descent(curvature_of, z, damping, config["cg_max_iterations"], progress, steps)
         except ValueError as error:
             raise InputError(f"{error}; raise damping_strength or give curvature_triples a number") from error
     if not found[1].converged:

@@ -1,7 +1,9 @@
-"""One influence step for any pairwise model of RecBole, by automatic differentiation through its own loss."""
+"""Influence steps for any pairwise model of RecBole, by automatic differentiation through its own loss."""
 
+import math
 from dataclasses import asdict
 from functools import lru_cache
+from itertools import pairwise
 from time import perf_counter
 
 import numpy as np
@@ -11,7 +13,7 @@ from recbole_unlearn.checkpoint import check_finite
 from recbole_unlearn.influence.damping import adam
 from recbole_unlearn.influence.objective import returning
 from recbole_unlearn.influence.operators import AutogradCurvature, Damped
-from recbole_unlearn.influence.solver import jacobi
+from recbole_unlearn.influence.solver import STEPS, jacobi
 from recbole_unlearn.input_error import InputError
 from recbole_unlearn.models.draws import keep_draws
 from recbole_unlearn.models.losses import fixed_randomness
@@ -31,6 +33,7 @@ SAMPLED_TRIPLES = 8192  # where all are wanted, but not by batches
 BATCH_TRIPLES = 1024  # of the curvature at a time, where all are wanted
 GRADIENT_ROWS = 200_000  # that each part of z is computed on at most
 STAYS = 1e12  # damping, a triple, of a weight that never had a gradient
+STOPS = 5  # snapshots of the weights, at most, that the training is followed along
 PROBE = 256  # rows that tell whether a model holds the data itself
 ROUNDING = 1e-6  # of a row's loss in float32
 
@@ -66,6 +69,10 @@ class PairwiseUnlearner:
         check_finite(model.state_dict(), "the model")
         self.method, self.chosen = "influence", "the one way for models other than BPR"
         self.snapshots = {}
+        if split.sequential and log.snapshots:
+            if log.metadata["parameters"] != [[n, list(value.shape)] for n, value in model.named_parameters()]:
+                raise InputError(f"the triple log's snapshots of the weights are not of this {name}; train again")
+            self.snapshots = {n: log.snapshot(n) for n in log.snapshots if n <= self.epochs}
         self.absent = np.zeros(log.n_rows, bool)  # rows that requests before the next one have taken away
         self.optimizer_state = optimizer_state
         self.view = View(model, split.train, split.data_row, config["unlearn_params"])
@@ -96,11 +103,14 @@ class PairwiseUnlearner:
         keep_draws(self.view.model, model, data)
         return model
 
+    def _l2(self):
+        """Curvature of the optimiser's weight decay."""
+        return self.n_triples * float(self.config["weight_decay"] or 0)
+
     def _damping(self):
         """Diagonal added to the curvature of the loss, L2 included: float64 ``[size]`` or a number."""
         strength, kind = self.config["damping_strength"], self.config["damping"]
-        n = self.n_triples
-        l2 = n * float(self.config["weight_decay"] or 0)
+        n, l2 = self.n_triples, self._l2()
         if kind == "none":
             return l2
         if kind == "scalar":
@@ -137,26 +147,88 @@ class PairwiseUnlearner:
         start = perf_counter()
         rows = np.asarray(rows, np.int64)
         if len(rows) == 0:
-            return Unlearned(self.state_dict, self.method, perf_counter() - start, {"chosen": self.chosen})
+            details = {"chosen": self.chosen}
+            return Unlearned(self.state_dict, self.method, perf_counter() - start, details, self.snapshots)
         after = self._without(rows)
-        z, changed = self._right_hand_side(after, rows)
-        step, report, n_triples = self._solve(after, rows, z, show_progress)
+        changed = self._changed(after, rows)
+        snapshots = {}
+        if stops := self._stops():
+            step, details, snapshots = self._follow(stops, after, rows, changed, show_progress)
+        else:
+            step, details = self._step(after, rows, changed, show_progress)
         state = self.state_dict
-        sizes = [value.numel() for value in self.view.parameters]
-        for (name, value), change in zip(self.view.named.items(), step.split(sizes), strict=True):
-            state[name] = (value.detach().cpu().double() + change.view(value.shape)).to(value.dtype)
+        for name, value in self._moved(state, step).items():
+            state[name] = torch.from_numpy(value).to(state[name].dtype)
         check_finite(state, "the unlearned model; raise damping_strength: the result")
         details = {
             "chosen": self.chosen,
-            "rows_changed": changed,
-            "parameters": int(sum(sizes)),
-            "curvature_triples": n_triples,
+            "rows_changed": len(changed),
+            "parameters": len(step),
             "approximated": self._approximated(rows),
             "step_norm": float(step.norm()),
-            "gradient_norm": float(z.norm()),
-            **asdict(report),
+            **details,
         }
-        return Unlearned(state, self.method, perf_counter() - start, details)
+        return Unlearned(state, self.method, perf_counter() - start, details, snapshots)
+
+    def _step(self, after, rows, changed, show_progress):
+        """The change of the weights by one step from where they are, and how it was found."""
+        z = self._right_hand_side(self.view, after, rows, changed, self._log_epochs())
+        step, report, n_triples = self._solve(after, rows, z, show_progress)
+        return step, {"gradient_norm": float(z.norm()), "curvature_triples": n_triples, **asdict(report)}
+
+    def _stops(self):
+        """Numbers of epochs after which the weights and the curvature are looked at; empty: one step at the last."""
+        whole = 0 in self.snapshots and self.config["log_epochs"] == "all"
+        if not whole or self.config["damping"] != "adam" or self._curvature_triples() != "all":
+            return []
+        wanted = [self.epochs * k / STOPS for k in range(1, STOPS)]
+        near = {min(self.snapshots, key=lambda n: abs(n - each)) for each in wanted}
+        return [*sorted(near - {0, self.epochs}), self.epochs]
+
+    def _follow(self, stops, after, rows, changed, show_progress):
+        """The change of the weights over the training, how it was found, and the snapshots with it."""
+        before = self._without(rows[:0])  # its weights are to move: not those of the user's model
+        last = {name: value.detach().cpu().numpy() for name, value in self.view.model.named_parameters()}
+        change = torch.zeros(sum(value.numel() for value in before.parameters), dtype=torch.float64)
+        snapshots, details = {0: np.array(self.snapshots[0], np.float32)}, {"stops": stops, "iterations": 0}
+        kept, size, l2 = np.flatnonzero(after.position >= 0), self._batch_rows(), self._l2()
+        for start, stop in pairwise([0, *stops]):
+            weights = last if stop == self.epochs else self._snapshot(stop)
+            before.load(weights)
+            after.load(weights)
+            epochs = np.arange(start, stop)
+            damping = (self.damping - l2) * (self.epochs / len(epochs))
+            z = self._right_hand_side(before, after, rows, changed, epochs)
+            change, report = solve_by_batches(
+                self.config,
+                self._batches(after, kept, size, epochs),
+                z + damping * change,
+                damping + l2,
+                show_progress,
+                -(-STEPS // len(stops)),
+            )
+            if stop != self.epochs:
+                moved = weights | self._moved(weights, change)
+                snapshots[stop] = np.concatenate([np.ravel(value) for value in moved.values()]).astype(np.float32)
+            report.iterations += details["iterations"]
+            report.converged &= details.get("converged", True)
+            details |= asdict(report) | {"gradient_norm": float(z.norm())}
+        details["curvature_triples"] = min(details["iterations"] * size, len(kept)) * self.log.negatives
+        return change, details, snapshots
+
+    def _snapshot(self, n_epochs):
+        """Weights after so many epochs, by name."""
+        sizes = [math.prod(shape) for _, shape in self.log.metadata["parameters"]]
+        parts = np.split(np.asarray(self.snapshots[n_epochs], np.float32), np.cumsum(sizes)[:-1])
+        return {n: part.reshape(shape) for (n, shape), part in zip(self.log.metadata["parameters"], parts, strict=True)}
+
+    def _moved(self, weights, change):
+        """The weights that change, by name, as float64 arrays with a flat change added."""
+        parts = change.split([value.numel() for value in self.view.parameters])
+        return {
+            name: np.asarray(weights[name], np.float64) + part.view(value.shape).numpy()
+            for (name, value), part in zip(self.view.named.items(), parts, strict=True)
+        }
 
     def _solve(self, after, rows, z, show_progress):
         """``(H + D)^-1 z``, how it was found, and of how many triples H is."""
@@ -164,9 +236,8 @@ class PairwiseUnlearner:
         if wanted == "all":
             kept = np.flatnonzero(after.position >= 0)
             size = self._batch_rows()
-            step, report = solve_by_batches(
-                self.config, self._batches(after, kept, size), z, self.damping, show_progress
-            )
+            batches = self._batches(after, kept, size, self._log_epochs())
+            step, report = solve_by_batches(self.config, batches, z, self.damping, show_progress)
             return step, report, min(report.iterations * size, len(kept)) * self.log.negatives
         curvature, n_triples = self._curvature(after, rows, wanted)
         diagonal = torch.zeros_like(z) if curvature.outputs is None else curvature.diagonal()
@@ -182,6 +253,7 @@ class PairwiseUnlearner:
         self.view = self._without(np.empty(0, np.int64))
         self.view.model.load_state_dict(unlearned.state_dict)
         self.damping = self._damping()
+        self.snapshots = unlearned.snapshots
 
     def _approximated(self, rows):
         """What of the training is not accounted for exactly, in words."""
@@ -224,38 +296,36 @@ class PairwiseUnlearner:
         dear = self.view.traits.curvature_triples
         return 4 * dear // self.log.negatives if dear else GRADIENT_ROWS
 
-    def _one_epoch_each(self, rows):
-        """Negatives ``[rows, m]``, each row's of one of the logged epochs, in turn."""
-        epochs = self._log_epochs()
+    def _one_epoch_each(self, rows, epochs=None):
+        """Negatives ``[rows, m]``, each row's of one of the epochs, in turn; default: of those that count."""
+        epochs = self._log_epochs() if epochs is None else epochs
         negatives = np.empty((len(rows), self.log.negatives), np.int64)
         for turn, epoch in enumerate(epochs):
             negatives[turn :: len(epochs)] = self.log.epoch(epoch)[rows[turn :: len(epochs)]]
         return negatives
 
-    def _right_hand_side(self, after, rows):
-        """z, float64 ``[size]``, and the number of remaining rows whose loss is another without ``rows``."""
-        before, log = self.view, self.log
-        epochs, limit = self._log_epochs(), self._gradient_rows()
+    def _right_hand_side(self, before, after, rows, changed, epochs):
+        """z, float64 ``[size]``, with the negatives of some epochs; ``changed``: see `_changed`."""
+        log, limit = self.log, self._gradient_rows()
         count = max(min(limit // len(rows), len(epochs)), 1)
         z = torch.zeros(sum(p.numel() for p in before.parameters), dtype=torch.float64)
         chosen = epochs[np.linspace(0, len(epochs) - 1, count).round().astype(int)]
         negatives = log.gather(rows, chosen).reshape(-1, log.negatives)
         z += self._gradient(before, np.tile(rows, count), negatives, np.full(len(negatives), 1 / count))
-        changed = self._changed(after, rows)
         if len(changed):
             some = _spread(changed, limit)
-            negatives, weight = self._one_epoch_each(some), np.full(len(some), len(changed) / len(some))
+            negatives, weight = self._one_epoch_each(some, epochs), np.full(len(some), len(changed) / len(some))
             z += self._gradient(before, some, negatives, weight) - self._gradient(after, some, negatives, weight)
         theta = torch.cat([p.detach().cpu().double().view(-1) for p in before.parameters])
         lost = len(rows) * (1 if before.traits.row_loss else log.negatives)
         z += lost * float(self.config["weight_decay"] or 0) * theta
         if self.config["pool_return"] and not self.split.repeatable:
-            kept, drawn, returned, weight = self._pool_return(rows)
+            kept, drawn, returned, weight = self._pool_return(rows, epochs)
             # a forgotten item is drawn instead of another
             z -= self._gradient(after, kept, returned, weight) - self._gradient(after, kept, drawn, weight)
-        return z, len(changed)
+        return z
 
-    def _pool_return(self, rows):
+    def _pool_return(self, rows, epochs):
         """Rows in which retraining would draw forgotten items, their negatives as logged and then, and how often."""
         log = self.log
         present = np.flatnonzero(~self.absent)
@@ -268,7 +338,7 @@ class PairwiseUnlearner:
         weight = np.concatenate([np.empty(0), *(np.repeat(log.negatives * share, len(k)) for _, k, _, share in found)])
         some = _spread(np.arange(len(kept)), self._gradient_rows())
         kept, item, weight = kept[some], item[some], weight[some] * (len(kept) / max(len(some), 1))
-        drawn = self._one_epoch_each(kept)
+        drawn = self._one_epoch_each(kept, epochs)
         returned = drawn.copy()
         returned[np.arange(len(kept)), np.arange(len(kept)) % log.negatives] = item
         return kept, drawn, returned, weight
@@ -326,7 +396,7 @@ class PairwiseUnlearner:
     def _batch_rows(self):
         return self.view.batch_rows if self.view.traits.batch else max(BATCH_TRIPLES // self.log.negatives, 1)
 
-    def _batches(self, after, kept, size):
+    def _batches(self, after, kept, size, epochs):
         """Function: number of a batch -> curvature of it, scaled to all remaining rows. Every row's turn comes."""
         turns = -(-len(kept) // size)
 
@@ -336,7 +406,8 @@ class PairwiseUnlearner:
 
         def curvature_of(number):
             rows = kept[np.sort(order(number // turns)[number % turns :: turns])]
-            batches = after.batches(rows, self._one_epoch_each(rows), np.full(len(rows), len(kept) / len(rows)))
+            negatives, weight = self._one_epoch_each(rows, epochs), np.full(len(rows), len(kept) / len(rows))
+            batches = after.batches(rows, negatives, weight)
             return AutogradCurvature(after.parameters, batches, after.loss, after.outputs)
 
         return curvature_of
