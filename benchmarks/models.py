@@ -316,7 +316,8 @@ def table(folder, dataset):
         kind += "".join(f", {key}: {value}" for key, value in found.get("smaller", {}).items())
         approximated = list(found["report"].get("approximated", []))
         if triples := found["report"].get("curvature_triples"):
-            approximated.append(f"curvature: of {triples:,} triples")
+            stops = len(found["report"].get("stops", []))
+            approximated.append(f"curvature: of {triples:,} triples" + (f", along {stops} snapshots" if stops else ""))
         lines.append(
             f"| {name} | {kind} | {auc['original']} | {auc['unlearned']} | {auc['retrained']} | {way} "
             f"| {seconds['unlearn']:.1f} | {seconds['retrain']:.1f} | {error} "
