@@ -13,7 +13,7 @@ from recbole_unlearn.checkpoint import check_finite
 from recbole_unlearn.influence.damping import adam
 from recbole_unlearn.influence.objective import returning
 from recbole_unlearn.influence.operators import AutogradCurvature, Damped
-from recbole_unlearn.influence.solver import STEPS, jacobi
+from recbole_unlearn.influence.solver import jacobi
 from recbole_unlearn.input_error import InputError
 from recbole_unlearn.models.draws import keep_draws
 from recbole_unlearn.models.losses import fixed_randomness
@@ -33,7 +33,9 @@ SAMPLED_TRIPLES = 8192  # where all are wanted, but not by batches
 BATCH_TRIPLES = 1024  # of the curvature at a time, where all are wanted
 GRADIENT_ROWS = 200_000  # that each part of z is computed on at most
 STAYS = 1e12  # damping, a triple, of a weight that never had a gradient
-STOPS = 5  # snapshots of the weights, at most, that the training is followed along
+# Snapshots of the weights, at most, that the training is followed along, and steps of the descent at each. With 30 at
+# each of four, GRU4Rec on ml-100k did not settle and forgot half; with two SASRec forgot more than with three.
+STOPS, STEPS = 3, 60
 PROBE = 256  # rows that tell whether a model holds the data itself
 ROUNDING = 1e-6  # of a row's loss in float32
 
@@ -183,7 +185,8 @@ class PairwiseUnlearner:
             return []
         wanted = [self.epochs * k / STOPS for k in range(1, STOPS)]
         near = {min(self.snapshots, key=lambda n: abs(n - each)) for each in wanted}
-        return [*sorted(near - {0, self.epochs}), self.epochs]
+        between = sorted(near - {0, self.epochs})
+        return [*between, self.epochs] if between else []
 
     def _follow(self, stops, after, rows, changed, show_progress):
         """The change of the weights over the training, how it was found, and the snapshots with it."""
@@ -205,7 +208,7 @@ class PairwiseUnlearner:
                 z + damping * change,
                 damping + l2,
                 show_progress,
-                -(-STEPS // len(stops)),
+                STEPS,
             )
             if stop != self.epochs:
                 moved = weights | self._moved(weights, change)
