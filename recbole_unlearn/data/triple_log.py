@@ -263,6 +263,11 @@ class TripleLog:
         size = sum(math.prod(shape) for _, shape in self.metadata["parameters"])
         return _load(self._weights_file(n_epochs), [size], np.dtype(np.float16))
 
+    def named(self, flat):
+        """Flat weights of a snapshot, by name and in their shapes."""
+        parts = np.split(flat, np.cumsum([math.prod(shape) for _, shape in self.metadata["parameters"]])[:-1])
+        return {n: part.reshape(shape) for (n, shape), part in zip(self.metadata["parameters"], parts, strict=True)}
+
     @property
     def order(self):
         """For each epoch how to recompute the order of batches, see `sampling.BatchOrder`; None: not known."""
@@ -371,9 +376,7 @@ class TripleLog:
                 negatives = self.epoch(epoch)[keep]
                 copy.append(negatives if self.static or repeatable else redraw(negatives))
             for n_epochs, flat in (snapshots or {}).items():
-                parts = np.split(flat, np.cumsum([math.prod(shape) for _, shape in self.metadata["parameters"]])[:-1])
-                named = zip(self.metadata["parameters"], parts, strict=True)
-                copy.add_snapshot(n_epochs, {name: part.reshape(shape) for (name, shape), part in named})
+                copy.add_snapshot(n_epochs, self.named(flat))
             remove(path)
             os.rename(building, path)
             sync_folder(path.parent)

@@ -1,6 +1,5 @@
 """Influence steps for any pairwise model of RecBole, by automatic differentiation through its own loss."""
 
-import math
 from dataclasses import asdict
 from functools import lru_cache
 from itertools import pairwise
@@ -196,7 +195,7 @@ class PairwiseUnlearner:
         snapshots, details = {0: np.array(self.snapshots[0], np.float32)}, {"stops": stops, "iterations": 0}
         kept, size, l2 = np.flatnonzero(after.position >= 0), self._batch_rows(), self._l2()
         for start, stop in pairwise([0, *stops]):
-            weights = last if stop == self.epochs else self._snapshot(stop)
+            weights = last if stop == self.epochs else self.log.named(np.asarray(self.snapshots[stop], np.float32))
             before.load(weights)
             after.load(weights)
             epochs = np.arange(start, stop)
@@ -218,12 +217,6 @@ class PairwiseUnlearner:
             details |= asdict(report) | {"gradient_norm": float(z.norm())}
         details["curvature_triples"] = min(details["iterations"] * size, len(kept)) * self.log.negatives
         return change, details, snapshots
-
-    def _snapshot(self, n_epochs):
-        """Weights after so many epochs, by name."""
-        sizes = [math.prod(shape) for _, shape in self.log.metadata["parameters"]]
-        parts = np.split(np.asarray(self.snapshots[n_epochs], np.float32), np.cumsum(sizes)[:-1])
-        return {n: part.reshape(shape) for (n, shape), part in zip(self.log.metadata["parameters"], parts, strict=True)}
 
     def _moved(self, weights, change):
         """The weights that change, by name, as float64 arrays with a flat change added."""
