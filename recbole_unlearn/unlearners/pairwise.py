@@ -193,7 +193,7 @@ class PairwiseUnlearner:
         last = {name: value.detach().cpu().numpy() for name, value in self.view.model.named_parameters()}
         change = torch.zeros(sum(value.numel() for value in before.parameters), dtype=torch.float64)
         snapshots, details = {0: np.array(self.snapshots[0], np.float32)}, {"stops": stops, "iterations": 0}
-        kept, size, l2 = np.flatnonzero(after.position >= 0), self._batch_rows(), self._l2()
+        l2 = self._l2()
         for start, stop in pairwise([0, *stops]):
             weights = last if stop == self.epochs else self.log.named(np.asarray(self.snapshots[stop], np.float32))
             before.load(weights)
@@ -203,7 +203,7 @@ class PairwiseUnlearner:
             z = self._right_hand_side(before, after, rows, changed, epochs)
             change, report = solve_by_batches(
                 self.config,
-                self._batches(after, kept, size, epochs),
+                self._batches(after, epochs),
                 z + damping * change,
                 damping + l2,
                 show_progress,
@@ -215,7 +215,7 @@ class PairwiseUnlearner:
             report.iterations += details["iterations"]
             report.converged &= details.get("converged", True)
             details |= asdict(report) | {"gradient_norm": float(z.norm())}
-        details["curvature_triples"] = min(details["iterations"] * size, len(kept)) * self.log.negatives
+        details["curvature_triples"] = self._triples_of(after, details["iterations"])
         return change, details, snapshots
 
     def _moved(self, weights, change):
@@ -230,11 +230,9 @@ class PairwiseUnlearner:
         """``(H + D)^-1 z``, how it was found, and of how many triples H is."""
         wanted = self._curvature_triples()
         if wanted == "all":
-            kept = np.flatnonzero(after.position >= 0)
-            size = self._batch_rows()
-            batches = self._batches(after, kept, size, self._log_epochs())
+            batches = self._batches(after, self._log_epochs())
             step, report = solve_by_batches(self.config, batches, z, self.damping, show_progress)
-            return step, report, min(report.iterations * size, len(kept)) * self.log.negatives
+            return step, report, self._triples_of(after, report.iterations)
         curvature, n_triples = self._curvature(after, rows, wanted)
         diagonal = torch.zeros_like(z) if curvature.outputs is None else curvature.diagonal()
         step, report = solve(
@@ -392,8 +390,13 @@ class PairwiseUnlearner:
     def _batch_rows(self):
         return self.view.batch_rows if self.view.traits.batch else max(BATCH_TRIPLES // self.log.negatives, 1)
 
-    def _batches(self, after, kept, size, epochs):
+    def _triples_of(self, after, batches):
+        """Triples that so many batches of the curvature hold, each counted once."""
+        return min(batches * self._batch_rows(), int(np.count_nonzero(after.position >= 0))) * self.log.negatives
+
+    def _batches(self, after, epochs):
         """Function: number of a batch -> curvature of it, scaled to all remaining rows. Every row's turn comes."""
+        kept, size = np.flatnonzero(after.position >= 0), self._batch_rows()
         turns = -(-len(kept) // size)
 
         @lru_cache(maxsize=1)
