@@ -16,42 +16,10 @@ from pathlib import Path
 from time import perf_counter
 
 import numpy as np
-from models import KINDS, opened, settings, trained
+from models import KINDS, again, opened, settings, trained
 
 SEED = 2020
 ONE_STEP = "one step"  # at the last weights
-
-
-def again(config, split, unlearner, rows):
-    """The training of a log again, without some rows; the model in its last epoch."""
-    import torch
-
-    from recbole_unlearn.data.sampling import batches
-    from recbole_unlearn.models.view import View
-    from recbole_unlearn.training import new_model
-
-    loader, rest = split.remaining(rows[:0]), unlearner._without(rows)
-    model = new_model(config, split)  # sets the random streams, as in training
-    view = View(model, split.train, split.data_row)
-    optimizer = torch.optim.Adam(model.parameters(), lr=config["learning_rate"])
-    position, gone = np.empty(split.n_rows, np.int64), np.zeros(split.n_rows, bool)
-    position[split.data_row], gone[rows] = np.arange(split.n_rows), True
-    model.train()
-    for epoch in range(unlearner.epochs):
-        negatives = np.asarray(unlearner.log.epoch(epoch))
-        for taken in batches(loader, np.asarray):
-            taken = position[taken]
-            kept = ~gone[taken]
-            batch = view.interaction(taken, negatives[taken])
-            if not kept.all():
-                now = rest.interaction(taken[kept], negatives[taken[kept]])
-                for name, column in batch.interaction.items():
-                    column[torch.from_numpy(np.tile(kept, len(column) // len(taken)))] = now[name]
-            loss = view._losses(batch, len(taken))[torch.from_numpy(kept)].mean()
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-    return model
 
 
 def run(name, dataset, epochs, count, seed, variants, check):

@@ -172,8 +172,8 @@ def models():
     page = (ROOT / "results/models.md").read_text()
     rows = [cells(line) for line in page.splitlines() if line.startswith("|") and not line.startswith("|:")]
     works, others = [row for row in rows[1:] if row[2] != "–"], [row[0] for row in rows[1:] if row[2] == "–"]
-    lines = ["| " + " | ".join(row[:8]) + " |" for row in (rows[0], *works)]
-    table = "\n".join([lines[0], "|" + ":---|" * 8, *lines[1:]])
+    lines = ["| " + " | ".join(row[:10]) + " |" for row in (rows[0], *works)]
+    table = "\n".join([lines[0], "|" + ":---|" * 10, *lines[1:]])
     return (
         f"<details><summary>{len(works)} models, one by one</summary>\n\n{table}\n\nNot: {', '.join(others)}; why: "
         "[results/models.md](results/models.md).\n\n</details>\n"

@@ -252,14 +252,8 @@ class UnlearnConfig(Config):
                 or not low <= self[key] < float("inf")
             ):
                 raise InputError(f"{key} must be a number of at least {low}, not {self[key]!r}")
-        ones = (
-            *(["curvature_triples"] if self["curvature_triples"] not in ("auto", "all") else []),
-            "cg_max_iterations",
-            "reoptimise_max_iterations",
-            "request_batch",
-        )
         for key, low in (
-            *((key, 1) for key in ones),
+            *((key, 1) for key in ("cg_max_iterations", "reoptimise_max_iterations", "request_batch")),
             ("drift_every", 0),
             ("fidelity_seeds", 3),
             ("comparison_seeds", 1),
@@ -271,9 +265,11 @@ class UnlearnConfig(Config):
         if patterns is not None and not (patterns and isinstance(patterns, str)):
             if not (isinstance(patterns, list) and patterns and all(isinstance(p, str) for p in patterns)):
                 raise InputError(f"unlearn_params must be a list of parameter names or patterns, not {patterns!r}")
-        epochs = self["log_epochs"]
-        if epochs != "all" and (not isinstance(epochs, int) or isinstance(epochs, bool) or epochs < 1):
-            raise InputError(f"log_epochs must be 'all' or a whole number of at least 1, not {epochs!r}")
+        for key, words in (("log_epochs", ("all",)), ("curvature_triples", ("auto", "all"))):
+            value = self[key]
+            if value not in words and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+                allowed = ", ".join(map(repr, words))
+                raise InputError(f"{key} must be {allowed} or a whole number of at least 1, not {value!r}")
         if self["paper"]:
             for key, value in PAPER.items():
                 if (

@@ -220,6 +220,11 @@ def test_a_number_of_the_wrong_kind_is_refused(key, value):
     assert key in message and repr(value) in message
 
 
+@pytest.mark.parametrize("key, words", [("curvature_triples", "'auto', 'all' or a"), ("log_epochs", "'all' or a")])
+def test_words_that_may_stand_for_a_number_are_named(key, words):
+    assert f"{key} must be {words} whole number of at least 1, not 'most'" in refusal(**{key: "most"})
+
+
 @pytest.mark.parametrize("key", ["damping_strength", "cg_tolerance"])
 @pytest.mark.parametrize("value", [float("inf"), "1e999"])
 def test_an_infinite_number_is_refused(key, value):
