@@ -83,9 +83,11 @@ def table(folder, dataset):
             auc = {key: [each["auc"][key] for each in some] for key in ("original", variant, "paired")}
             moved, truth = (np.mean(auc[key]) - np.mean(auc["original"]) for key in (variant, "paired"))
             ratio = np.mean([each["seconds"] / run["train_seconds"] for each, run in zip(mine, some, strict=True)])
+            ways = [each["way"] for each in mine]
+            ways = f" ({min(ways):.0%} to {max(ways):.0%})" if len(ways) > 1 else ""
             rounding = [run["nothing_forgotten"] for run in some if "nothing_forgotten" in run]
             cells = [
-                name, str(len(some)), variant, *(told(auc[key]) for key in auc), f"{moved / truth:.0%}",
+                name, str(len(some)), variant, *(told(auc[key]) for key in auc), f"{moved / truth:.0%}{ways}",
                 told([each["correlation"] for each in mine], 2), f"{ratio:.2f}", told(rounding) if rounding else "–",
             ]  # fmt: skip
             lines.append(f"| {' | '.join(cells)} |")
@@ -119,8 +121,9 @@ def main():
         f"{arguments.count} random interactions forgotten, {arguments.epochs} epochs, one thread, machine not idle. "
         "*Paired*: the model's own training again without the forgotten rows, with the same initial weights, batches, "
         "negatives and dropout. *Way to paired*: change of the forget-set AUC by unlearning over that by paired "
-        "training. *Correlation*: of the changes of the forgotten interactions' percentiles. *Nothing forgotten*: "
-        "change of the AUC where the training is run again with all rows, one seed.\n\n"
+        "training, of the means over the seeds and from the lowest to the highest seed. *Correlation*: of the changes "
+        "of the forgotten interactions' percentiles. *Nothing forgotten*: change of the AUC where the training is run "
+        "again with all rows, one seed.\n\n"
         f"`python benchmarks/paired.py --models=MODEL --epochs={arguments.epochs} --seeds=SEEDS --variants=...` "
         "(*request*: `auto` follows the training along its snapshots, `one step` takes one at the last weights, a "
         "number takes it with the curvature of so many triples)\n\n"
