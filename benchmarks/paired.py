@@ -47,10 +47,10 @@ def run(name, dataset, epochs, count, seed, variants, check):
             report = {key: value for key, value in result.report().items() if key != "history"}
             found["unlearned"][variant] = {"seconds": result.seconds, "report": report}
         start = perf_counter()
-        asked["paired"] = percentiles(again(config, split, unlearner, rows), split, rows)
+        asked["paired"] = percentiles(again(config, split, unlearner.log, rows, epochs), split, rows)
         found["paired_seconds"] = perf_counter() - start
         if check:
-            whole = again(config, split, unlearner, rows[:0])
+            whole = again(config, split, unlearner.log, rows[:0], epochs)
             found["nothing_forgotten"] = float((percentiles(whole, split, rows) - asked["original"]).mean())
     found["auc"] = {key: float(value.mean()) for key, value in asked.items()}
     truth = asked["paired"] - asked["original"]
