@@ -242,11 +242,11 @@ def trained(config, split, folder):
     return original, unlearner, seconds
 
 
-def again(config, split, log, rows, epochs):
+def again(config, split, log, rows, epochs, shift=0.0):
     """The training of a log again, without some rows in batches, histories and graph; the model as it ends.
 
     With the same initial weights, batches, dropout and negatives, but that forgotten items are drawn where they are
-    back in a pool. Losses of facts are left out.
+    back in a pool. Losses of facts are left out. ``shift``: relative noise of the initial weights.
     """
     import torch
 
@@ -266,9 +266,10 @@ def again(config, split, log, rows, epochs):
     with fixed_randomness(0):
         model = new_model(config, split, data=rest._dataset)
     start = new_model(config, split)  # sets the random streams, as in training
+    noise = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for ours, theirs in zip(model.parameters(), start.parameters(), strict=True):
-            ours.copy_(theirs)
+            ours.copy_(theirs * (1 + shift * torch.randn(theirs.shape, generator=noise)) if shift else theirs)
     keep_draws(start, model, rest._dataset)
     before, after = View(start, split.train, split.data_row), View(model, rest, place)
     redraw = Redraw(

@@ -19,6 +19,7 @@ import numpy as np
 from models import KINDS, again, opened, settings, trained
 
 SEED = 2020
+SHIFT = 1e-6  # of initial weights, relative
 ONE_STEP = "one step"  # at the last weights
 
 
@@ -63,12 +64,40 @@ def run(name, dataset, epochs, count, seed, variants, check):
     return found
 
 
+def beside(name, dataset, epochs, count, seed):
+    """How paired training agrees with itself where the initial weights differ by a millionth.
+
+    Returns:
+        dict: ``shift`` of the original's AUC, ``way`` of the one request's change to the other's, ``correlation``.
+    """
+    import torch
+
+    from recbole_unlearn.evaluation.forgetting import percentiles
+
+    torch.set_num_threads(1)
+    chosen = settings(name, dataset, epochs) | {"use_gpu": False, "seed": seed}
+    config, split, rows = opened(name, dataset, chosen, count)
+    with tempfile.TemporaryDirectory() as folder:
+        original, unlearner, _ = trained(config, split, folder)
+        before = percentiles(original, split, rows)
+        change = percentiles(again(config, split, unlearner.log, rows, epochs), split, rows) - before
+        shifted, without = (
+            percentiles(again(config, split, unlearner.log, gone, epochs, SHIFT), split, rows)
+            for gone in (rows[:0], rows)
+        )
+    return {
+        "shift": float((shifted - before).mean()),
+        "way": float((without - shifted).mean() / change.mean()),
+        "correlation": float(np.corrcoef(without - shifted, change)[0, 1]),
+    }
+
+
 def table(folder, dataset):
     """Markdown of all that has run: a row a model and variant, means and sample standard deviations over seeds."""
     lines = [
         "| model | seeds | request | forget-set AUC: original | unlearned | paired | way to paired "
-        "| correlation | seconds / training's | nothing forgotten |",
-        "|:--|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
+        "| correlation | seconds / training's | nothing forgotten | beside: way, correlation |",
+        "|:--|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
     ]
 
     def told(values, digits=4):
@@ -76,7 +105,8 @@ def table(folder, dataset):
         return f"{np.mean(values):.{digits}f}{spread}"
 
     for name in KINDS:
-        runs = [json.loads(file.read_text()) for file in sorted(folder.glob(f"{dataset}-{name}-*.json"))]
+        files = sorted(folder.glob(f"{dataset}-{name}-*.json"))
+        runs = [json.loads(file.read_text()) for file in files]
         for variant in dict.fromkeys(v for each in runs for v in each["unlearned"]):
             some = [each for each in runs if variant in each["unlearned"]]
             mine = [each["unlearned"][variant] for each in some]
@@ -86,9 +116,12 @@ def table(folder, dataset):
             ways = [each["way"] for each in mine]
             ways = f" ({min(ways):.0%} to {max(ways):.0%})" if len(ways) > 1 else ""
             rounding = [run["nothing_forgotten"] for run in some if "nothing_forgotten" in run]
+            tried = [(file.stem[-4:], run["beside"]) for file, run in zip(files, runs, strict=True) if "beside" in run]
+            agreement = [f"{each['way']:.0%}, {each['correlation']:.2f} ({seed})" for seed, each in tried]
             cells = [
                 name, str(len(some)), variant, *(told(auc[key]) for key in auc), f"{moved / truth:.0%}{ways}",
                 told([each["correlation"] for each in mine], 2), f"{ratio:.2f}", told(rounding) if rounding else "–",
+                "; ".join(agreement) or "–",
             ]  # fmt: skip
             lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
@@ -103,6 +136,7 @@ def main():
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--variants", default="auto,one step", help="separated by commas; numbers: see results")
     parser.add_argument("--output", default="results")
+    parser.add_argument("--beside", default="", help="seeds that are done, to try paired training itself on")
     parser.add_argument("--again", action="store_true", help="seeds that are done too")
     arguments = parser.parse_args()
     folder = Path(arguments.output) / "paired"
@@ -116,6 +150,12 @@ def main():
             found = run(name, arguments.dataset, arguments.epochs, arguments.count, seed, variants, seed == SEED)
             file.write_text(json.dumps(found, indent=1) + "\n")
             print(name, seed, found["auc"], {v: found["unlearned"][v]["correlation"] for v in variants}, flush=True)
+        for seed in map(int, filter(None, arguments.beside.split(","))):
+            file = folder / f"{arguments.dataset}-{name}-{seed}.json"
+            found = json.loads(file.read_text())
+            found["beside"] = beside(name, arguments.dataset, arguments.epochs, arguments.count, seed)
+            file.write_text(json.dumps(found, indent=1) + "\n")
+            print(name, seed, "beside", found["beside"], flush=True)
     title = f"# Requests against paired training on {arguments.dataset}\n\n"
     note = (
         f"{arguments.count} random interactions forgotten, {arguments.epochs} epochs, one thread, machine not idle. "
@@ -123,7 +163,8 @@ def main():
         "negatives and dropout. *Way to paired*: change of the forget-set AUC by unlearning over that by paired "
         "training, of the means over the seeds and from the lowest to the highest seed. *Correlation*: of the changes "
         "of the forgotten interactions' percentiles. *Nothing forgotten*: change of the AUC where the training is run "
-        "again with all rows, one seed.\n\n"
+        "again with all rows, one seed. *Beside* (`--beside=SEED`): the same for paired training itself, where the "
+        "initial weights differ by a millionth: what any prediction can reach.\n\n"
         f"`python benchmarks/paired.py --models=MODEL --epochs={arguments.epochs} --seeds=SEEDS --variants=...` "
         "(*request*: `auto` follows the training along its snapshots, `one step` takes one at the last weights, a "
         "number takes it with the curvature of so many triples)\n\n"
