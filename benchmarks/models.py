@@ -260,8 +260,6 @@ def again(config, split, log, rows, epochs, shift=0.0):
 
     gone, position = np.zeros(split.n_rows, bool), np.empty(split.n_rows, np.int64)
     gone[rows], position[split.data_row] = True, np.arange(split.n_rows)  # row of the data set -> row of the log
-    keep = ~gone[position]
-    place = np.where(gone, -1, (np.cumsum(keep) - 1)[split.data_row])
     rest = split.remaining(rows)
     with fixed_randomness(0):
         model = new_model(config, split, data=rest._dataset)
@@ -271,7 +269,7 @@ def again(config, split, log, rows, epochs, shift=0.0):
         for ours, theirs in zip(model.parameters(), start.parameters(), strict=True):
             ours.copy_(theirs * (1 + shift * torch.randn(theirs.shape, generator=noise)) if shift else theirs)
     keep_draws(start, model, rest._dataset)
-    before, after = View(start, split.train, split.data_row), View(model, rest, place)
+    before, after = View(start, split.train, split.data_row), View(model, rest, split.positions_without(rows))
     redraw = Redraw(
         np.array(log.users), np.array(log.items), gone, log.metadata["n_items"], split.popularity(),
         np.random.default_rng(0),
@@ -294,9 +292,9 @@ def again(config, split, log, rows, epochs, shift=0.0):
             for name, column in batch.interaction.items():
                 column[torch.from_numpy(np.tile(kept, len(column) // len(taken)))] = now[name]
             losses = after._losses(batch, len(taken))[torch.from_numpy(kept)]
-            if not after.traits.row_loss:
-                losses = losses / log.negatives
-            loss = losses.sum() * log.negatives if after.traits.sums else losses.mean()
+            loss = (
+                losses.sum() if after.traits.sums else losses.mean() / (1 if after.traits.row_loss else log.negatives)
+            )
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -308,12 +306,12 @@ def repeats(config, split, unlearner, original):
 
     After an epoch, where there is a snapshot, else at the end.
     """
-    import torch
+    from torch.nn.utils import parameters_to_vector
 
     from recbole_unlearn.training import new_model
 
     def flat(model):
-        return torch.cat([value.detach().view(-1) for value in model.parameters()]).double().numpy()
+        return parameters_to_vector(model.parameters()).detach().double().numpy()
 
     recorded = unlearner.snapshots.get(1)
     recorded = flat(original) if recorded is None else np.asarray(recorded, np.float64)

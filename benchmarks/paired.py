@@ -12,6 +12,7 @@ import argparse
 import json
 import os
 import tempfile
+from contextlib import contextmanager
 from pathlib import Path
 from time import perf_counter
 
@@ -23,18 +24,24 @@ SHIFT = 1e-6  # of initial weights, relative
 ONE_STEP = "one step"  # at the last weights
 
 
-def run(name, dataset, epochs, count, seed, variants, check):
-    """Figures of one model of one seed."""
+@contextmanager
+def training(name, dataset, epochs, count, seed):
+    """A training to be done again: what `opened` and `trained` return."""
     import torch
-
-    from recbole_unlearn.evaluation.forgetting import percentiles
-    from recbole_unlearn.training import new_model
 
     torch.set_num_threads(1)
     chosen = settings(name, dataset, epochs) | {"use_gpu": False, "seed": seed}
     config, split, rows = opened(name, dataset, chosen, count)
     with tempfile.TemporaryDirectory() as folder:
-        original, unlearner, seconds = trained(config, split, folder)
+        yield config, split, rows, *trained(config, split, folder)
+
+
+def run(name, dataset, epochs, count, seed, variants, check):
+    """Figures of one model of one seed."""
+    from recbole_unlearn.evaluation.forgetting import percentiles
+    from recbole_unlearn.training import new_model
+
+    with training(name, dataset, epochs, count, seed) as (config, split, rows, original, unlearner, seconds):
         found = {"train_seconds": seconds, "unlearned": {}}
         asked = {"original": percentiles(original, split, rows)}
         model = new_model(config, split, data=split.remaining_dataset(rows))
@@ -70,15 +77,9 @@ def beside(name, dataset, epochs, count, seed):
     Returns:
         dict: ``shift`` of the original's AUC, ``way`` of the one request's change to the other's, ``correlation``.
     """
-    import torch
-
     from recbole_unlearn.evaluation.forgetting import percentiles
 
-    torch.set_num_threads(1)
-    chosen = settings(name, dataset, epochs) | {"use_gpu": False, "seed": seed}
-    config, split, rows = opened(name, dataset, chosen, count)
-    with tempfile.TemporaryDirectory() as folder:
-        original, unlearner, _ = trained(config, split, folder)
+    with training(name, dataset, epochs, count, seed) as (config, split, rows, original, unlearner, _):
         before = percentiles(original, split, rows)
         change = percentiles(again(config, split, unlearner.log, rows, epochs), split, rows) - before
         shifted, without = (
@@ -116,7 +117,11 @@ def table(folder, dataset):
             ways = [each["way"] for each in mine]
             ways = f" ({min(ways):.0%} to {max(ways):.0%})" if len(ways) > 1 else ""
             rounding = [run["nothing_forgotten"] for run in some if "nothing_forgotten" in run]
-            tried = [(file.stem[-4:], run["beside"]) for file, run in zip(files, runs, strict=True) if "beside" in run]
+            tried = [
+                (file.stem.rpartition("-")[2], run["beside"])
+                for file, run in zip(files, runs, strict=True)
+                if "beside" in run
+            ]
             agreement = [f"{each['way']:.0%}, {each['correlation']:.2f} ({seed})" for seed, each in tried]
             cells = [
                 name, str(len(some)), variant, *(told(auc[key]) for key in auc), f"{moved / truth:.0%}{ways}",

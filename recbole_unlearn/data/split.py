@@ -205,6 +205,12 @@ class Split:
         gone[self.data_row[forgotten]] = True
         return self._part(np.flatnonzero(~gone), gone)
 
+    def positions_without(self, forgotten):
+        """Row of `remaining_dataset` of each row of the log, int64 ``[rows]``; -1 of the forgotten ones."""
+        keep = np.ones(self.n_rows, bool)
+        keep[self.data_row[forgotten]] = False
+        return np.where(keep, np.cumsum(keep) - 1, -1)[self.data_row]
+
     def counts(self, rows):
         """How much some rows are: ``interactions``, ``of`` how many, of how many ``users`` and ``items``."""
         users, items = (len(np.unique(ids[rows])) for ids in (self.users, self.items))

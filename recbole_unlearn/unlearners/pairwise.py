@@ -77,7 +77,7 @@ class PairwiseUnlearner:
         self.absent = np.zeros(log.n_rows, bool)  # rows that requests before the next one have taken away
         self.optimizer_state = optimizer_state
         self.view = View(model, split.train, split.data_row, config["unlearn_params"])
-        self.damping = self._damping()
+        self.metric = self._metric()
         if config["curvature_triples"] == "all" and not self._descends():
             raise InputError(
                 "curvature_triples: all needs curvature: gauss_newton and a damping above 0; give it a number instead"
@@ -104,18 +104,23 @@ class PairwiseUnlearner:
         keep_draws(self.view.model, model, data)
         return model
 
+    @property
     def _l2(self):
         """Curvature of the optimiser's weight decay."""
         return self.n_triples * float(self.config["weight_decay"] or 0)
 
-    def _damping(self):
+    @property
+    def damping(self):
         """Diagonal added to the curvature of the loss, L2 included: float64 ``[size]`` or a number."""
-        strength, kind = self.config["damping_strength"], self.config["damping"]
-        n, l2 = self.n_triples, self._l2()
+        return self._l2 + self.metric
+
+    def _metric(self):
+        """The damping without L2."""
+        strength, kind, n = self.config["damping_strength"], self.config["damping"], self.n_triples
         if kind == "none":
-            return l2
+            return 0.0
         if kind == "scalar":
-            return l2 + n * strength
+            return n * strength
         group = self.optimizer_state["param_groups"][0]
         if "betas" not in group:
             raise InputError("damping: adam needs a checkpoint that was trained with Adam; use damping: scalar")
@@ -129,7 +134,7 @@ class PairwiseUnlearner:
             steps = 1 if state is None else int(state["step"])
             metric = adam(squares, steps, group["betas"][1], group["eps"], group["lr"], n)
             parts.append(np.where(squares > 0, metric, STAYS * n))  # what training never moved stays
-        return l2 + strength * torch.from_numpy(np.concatenate(parts))
+        return strength * torch.from_numpy(np.concatenate(parts))
 
     def warm_up(self):
         """Run the loss once, so that `unlearn` is timed without first calls."""
@@ -193,19 +198,18 @@ class PairwiseUnlearner:
         last = {name: value.detach().cpu().numpy() for name, value in self.view.model.named_parameters()}
         change = torch.zeros(sum(value.numel() for value in before.parameters), dtype=torch.float64)
         snapshots, details = {0: np.array(self.snapshots[0], np.float32)}, {"stops": stops, "iterations": 0}
-        l2 = self._l2()
         for start, stop in pairwise([0, *stops]):
             weights = last if stop == self.epochs else self.log.named(np.asarray(self.snapshots[stop], np.float32))
             before.load(weights)
             after.load(weights)
             epochs = np.arange(start, stop)
-            damping = (self.damping - l2) * (self.epochs / len(epochs))
+            metric = self.metric * (self.epochs / len(epochs))
             z = self._right_hand_side(before, after, rows, changed, epochs)
             change, report = solve_by_batches(
                 self.config,
                 self._batches(after, epochs),
-                z + damping * change,
-                damping + l2,
+                z + metric * change,
+                metric + self._l2,
                 show_progress,
                 STEPS,
             )
@@ -246,7 +250,7 @@ class PairwiseUnlearner:
         self.absent[rows] = True
         self.view = self._without(np.empty(0, np.int64))
         self.view.model.load_state_dict(unlearned.state_dict)
-        self.damping = self._damping()
+        self.metric = self._metric()
         self.snapshots = unlearned.snapshots
 
     def _approximated(self, rows):
@@ -267,13 +271,9 @@ class PairwiseUnlearner:
 
     def _without(self, rows):
         """The model, with the weights as they are, on what remains without ``rows`` and all that went before."""
-        gone = self.absent.copy()
-        gone[rows] = True
-        loader = self.split.remaining(np.flatnonzero(gone))
-        model = self._rebuilt(loader._dataset)
-        keep = np.zeros(len(gone), bool)
-        keep[self.split.data_row] = ~gone
-        position = np.where(gone, -1, (np.cumsum(keep) - 1)[self.split.data_row])
+        gone = np.union1d(np.flatnonzero(self.absent), rows)
+        loader = self.split.remaining(gone)
+        model, position = self._rebuilt(loader._dataset), self.split.positions_without(gone)
         return View(model, loader, position, self.config["unlearn_params"], self.view.unreduced.norms)
 
     def _gradient(self, view, rows, negatives, weight):
