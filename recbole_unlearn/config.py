@@ -246,11 +246,7 @@ class UnlearnConfig(Config):
             if not isinstance(self[key], bool):
                 raise InputError(f"{key} must be True or False, not {self[key]!r}")
         for key, low in (("damping_strength", 0), ("cg_tolerance", 0), ("reoptimise_tolerance", 0)):
-            if (
-                not isinstance(self[key], (int, float))
-                or isinstance(self[key], bool)
-                or not low <= self[key] < float("inf")
-            ):
+            if not (_is_a((int, float), self[key]) and low <= self[key] < math.inf):
                 raise InputError(f"{key} must be a number of at least {low}, not {self[key]!r}")
         for key, low in (
             *((key, 1) for key in ("cg_max_iterations", "reoptimise_max_iterations", "request_batch")),
@@ -259,7 +255,7 @@ class UnlearnConfig(Config):
             ("comparison_seeds", 1),
             ("rank_timeout", 1),
         ):
-            if not isinstance(self[key], int) or isinstance(self[key], bool) or self[key] < low:
+            if not (_is_a(int, self[key]) and self[key] >= low):
                 raise InputError(f"{key} must be a whole number of at least {low}, not {self[key]!r}")
         patterns = self["unlearn_params"]
         if patterns is not None and not (patterns and isinstance(patterns, str)):
@@ -267,7 +263,7 @@ class UnlearnConfig(Config):
                 raise InputError(f"unlearn_params must be a list of parameter names or patterns, not {patterns!r}")
         for key, words in (("log_epochs", ("all",)), ("curvature_triples", ("auto", "all"))):
             value = self[key]
-            if value not in words and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+            if value not in words and not (_is_a(int, value) and value >= 1):
                 allowed = ", ".join(map(repr, words))
                 raise InputError(f"{key} must be {allowed} or a whole number of at least 1, not {value!r}")
         if self["paper"]:
