@@ -4,6 +4,7 @@
 the versions that ``pyproject.toml`` admits, and changes no number.
 """
 
+import copy
 from contextlib import contextmanager
 from typing import Any
 
@@ -84,6 +85,17 @@ def _save_checkpoint(self, epoch, verbose=True, **kwargs):
         self.logger.info(f"Saving current: {path}")
 
 
+def _get_data_struct(self):
+    """RecBole's, which asks numbers and counters for their copy on the CPU too, and so breaks on some metrics."""
+    held = self.data_struct._data_dict
+    for key, value in held.items():
+        held[key] = value.cpu() if isinstance(value, torch.Tensor) else value
+    returned = copy.deepcopy(self.data_struct)
+    for key in ("rec.topk", "rec.meanrank", "rec.score", "rec.items", "data.label"):
+        held.pop(key, None)
+    return returned
+
+
 def _dok_update(self, values):
     self._dict.update(values)
 
@@ -103,11 +115,13 @@ def _tensorboard(logger):
 
 def apply():
     """Patch RecBole and scipy for the installed versions."""
+    from recbole.evaluator.collector import Collector
     from recbole.trainer import trainer as recbole_trainer
     from recbole.trainer.trainer import Trainer
 
     recbole_trainer.get_tensorboard = _tensorboard
     Trainer._save_checkpoint = _save_checkpoint
+    Collector.get_data_struct = _get_data_struct
     if not hasattr(dok_matrix, "_update"):  # removed in scipy 1.13; LightGCN, NGCF and others call it
         dok_matrix._update = _dok_update
 

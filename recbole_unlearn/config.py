@@ -2,9 +2,7 @@
 
 import ast
 import copy
-import difflib
 import math
-import numbers
 import os
 import re
 from pathlib import Path
@@ -12,10 +10,13 @@ from pathlib import Path
 import torch
 import yaml
 from recbole.config import Config
-from recbole.config import configurator as recbole_configurator
+from recbole.model.abstract_recommender import AbstractRecommender
 
-from recbole_unlearn import distributed
+from recbole_unlearn import distributed, keys
 from recbole_unlearn.compat import model_class
+from recbole_unlearn.data.knowledge import KEY
+from recbole_unlearn.data.tokens import NOBODY
+from recbole_unlearn.files import read_text
 from recbole_unlearn.input_error import InputError
 
 CHOICES = {
@@ -28,30 +29,12 @@ CHOICES = {
     "evaluate": ("comparison", "fidelity"),
     "experiment": ("none", "paper"),
 }
-# RecBole's keys of whole numbers: smallest and largest value
-WHOLE = (
-    ("seed", 0, 2**32 - 1),
-    ("epochs", 0, math.inf),
-    ("train_batch_size", 1, math.inf),
-    ("eval_batch_size", 1, math.inf),
-    ("embedding_size", 1, math.inf),
-    ("eval_step", 0, math.inf),
-    ("stopping_step", 0, math.inf),
-)
-LEARNERS = ("adam", "adamw", "sgd", "adagrad", "rmsprop", "sparse_adam")  # RecBole takes Adam for all others
 MAX_VALUES = 1_000_000  # of a configuration file
-# Keys that RecBole reads without listing them in any properties file.
-RECBOLE_EXTRA = (
-    "config_files",
-    "local_rank",
-    "nproc",
-    "world_size",
-    "offset",
-    "ip",
-    "port",
-    "seq_len",
-    "preload_weight",
-)
+MAX_YAML = 16 << 20  # bytes of one
+# Keys whose values are text even where they look like numbers: what names users and items, and paths and names.
+TOKENS = ("forget_users", "forget_items", "forget_category", "spam_items")
+PATHS = ("checkpoint", "output_dir", "fidelity_cache", "comparison_cache", "audit")
+TEXTS = (*TOKENS, *PATHS, "forget_file", "forget_requests", "forget_time", "forget_category_field", *keys.TEXT)
 
 
 def properties_dir():
@@ -70,11 +53,16 @@ def own_options():
     ]
 
 
-def parse_value(text):
-    """A command-line string as a Python literal where it is one, else as it is. Unlike RecBole, runs nothing."""
+def parse_value(text, key=None):
+    """A command-line string as a Python literal where it is one, else as it is. Unlike RecBole, runs nothing.
+
+    Of a ``key`` of `TEXTS` it is left as it is, but for what means None.
+    """
     if not isinstance(text, str):
         return text
     lowered = text.strip().lower()
+    if key in TEXTS:
+        return None if lowered in NOBODY and (lowered or key in TOKENS) else text
     if lowered in ("true", "false"):
         return lowered == "true"
     if lowered in ("none", "null", "~"):
@@ -85,9 +73,31 @@ def parse_value(text):
         return text
 
 
-def _is_a(kind, value):
-    """Whether a value is a number of this kind; True and False are none."""
-    return isinstance(value, kind) and not isinstance(value, bool)
+def _loader_of_texts(base):
+    """A YAML loader that leaves values of `TEXTS` as they are written: of ``12_34`` YAML would make a number."""
+
+    class Loader(base):
+        def get_single_node(self):
+            node = super().get_single_node()
+            if isinstance(node, yaml.MappingNode):
+                self.flatten_mapping(node)
+                names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+                if twice := {name for name in names if names.count(name) > 1}:
+                    raise InputError(f"{min(twice)} is given twice; give it once")
+                node.value = [(key, _as_text(value) if key.value in TEXTS else value) for key, value in node.value]
+            return node
+
+    return Loader
+
+
+def _as_text(node):
+    """A node whose numbers, dates and switches are text, in a list too; null stays: it names nobody."""
+    if isinstance(node, yaml.ScalarNode) and node.style is None and node.tag != "tag:yaml.org,2002:null":
+        return yaml.ScalarNode("tag:yaml.org,2002:str", node.value)
+    if isinstance(node, yaml.SequenceNode):
+        parts = [_as_text(each) if isinstance(each, yaml.ScalarNode) else each for each in node.value]
+        return yaml.SequenceNode(node.tag, parts)
+    return node
 
 
 def _size(value, known=None):
@@ -108,16 +118,6 @@ def changed(config, **values):
     return new
 
 
-def recbole_keys():
-    """Every key that RecBole's own properties files and argument lists name."""
-    keys = set(RECBOLE_EXTRA)
-    for group in ("general", "training", "evaluation", "dataset"):
-        keys.update(getattr(recbole_configurator, f"{group}_arguments"))
-    for file in (Path(recbole_configurator.__file__).parent.parent / "properties").rglob("*.yaml"):
-        keys.update(re.findall(r"^(\w+)\s*:", file.read_text("utf-8"), re.MULTILINE))
-    return keys
-
-
 class UnlearnConfig(Config):
     """RecBole's configuration with the keys of ``properties/overall.yaml``.
 
@@ -134,7 +134,7 @@ class UnlearnConfig(Config):
     def __init__(self, model=None, dataset=None, config_file_list=None, config_dict=None, checkpoint_config=None):
         self._checkpoint_config = checkpoint_config or {}
         self._own = {key: default for key, default, _ in own_options()}
-        config_dict = {key: parse_value(value) for key, value in copy.deepcopy(config_dict or {}).items()}
+        config_dict = {key: parse_value(value, key) for key, value in copy.deepcopy(config_dict or {}).items()}
         try:
             super().__init__(model, dataset, config_file_list, config_dict)
         except KeyError as error:
@@ -144,13 +144,14 @@ class UnlearnConfig(Config):
                 raise
             raise InputError(f"configuration: {' '.join(str(error).split())}") from None
         self._check_own()
-        self._check_training()
+        keys.check_values(self)
 
     @classmethod
     def peek(cls, key, config_file_list=None, config_dict=None):
         """Value of one key in ``config_dict`` or the files, without building a configuration; None if absent."""
         if config_dict and key in config_dict:
-            return config_dict[key]
+            value = config_dict[key]
+            return str(value) if key in PATHS and isinstance(value, os.PathLike) else value
         reader = cls.__new__(cls)
         reader._checkpoint_config = {}
         reader.yaml_loader = reader._build_yaml_loader()
@@ -182,10 +183,12 @@ class UnlearnConfig(Config):
             if not path.is_file() and path.parts[:1] == ("properties",):
                 path = properties_dir().joinpath(*path.parts[1:])
             try:
-                content = yaml.load(path.read_text("utf-8"), Loader=self.yaml_loader)
+                content = yaml.load(read_text(path, MAX_YAML), Loader=_loader_of_texts(self.yaml_loader))
+            except InputError as error:
+                raise InputError(f"config file {file}: {error}") from None
             except (OSError, UnicodeDecodeError) as error:
                 raise InputError(f"cannot read config file {file}: {error}") from None
-            except yaml.YAMLError as error:
+            except (yaml.YAMLError, ValueError) as error:
                 raise InputError(f"config file {file} is not valid YAML: {' '.join(str(error).split())}") from None
             except RecursionError:
                 raise InputError(f"config file {file} is not valid YAML: it is nested too deeply") from None
@@ -203,29 +206,24 @@ class UnlearnConfig(Config):
         return config_dict
 
     def _get_model_and_dataset(self, model, dataset):
-        self._refuse_misspelt()
         model = model or self.external_config_dict.get("model")
         if isinstance(model, str):
+            keys.check_model_name(model)
             try:
                 model = model_class(model)
             except (ValueError, ImportError, AttributeError) as error:
-                raise InputError(f"model {model!r} cannot be loaded from RecBole: {error}") from None
+                raise InputError(f"model {model} cannot be loaded from RecBole: {error}") from None
+        elif model is not None and not (isinstance(model, type) and issubclass(model, AbstractRecommender)):
+            raise InputError(f"model must be the name of a RecBole model or a class of your own, not {model!r}")
+        for key in self.external_config_dict:
+            if key not in self._checkpoint_config:
+                keys.check_known(key, {*self._own, KEY}, model)
         return super()._get_model_and_dataset(model, dataset)
 
     def _load_internal_config_dict(self, model, model_class, dataset):
-        super()._load_internal_config_dict(model, model_class, dataset)
+        # a class of the user's own has the defaults of RecBole's that it is derived from
+        super()._load_internal_config_dict(keys.recbole_name(model_class), model_class, dataset)
         self._update_internal_config_dict(properties_dir() / "overall.yaml")
-
-    def _refuse_misspelt(self):
-        known = recbole_keys() | set(self._own) | {"model", "dataset", "log_wandb"}
-        for key in self.external_config_dict:
-            if key in known or key in self._checkpoint_config:
-                continue
-            near = difflib.get_close_matches(key, known, n=1, cutoff=0.7)
-            if near:
-                raise InputError(f"unknown key {key!r}; did you mean {near[0]!r}?")
-            if key.startswith(("forget", "spam", "unlearn", "damping", "cg_", "curvature", "log_", "reoptimise")):
-                raise InputError(f"unknown key {key!r}; --help lists the keys of recbole_unlearn")
 
     def _check_own(self):
         given = self.external_config_dict
@@ -233,20 +231,14 @@ class UnlearnConfig(Config):
             value = self[key]
             if value is None and "none" in allowed:
                 value = self.final_config_dict[key] = "none"
-            if value not in allowed:
-                near = difflib.get_close_matches(str(value), allowed, n=1)
-                hint = f"; did you mean {near[0]!r}?" if near else ""
-                raise InputError(f"{key} must be one of {', '.join(allowed)}, not {value!r}{hint}")
-        for key in ("output_dir", "checkpoint", "fidelity_cache", "comparison_cache", "audit"):
-            if isinstance(self[key], (int, float)) and not isinstance(self[key], bool):  # `--output_dir=5`
-                self.final_config_dict[key] = str(self[key])
-            elif self[key] is not None and not (isinstance(self[key], str) and "\0" not in self[key]):
+            keys.check_choice(key, value, allowed)
+        for key in PATHS:
+            if self[key] is not None and not (isinstance(self[key], str) and self[key] and "\0" not in self[key]):
                 raise InputError(f"{key} must be a path, not {self[key]!r}")
         for key in ("quick", "paper", "pool_return", "log_negatives", "purge", "purge_dataset"):
-            if not isinstance(self[key], bool):
-                raise InputError(f"{key} must be True or False, not {self[key]!r}")
+            keys.check_switch(key, self[key])
         for key, low in (("damping_strength", 0), ("cg_tolerance", 0), ("reoptimise_tolerance", 0)):
-            if not (_is_a((int, float), self[key]) and low <= self[key] < math.inf):
+            if not (keys.is_a((int, float), self[key]) and low <= self[key] < math.inf):
                 raise InputError(f"{key} must be a number of at least {low}, not {self[key]!r}")
         for key, low in (
             *((key, 1) for key in ("cg_max_iterations", "reoptimise_max_iterations", "request_batch")),
@@ -255,15 +247,14 @@ class UnlearnConfig(Config):
             ("comparison_seeds", 1),
             ("rank_timeout", 1),
         ):
-            if not (_is_a(int, self[key]) and self[key] >= low):
-                raise InputError(f"{key} must be a whole number of at least {low}, not {self[key]!r}")
+            keys.check_whole(key, self[key], low)
         patterns = self["unlearn_params"]
         if patterns is not None and not (patterns and isinstance(patterns, str)):
             if not (isinstance(patterns, list) and patterns and all(isinstance(p, str) for p in patterns)):
                 raise InputError(f"unlearn_params must be a list of parameter names or patterns, not {patterns!r}")
         for key, words in (("log_epochs", ("all",)), ("curvature_triples", ("auto", "all"))):
             value = self[key]
-            if value not in words and not (_is_a(int, value) and value >= 1):
+            if value not in words and not (keys.is_a(int, value) and value >= 1):
                 allowed = ", ".join(map(repr, words))
                 raise InputError(f"{key} must be {allowed} or a whole number of at least 1, not {value!r}")
         if self["paper"]:
@@ -277,26 +268,6 @@ class UnlearnConfig(Config):
             self.final_config_dict.update(PAPER)
         if self["method"] == "reoptimise" and not (self["negatives"] == "static" and self["weight_decay"]):
             raise InputError("method: reoptimise needs negatives: static and weight_decay above 0; use method: auto")
-
-    def _check_training(self):
-        """RecBole takes these as they come, and fails, if at all, when it trains."""
-        for key, low, high in WHOLE:
-            value = self[key]
-            if key in self and not (_is_a(numbers.Integral, value) and low <= value <= high):
-                limit = f"at least {low}" if high == math.inf else f"{low} to {high}"
-                raise InputError(f"{key} must be a whole number of {limit}, not {value!r}")
-        for key, zero in (("learning_rate", False), ("weight_decay", True)):
-            value = self[key]
-            if not (_is_a(numbers.Real, value) and 0 <= value < math.inf and (value or zero)):
-                raise InputError(f"{key} must be a number {'of at least' if zero else 'above'} 0, not {value!r}")
-        if str(self["learner"]).lower() not in LEARNERS:
-            near = difflib.get_close_matches(str(self["learner"]), LEARNERS, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise InputError(f"learner must be one of {', '.join(LEARNERS)}, not {self['learner']!r}{hint}")
-        if not isinstance(self["train_neg_sample_args"], dict):
-            raise InputError(f"train_neg_sample_args must be a dict, not {self['train_neg_sample_args']!r}")
-        if not (isinstance(self["topk"], list) and self["topk"]):
-            raise InputError(f"topk must be a list of whole numbers, not {self['topk']!r}")
 
 
 # UBPR, equation (7): nothing of design beyond the paper.

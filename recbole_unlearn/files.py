@@ -1,9 +1,11 @@
 """Files that a crash cannot halve: replaced whole, locked while in use, swept after killed processes."""
 
+import errno
 import os
 import platform
 import re
 import shutil
+import stat
 import tempfile
 import time
 from contextlib import contextmanager, suppress
@@ -19,6 +21,9 @@ except ImportError:  # Windows: no advisory locks, everything else works
 STARTED = time.time()
 TEMPORARY = re.compile(r"\..+\.(\d+)\.tmp")
 SCRATCH = f".recbole_unlearn.{platform.node()}."  # other machines, whose processes we cannot see, may share the folder
+
+
+MAX_BYTES = 1 << 30  # of a file that a user hands us to be read whole
 
 
 class Locked(InputError):
@@ -66,6 +71,32 @@ def write_atomically(path, data):
     """Write ``data`` (bytes) so that a reader, or a crash, sees the old file or the new one, never half of it."""
     with replacing(path) as f:
         f.write(data)
+
+
+def check_regular(path):
+    """Raises OSError where a path is there and is no plain file: a device has no end, a pipe waits for ever."""
+    mode = os.stat(path).st_mode  # of what a link points to
+    if not stat.S_ISREG(mode):
+        raise OSError(errno.EINVAL, "it is no plain file", str(path))
+
+
+def read_whole(path, limit=MAX_BYTES):
+    """Content of a plain file, bytes.
+
+    Raises:
+        OSError: it is missing, no plain file, or larger than ``limit`` bytes.
+    """
+    check_regular(path)
+    with open(path, "rb") as f:
+        content = f.read(limit + 1)  # what its status says of its size may be wrong: of /proc's files it is 0
+    if len(content) > limit:
+        raise OSError(errno.EFBIG, f"it is larger than {limit >> 20} MiB", str(path))
+    return content
+
+
+def read_text(path, limit=MAX_BYTES):
+    """As `read_whole`: text in UTF-8, with or without a byte order mark; UnicodeDecodeError for other bytes."""
+    return read_whole(path, limit).decode("utf-8-sig")
 
 
 def remove(path):

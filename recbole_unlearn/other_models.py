@@ -6,11 +6,9 @@ compared model.
 
 import difflib
 import importlib.util
-from pathlib import Path
 from time import perf_counter
 
 import torch
-from recbole.config import configurator
 from recbole.utils import ModelType, get_trainer
 
 from recbole_unlearn.compat import clear_caches, model_class
@@ -18,6 +16,7 @@ from recbole_unlearn.config import UnlearnConfig
 from recbole_unlearn.data import knowledge
 from recbole_unlearn.data.split import pairwise_loader
 from recbole_unlearn.input_error import InputError
+from recbole_unlearn.keys import known_models
 from recbole_unlearn.methods import names_in
 from recbole_unlearn.models.support import AUTOENCODERS, NEEDS
 from recbole_unlearn.training import new_model
@@ -37,12 +36,6 @@ REFUSED = {
 # Under these alone a sequential model has the targets of others: RecBole sorts its histories by time.
 IN_TIME = "{'split': {'LS': 'valid_and_test'}, 'order': 'TO', 'group_by': 'user', 'mode': 'full'}"
 SHARED = ("eval_args", "metrics", "valid_metric", "threshold", "train_neg_sample_args")
-
-
-def known_models():
-    """Names of RecBole's models, as its properties files spell them."""
-    folder = Path(configurator.__file__).parent.parent / "properties" / "model"
-    return sorted(file.stem for file in folder.glob("*.yaml"))
 
 
 def other_models(value, model, dataset, files, given):

@@ -1,6 +1,8 @@
 """Forget requests: which training interactions are to be forgotten."""
 
+import csv
 import math
+import re
 from dataclasses import dataclass
 from datetime import date, datetime, timezone
 from functools import partial
@@ -11,7 +13,8 @@ import pandas as pd
 
 from recbole_unlearn.data import requests
 from recbole_unlearn.data.atomic_file import column_types, read_columns
-from recbole_unlearn.data.tokens import ids, nearest
+from recbole_unlearn.data.tokens import ids, nearest, read_tokens
+from recbole_unlearn.files import read_text
 from recbole_unlearn.input_error import InputError
 
 
@@ -31,22 +34,34 @@ class ForgetRequest:
 
     @classmethod
     def from_config(cls, config):
-        """The one request that the ``forget_*`` keys state; ``forget_ratio``'s default yields to any other.
+        """The one request that the ``forget_*`` keys state; where none is given, and no checkpoint, ``forget_ratio``'s default.
 
         Raises:
-            InputError: more than one is given, or a value of the wrong type.
+            InputError: more than one is given, one that names nobody, or a value of the wrong type; none is given with
+                a checkpoint.
         """
-        given = {kind: config[f"forget_{kind}"] for kind in KINDS if config[f"forget_{kind}"] is not None}
-        if len(given) > 1 and "forget_ratio" not in config.external_config_dict:
-            given.pop("ratio", None)
-        if len(given) != 1:
-            keys = " and ".join(f"forget_{kind}" for kind in given) or "none"
-            raise InputError(f"give exactly one of {', '.join(f'forget_{k}' for k in KINDS)}; got {keys}")
-        return cls.of(*given.popitem(), config)
+        keys = {kind: f"forget_{kind}" for kind in KINDS}
+        asked = [kind for kind, key in keys.items() if key in config.external_config_dict]
+        given = {kind: config[keys[kind]] for kind in asked if config[keys[kind]] is not None}
+        if not asked and not config["checkpoint"]:
+            given = {kind: config[key] for kind, key in keys.items() if config[key] is not None}  # forget_ratio's
+        if len(given) == 1:
+            return cls.of(*given.popitem(), config)
+        if given:
+            found = f"got {' and '.join(keys[kind] for kind in given)}"
+        elif asked:
+            found = f"{' and '.join(keys[kind] for kind in asked)} names nobody"
+        else:
+            found = "a checkpoint forgets nothing by itself"
+        raise InputError(f"give exactly one of {', '.join(keys.values())}; {found}")
 
     @classmethod
     def of(cls, kind, value, config):
         """The request that the key ``forget_<kind>`` states with this value; InputError for a bad one."""
+        if kind not in STRATEGIES:
+            raise InputError(f"cannot forget {kind!r}; what to forget is one of {', '.join(KINDS)}")
+        if value is None:
+            raise InputError(f"forget_{kind} names nobody")
         read, _ = STRATEGIES[kind]
         value, seed = read(f"forget_{kind}", value, config), config["forget_seed"]
         if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
@@ -87,20 +102,22 @@ def _whole(key, value, config):
 
 
 def _tokens(key, value, config):
-    return [str(v) for v in (value if isinstance(value, (list, tuple, np.ndarray)) else str(value).split(","))]
+    return read_tokens(key, value)
 
 
 def _path(key, value, config):
+    if not isinstance(value, (str, Path)):
+        raise InputError(f"{key} must be the path of a file, not {value!r}")
     return value
 
 
 def _table(key, value, config):
-    return requests.read(value)
+    return requests.read(_path(key, value, config))
 
 
 def _categories(key, value, config):
     """(field, categories); a category may hold commas, so that several need a list."""
-    return config["forget_category_field"], [str(v) for v in (value if isinstance(value, (list, tuple)) else [value])]
+    return config["forget_category_field"], read_tokens(key, value, commas=False)
 
 
 def _window(key, value, config):
@@ -153,10 +170,12 @@ def spammers(config):
     if config["forget_spam"] is None:
         return None
     items = config["spam_items"]
+    if isinstance(items, str) and re.fullmatch("0|[1-9][0-9]*", items):  # any other text is a token
+        items = int(items)
     if isinstance(items, int):
         items = _whole("spam_items", items, config)
     elif isinstance(items, (str, list, tuple)) and len(items):
-        items = _tokens("spam_items", items, config)
+        items = read_tokens("spam_items", items)
     else:
         raise InputError(f"spam_items must be a number of items or a list of item tokens; got {items!r}")
     return _whole("forget_spam", config["forget_spam"], config), items
@@ -300,7 +319,8 @@ def _in_requests(split, table, rng):
 
 
 def _in_file(split, path, rng):
-    pairs = _read_pairs(path)
+    data = split.train._dataset
+    pairs = _read_pairs(path, (f"{data.uid_field}:token", f"{data.iid_field}:token"))
     users = ids(split, "user", [user for user, _ in pairs])
     items = ids(split, "item", [item for _, item in pairs])
     keys = split.users.astype(np.int64) * split.n_items + split.items
@@ -315,17 +335,22 @@ def _in_file(split, path, rng):
     return np.flatnonzero(np.isin(keys, wanted))
 
 
-def _read_pairs(path):
+def _read_pairs(path, header):
+    """Pairs of tokens, as they stand: of lines with a tab its first two columns, else CSV. ``header``: to pass over."""
     try:
-        lines = Path(path).read_text("utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError, TypeError) as error:
-        raise InputError(f"cannot read forget_file {path}: {error}") from None
+        lines = read_text(path).split("\n")  # str.splitlines ends a line where a token may go on
+    except (OSError, ValueError, TypeError) as error:
+        raise InputError(f"cannot read forget_file {path}: {' '.join(str(error).split())}") from None
     pairs = []
     for number, line in enumerate(lines, 1):
+        line = line.removesuffix("\r")
         if not line.strip():
             continue
-        fields = [field.strip() for field in line.split("\t" if "\t" in line else ",")]
-        if number == 1 and fields[0].endswith(":token"):
+        try:
+            fields = line.split("\t") if "\t" in line else next(csv.reader([line], strict=True, skipinitialspace=True))
+        except csv.Error:
+            fields = []
+        if number == 1 and tuple(fields[:2]) == header:
             continue
         if len(fields) < 2 or not fields[0] or not fields[1]:
             raise InputError(f"{path}, line {number}: expected a user token and an item token, tab- or comma-separated")

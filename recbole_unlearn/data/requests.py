@@ -1,17 +1,20 @@
 """Files of deletion requests."""
 
 import csv
-from pathlib import Path
+import io
 
 import numpy as np
 import pandas as pd
 
 from recbole_unlearn.data.tokens import ids
+from recbole_unlearn.files import read_text
 from recbole_unlearn.input_error import InputError
 
 
 def read(path):
     """Requests of a CSV file with the columns user, item and, if wanted, time; tokens as in the .inter file.
+
+    They are taken as they stand: spaces after a comma aside, and those only outside quotes.
 
     An empty item means all interactions of the user, an empty user all of the item.
 
@@ -19,8 +22,9 @@ def read(path):
         DataFrame of str columns ``user``, ``item`` and a column ``time``, in order of time (else of lines).
     """
     try:
-        lines = list(csv.reader(Path(path).read_text("utf-8-sig").splitlines(), strict=True))
-    except (OSError, UnicodeDecodeError, TypeError, csv.Error) as error:
+        text = io.StringIO(read_text(path), newline="")  # csv knows the ends of lines; str.splitlines has others too
+        lines = list(csv.reader(text, strict=True, skipinitialspace=True))
+    except (OSError, ValueError, TypeError, csv.Error) as error:
         raise InputError(f"cannot read requests {path}: {' '.join(str(error).split())}") from None
     header = [name.strip() for name in lines[0]] if lines else []
     if header not in (["user", "item"], ["user", "item", "time"]):
@@ -29,14 +33,13 @@ def read(path):
         )
     rows = []
     for number, line in enumerate(lines[1:], 2):
-        fields = [field.strip() for field in line]
-        if not any(fields):
+        if not any(field.strip() for field in line):
             continue
-        if len(fields) != len(header) or not (fields[0] or fields[1]):
+        if len(line) != len(header) or not (line[0] or line[1]):
             raise InputError(
                 f"requests {path}, line {number}: expected {','.join(header)}, with a user or an item at least"
             )
-        rows.append([number, *fields])
+        rows.append([number, *line])
     if not rows:
         raise InputError(f"requests {path} holds no request")
     table = pd.DataFrame(rows, columns=["line", *header])

@@ -1,10 +1,77 @@
-"""RecBole tokens, as users write them, to the ids that a split uses."""
+"""RecBole tokens, as users write them, to the ids that a split uses. A token is text: ``12_34`` and ``1234`` are two."""
 
+import ast
 import difflib
+import numbers
+import re
 
 import numpy as np
+import pandas as pd
+import yaml
 
 from recbole_unlearn.input_error import InputError
+
+NOBODY = ("", "none", "null", "~")  # texts, in any case, in which a key of tokens names nobody
+_PIECE = re.compile(r"""\s*('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|[-+.\d][\w.+-]*)\s*""")
+_NUMBER = re.compile(r"[-+.\w:]*\d[-+.\w:]*")  # what YAML or Python may read as a number, and more
+
+
+class FromNumber(str):
+    """A token of which only the number is known that somebody's parser made of it."""
+
+
+def split_list(text):
+    """Texts of a list as people type it, ``['a', 12_34]``: of quoted ones the content, numbers as they stand.
+
+    Returns:
+        list of str, or None where the text is no such list: ``[PAD]`` is a token.
+    """
+    text = text.strip()
+    if not (text[:1] + text[-1:] in ("[]", "()") and len(text) > 1):
+        return None
+    rest, pieces = text[1:-1], []
+    while rest.strip():
+        piece = _PIECE.match(rest)
+        if not piece or rest[piece.end() : piece.end() + 1] not in ("", ","):
+            return None
+        pieces.append(piece[1])
+        rest = rest[piece.end() + 1 :]
+    try:
+        return [str(ast.literal_eval(piece)) if piece[0] in "'\"" else piece for piece in pieces]
+    except (ValueError, SyntaxError):
+        return None
+
+
+def read_tokens(key, value, commas=True):
+    """Tokens that a key names, as text.
+
+    Args:
+        key (str): the key's name.
+        value: text of a token, or of several (a list in brackets, or with commas between); or a list, set or array of
+            them.
+        commas (bool): whether commas separate.
+
+    Raises:
+        InputError: it names nobody, or holds something that is no text and no whole number.
+    """
+    if isinstance(value, str):
+        listed = split_list(value)
+        each = listed if listed is not None else value.split(",") if commas else [value]
+    elif isinstance(value, (list, tuple, set, frozenset, np.ndarray, pd.Series, pd.Index)):
+        each = list(value)
+    else:
+        each = [value]
+    if not each or all(token is None for token in each) or (isinstance(value, str) and not value.strip()):
+        raise InputError(f"{key} is empty: it names nobody; name at least one token")
+    return [_text(key, token) for token in each]
+
+
+def _text(key, value):
+    if isinstance(value, str):
+        return str(value)
+    if isinstance(value, numbers.Integral) and not isinstance(value, bool):
+        return FromNumber(int(value))
+    raise InputError(f"{key} holds {value!r}, which is no text any more; put the token in quotes, as it is in the data")
 
 
 def ids(split, field, tokens):
@@ -16,8 +83,35 @@ def ids(split, field, tokens):
     if unknown:
         more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
         hint = nearest(unknown[0], known)
-        raise InputError(f"unknown {field} token {unknown[0]!r}{more} in data set {data.dataset_name!r}{hint}")
+        raise InputError(f"unknown {field} token {str(unknown[0])!r}{more} in data set {data.dataset_name!r}{hint}")
+    _check_unambiguous(field, [token for token in tokens if isinstance(token, FromNumber)], known)
     return np.array([known[token] for token in tokens], dtype=np.int64)
+
+
+def _check_unambiguous(field, guessed, known):
+    """Raises InputError where a number may have been another token: ``0123`` and ``12_34`` are numbers to parsers."""
+    if not guessed:
+        return
+    wanted = {int(token) for token in guessed}
+    for token in filter(_NUMBER.fullmatch, known):
+        if (same := _as_numbers(token) & wanted) and token != str(number := same.pop()):
+            raise InputError(
+                f"the {field} token {number} was given as a number, and {field} {token!r} is that number too; put the "
+                "token in quotes"
+            )
+
+
+def _as_numbers(token):
+    """The whole numbers that YAML and Python read in a token."""
+    found = set()
+    for read in (yaml.safe_load, ast.literal_eval):
+        try:
+            value = read(token)
+        except (ValueError, SyntaxError, MemoryError, RecursionError, OverflowError, yaml.YAMLError):
+            continue
+        if isinstance(value, (int, float)) and value == value and abs(value) != float("inf") and value == int(value):
+            found.add(int(value))
+    return found
 
 
 def nearest(token, known):
