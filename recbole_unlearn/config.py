@@ -146,6 +146,11 @@ class UnlearnConfig(Config):
         self._check_own()
         keys.check_values(self)
 
+    @property
+    def given_keys(self):
+        """Keys that files or ``config_dict`` give, those of a checkpoint aside."""
+        return self._given_by_files | set(self.variable_config_dict)
+
     @classmethod
     def peek(cls, key, config_file_list=None, config_dict=None):
         """Value of one key in ``config_dict`` or the files, without building a configuration; None if absent."""
@@ -177,7 +182,7 @@ class UnlearnConfig(Config):
         self.parameters["Unlearning"] = [key for key in self._own if key != "eval_batch_size"]
 
     def _load_config_files(self, file_list):
-        loaded = dict(self._checkpoint_config)
+        loaded, given = dict(self._checkpoint_config), set()
         for file in file_list or []:
             path = Path(file)
             if not path.is_file() and path.parts[:1] == ("properties",):
@@ -197,6 +202,8 @@ class UnlearnConfig(Config):
             if _size(content) > MAX_VALUES:
                 raise InputError(f"config file {file} refers to itself, or grows beyond {MAX_VALUES} values")
             loaded.update(content or {})
+            given.update(content or {})
+        self._given_by_files = given
         return loaded
 
     def _load_cmd_line(self):
@@ -213,7 +220,10 @@ class UnlearnConfig(Config):
                 model = model_class(model)
             except (ValueError, ImportError, AttributeError) as error:
                 raise InputError(f"model {model} cannot be loaded from RecBole: {error}") from None
-        elif model is not None and not (isinstance(model, type) and issubclass(model, AbstractRecommender)):
+        elif isinstance(model, type) and model.__module__.partition(".")[0] != "recbole":
+            if model.__name__ in keys.known_models():
+                raise InputError(f"RecBole has a model named {model.__name__} already; give your class another name")
+        if model is not None and not (isinstance(model, type) and issubclass(model, AbstractRecommender)):
             raise InputError(f"model must be the name of a RecBole model or a class of your own, not {model!r}")
         for key in self.external_config_dict:
             if key not in self._checkpoint_config:

@@ -1,5 +1,6 @@
 """From what the user gives to configuration, model and triple log; refuses what cannot work, before any work."""
 
+import importlib.util
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -7,15 +8,19 @@ from typing import Any
 from recbole.utils import ModelType
 
 from recbole_unlearn import checkpoint as checkpoints
-from recbole_unlearn import distributed
+from recbole_unlearn import distributed, keys
 from recbole_unlearn import purge as purging
-from recbole_unlearn.config import UnlearnConfig, parse_value
+from recbole_unlearn.compat import plain
+from recbole_unlearn.config import UnlearnConfig, own_options, parse_value
 from recbole_unlearn.data import frozen as frozen_data
 from recbole_unlearn.files import locked
 from recbole_unlearn.input_error import InputError
 from recbole_unlearn.models.support import refusal
 from recbole_unlearn.training import RUN_KEYS, new_model
 from recbole_unlearn.unlearners import SUPPORTED, unlearner_of
+
+DERIVED = ("MODEL_TYPE", "MODEL_INPUT_TYPE", "eval_type")  # by RecBole, from the model's class and the metrics
+OF_TRAINING = ("negatives", "log_negatives")  # own keys that shape a training
 
 
 def configure(held, model, dataset, config_file_list, config_dict):
@@ -39,17 +44,54 @@ def configure(held, model, dataset, config_file_list, config_dict):
         if purging.recover(named):
             raise InputError(f"checkpoint {named} was purged by a process that was killed; the purge is finished now")
     stored, log = checkpoints.load(named, verify=distributed.leads())
+    config = trained_config(named, stored, log, model, dataset, config_file_list, config_dict)
+    return _supported(config), stored, log
+
+
+def trained_config(path, stored, log, model=None, dataset=None, config_file_list=None, config_dict=None):
+    """The configuration of a checkpoint, with what a request says.
+
+    Args:
+        path: of the checkpoint, to name it.
+        stored (dict), log (TripleLog): its content, and its log (None: data that were frozen with it are not found).
+        model (str or class, optional), dataset (str, optional): as the user gives them.
+
+    Raises:
+        InputError: another model or data set, another value of a key that shaped the training, or what
+            `UnlearnConfig` refuses.
+    """
     earlier = stored["config"]
-    for key, value in (("model", model), ("dataset", dataset)):
+    name = model.__name__ if isinstance(model, type) else model
+    for key, value in (("model", name), ("dataset", dataset)):
         if value is not None and value != earlier.get(key):
-            raise InputError(f"checkpoint {named} was trained with {key} {earlier.get(key)!r}, not {value!r}")
-    kept = {key: value for key, value in earlier.items() if key not in RUN_KEYS and key.islower()}
-    if stored.get("data"):
+            raise InputError(f"checkpoint {path} was trained with {key} {earlier.get(key)!r}, not {value!r}")
+    if not isinstance(model, type) and earlier["model"] not in keys.known_models():
+        raise InputError(
+            f"checkpoint {path} was trained with a class of your own, {earlier['model']}; give it from Python: "
+            f"run_unlearn({earlier['model']}, config_dict={{'checkpoint': ...}}) or UnlearnSession.open(..., model=...)"
+        )
+    kept = {key: value for key, value in earlier.items() if key not in (*RUN_KEYS, *DERIVED)}
+    if stored.get("data") and log:
         kept["data_path"] = str(frozen_data.folder(log.path))
     elif earlier.get("data_path"):
         kept["data_path"] = str(Path(earlier["data_path"]).parent)
-    config = UnlearnConfig(earlier["model"], earlier["dataset"], config_file_list, config_dict, kept)
-    return _supported(config), stored, log
+    arguments = model if isinstance(model, type) else earlier["model"], earlier["dataset"]
+    trained = UnlearnConfig(*arguments, None, None, kept)  # first: the last one built chooses the devices to be seen
+    config = UnlearnConfig(*arguments, config_file_list, config_dict, kept)
+    _check_training(path, config, trained)
+    return config
+
+
+def _check_training(path, config, trained):
+    """Raises InputError where a request gives another value to a key that shaped the training."""
+    free = keys.FREE | {key for key, _, _ in own_options()} - set(OF_TRAINING)
+    for key in sorted(config.given_keys - free):
+        now, then = plain(config[key]), plain(trained[key])
+        if not keys.same(now, then):
+            raise InputError(
+                f"checkpoint {path} was trained with {key} {then!r}, not {now!r}; a request cannot change it: leave it "
+                "out, or train anew"
+            )
 
 
 def _many(config_file_list, config_dict):
@@ -85,8 +127,8 @@ def ranks(config_file_list, config_dict) -> dict[str, Any]:
     """Arguments of `distributed.joined`, from RecBole's keys and ours."""
     if config_dict is not None and not isinstance(config_dict, Mapping):
         raise InputError("config_dict must be a dict")
-    keys = {key: key for key in ("nproc", "world_size", "ip", "port", "offset")} | {"timeout": "rank_timeout"}
-    found = {name: parse_value(_given(key, config_file_list, config_dict)) for name, key in keys.items()}
+    names = {key: key for key in ("nproc", "world_size", "ip", "port", "offset")} | {"timeout": "rank_timeout"}
+    found = {name: parse_value(_given(key, config_file_list, config_dict)) for name, key in names.items()}
     return {name: value for name, value in found.items() if value is not None}
 
 
@@ -103,9 +145,6 @@ def _trainable(config):
         raise InputError(f"epochs must be at least 1, not {config['epochs']}")
     if config["train_neg_sample_args"]["distribution"] == "none":
         raise InputError("train_neg_sample_args: None trains without negatives; pairwise models need them")
-    computed = [f"{m.lower()}@{k}" for m in config["metrics"] for k in config["topk"]]
-    if config["valid_metric"].lower() not in computed:
-        raise InputError(f"valid_metric {config['valid_metric']} is none of the metrics at topk: {', '.join(computed)}")
     adam = config["learner"].lower() == "adam"
     if config["method"] == "replay" and (not adam or config["clip_grad_norm"]):
         raise InputError("method: replay needs learner: adam and no clip_grad_norm; use method: influence")
@@ -118,6 +157,9 @@ def _trainable(config):
 def _supported(config):
     if reason := refusal(config):
         raise InputError(reason)
+    keys.check_judged(config)
+    if config["log_wandb"] and importlib.util.find_spec("wandb") is None:
+        raise InputError("log_wandb: True needs the package wandb, which is not installed; install it, or leave it out")
     if config["model"] not in SUPPORTED or config["unlearn_params"]:
         _influence_only(config)
     if config["purge_dataset"] and not config["purge"]:

@@ -41,8 +41,13 @@ class UnlearnSession:
         self.held = ExitStack()
 
     @classmethod
-    def open(cls, checkpoint, config_file_list=None, config_dict=None):
+    def open(cls, checkpoint, config_file_list=None, config_dict=None, model=None):
         """Open a checkpoint that `run_unlearn` or our trainer wrote.
+
+        Args:
+            checkpoint: its path.
+            config_file_list (list of str, optional), config_dict (dict, optional): as for `run_unlearn`.
+            model (class, optional): of a model of your own.
 
         Raises:
             InputError: as `run_unlearn` does.
@@ -50,7 +55,7 @@ class UnlearnSession:
         sweep_scratch()
         settings = {**(config_dict or {}), "checkpoint": str(checkpoint)}
         with ExitStack() as held:
-            config, stored, log = configure(held, None, None, config_file_list, settings)
+            config, stored, log = configure(held, model, None, config_file_list, settings)
             init_seed(config["seed"], config["reproducibility"])
             split = Split(config).align(log)
             session = cls(config, split, stored, log, *open_unlearner(config, split, stored, log))

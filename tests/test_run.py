@@ -40,6 +40,8 @@ def run(make_options):
 
     def start(saved=True, files=None, **keys):
         given = make_options(**{"compare": "none", "output_dir": "out", **keys})
+        if "epochs" not in keys and ("checkpoint" in keys or files):
+            given.pop("epochs")  # the checkpoint's
         return run_unlearn("BPR", "tiny", files, given, saved=saved)
 
     return start
@@ -325,7 +327,8 @@ def test_a_checkpoint_may_be_named_in_a_config_file(trained, run, tmp_path):
 
 
 def test_a_checkpoint_brings_its_own_model_data_and_settings(trained):
-    result = run_unlearn(config_dict={"checkpoint": str(trained / "model.pth"), "compare": "none", "output_dir": "out"})
+    given = {"checkpoint": str(trained / "model.pth"), "forget_count": 3, "compare": "none", "output_dir": "out"}
+    result = run_unlearn(config_dict=given)
     assert (result["model"], result["dataset"]) == ("BPR", "tiny")
     assert result["settings"]["embedding_size"] == 8 and result["settings"]["topk"] == [5, 10]
 

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 from recbole.utils import InputType, ModelType
 
+from recbole_unlearn.keys import recbole_name
+
 
 @dataclass(frozen=True)
 class Traits:
@@ -82,14 +84,13 @@ PRELOADED = {"GRU4RecKG": ("ent_id",), "KSR": ("ent_id", "rel_id")}
 
 def traits(model):
     """`Traits` of a model."""
-    return TRAITS.get(type(model).__name__, Traits())
+    return TRAITS.get(recbole_name(type(model)), Traits())
 
 
 def refusal(config):
     """In one line, why a configuration's model cannot be unlearned from; None if it can."""
-    name, kind = config["model"], config["MODEL_TYPE"]
-    reason = _refusal(config, name, kind)
-    return reason and f"model {name} is not supported: {reason}"
+    reason = _refusal(config, recbole_name(config.model_class), config["MODEL_TYPE"])
+    return reason and f"model {config['model']} is not supported: {reason}"
 
 
 def _refusal(config, name, kind):
@@ -116,6 +117,6 @@ def _refusal(config, name, kind):
             return "negatives: static is for general models"
         if config["benchmark_filename"]:
             return "benchmark_filename holds finished histories, from which nothing can be taken out"
-    if not config["single_spec"] and name != "BPR":
+    if not config["single_spec"] and config["model"] != "BPR":
         return "models other than BPR are trained by one process"
     return None

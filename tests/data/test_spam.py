@@ -272,5 +272,5 @@ def test_every_other_strategy_runs_end_to_end_and_says_so(run, keys):
     assert "exposure" not in result["models"]["original"]
     written = json.loads(Path("out/result.json").read_text())["settings"]
     assert "forget_category" not in written and "forget_time" not in written
-    again = run(checkpoint="out/unlearned.pth", forget_spam=None, forget_count=2, output_dir="again")
+    again = run(checkpoint="out/unlearned.pth", forget_spam=None, epochs=1, forget_count=2, output_dir="again")
     assert again["forget_set"]["of"] == result["forget_set"]["of"] - result["forget_set"]["interactions"]
