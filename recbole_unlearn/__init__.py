@@ -1,8 +1,7 @@
 """recbole_unlearn: make a trained RecBole pairwise recommender forget, as if retrained.
 
-Importing the package makes :class:`recbole_unlearn.trainer.BPRTrainer` known as ``recbole.trainer.BPRTrainer``, the
-name under which RecBole's own ``get_trainer`` looks for BPR's trainer first. It and the names below are loaded when
-they are first asked for, since numba takes seconds to load.
+Importing the package makes trainers that log known to RecBole's own ``get_trainer``, for every model that can be
+unlearned from. They and the names below are loaded when they are first asked for, since numba takes seconds to load.
 """
 
 from importlib import import_module
@@ -42,9 +41,14 @@ def __dir__():
 
 
 def _recbole_trainer(name):
-    if name != "BPRTrainer":
+    """What RecBole's ``get_trainer`` finds as the trainer of a model: ours, for those that can be unlearned from.
+
+    It asks for ``recbole.trainer.<model>Trainer`` first; models that RecBole has a trainer for never come here.
+    """
+    trainer = name.endswith("Trainer") and import_module(f"{__name__}.trainer").trainer_of(name.removesuffix("Trainer"))
+    if not trainer:
         raise AttributeError(f"module 'recbole.trainer' has no attribute {name!r}")
-    return __getattr__(name)
+    return trainer
 
 
 compat.apply()

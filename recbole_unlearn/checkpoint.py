@@ -86,11 +86,14 @@ def _log_folder(path, state):
     return log_path(path)
 
 
-def read(path):
+def read(path, logged=True):
     """Content of a checkpoint file: plain values and tensors.
 
+    Args:
+        logged (bool): whether it must have been trained with a triple log.
+
     Raises:
-        InputError: missing, truncated, foreign or unsafe file; NaN weights.
+        InputError: missing, truncated, foreign or unsafe file; NaN weights; no log.
     """
     path = Path(path)
     if not path.is_file():
@@ -106,20 +109,27 @@ def read(path):
         ) from None
     if not isinstance(state, dict) or not {"config", "epoch", "state_dict", "optimizer"} <= state.keys():
         raise InputError(f"checkpoint {path} is no RecBole checkpoint; give the .pth file that training wrote")
-    if not isinstance(state["config"], dict) or "triple_log" not in state:
-        raise InputError(f"checkpoint {path} has no triple log; train with recbole_unlearn and log_negatives: True")
-    weights, tie = state["state_dict"], state["triple_log"]
+    damaged = InputError(f"checkpoint {path} is damaged; give the .pth file that training wrote")
+    tie, weights = state.get("triple_log"), state["state_dict"]
+    if logged and (not isinstance(state["config"], dict) or tie is None):
+        raise InputError(
+            f"checkpoint {path} has no triple log: it was trained without recbole_unlearn, or with log_negatives: False; "
+            "train again with recbole_unlearn imported and log_negatives: True"
+        )
+    if logged and isinstance(tie, dict) and isinstance(reason := tie.get("missing"), str):
+        raise InputError(f"checkpoint {path} has no triple log: {reason}; train anew to get one")
+    if logged and not (isinstance(tie, dict) and type(tie.get("epochs")) is int):
+        raise damaged
     if not (
         isinstance(weights, dict)
         and all(map(_plain_tensor, weights.values()))
         and _is_optimizer(state["optimizer"])
-        and isinstance(tie, dict)
-        and type(tie.get("epochs")) is int
+        and isinstance(state["config"], dict)
         and all(_is_name(state["config"].get(key)) for key in ("model", "dataset"))
         and isinstance(state.get("data", {}), dict)
         and isinstance(state.get("data", {}).get("inter", ""), str)
     ):
-        raise InputError(f"checkpoint {path} is damaged; give the .pth file that training wrote")
+        raise damaged
     check_finite(weights, f"checkpoint {path}")
     return state
 

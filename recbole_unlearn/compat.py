@@ -6,9 +6,11 @@ the versions that ``pyproject.toml`` admits, and changes no number.
 
 import copy
 from contextlib import contextmanager
+from functools import wraps
 from typing import Any
 
 import torch
+from recbole.model.abstract_recommender import AbstractRecommender
 from recbole.utils import get_tensorboard
 from scipy.sparse import dok_matrix
 
@@ -51,6 +53,38 @@ PERSONAL_KEYS = (
 def settings(config):
     """The configuration as plain values, without anything that names the forgotten."""
     return {key: value for key, value in plain(config.final_config_dict).items() if key not in PERSONAL_KEYS}
+
+
+MASK = "(given, not logged)"
+
+
+def masked(config):
+    """A copy of a configuration, RecBole's or ours, to be shown to anybody: without values that name the forgotten."""
+    shown = copy.copy(config)
+    for name, held in vars(config).items():
+        if isinstance(held, dict):
+            kept = {key: MASK if key in PERSONAL_KEYS and value is not None else value for key, value in held.items()}
+            vars(shown)[name] = kept
+    return shown
+
+
+@contextmanager
+def hidden(config):
+    """Personal values masked in place while RecBole prints a configuration, or hashes it into names of its files."""
+    kept = {key: config[key] for key in PERSONAL_KEYS if config[key] is not None}
+    config.final_config_dict.update(dict.fromkeys(kept, MASK))
+    try:
+        yield
+    finally:
+        config.final_config_dict.update(kept)
+
+
+def class_named(name, base=AbstractRecommender):
+    """The class of this name that is derived from RecBole's recommenders, wherever it was defined; None: there is none."""
+    for each in base.__subclasses__():
+        if found := each if each.__name__ == name else class_named(name, each):
+            return found
+    return None
 
 
 def checkpoint_state(trainer, epoch):
@@ -100,6 +134,34 @@ def _dok_update(self, values):
     self._dict.update(values)
 
 
+def _load_data_and_model(model_file):
+    # the code of RecBole's function of this name, under whatever name it was imported: it may use no global of ours
+    from recbole_unlearn.opening import load_data_and_model
+
+    return load_data_and_model(model_file)
+
+
+def _masking_wandb(logger):
+    """RecBole's ``WandbLogger`` that sends no value that names the forgotten."""
+
+    class WandbLogger(logger):
+        def __init__(self, config):
+            super().__init__(masked(config))
+
+    return WandbLogger
+
+
+def _masking_tensorboard(method):
+    """RecBole's ``Trainer._add_hparam_to_tensorboard`` on a configuration that names nobody."""
+
+    @wraps(method)
+    def add(self, best_valid_result):
+        with replaced(self, config=masked(self.config)):
+            return method(self, best_valid_result)
+
+    return add
+
+
 class _NoTensorboard:
     """Stands in for tensorboard's writer on ranks other than 0, which write no files."""
 
@@ -116,11 +178,16 @@ def _tensorboard(logger):
 def apply():
     """Patch RecBole and scipy for the installed versions."""
     from recbole.evaluator.collector import Collector
+    from recbole.quick_start import quick_start
     from recbole.trainer import trainer as recbole_trainer
     from recbole.trainer.trainer import Trainer
 
     recbole_trainer.get_tensorboard = _tensorboard
+    if Trainer._save_checkpoint is not _save_checkpoint:
+        recbole_trainer.WandbLogger = _masking_wandb(recbole_trainer.WandbLogger)
+        Trainer._add_hparam_to_tensorboard = _masking_tensorboard(Trainer._add_hparam_to_tensorboard)
     Trainer._save_checkpoint = _save_checkpoint
+    quick_start.load_data_and_model.__code__ = _load_data_and_model.__code__
     Collector.get_data_struct = _get_data_struct
     if not hasattr(dok_matrix, "_update"):  # removed in scipy 1.13; LightGCN, NGCF and others call it
         dok_matrix._update = _dok_update

@@ -292,7 +292,10 @@ def _stream(stream):
 
 def _certificate(result):
     unlearning, audit = result["unlearning"], result.get("audit") or {}
-    rows = [["method", unlearning["method"]]]
+    found = result["guard"]
+    rows = [["method", unlearning["method"]], ["guard", found["sentence"]]]
+    if found["distance"] is not None:
+        rows.append(["guard: distance, and at most", f"{found['distance']:.1e}, {found['limit']:g}"])
     names = {
         "residual": "relative residual of the solve", "negative_curvature": "negative curvature met",
         "gradient_norm_stored": "mean gradient norm of the stored weights", "converged": "converged",

@@ -290,6 +290,9 @@ def _check_metrics(final):
         check_whole("topk", k, 1)
     if not (isinstance(metrics, list) and metrics):
         raise InputError(f"metrics must be a list of names, not {metrics!r}")
+    ratio = final.get("tail_ratio")  # of TailPercentage
+    if ratio is not None and not (is_a(numbers.Real, ratio) and 0 < ratio < math.inf):
+        raise InputError(f"tail_ratio must be a number above 0, not {ratio!r}")
     if not isinstance(final["valid_metric"], str):
         raise InputError(f"valid_metric must be a metric at a cutoff such as NDCG@10, not {final['valid_metric']!r}")
 

@@ -1,18 +1,21 @@
 """From what the user gives to configuration, model and triple log; refuses what cannot work, before any work."""
 
 import importlib.util
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from recbole.utils import ModelType
+from recbole.utils import ModelType, init_logger, init_seed
 
 from recbole_unlearn import checkpoint as checkpoints
-from recbole_unlearn import distributed, keys
+from recbole_unlearn import compat, distributed, keys
 from recbole_unlearn import purge as purging
 from recbole_unlearn.compat import plain
 from recbole_unlearn.config import UnlearnConfig, own_options, parse_value
 from recbole_unlearn.data import frozen as frozen_data
+from recbole_unlearn.data.split import Split
+from recbole_unlearn.data.triple_log import log_path
 from recbole_unlearn.files import locked
 from recbole_unlearn.input_error import InputError
 from recbole_unlearn.models.support import refusal
@@ -158,13 +161,19 @@ def _supported(config):
     if reason := refusal(config):
         raise InputError(reason)
     keys.check_judged(config)
-    if config["log_wandb"] and importlib.util.find_spec("wandb") is None:
+    if config["log_wandb"] and "wandb" not in sys.modules and importlib.util.find_spec("wandb") is None:
         raise InputError("log_wandb: True needs the package wandb, which is not installed; install it, or leave it out")
     if config["model"] not in SUPPORTED or config["unlearn_params"]:
         _influence_only(config)
     if config["purge_dataset"] and not config["purge"]:
         raise InputError("purge_dataset: True leaves an original that fits no data; give purge: True too")
     return config
+
+
+def check_cutoffs(config, split):
+    """Raises InputError where a metric's cutoff is beyond the catalogue."""
+    if (most := max(config["topk"])) >= split.n_items:
+        raise InputError(f"topk: {most} is more than the {split.n_items - 1} items of {config['dataset']}")
 
 
 def _influence_only(config):
@@ -192,6 +201,12 @@ def open_unlearner(config, split, stored, log, path=None, seed=None):
     if shared:
         distributed.order("open_unlearner", checkpoint=str(path), run_id=log.run_id)
     model = new_model(config, split, seed)
+    load_weights(model, stored)
+    return model, unlearner_of(model, config, split, stored, log, shared)
+
+
+def load_weights(model, stored):
+    """Give a model a checkpoint's weights; InputError where they are not of its shape."""
     for name, value in model.state_dict().items():
         theirs = stored["state_dict"].get(name, value).dtype
         if theirs != value.dtype:
@@ -202,4 +217,36 @@ def open_unlearner(config, split, stored, log, path=None, seed=None):
         raise InputError(
             f"the checkpoint's weights do not fit the configuration: {' '.join(str(error).split())}"
         ) from None
-    return model, unlearner_of(model, config, split, stored, log, shared)
+
+
+def load_data_and_model(model_file):
+    """RecBole's function of this name, for checkpoints of this package: originals and unlearned ones.
+
+    Of an unlearned model the data are those that it has not forgotten; without its log beside it, all of them.
+
+    Returns:
+        (configuration, model, dataset, train loader, validation loader, test loader)
+
+    Raises:
+        InputError: what `checkpoint.read` refuses, a class of the user's own, other data than the log's.
+    """
+    path = Path(model_file)
+    stored = checkpoints.read(path, logged=False)
+    tied = isinstance(stored.get("triple_log"), dict) and "run_id" in stored["triple_log"]
+    log = checkpoints.load(path)[1] if tied and log_path(path).is_dir() else None
+    config = trained_config(path, stored, log, _own_class(stored["config"]["model"]))
+    init_seed(config["seed"], config["reproducibility"])
+    with compat.hidden(config):
+        init_logger(config)
+    split = Split(config)
+    if log:
+        split = split.align(log)
+    model = new_model(config, split)
+    load_weights(model, stored)
+    model.load_other_parameter(stored.get("other_parameter"))
+    return config, model, split.whole_dataset(), split.train, split.valid, split.test
+
+
+def _own_class(name):
+    """A class of the user's own, if one of this name has been defined by now."""
+    return None if name in keys.known_models() else compat.class_named(name)

@@ -175,6 +175,7 @@ def train_any(config, split, seed, folder):
     try:
         model = new_model(config, split, seed)
         trainer = get_trainer(config["MODEL_TYPE"], config["model"])(config, model)
+        trainer.log_negatives = False
         pairwise_loader(split.train).generator.manual_seed(seed)
         start = perf_counter()
         trainer.fit(split.train, split.valid, verbose=False, saved=True, show_progress=False)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from recbole_unlearn import audit
+from recbole_unlearn import audit, paths
 from recbole_unlearn import checkpoint as checkpoints
 from recbole_unlearn import purge as purging
 from recbole_unlearn.compat import CACHES, settings
@@ -19,6 +19,7 @@ from recbole_unlearn.data.frozen import Frozen
 from recbole_unlearn.data.triple_log import log_path
 from recbole_unlearn.files import is_debris, locked, remove
 from recbole_unlearn.input_error import InputError
+from recbole_unlearn.unlearners import guard
 
 
 def output_folder(config):
@@ -38,6 +39,42 @@ def output_folder(config):
     return folder
 
 
+def check_paths(config, output, config_file_list=None, saved=True):
+    """Raises InputError where one path of a run would overwrite, or be deleted with, another.
+
+    Args:
+        output (Path): the run's folder.
+        config_file_list (list of str, optional): that the configuration was read from.
+    """
+    checkpoint, purged = config["checkpoint"], config["purge"] and saved
+    given = {"forget_file": config["forget_file"], "forget_requests": config["forget_requests"]}
+    given |= {f"config file {file}": file for file in config_file_list or []}
+    data = Path(config["data_path"])
+    frozen = checkpoint and data.resolve().is_relative_to(frozen_data.folder(log_path(checkpoint)).resolve())
+    if saved:
+        paths.check_written("output_dir" if config["output_dir"] else "checkpoint_dir", output, checkpoint)
+        _check_audit(config, output, {**given, "checkpoint": checkpoint, ".inter": data / f"{config['dataset']}.inter"})
+    if purged and checkpoint:
+        given |= {"the working folder": Path.cwd()} | ({} if frozen else {"data_path": data})
+        for key, path in given.items():
+            if path is not None:
+                paths.check_kept(key, path, checkpoint)
+    for key in ("fidelity_cache", "comparison_cache"):
+        if config[key]:
+            paths.check_written(key, config[key], checkpoint)
+
+
+def _check_audit(config, output, others):
+    if config["audit"] is None:
+        return
+    path = output / config["audit"] if Path(config["audit"]).name == config["audit"] else Path(config["audit"])
+    ours = os.path.realpath(path.parent) == os.path.realpath(output)
+    if ours and (path.name in paths.OUTPUT_NAMES or path.suffix == ".triples"):
+        raise InputError(f"audit {path}: the run writes a file of this name itself; name another")
+    paths.check_written("audit", path, config["checkpoint"])
+    paths.check_apart("audit", path, others)
+
+
 def claim(held, folder):
     """Make the output folder and keep other processes out of it; tidies up after a killed one."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -52,10 +89,10 @@ def claim(held, folder):
 
 @contextmanager
 def _nothing_half(folder):
-    """Empty a folder of ours where the system stopped us before there was a whole checkpoint in it."""
+    """Empty a folder of ours where the system, or the input, stopped us before there was a whole checkpoint in it."""
     try:
         yield
-    except OSError:
+    except (OSError, InputError):
         if not any(folder.glob("*.pth")):
             for entry in folder.iterdir():
                 if not entry.name.endswith(".lock"):
@@ -69,19 +106,22 @@ def in_one_line(folder, other="output_dir"):
     existed = folder.exists()
     try:
         yield
-    except OSError as error:
+    except (OSError, InputError) as error:
         if not existed and folder.is_dir() and not any(folder.iterdir()):
             folder.rmdir()
+        if isinstance(error, InputError):
+            raise
         what = f"{error.filename}: {error.strerror}" if error.filename else error.strerror or str(error)
         raise InputError(
             f"cannot write to {folder} ({what}); make room, give rights or name another {other}"
         ) from error
 
 
-def save_unlearned(path, stored, log, unlearned, split, rows, config, inter=None):
+def save_unlearned(path, stored, log, unlearned, split, rows, config, inter=None, guarded=None):
     """The new checkpoint and its log, in neither of which the forgotten rows occur.
 
     ``inter``: the user's interactions file if it loses lines; ids and split are kept with the log then, see `Frozen`.
+    ``guarded``: the `Guard` of the original.
     """
     run_id = secrets.token_hex(8)
     inter = str(inter) if inter else (stored.get("data") or {}).get("inter")
@@ -90,6 +130,7 @@ def save_unlearned(path, stored, log, unlearned, split, rows, config, inter=None
 
     def write_log(folder):
         log.without(rows, folder, run_id, fingerprint, unlearned.snapshots, split.popularity(), split.repeatable)
+        guard.inherit(guarded, folder, unlearned.state_dict)
         if frozen:
             frozen.write(folder)
 
@@ -141,6 +182,8 @@ def audit_file(name, output):
     path = Path(name)
     if path.name == name:
         path = output / path
+    if path.exists() and not path.is_file():
+        raise InputError(f"audit {path} is no plain file; name another")
     if path.exists() and (torn := audit.read(path).torn):
         logging.getLogger().warning(f"{path}: a crash tore its last line; these {torn} bytes will be removed")
     if path.parent != output and not path.parent.is_dir():

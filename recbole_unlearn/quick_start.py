@@ -2,7 +2,7 @@
 
 import logging
 import secrets
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from time import perf_counter
 
@@ -12,7 +12,7 @@ from recbole_unlearn import checkpoint as checkpoints
 from recbole_unlearn import distributed, reporting
 from recbole_unlearn import methods as unlearning_methods
 from recbole_unlearn.comparison import Comparison, forget_sets, requests, summary
-from recbole_unlearn.compat import PERSONAL_KEYS, plain, settings
+from recbole_unlearn.compat import hidden, plain, settings
 from recbole_unlearn.config import UnlearnConfig
 from recbole_unlearn.data.forget import ForgetRequest
 from recbole_unlearn.data.split import Split
@@ -24,10 +24,11 @@ from recbole_unlearn.experiments import Paper, paper_arguments
 from recbole_unlearn.files import scratch_folder, sweep_scratch
 from recbole_unlearn.follower import follow
 from recbole_unlearn.input_error import InputError
-from recbole_unlearn.opening import check_purge, configure, experiment, open_unlearner, ranks
+from recbole_unlearn.opening import check_cutoffs, check_purge, configure, experiment, open_unlearner, ranks
 from recbole_unlearn.other_models import other_models
 from recbole_unlearn.output import (
     audit_file,
+    check_paths,
     claim,
     erasure_of,
     in_one_line,
@@ -39,6 +40,7 @@ from recbole_unlearn.session import UnlearnSession
 from recbole_unlearn.stream import serve
 from recbole_unlearn.trainer import make_trainer
 from recbole_unlearn.training import TrainedSeeds, new_model, train
+from recbole_unlearn.unlearners import guard
 
 
 def run_unlearn(model=None, dataset=None, config_file_list=None, config_dict=None, saved=True):
@@ -76,20 +78,23 @@ def _run(held, model, dataset, config_file_list, config_dict, saved):
     if config["methods"] is not None or config["compare_models"] is not None:
         return _comparison(held, config, (config["model"], config["dataset"], config_file_list, config_dict), saved)
     request = ForgetRequest.from_config(config)
+    output = output_folder(config)
+    check_paths(config, output, config_file_list, saved)
     init_seed(config["seed"], config["reproducibility"])
     split = Split(config)
     if stored:
         split = split.align(log)
     rows = request.rows(split)
+    check_cutoffs(config, split)
     arguments = (model, dataset, plain(config_file_list), plain(config_dict))
     distributed.order("open", arguments=arguments, fingerprint=split.fingerprint)
     if stored:
         original, unlearner = open_unlearner(config, split, stored, log, config["checkpoint"])
-    output = output_folder(config)
+        guarded = guard.check(unlearner, stored, log, config["show_progress"])
     erasure = erasure_of(config, split, rows, stored) if saved else {}
     trail = audit_file(config["audit"], output) if saved else None
     held.enter_context(in_one_line(output))
-    with _masked(config):
+    with hidden(config):
         init_logger(config)
         logger = logging.getLogger()
         logger.info(str(config))
@@ -112,6 +117,7 @@ def _run(held, model, dataset, config_file_list, config_dict, saved):
             original, trainer, seconds["original"] = train(config, split, path)
             stored, log = checkpoints.load(path)
             original, unlearner = open_unlearner(config, split, stored, log, path)
+            guarded = guard.check(unlearner, stored, log, config["show_progress"])
         trainer.eval_collector.data_collect(split.train)
 
         start = perf_counter()
@@ -130,8 +136,6 @@ def _run(held, model, dataset, config_file_list, config_dict, saved):
         seconds["unlearned"] = unlearned.seconds
         logger.info(f"forgot {len(rows)} interactions in {unlearned.seconds:.3g} s")
         files = {"original": str(path), "unlearned": str(folder / "unlearned.pth")}
-        save_unlearned(folder / "unlearned.pth", stored, log, unlearned, split, rows, config, erasure.get("inter"))
-
         if not served:
             unlearner.apply(rows, unlearned)
         models = {"original": original, "unlearned": unlearner.served(new_model(config, split))}
@@ -162,6 +166,7 @@ def _run(held, model, dataset, config_file_list, config_dict, saved):
             "forget_set": {"kind": request.kind, **split.counts(rows)},
             "models": evaluated,
             "unlearning": {**unlearned.report(), "setup_seconds": setup_seconds},
+            "guard": guarded.report(),
             "speed_up": seconds["retrained"] / seconds["unlearned"] if "retrained" in seconds else None,
             "verdict": sentence,
             "verdict_figures": figures,
@@ -172,7 +177,9 @@ def _run(held, model, dataset, config_file_list, config_dict, saved):
         }
         if served:
             result["stream"] = served.report()
-        if saved:
+        if saved:  # last of all: whatever fails before leaves no new model
+            kept = unlearned, split, rows, config, erasure.get("inter"), guarded
+            save_unlearned(folder / "unlearned.pth", stored, log, *kept)
             if trail:
                 result["audit"] = {"file": str(trail), "request": secrets.token_hex(8)}
             reporting.write(result, folder)
@@ -205,7 +212,7 @@ def _comparison(held, config, arguments, saved):
     requests(config)
     folder = output_folder(config)
     held.enter_context(in_one_line(folder))
-    with _masked(config):
+    with hidden(config):
         init_logger(config)
     cache = config["comparison_cache"] or Path(config["checkpoint_dir"]) / "comparison"
     trained = TrainedSeeds(arguments, cache)
@@ -239,14 +246,3 @@ def _experiment(model, dataset, config_file_list, config_dict):
         paper = Paper(trained, settings, config["comparison_seeds"], quick, config["show_progress"])
         page = paper.run(folder)
     return {"page": page, "files": {"page": str(folder / f"{dataset}.md"), "figures": str(folder / dataset)}}
-
-
-@contextmanager
-def _masked(config):
-    """Personal values masked while RecBole prints the configuration, or hashes it into the names of its log files."""
-    kept = {key: config[key] for key in PERSONAL_KEYS if config[key] is not None}
-    config.final_config_dict.update(dict.fromkeys(kept, "(given, not logged)"))
-    try:
-        yield
-    finally:
-        config.final_config_dict.update(kept)

@@ -69,9 +69,25 @@ def markdown(result):
         *([SPAM_EXPOSURE, ""] if forget["kind"] == "spam" else []),
         f"{_how(solve)}; kernels loaded in {solve['setup_seconds']:.2g} s before the request.",
         "",
+        guard_sentence(result),
+        "",
+        *(["Nothing is held out for the test: no ranking is measured.", ""] if not _ranked(result) else []),
         *(_drift(result["stream"]) if "stream" in result else []),
     ]
     return "\n".join(lines)
+
+
+def _ranked(result):
+    return any(each["ranking"] for each in result["models"].values())
+
+
+def guard_sentence(result):
+    """In words, what was checked of whether the log tells the training."""
+    found = result["guard"]
+    sentence = found["sentence"][:1].upper() + found["sentence"][1:]
+    seconds = f", checked in {found['seconds']:.2g} s once for this log" if found["seconds"] else ""
+    limit = f" (at most {found['limit']:g} is allowed{seconds})" if found["distance"] is not None else ""
+    return f"Guard: {sentence}{limit}."
 
 
 def html(result):
@@ -83,8 +99,8 @@ def _drift(stream):
     """Comparisons with retraining along a stream, and the advice that follows."""
     lines = []
     if stream["drift"]:
-        metric = next(key for key in stream["drift"][0] if key.endswith("_unlearned") and key.startswith("ndcg"))[:-10]
-        names = {"forget_auc": "forget-set AUC", metric: metric.upper()}
+        found = [key for key in stream["drift"][0] if key.endswith("_unlearned") and key.startswith("ndcg")]
+        names = {"forget_auc": "forget-set AUC", **{key[:-10]: key[:-10].upper() for key in found[:1]}}
         columns = {f"{key}_{of}": f"{name} {of}" for key, name in names.items() for of in ("unlearned", "retrained")}
         table = pd.DataFrame(stream["drift"])[["requests", "forgotten", *columns]].rename(columns=columns)
         lines += ["Drift:", "", table.to_markdown(index=False, floatfmt=".4f"), ""]

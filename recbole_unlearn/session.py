@@ -15,7 +15,8 @@ from recbole_unlearn.files import locked, sweep_scratch
 from recbole_unlearn.input_error import InputError
 from recbole_unlearn.opening import configure, open_unlearner
 from recbole_unlearn.output import audit_file, in_one_line, save_unlearned
-from recbole_unlearn.unlearners import Unlearned
+from recbole_unlearn.paths import check_apart, check_written
+from recbole_unlearn.unlearners import Unlearned, guard
 
 
 class UnlearnSession:
@@ -28,15 +29,16 @@ class UnlearnSession:
     Attributes:
         model: the RecBole model; BPR's weights change in place with each request, of other models it is a new object,
             whose graph and histories have forgotten too.
+        guard (Guard): what is known of whether the log tells the training.
         split (Split): the training data as it was when the session was opened.
         forgotten: rows of ``split`` that the session has forgotten, sorted int64 array.
         requests (list of dict): what is on record of each request, see `audit.request_entry`.
     """
 
-    def __init__(self, config, split, stored, log, model, unlearner):
+    def __init__(self, config, split, stored, log, model, unlearner, guarded=None):
         self.config, self.split = config, split
         self.stored, self.log = stored, log
-        self.model, self.unlearner = model, unlearner
+        self.model, self.unlearner, self.guard = model, unlearner, guarded
         self.requests = []
         self.held = ExitStack()
 
@@ -58,7 +60,8 @@ class UnlearnSession:
             config, stored, log = configure(held, model, None, config_file_list, settings)
             init_seed(config["seed"], config["reproducibility"])
             split = Split(config).align(log)
-            session = cls(config, split, stored, log, *open_unlearner(config, split, stored, log))
+            opened = open_unlearner(config, split, stored, log)
+            session = cls(config, split, stored, log, *opened, guard.check(opened[1], stored, log))
             session.unlearner.warm_up()
             session.held = held.pop_all()
         return session
@@ -117,13 +120,17 @@ class UnlearnSession:
         """
         path, rows = Path(path), self.forgotten
         _check_new(path)
+        check_written("file", path, self.config["checkpoint"])
         trail = audit_file(self.config["audit"], path.parent)
+        if trail:
+            check_written("audit", trail, self.config["checkpoint"])
+            check_apart("audit", trail, {"the new file": path, "the checkpoint": self.config["checkpoint"]})
         unlearner = self.unlearner
         now = Unlearned(unlearner.state_dict, unlearner.method, 0.0, {"chosen": unlearner.chosen}, unlearner.snapshots)
         with in_one_line(path.parent, "file"), locked(path):
             _check_new(path)  # again, now that nobody else can be writing
             before = trail and audit.model_checksums(self.config["checkpoint"], self.stored["state_dict"])
-            save_unlearned(path, self.stored, self.log, now, self.split, rows, self.config)
+            save_unlearned(path, self.stored, self.log, now, self.split, rows, self.config, guarded=self.guard)
             if trail:
                 after = audit.model_checksums(path, now.state_dict)
                 result = {"forget_set": self.split.counts(rows), "unlearning": now.report(), "models": {}}
@@ -132,5 +139,7 @@ class UnlearnSession:
 
 
 def _check_new(path):
+    if log_path(path) == path:
+        raise InputError(f"{path}: .triples is the ending of a triple log; name a .pth file")
     if path.exists() or log_path(path).exists():
         raise InputError(f"{path} exists already; name a new file")

@@ -142,6 +142,6 @@ def drift(session, scratch):
     }
     for name in ("unlearned", "retrained"):
         result[f"forget_auc_{name}"] = float(ranks[name].mean())
-        found = ranking.evaluate(trainer, models[name], judged, config["seed"], protocols={"full": 0})["full"]
+        found = ranking.evaluate(trainer, models[name], judged, config["seed"], protocols={"full": 0}).get("full", {})
         result |= {f"{metric}_{name}": value for metric, value in found.items()}
     return result

@@ -14,13 +14,16 @@ from torch.utils.data.distributed import DistributedSampler
 
 from recbole_unlearn import distributed
 from recbole_unlearn.checkpoint import save
-from recbole_unlearn.compat import checkpoint_state, replaced
+from recbole_unlearn.compat import checkpoint_state, class_named, model_class, replaced
 from recbole_unlearn.data.fingerprint import fingerprint
-from recbole_unlearn.data.sampling import ROW, BatchOrder, NegativeDraw, PairwiseCollate, batches, record
+from recbole_unlearn.data.sampling import ROW, NegativeDraw, OrderNote, PairwiseCollate, batches, record
 from recbole_unlearn.data.split import pairwise_loader
 from recbole_unlearn.data.triple_log import TripleLog, log_path, smallest_uint, snapshot_due
 from recbole_unlearn.evaluation.ranks import RankedLoader
+from recbole_unlearn.files import remove
 from recbole_unlearn.input_error import InputError
+from recbole_unlearn.keys import known_models
+from recbole_unlearn.models.support import refusal, refused
 
 
 class _Recorded:
@@ -100,11 +103,33 @@ class _Share(_Recorded):
         return weighted
 
 
+class _Steps:
+    """Notes down what an optimiser does in an epoch: the learning rate of each step, and which other settings it has."""
+
+    SETTINGS = ("betas", "eps", "weight_decay", "momentum", "amsgrad")
+
+    def __init__(self, optimizer):
+        self.optimizer, self.rates, self.settings = optimizer, [], set()
+
+    def __enter__(self):
+        self._handle = self.optimizer.register_step_pre_hook(self._note)
+        return self
+
+    def __exit__(self, *error):
+        self._handle.remove()
+
+    def _note(self, optimizer, *_):
+        for group in optimizer.param_groups:
+            self.settings.add((id(group), *(group.get(key) for key in self.SETTINGS)))
+        self.rates.append(float(optimizer.param_groups[0]["lr"]))
+
+
 class _Logging(Trainer):
     """What makes a RecBole trainer of pairwise models keep a :class:`TripleLog` beside the checkpoint.
 
     Set ``log_negatives=False`` (configuration or attribute) to train without a log; ``negatives: static`` draws the
-    negatives once instead of every epoch.
+    negatives once instead of every epoch. Nothing is logged of models that cannot be unlearned from, nor by
+    ``fit(saved=False)``. Where training does what a log cannot tell, the log ends there, and the checkpoint says why.
 
     Under torch.distributed (RecBole's ``single_spec: False``) it trains with DistributedDataParallel, on the CPU too,
     on batches and negatives that do not depend on the number of ranks. Rank 0 writes one log for all of them.
@@ -121,39 +146,46 @@ class _Logging(Trainer):
         self.saved_model_file = _unused(self.saved_model_file)
         self.log_negatives = config["log_negatives"] is not False
         self.triple_log = None
-        self._position = None
+        self.no_log = None  # in words, why none is kept though it was wanted
+        self._loader = self._position = self._table = None
+        self._order, self._settings = OrderNote(), set()
+
+    def fit(self, train_data, valid_data=None, verbose=True, saved=True, show_progress=False, callback_fn=None):
+        """RecBole's ``Trainer.fit``; where it saves nothing, nothing is logged either."""
+        logged = self.log_negatives
+        self.log_negatives = logged and saved
+        try:
+            return super().fit(train_data, valid_data, verbose, saved, show_progress, callback_fn)
+        finally:
+            self.log_negatives = logged
+
+    @property
+    def _logs(self):
+        return self.log_negatives and not self.no_log
 
     def _prepare(self, train_data):
-        """Make the loader say which row each batch entry is, and open the log."""
-        train_data = pairwise_loader(train_data)
+        """Make a loader say which row each batch entry is, and the first time open the log."""
         dataset = train_data._dataset
         users = dataset.inter_feat[dataset.uid_field].numpy()
         items = dataset.inter_feat[dataset.iid_field].numpy()
         order = np.argsort(users, kind="stable")
-        self._position = np.empty(len(order), np.int64)
-        self._position[order] = np.arange(len(order))
         static = self.config["negatives"] == "static"
-        table = None
-        if self.start_epoch and self.log_negatives:
-            if self.shared:
-                raise InputError("training goes on in one process only: leave torchrun and nproc out, or train anew")
-            self.triple_log = self._reopen(users[order], items[order], train_data.times, static)
-            if static:
-                table = np.asarray(self.triple_log.epoch(0), np.int64)[self._position]
-        if PairwiseCollate.fits(train_data):
-            collate = PairwiseCollate(train_data)
-            if static:
-                collate.table = collate.draw_table() if table is None else table
-            train_data.collate_fn = collate
-        else:
-            dataset.inter_feat.interaction[ROW] = torch.arange(len(users))
-            if static:
-                train_data.collate_fn = _StaticCollate(train_data, table)
-        if not self.log_negatives or self.triple_log or not distributed.leads():
+        if self.start_epoch and self._logs and self.triple_log is None:
+            self._reopen(users[order], items[order], train_data.times, static)
+        elif self.triple_log and not self._continues(users[order], items[order]):
+            self._give_up("it was trained on other interactions too, in a later fit")
+        self._loader, self._position = train_data, np.empty(len(order), np.int64)
+        self._position[order] = np.arange(len(order))
+        if static and self.triple_log and self.triple_log.n_epochs:
+            self._table = np.asarray(self.triple_log.epoch(0), np.int64)[self._position]
+        self._equip(train_data, static)
+        if not self._logs or self.triple_log or not distributed.leads():
             return
-        path = log_path(self.saved_model_file)
+        if self.optimizer.state:
+            self._give_up("its optimiser had taken steps before, by a fit that saved nothing for instance")
+            return
         self.triple_log = TripleLog.create(
-            path,
+            log_path(self.saved_model_file),
             users[order],
             items[order],
             dataset.user_num,
@@ -163,25 +195,56 @@ class _Logging(Trainer):
             self.config["seed"],
             fingerprint(dataset),
             secrets.token_hex(8),
+            type(self.optimizer).__name__,
         )
+        self._snapshot()
+
+    def _equip(self, loader, static):
+        """Make a loader's batches name their rows; static negatives are those of a table, drawn now or before."""
+        if PairwiseCollate.fits(loader):
+            collate = PairwiseCollate(loader)
+            if static:
+                collate.table = collate.draw_table() if self._table is None else self._table
+            loader.collate_fn = collate
+        else:
+            loader._dataset.inter_feat.interaction[ROW] = torch.arange(len(loader._dataset))
+            if static:
+                loader.collate_fn = _StaticCollate(loader, self._table)
+
+    def _continues(self, users, items):
+        """Whether these are the interactions of the log."""
+        return np.array_equal(self.triple_log.users, users) and np.array_equal(self.triple_log.items, items)
+
+    def _give_up(self, reason):
+        """End the log: what is trained from now on is not what it tells."""
+        self.no_log = reason
+        if self.triple_log:
+            remove(self.triple_log.path)
+        self.triple_log = None
+        self.logger.warning(f"no triple log is kept of this training: {reason}")
 
     def _reopen(self, users, items, negatives, static):
         """The log of the run that goes on: it must be the one that the checkpoint was written with."""
+        if self.shared:
+            raise InputError("training goes on in one process only: leave torchrun and nproc out, or train anew")
+        tie = torch.load(self.saved_model_file, map_location="cpu", weights_only=True).get("triple_log") or {}
+        if "missing" in tie:
+            self.no_log = tie["missing"]
+            return
         path = log_path(self.saved_model_file)
         log = TripleLog.open(path)
         log.verify()
-        tie = torch.load(self.saved_model_file, map_location="cpu", weights_only=True).get("triple_log") or {}
         fits = (
             tie.get("run_id") == log.run_id
-            and self.start_epoch <= log.n_epochs
+            and 0 < tie.get("epochs", 0) <= log.n_epochs
             and (log.static, log.negatives) == (static, negatives)
             and np.array_equal(log.users, users)
             and np.array_equal(log.items, items)
         )
         if not fits:
             raise InputError(f"checkpoint {self.saved_model_file} and {path} come from different runs; train again")
-        log.truncate(self.start_epoch)
-        return log
+        log.truncate(tie["epochs"])
+        self.triple_log = log
 
     def _train_epoch(self, train_data, epoch_idx, loss_func=None, show_progress=False):
         if self.shared:
@@ -191,32 +254,40 @@ class _Logging(Trainer):
             return super()._train_epoch(train_data, epoch_idx, loss_func, show_progress)
         if self.shared:
             distributed.same_draws(self.device)
-        if self._position is None:
-            self._prepare(train_data)
-            self._snapshot(epoch_idx)
+        if loader is not self._loader:
+            self._prepare(loader)
         dtype = smallest_uint(loader._dataset.item_num - 1)
         recorded = (_Share if self.shared else _Recorded)(loader, self._position, loader.times, dtype)
         if self.shared:
             loss_func = recorded.loss(loss_func or self.model.calculate_loss)
         else:
             recorded.keep = self.triple_log is not None
-        if loader is train_data:
-            loss = super()._train_epoch(recorded, epoch_idx, loss_func, show_progress)
-        else:
-            with replaced(train_data, general_dataloader=recorded):
-                loss = super()._train_epoch(train_data, epoch_idx, loss_func, show_progress)
+        begun = self._order.begin(loader)
+        with _Steps(self.optimizer) as steps:
+            if loader is train_data:
+                loss = super()._train_epoch(recorded, epoch_idx, loss_func, show_progress)
+            else:
+                with replaced(train_data, general_dataloader=recorded):
+                    loss = super()._train_epoch(train_data, epoch_idx, loss_func, show_progress)
         if self.shared:
             loss = distributed.mean(loss, self.device)
             if self.log_negatives:
                 distributed.gather(recorded.drawn, self.device)
         if self.triple_log:
-            drawn = recorded.drawn
-            if not drawn.any():  # an epoch on the knowledge graph alone: the triples are still those of before
-                drawn = np.array(self.triple_log.epoch(self.triple_log.n_epochs - 1))
-            order = BatchOrder.describe(loader, epoch_idx - self.start_epoch, recorded.step)
-            self.triple_log.append(drawn, order)
-            self._snapshot(epoch_idx + 1)
+            self._append(recorded, OrderNote.end(begun, recorded.step), steps)
         return loss
+
+    def _append(self, recorded, order, steps):
+        """Add an epoch to the log."""
+        drawn = recorded.drawn
+        if not drawn.any():  # an epoch on the knowledge graph alone: the triples are still those of before
+            drawn = np.array(self.triple_log.epoch(self.triple_log.n_epochs - 1))
+        self._settings |= steps.settings
+        if len(self._settings) > 1:
+            self._give_up("the optimiser's settings changed while it trained, or are several")
+            return
+        self.triple_log.append(drawn, order, steps.rates)
+        self._snapshot()
 
     def _valid_epoch(self, valid_data, show_progress=False):
         if not self.shared or _sharded(valid_data):
@@ -234,11 +305,11 @@ class _Logging(Trainer):
             eval_data, show_progress = RankedLoader(self, eval_data, show_progress), False
         return super().evaluate(eval_data, load_best_model, model_file, show_progress)
 
-    def _snapshot(self, n_epochs):
+    def _snapshot(self):
         used = isinstance(self.model, (BPR, LightGCN)) or self.config["MODEL_TYPE"] == ModelType.SEQUENTIAL
-        if self.triple_log and snapshot_due(n_epochs) and used:
+        if used and snapshot_due(self.triple_log.n_epochs):
             named = {name: value.detach().cpu().numpy() for name, value in self.model.named_parameters()}
-            self.triple_log.add_snapshot(n_epochs, named)
+            self.triple_log.add_snapshot(self.triple_log.n_epochs, named)
 
     def _save_checkpoint(self, epoch, verbose=True, **kwargs):
         if not self.config["single_spec"] and self.config["local_rank"] != 0:
@@ -246,7 +317,9 @@ class _Logging(Trainer):
         path = Path(kwargs.pop("saved_model_file", self.saved_model_file))
         state = checkpoint_state(self, epoch)
         if self.triple_log:
-            state["triple_log"] = {"run_id": self.triple_log.run_id, "epochs": epoch + 1}
+            state["triple_log"] = {"run_id": self.triple_log.run_id, "epochs": self.triple_log.n_epochs}
+        elif reason := self.no_log or refusal(self.config):
+            state["triple_log"] = {"missing": reason}
         save(path, state)
         if verbose:
             self.logger.info(f"Saving current: {path}")
@@ -260,9 +333,24 @@ class KnowledgeTrainer(_Logging, KGTrainer):
     """RecBole's ``KGTrainer`` for pairwise models, with a triple log; see `_Logging`."""
 
 
+TRAINERS = {
+    ModelType.GENERAL: BPRTrainer,
+    ModelType.SEQUENTIAL: BPRTrainer,
+    ModelType.KNOWLEDGE: KnowledgeTrainer,
+}
+
+
 def make_trainer(config, model):
     """The trainer for a model."""
-    return (KnowledgeTrainer if config["MODEL_TYPE"] == ModelType.KNOWLEDGE else BPRTrainer)(config, model)
+    return TRAINERS[config["MODEL_TYPE"]](config, model)
+
+
+def trainer_of(name):
+    """The class of trainer that logs for a model of this name, RecBole's or the user's own; None where none does."""
+    found = model_class(name) if name in known_models() else class_named(name)
+    if found is None or refused(found):
+        return None
+    return TRAINERS.get(found.type)
 
 
 def _sharded(loader):

@@ -24,7 +24,8 @@ from recbole_unlearn.data.forget import KINDS
 from recbole_unlearn.data.sampling import Played
 from recbole_unlearn.data.split import Split
 from recbole_unlearn.data.triple_log import TripleLog, log_path
-from recbole_unlearn.files import write_atomically
+from recbole_unlearn.files import remove, write_atomically
+from recbole_unlearn.input_error import InputError
 from recbole_unlearn.trainer import make_trainer
 
 # Keys of a configuration that belong to one run, not to the model that it trains.
@@ -46,7 +47,15 @@ def new_model(config, split, seed=None, data=None):
     """
     data = split.train._dataset if data is None else data
     init_seed(config["seed"] if seed is None else seed, config["reproducibility"])
-    return config.model_class(config, data).to(config["device"])
+    try:
+        return config.model_class(config, data).to(config["device"])
+    except (TypeError, ValueError, RuntimeError, AssertionError, MemoryError, ZeroDivisionError, IndexError) as error:
+        if config.model_class.__module__.partition(".")[0] != "recbole":
+            raise  # a fault of the user's own class is shown whole
+        raise InputError(
+            f"{config['model']} cannot be built with this configuration: {type(error).__name__}: "
+            f"{' '.join(str(error).split())[:300]}; check the keys of the model"
+        ) from error
 
 
 def train(config, split, path, forgotten=None, seed=None, log_negatives=True):
@@ -69,7 +78,16 @@ def train(config, split, path, forgotten=None, seed=None, log_negatives=True):
     trainer.log_negatives = log_negatives and trainer.log_negatives
     start = perf_counter()
     valid = split.judged_without(_rows(forgotten)).valid
-    trainer.fit(loader, valid, verbose=True, saved=True, show_progress=config["show_progress"])
+    try:
+        trainer.fit(loader, valid, verbose=True, saved=True, show_progress=config["show_progress"])
+    except ValueError as error:
+        if str(error) != "Training loss is nan":  # RecBole's words
+            raise
+        for each in (Path(path), log_path(path)):
+            remove(each)
+        raise InputError(
+            f"the training's loss became NaN after {len(trainer.train_loss_dict)} epochs; lower learning_rate"
+        ) from None
     seconds = perf_counter() - start
     if not config["single_spec"]:
         distributed.barrier()  # rank 0 has written the best weights

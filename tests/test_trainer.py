@@ -8,13 +8,14 @@ import torch
 from recbole.config import Config
 from recbole.data import create_dataset, data_preparation
 from recbole.model.general_recommender.bpr import BPR
-from recbole.trainer.trainer import Trainer
-from recbole.utils import get_model, get_trainer, init_seed
+from recbole.model.knowledge_aware_recommender.cke import CKE
+from recbole.trainer.trainer import KGATTrainer, NCLTrainer, S3RecTrainer, TraditionalTrainer, Trainer
+from recbole.utils import ModelType, get_model, get_trainer, init_seed
 
 from recbole_unlearn.config import own_options
 from recbole_unlearn.data.triple_log import TripleLog, log_path
 from recbole_unlearn.input_error import InputError
-from recbole_unlearn.trainer import BPRTrainer
+from recbole_unlearn.trainer import BPRTrainer, KnowledgeTrainer
 
 ITEM_FEATURES = {"load_col": {"inter": ["user_id", "item_id"], "item": ["item_id", "class"]}}
 
@@ -292,10 +293,29 @@ def test_two_runs_in_the_same_second_do_not_share_a_checkpoint(make_split, make_
 # -- with stock RecBole
 
 
-def test_get_trainer_returns_ours_for_bpr_and_recboles_for_others(make_config):
-    config = make_config()
-    assert get_trainer(config["MODEL_TYPE"], "BPR") is BPRTrainer
-    assert get_trainer(config["MODEL_TYPE"], "LightGCN") is Trainer
+class MyBPR(BPR):
+    """A user's own model."""
+
+
+class MyCKE(CKE):
+    """A user's own knowledge-aware model."""
+
+
+@pytest.mark.parametrize(
+    "kind, name, expected",
+    [
+        (ModelType.GENERAL, "BPR", BPRTrainer), (ModelType.GENERAL, "LightGCN", BPRTrainer),
+        (ModelType.GENERAL, "NGCF", BPRTrainer), (ModelType.SEQUENTIAL, "SASRec", BPRTrainer),
+        (ModelType.SEQUENTIAL, "GRU4Rec", BPRTrainer), (ModelType.KNOWLEDGE, "CKE", KnowledgeTrainer),
+        (ModelType.GENERAL, "MyBPR", BPRTrainer), (ModelType.KNOWLEDGE, "MyCKE", KnowledgeTrainer),
+        (ModelType.GENERAL, "NeuMF", Trainer), (ModelType.GENERAL, "MultiDAE", Trainer),
+        (ModelType.CONTEXT, "FM", Trainer), (ModelType.TRADITIONAL, "Pop", TraditionalTrainer),
+        (ModelType.KNOWLEDGE, "KGAT", KGATTrainer), (ModelType.GENERAL, "NCL", NCLTrainer),
+        (ModelType.SEQUENTIAL, "S3Rec", S3RecTrainer), (ModelType.GENERAL, "NobodysModel", Trainer),
+    ],
+)  # fmt: skip
+def test_get_trainer_returns_ours_where_a_model_can_be_unlearned_from_and_else_recboles(kind, name, expected):
+    assert get_trainer(kind, name) is expected
 
 
 def test_a_stock_config_trains_with_our_trainer(make_options, tmp_path):

@@ -8,6 +8,7 @@ import torch
 from recbole.data.interaction import Interaction
 from recbole.sampler import Sampler
 
+from recbole_unlearn.data.triple_log import MOST_DRAWN
 from recbole_unlearn.input_error import InputError
 
 ROW = "triple_row"
@@ -206,12 +207,25 @@ def batches(loader, collate, step=None):
 def _next_order(n, generator):
     """Rows in the order of an epoch, drawn from a loader's generator as torch's single-process iterator does.
 
-    That is a base seed, the permutation, and one more permutation of which ``RandomSampler`` uses nothing.
+    That is a base seed, the permutation, and one more permutation of which ``RandomSampler`` uses nothing. Without a
+    generator, as RecBole leaves its loaders after it has saved them, base seed and the seed of an own generator come
+    from the process's stream.
     """
     torch.empty((), dtype=torch.int64).random_(generator=generator)
+    if generator is None:
+        generator = torch.Generator()
+        generator.manual_seed(int(torch.empty((), dtype=torch.int64).random_()))
     order = torch.randperm(n, generator=generator)
     torch.randperm(n, generator=generator)
     return order.numpy()
+
+
+def _own_seed():
+    """Seed of the generator that `_next_order` will make where there is none; nothing is drawn."""
+    state = torch.get_rng_state()
+    _, seed = (torch.empty((), dtype=torch.int64).random_() for _ in range(2))
+    torch.set_rng_state(state)
+    return int(seed)
 
 
 class Played:
@@ -251,7 +265,7 @@ class Played:
             if len(rows):
                 yield self.collate(rows)
         recorded = self.log.order[self.epoch]
-        if recorded and recorded[2] != zlib.crc32(step.data):
+        if recorded and recorded[-1] != zlib.crc32(step.data):
             raise InputError(f"the batches of epoch {self.epoch} are not those of {self.log.path}; train again")
         self.epoch += 1
 
@@ -259,11 +273,50 @@ class Played:
         return len(self.loader)
 
 
+class OrderNote:
+    """Notes down, epoch by epoch, how to draw the order of batches again: entries of `BatchOrder`."""
+
+    def __init__(self):
+        self._generator, self._seed, self._drawn = None, None, 0
+
+    def begin(self, loader):
+        """Before an epoch of a loader: what its order will be drawn from."""
+        generator = loader.generator
+        if not loader.shuffle:
+            return []
+        if generator is None:
+            return [_own_seed()]
+        if generator is not self._generator or generator.initial_seed() != self._seed:
+            self._generator, self._seed = generator, generator.initial_seed()
+            self._drawn = _epochs_drawn(loader.sample_size, generator)
+        if self._drawn is None:
+            return None
+        self._drawn += 1
+        return [self._seed, self._drawn - 1]
+
+    @staticmethod
+    def end(begun, steps):
+        """The entry, after the epoch: ``steps`` is the batch of each row, int32 ``[rows]``."""
+        return None if begun is None else [*begun, zlib.crc32(steps)]
+
+
+def _epochs_drawn(n, generator):
+    """How many epochs' orders have been drawn from a generator since it was seeded; None: none of the first ones."""
+    again, state = torch.Generator(), generator.get_state()
+    again.manual_seed(generator.initial_seed())
+    for drawn in range(MOST_DRAWN):
+        if torch.equal(again.get_state(), state):
+            return drawn
+        _next_order(n, again)
+    return None
+
+
 class BatchOrder:
     """The batch that each row was in, epoch by epoch: what the log does not store, since it can be drawn again.
 
     Args:
-        recorded: of each epoch ``[seed, epochs drawn before with it, checksum of the batches]``, or None.
+        recorded: of each epoch ``[seed, epochs drawn before with it, checksum of the batches]``, or without the epochs
+            where the seed was its own, or without the seed where rows came in order; None: not known.
         data_row: row in RecBole's training data of each row, int array ``[rows]``.
         batch_rows (int): rows of a batch.
     """
@@ -272,23 +325,29 @@ class BatchOrder:
         self.recorded, self.data_row, self.batch_rows = recorded, data_row, batch_rows
         self._generator, self._drawn = None, 0
 
-    @staticmethod
-    def describe(loader, drawn, steps):
-        """Entry of ``recorded`` for an epoch of ``loader``; None where rows are not shuffled by its generator."""
-        return [loader.generator.initial_seed(), drawn, zlib.crc32(steps)] if loader.shuffle else None
-
     def steps(self, epoch):
         """Batch of each row in an epoch, int32 ``[rows]``; None where it cannot be told."""
         if self.recorded[epoch] is None:
             return None
-        seed, drawn, checksum = self.recorded[epoch]
-        if self._generator is None or self._generator.initial_seed() != seed or drawn < self._drawn:
-            self._generator, self._drawn = torch.Generator(), 0
-            self._generator.manual_seed(seed)
-        while self._drawn <= drawn:
-            order = _next_order(len(self.data_row), self._generator)
-            self._drawn += 1
+        *drawn_from, checksum = self.recorded[epoch]
+        order = self._order(*drawn_from)
         batch = np.empty(len(order), np.int32)
         batch[order] = np.arange(len(order), dtype=np.int32) // self.batch_rows
         steps = batch[self.data_row]
         return steps if zlib.crc32(steps.data) == checksum else None
+
+    def _order(self, seed=None, drawn=None):
+        n = len(self.data_row)
+        if seed is None:
+            return np.arange(n)
+        if drawn is None:  # torch draws no base seed from a generator of the sampler's own
+            generator = torch.Generator()
+            generator.manual_seed(seed)
+            return torch.randperm(n, generator=generator).numpy()
+        if self._generator is None or self._generator.initial_seed() != seed or drawn < self._drawn:
+            self._generator, self._drawn = torch.Generator(), 0
+            self._generator.manual_seed(seed)
+        while self._drawn <= drawn:
+            order = _next_order(n, self._generator)
+            self._drawn += 1
+        return order

@@ -216,6 +216,12 @@ class Split:
         users, items = (len(np.unique(ids[rows])) for ids in (self.users, self.items))
         return {"interactions": len(rows), "of": self.n_rows, "users": users, "items": items}
 
+    def whole_dataset(self):
+        """One RecBole data set of all interactions: training, validation, test."""
+        parts = [loader._dataset for loader in (self.train, self.valid, self.test)]
+        columns = [part.inter_feat.interaction for part in parts]
+        return parts[0].copy(Interaction({name: torch.cat([each[name] for each in columns]) for name in columns[1]}))
+
     def judged_without(self, forgotten):
         """This split with nothing of some rows in the histories of its validation and test data.
 
@@ -228,9 +234,7 @@ class Split:
         ends = np.cumsum([len(part) for part in parts])
         gone = np.zeros(ends[-1], bool)
         gone[self.data_row[forgotten]] = True
-        columns = [part.inter_feat.interaction for part in parts]
-        whole = parts[0].copy(Interaction({name: torch.cat([each[name] for each in columns]) for name in columns[1]}))
-        split = copy.copy(self)
+        whole, split = self.whole_dataset(), copy.copy(self)
         split._test_loaders = {}
         for name, part, end in zip(("valid", "test"), parts[1:], ends[1:], strict=True):
             judged = part.copy(part.inter_feat[torch.arange(len(part))])

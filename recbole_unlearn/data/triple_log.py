@@ -3,8 +3,8 @@
 A log is a folder: ``metadata.json``, the anchors ``users.npy`` and ``items.npy`` (shape ``[rows]``, grouped by user),
 and one ``epoch-NNNNN.npy`` an epoch (shape ``[rows, negatives]``; only one if the negatives are static). All
 columns use the smallest unsigned integer type that holds the ids, so 2 bytes a triple below 65,536 items.
-``weights-NNNNN.npy`` are snapshots of the weights after NNNNN epochs (float16, flat), ever rarer with time. The
-metadata is replaced last and atomically: a killed run leaves the last complete epoch.
+``weights-NNNNN.npy`` are snapshots of the weights after NNNNN epochs (float16, flat), ever rarer with time, and
+``rates-NNNNN.npy`` the learning rates of an epoch's steps (float64), where they are not one. The metadata is replaced last and atomically: a killed run leaves the last complete epoch.
 """
 
 import json
@@ -27,6 +27,7 @@ VERSION = 1
 MAX_METADATA_BYTES = 16 << 20
 MAX_EPOCHS = 1_000_000
 DAMAGED = (OSError, ValueError, EOFError, SyntaxError, tokenize.TokenError)  # what np.load raises on bad files
+MOST_DRAWN = 100  # epochs that another training may have drawn from a loader before, see `sampling.OrderNote`
 SNAPSHOT_SPACING = 1.5  # each snapshot at least this much later than the one before; 1.2 is no better (measured)
 
 
@@ -95,13 +96,27 @@ def _check_metadata(metadata):
     metadata["parameters"]
     if metadata["n_epochs"] > MAX_EPOCHS:
         raise ValueError(f"n_epochs is {metadata['n_epochs']}")
-    known = [None] * metadata["n_epochs"] if metadata.get("order") is None else metadata["order"]
-    if len(known) != metadata["n_epochs"] or not all(
-        each is None
-        or (len(each) == 3 and all(type(number) is int and number >= 0 for number in each) and each[1] < len(known))
-        for each in known
-    ):
+    n_epochs = metadata["n_epochs"]
+    known = [None] * n_epochs if metadata.get("order") is None else metadata["order"]
+    if len(known) != n_epochs or not all(each is None or _is_order(each, n_epochs) for each in known):
         raise ValueError("order does not tell the epochs' orders of batches")
+    rates = [None] * n_epochs if metadata.get("rates") is None else metadata["rates"]
+    if len(rates) != n_epochs or not all(each is None or _is_rate(each) for each in rates):
+        raise ValueError("rates does not tell the epochs' learning rates")
+    if not isinstance(metadata.get("optimizer"), (str, type(None))):
+        raise ValueError(f"optimizer is {metadata['optimizer']!r}")
+
+
+def _is_order(entry, n_epochs):
+    """Whether this is an entry of `sampling.BatchOrder`: one to three whole numbers, the second of three an epoch's."""
+    fits = 1 <= len(entry) <= 3 and all(type(number) is int and number >= 0 for number in entry)
+    return fits and (len(entry) < 3 or entry[1] < n_epochs + MOST_DRAWN)
+
+
+def _is_rate(entry):
+    """Whether this is a learning rate, None for those in a file, and a number of steps."""
+    rate, steps = entry
+    return type(steps) is int and steps >= 0 and (rate is None or type(rate) is float and 0 <= rate < math.inf)
 
 
 class TripleLog:
@@ -124,13 +139,16 @@ class TripleLog:
         self.items = _load(self.path / "items.npy", [self.n_rows], np.dtype(metadata["item_dtype"]))
 
     @classmethod
-    def create(cls, path, users, items, n_users, n_items, negatives, static, seed, fingerprint, run_id):
-        """Start an empty log. ``users`` and ``items`` (int arrays ``[rows]``) must be grouped by user, ascending."""
+    def create(cls, path, users, items, n_users, n_items, negatives, static, seed, fingerprint, run_id, optimizer=None):
+        """Start an empty log. ``users`` and ``items`` (int arrays ``[rows]``) must be grouped by user, ascending.
+
+        ``optimizer`` is its class's name, such as Adam.
+        """
         path = Path(path)
         if (np.diff(np.asarray(users).astype(np.int64)) < 0).any():
             raise ValueError("anchors must be sorted by user")
         path.mkdir(parents=True, exist_ok=True)
-        for old in (*path.glob("epoch-*.npy"), *path.glob("weights-*.npy")):
+        for old in (*path.glob("epoch-*.npy"), *path.glob("weights-*.npy"), *path.glob("rates-*.npy")):
             old.unlink()
         user_dtype, item_dtype = smallest_uint(n_users - 1), smallest_uint(n_items - 1)
         metadata = {
@@ -149,6 +167,8 @@ class TripleLog:
             "negative_dtype": item_dtype.str,
             "n_epochs": 0,
             "order": [],
+            "optimizer": optimizer,
+            "rates": [],
             "snapshots": [],
             "parameters": None,
             "crc32": {
@@ -192,6 +212,7 @@ class TripleLog:
             log = cls(path, metadata)
             for epoch in range(log.n_epochs):
                 log.epoch(epoch)
+                log.rates(epoch)
             for epoch in metadata["snapshots"]:
                 log.snapshot(epoch)
         except (KeyError, TypeError, AttributeError, ValueError) as error:
@@ -225,12 +246,13 @@ class TripleLog:
         self.metadata["crc32"]["metadata.json"] = self._metadata_crc()
         write_atomically(self.path / "metadata.json", json.dumps(self.metadata, indent=1).encode())
 
-    def append(self, negatives, order=None):
+    def append(self, negatives, order=None, rates=None):
         """Add a complete epoch.
 
         Args:
             negatives: int array ``[rows, negatives]`` of item ids, none of them 0.
             order (optional): how to recompute the order of batches, see `sampling.BatchOrder`.
+            rates (optional): learning rate of each step of the optimiser, ``[steps]``.
         """
         negatives = np.ascontiguousarray(negatives, dtype=self.dtype)
         if negatives.shape != (self.n_rows, self.negatives) or (self.n_rows and negatives.min() == 0):
@@ -239,8 +261,40 @@ class TripleLog:
         if not (self.static and self.n_epochs):
             self.metadata["crc32"][file.name] = _save(file, negatives)
         self.metadata["order"] = [*self.order, order]
+        self.metadata["rates"] = [*self._rates, self._keep_rates(rates)]
         self.metadata["n_epochs"] += 1
         self._write_metadata()
+
+    def _keep_rates(self, rates):
+        """Entry of the metadata for an epoch's learning rates; several go to a file of their own."""
+        if rates is None or not len(rates):
+            return None
+        rates = np.asarray(rates, np.float64)
+        if (rates == rates[0]).all():
+            return [float(rates[0]), len(rates)]
+        file = self._rates_file(self.n_epochs)
+        self.metadata["crc32"][file.name] = _save(file, rates)
+        return [None, len(rates)]
+
+    def rates(self, epoch):
+        """Learning rate of each of an epoch's steps, float64 ``[steps]``; None: not known."""
+        entry = self._rates[epoch]
+        if entry is None:
+            return None
+        rate, steps = entry
+        return _load(self._rates_file(epoch), [steps], np.dtype(np.float64)) if rate is None else np.full(steps, rate)
+
+    @property
+    def _rates(self):
+        return self.metadata.get("rates") or [None] * self.n_epochs
+
+    def _rates_file(self, epoch):
+        return self.path / f"rates-{epoch:05d}.npy"
+
+    @property
+    def optimizer(self):
+        """Name of the class of the optimiser that trained; None: not known."""
+        return self.metadata.get("optimizer")
 
     def add_snapshot(self, n_epochs, parameters):
         """Keep the weights after ``n_epochs`` epochs (0: the initialisation).
@@ -286,7 +340,9 @@ class TripleLog:
         kept = {self._file(epoch).name for epoch in range(n_epochs)}
         self.metadata["snapshots"] = [n for n in self.snapshots if n <= n_epochs]
         kept |= {"users.npy", "items.npy", "metadata.json", *(self._weights_file(n).name for n in self.snapshots)}
+        kept |= {self._rates_file(epoch).name for epoch in range(n_epochs)}
         self.metadata["order"] = self.order[:n_epochs]
+        self.metadata["rates"] = self._rates[:n_epochs]
         self.metadata["n_epochs"] = min(n_epochs, self.n_epochs)
         self.metadata["crc32"] = {name: crc for name, crc in self.metadata["crc32"].items() if name in kept}
         self._write_metadata()
@@ -312,6 +368,7 @@ class TripleLog:
         """
         epochs = {self._file(epoch).name for epoch in range(self.n_epochs)}
         needed = {"users.npy", "items.npy", *epochs, *(self._weights_file(n).name for n in self.snapshots)}
+        needed |= {self._rates_file(epoch).name for epoch, entry in enumerate(self._rates) if entry and entry[0] is None}
         if missing := needed - self.metadata["crc32"].keys():
             raise InputError(f"triple log: {self.path} has no checksum of {min(missing)}; it was changed, train again")
         if (self.users[1:] < self.users[:-1]).any():
@@ -327,9 +384,9 @@ class TripleLog:
                 raise InputError(
                     f"triple log: {file} does not match its checksum; it was changed or damaged, train again"
                 )
-            if name.startswith("weights-"):
+            if name.startswith(("weights-", "rates-")):
                 if not np.isfinite(column).all():
-                    raise InputError(f"triple log: {file} holds NaN or infinite weights; train again")
+                    raise InputError(f"triple log: {file} holds NaN or infinite {name.split('-')[0]}; train again")
                 continue
             largest = self.metadata["n_users" if name == "users.npy" else "n_items"]
             if column.size and (column.min() < 1 or column.max() >= largest):
@@ -368,13 +425,15 @@ class TripleLog:
                 self.metadata["seed"],
                 fingerprint,
                 run_id,
+                self.optimizer,
             )
             users, items, n_items = np.array(self.users), np.array(self.items), self.metadata["n_items"]
             rng = np.random.default_rng()  # unseeded: with the seed, returned items could be told from drawn ones
             redraw = Redraw(users, items, ~keep, n_items, popularity, rng)
             for epoch in range(self.n_epochs):
                 negatives = self.epoch(epoch)[keep]
-                copy.append(negatives if self.static or repeatable else redraw(negatives))
+                negatives = negatives if self.static or repeatable else redraw(negatives)
+                copy.append(negatives, None, self.rates(epoch))
             for n_epochs, flat in (snapshots or {}).items():
                 copy.add_snapshot(n_epochs, self.named(flat))
             remove(path)

@@ -17,8 +17,10 @@ def evaluate(trainer, model, split, seed, show_progress=False, protocols=PROTOCO
         protocols (dict): name -> sampled negatives a held-out item, 0 for full ranking.
 
     Returns:
-        dict: protocol -> {metric: value}.
+        dict: protocol -> {metric: value}; empty where nothing was held out for the test.
     """
+    if not len(split.test._dataset):
+        return {}
     own_model, stream = trainer.model, np.random.get_state()
     results = {}
     try:

@@ -171,9 +171,9 @@ def _arrange(m):
 
 
 @numba.njit(**FLAGS)
-def _adam(w, m, v, g, step, hyper):
+def _adam(w, m, v, g, step, lr, hyper):
     """A step of torch.optim.Adam on flat float32 arrays, the ``step``-th from 1 on; ``g`` is set to zero."""
-    lr, beta1, beta2, eps, weight_decay = hyper  # as Adam's fields
+    _, beta1, beta2, eps, weight_decay = hyper  # as Adam's fields
     b1, b2, rest1, rest2 = np.float32(beta1), np.float32(beta2), np.float32(1 - beta1), np.float32(1 - beta2)
     rate, correction = np.float32(lr / (1 - beta1**step)), np.float32(1 / (1 - beta2**step))
     decay, small = np.float32(weight_decay), np.float32(eps)
@@ -259,12 +259,13 @@ def _replay_epoch(K, m):
     as they were recorded. ``rows`` and ``lone`` are as `_arrange` leaves them: places in ``W``, of which those below
     ``n_touched`` are touched rows, of either lane. ``returned`` ``[r, 4]`` are rows with one negative. Each comes with
     ``[n_steps + 1]`` numbers that delimit the steps; ``most`` is the number of triples that a step has at most of each
-    kind, ``scale`` ``[n_steps]`` weights them. ``M`` and ``V`` ``[2, n_touched, K]`` are Adam's state.
+    kind, ``scale`` ``[n_steps]`` weights them. ``M`` and ``V`` ``[2, n_touched, K]`` are Adam's state, ``rates``
+    ``[n_steps]`` its learning rates.
     """
     m, one = np.uint64(m), np.uint64(1)
 
     @numba.njit(**PARALLEL)
-    def kernel(W, rows, start, lone, lone_start, returned, return_start, most, M, V, steps_before, scale, hyper):
+    def kernel(W, rows, start, lone, lone_start, returned, return_start, most, M, V, steps_before, scale, rates, hyper):
         n_touched = np.uint64(M.shape[1])
         for lane in numba.prange(2):
             G = np.zeros((n_touched, K), np.float32)
@@ -277,7 +278,7 @@ def _replay_epoch(K, m):
                     back, end = return_start[s], return_start[s + 1]
                     _add_rows(K, one, W, G, returned, back, end, False, n_touched, shift, scale[s], x)
                 w = W[shift : shift + n_touched]
-                _adam(w.ravel(), M[lane].ravel(), V[lane].ravel(), G.ravel(), steps_before + s + 1, hyper)
+                _adam(w.ravel(), M[lane].ravel(), V[lane].ravel(), G.ravel(), steps_before + s + 1, rates[s], hyper)
 
     return kernel
 
@@ -292,7 +293,7 @@ def _train_epoch(K, m):
     m, one, none = np.uint64(m), np.uint64(1), np.uint64(0)
 
     @numba.njit(**FLAGS)
-    def kernel(W, rows, start, returned, return_start, most, M, V, steps_before, scale, hyper):
+    def kernel(W, rows, start, returned, return_start, most, M, V, steps_before, scale, rates, hyper):
         n_touched = np.uint64(len(W))
         G = np.zeros((n_touched, K), np.float32)
         x = np.empty(most, np.float32)
@@ -300,7 +301,7 @@ def _train_epoch(K, m):
             _add_rows(K, m, W, G, rows, start[s], start[s + 1], True, n_touched, none, scale[s], x)
             back, end = return_start[s], return_start[s + 1]
             _add_rows(K, one, W, G, returned, back, end, False, n_touched, none, scale[s], x)
-            _adam(W.ravel(), M.ravel(), V.ravel(), G.ravel(), steps_before + s + 1, hyper)
+            _adam(W.ravel(), M.ravel(), V.ravel(), G.ravel(), steps_before + s + 1, rates[s], hyper)
 
     return kernel
 
@@ -368,7 +369,7 @@ class Replayed:
 
 def replay(
     users, pos, negatives, forgotten, trajectory, n_users, n_items, optimizer, batch_triples,
-    popularity=None, seed=0, progress=None, all_rows=False, absent=None, steps=None, shard=None,
+    popularity=None, seed=0, progress=None, all_rows=False, absent=None, steps=None, shard=None, rates=None,
 ):  # fmt: skip
     """Run the optimiser again for the rows that some interactions touch, with and without these interactions.
 
@@ -390,6 +391,8 @@ def replay(
         absent (optional): rows that earlier requests took away, bool ``[rows]``; neither lane has them.
         steps (callable, optional): epoch -> batch that each row was in, int32 ``[rows]``, or None; default: at random.
         shard (Shard, optional): what of the rows this rank looks through for triples; rank 0 runs the lanes.
+        rates (callable, optional): epoch -> learning rate of each of its steps, float64 ``[steps]``; default: the
+            optimiser's, always. Where there are more steps than rates, the last one holds on.
 
     Returns:
         Replayed, or None on other ranks than 0
@@ -471,13 +474,15 @@ def replay(
         returned = returned.astype(place_type)
         most = max(np.diff(bounds).max() * width for bounds, width in ((start, m), (lone_start, 1), (return_start, 1)))
         weight, before = (1 / size).astype(np.float32), epoch * n_steps
+        rate = np.full(len(size), optimizer.lr) if rates is None else rates(epoch)
+        rate = np.append(rate, np.full(max(len(size) - len(rate), 0), rate[-1]))[: len(size)]
         if all_rows:
-            arguments = rows_found, start, returned, return_start, most, M[0], V[0], before, weight, hyper
-            _train_epoch(K, m)(W, *arguments)
+            found = rows_found, start, returned, return_start, most
+            _train_epoch(K, m)(W, *found, M[0], V[0], before, weight, rate, hyper)
         else:
             trajectory.at(epoch + 0.5, out=recorded)
-            arguments = rows_found, start, lone, lone_start, returned, return_start, most, M, V, before, weight, hyper
-            _replay_epoch(K, m)(W, *arguments)
+            found = rows_found, start, lone, lone_start, returned, return_start, most
+            _replay_epoch(K, m)(W, *found, M, V, before, weight, rate, hyper)
         if epoch + 1 in trajectory.epochs:
             snapshots[epoch + 1] = change(epoch + 1).astype(np.float32)
         if progress:

@@ -78,6 +78,7 @@ REFUSED = {
     "GRU4RecCPR": "RecBole has no BPR loss for it",
     "SASRecCPR": "RecBole has no BPR loss for it",
 }  # fmt: skip
+KINDS = (ModelType.GENERAL, ModelType.KNOWLEDGE, ModelType.SEQUENTIAL)
 NEEDS = {"NCL": "faiss", "KGIN": "torch_scatter", "MCCLK": "torch_scatter"}
 PRELOADED = {"GRU4RecKG": ("ent_id",), "KSR": ("ent_id", "rel_id")}
 
@@ -85,6 +86,12 @@ PRELOADED = {"GRU4RecKG": ("ent_id",), "KSR": ("ent_id", "rel_id")}
 def traits(model):
     """`Traits` of a model."""
     return TRAITS.get(recbole_name(type(model)), Traits())
+
+
+def refused(model_class):
+    """Whether a class of model can be unlearned from under no configuration."""
+    pairs = getattr(model_class, "input_type", InputType.PAIRWISE) == InputType.PAIRWISE
+    return recbole_name(model_class) in REFUSED or not pairs or model_class.type not in KINDS
 
 
 def refusal(config):
@@ -100,7 +107,7 @@ def _refusal(config, name, kind):
         if kind == ModelType.SEQUENTIAL and config["loss_type"] == "CE":
             return "loss_type: CE has no negatives; give loss_type: BPR, if RecBole has it for this model"
         return "it is not trained on pairs of an item and a sampled negative (RecBole's PAIRWISE input)"
-    if kind not in (ModelType.GENERAL, ModelType.KNOWLEDGE, ModelType.SEQUENTIAL):
+    if kind not in KINDS:
         return "its kind of model is none of general, knowledge-aware and sequential"
     if name in NEEDS and importlib.util.find_spec(NEEDS[name]) is None:
         return f"it needs the package {NEEDS[name]}, which is not installed"

@@ -275,35 +275,67 @@ class InfluenceUnlearner:
         touched = touching(log.users, log.items, touched_users, touched_items)
         return bool(np.mean(touched[~self.absent]) > MOSTLY_TOUCHED)
 
-    def _replay(self, rows, show_progress):
-        """The replayed change of the touched rows, and the recorded snapshots with the same change."""
-        log, (n_users, K) = self.log, self.P.shape
-        recorded = self.snapshots
-        times = [n for n in recorded if n < self.epochs]
-        trajectory = Trajectory([*times, self.epochs], [*(recorded[n] for n in times), flat(self.P, self.Q).numpy()])
-        m, all_rows = log.negatives, self._all_rows(rows)
-        absent = self.absent
-        if all_rows:  # from the start, without anything that was ever forgotten
-            rows, absent = np.union1d(rows, np.flatnonzero(absent)), None
-        with tqdm(total=self.epochs, desc="Unlearn", ncols=100, disable=not show_progress) as bar:
-            result = replay(
+    def _trajectory(self):
+        """The weights over the course of training, as far as they were kept."""
+        times = [n for n in self.snapshots if n < self.epochs]
+        weights = [*(self.snapshots[n] for n in times), flat(self.P, self.Q).numpy()]
+        return Trajectory([*times, self.epochs], weights)
+
+    def _run_again(self, trajectory, rows, all_rows, absent, steps, bar, shard=True):
+        """`replay` of the log; ``bar`` names what is shown of its progress, None: nothing."""
+        log, m = self.log, self.log.negatives
+        known = all(log.rates(epoch) is not None for epoch in range(self.epochs))
+        with tqdm(total=self.epochs, desc=bar, ncols=100, disable=bar is None) as progress:
+            return replay(
                 log.users,
                 log.items,
                 [log.epoch(e) for e in range(self.epochs)],
                 rows,
                 trajectory,
-                n_users,
+                len(self.P),
                 len(self.Q),
                 self._adam(),
                 max(self.config["train_batch_size"] // m, 1) * m,
                 self.popularity,
                 self.config["seed"],
-                bar.update,
+                progress.update,
                 all_rows,
                 absent,
-                self.order.steps if all_rows and self.order else None,
-                self.shard if self.shared else None,
+                steps,
+                self.shard if self.shared and shard else None,
+                log.rates if known else None,
             )
+
+    def reproduction(self, show_progress=False):
+        """How far replay of all rows with nothing forgotten ends from the weights, over how far training moved them.
+
+        None where the batches of an epoch are not known, so that it would be another training.
+        """
+        if not self.order:
+            return None
+
+        def steps(epoch):
+            if (found := self.order.steps(epoch)) is None:
+                raise LookupError
+            return found
+
+        trajectory, none = self._trajectory(), np.empty(0, np.int64)
+        try:
+            bar = "Check the log" if show_progress else None
+            result = self._run_again(trajectory, none, True, None, steps, bar, shard=False)
+        except LookupError:
+            return None
+        moved = flat(self.P, self.Q).numpy() - trajectory.at(0)
+        return float(np.linalg.norm(result.change) / max(np.linalg.norm(moved), np.finfo(np.float32).tiny))
+
+    def _replay(self, rows, show_progress):
+        """The replayed change of the touched rows, and the recorded snapshots with the same change."""
+        (n_users, K), recorded = self.P.shape, self.snapshots
+        trajectory, all_rows, absent = self._trajectory(), self._all_rows(rows), self.absent
+        if all_rows:  # from the start, without anything that was ever forgotten
+            rows, absent = np.union1d(rows, np.flatnonzero(absent)), None
+        steps = self.order.steps if all_rows and self.order else None
+        result = self._run_again(trajectory, rows, all_rows, absent, steps, "Unlearn" if show_progress else None)
         change = np.zeros((n_users + len(self.Q), K))
         if result is None:  # rank 0 ran the lanes
             change = self.shard.from_leader(torch.from_numpy(change)).numpy()

@@ -95,7 +95,7 @@ def test_a_log_without_the_forgotten_has_no_order(trained, tmp_path):
     assert copy.order == [None] * log.n_epochs
 
 
-@pytest.mark.parametrize("entry", ["no", [1, 2], [2020, -1, 3], [2020, 10**9, 3], [2020, 0.5, 3]])
+@pytest.mark.parametrize("entry", ["no", [], [1, 2, 3, 4], [2020, -1, 3], [2020, 10**9, 3], [2020, 0.5, 3]])
 def test_metadata_with_a_bad_order_is_refused(trained, tmp_path, entry):
     _, path, _ = trained
     log = TripleLog.open(log_path(path)).without([0], tmp_path / "bad.triples", "run-3", {})

@@ -682,10 +682,10 @@ def test_an_interrupted_without_leaves_no_half_log(tmp_path, monkeypatch):
     log, *_ = make(tmp_path / "log")
     append = TripleLog.append
 
-    def killed(self, negatives):
+    def killed(self, *epoch):
         if self.n_epochs == 2:
             raise KeyboardInterrupt
-        append(self, negatives)
+        append(self, *epoch)
 
     monkeypatch.setattr(TripleLog, "append", killed)
     with pytest.raises(KeyboardInterrupt):

@@ -578,6 +578,6 @@ def test_adam_is_torchs():
         param.grad = torch.from_numpy(grad)
         optimizer.step()
         g = grad.copy()
-        module._adam(w, m, v, g, step + 1, astuple(adam))
+        module._adam(w, m, v, g, step + 1, adam.lr, astuple(adam))
         assert not g.any()
     np.testing.assert_allclose(w, param.detach(), rtol=0, atol=1e-6)
