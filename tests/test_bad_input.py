@@ -364,7 +364,7 @@ CASES = {
     "audit file nested without end": (written("audit.jsonl", "[" * 300_000 + "\n"), AUDITED, "no audit record"),
     "audit file that is a folder": (nothing, ["--audit=./elsewhere"], "audit"),
     "audit file in no folder": (nothing, ["--audit=gone/audit.jsonl"], "audit"),
-    "audit file that is a data set": (nothing, [f"--audit={INTER}"], "no audit record"),
+    "audit file that is a data set": (nothing, [f"--audit={INTER}"], ".inter too"),
     # requests
     "request for an unknown user": (nothing, ["--forget_count=None", "--forget_users=nobody"], "nobody"),
     "request for the padding user": (nothing, ["--forget_count=None", "--forget_users=[PAD]"], "[PAD]"),

@@ -1,0 +1,162 @@
+"""How far replay with nothing forgotten ends from the stored weights: of trainings that their log tells, and of others.
+
+    python benchmarks/guard.py
+    python benchmarks/guard.py --dataset=ml-1m --data_path=PATH --seeds=1
+
+Each training of BPR runs twice over settings and seeds: as it is, and with something that no log holds. The limit of the
+guard (recbole_unlearn/unlearners/guard.py) lies between. Also what the check costs, over the training's seconds. Writes
+--output.
+"""
+
+import argparse
+import logging
+import tempfile
+from pathlib import Path
+from time import perf_counter
+
+import numpy as np
+import pandas as pd
+import torch
+
+from recbole_unlearn import checkpoint as checkpoints
+from recbole_unlearn.opening import open_unlearner
+from recbole_unlearn.trainer import BPRTrainer
+from recbole_unlearn.training import new_model, opened
+from recbole_unlearn.unlearners.guard import LIMIT
+
+PAPER = {"embedding_size": 8, "learning_rate": 0.01, "train_neg_sample_args": {"sample_num": 4}}
+SETTINGS = {
+    "K = 64, RecBole's defaults": {},
+    "K = 8, 4 negatives, rate .01": PAPER,
+    "popularity sampling": {"train_neg_sample_args": {"distribution": "popularity", "sample_num": 1}},
+    "static negatives, weight decay": {"negatives": "static", "weight_decay": 1e-5},
+    "rate .01": {"learning_rate": 0.01},
+}
+
+
+def scaled(trainer, epoch, epochs):
+    """Weights scaled by one percent, once."""
+    if epoch == epochs // 2:
+        with torch.no_grad():
+            for value in trainer.model.parameters():
+                value.mul_(1.01)
+
+
+def state_reset(trainer, epoch, epochs):
+    """Adam's moments forgotten half-way."""
+    if epoch == epochs // 2:
+        trainer.optimizer.state.clear()
+
+
+def weights_back(trainer, epoch, epochs):
+    """An epoch's weights put back after the next: as by a second fit from the best model."""
+    if epoch == epochs // 2:
+        trainer.kept = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+    if epoch == epochs // 2 + 1:
+        trainer.model.load_state_dict(trainer.kept)
+
+
+def items_held(trainer, epoch, epochs):
+    """A hook that holds the items still in one step of ten."""
+    if epoch == 0:
+        count = iter(range(10**9))
+        weight = trainer.model.item_embedding.weight
+        weight.register_hook(lambda grad: grad * (next(count) % 10 != 0))
+
+
+def decayed(trainer, epoch, epochs):
+    """Weights made one per mille smaller after each epoch."""
+    with torch.no_grad():
+        for value in trainer.model.parameters():
+            value.mul_(0.999)
+
+
+OTHERS = {
+    "as the log tells": None,
+    "learning rate .98 a epoch (noted in the log)": "schedule",
+    "mixed precision (bfloat16)": "amp",
+    "weights times 1.01, once": scaled,
+    "Adam's state reset half-way": state_reset,
+    "one epoch undone": weights_back,
+    "a hook holds items in every tenth step": items_held,
+    "weights times .999 after each epoch": decayed,
+}
+
+
+class Meddled(BPRTrainer):
+    """The trainer, with something done after each epoch that no log holds."""
+
+    meddle = None
+
+    def _train_epoch(self, train_data, epoch_idx, loss_func=None, show_progress=False):
+        if self.meddle and epoch_idx == 0:
+            self.meddle(self, 0, self.epochs)
+        loss = super()._train_epoch(train_data, epoch_idx, loss_func, show_progress)
+        if self.meddle and epoch_idx:
+            self.meddle(self, epoch_idx, self.epochs)
+        return loss
+
+
+def distance(config, split, other, seed, folder):
+    """(distance of the replay, seconds of the training, seconds of the replay)."""
+    config["enable_amp"] = other == "amp"
+    config["checkpoint_dir"] = str(folder)
+    loader = split.remaining(np.empty(0, np.int64), seed)
+    trainer = Meddled(config, new_model(config, split, seed))
+    trainer.saved_model_file = str(Path(folder) / "model.pth")
+    if callable(other):
+        trainer.meddle = other
+    elif other == "schedule":
+        schedule = torch.optim.lr_scheduler.ExponentialLR(trainer.optimizer, 0.98)
+        trainer.meddle = lambda *_: schedule.step()
+    start = perf_counter()
+    trainer.fit(loader, verbose=False)
+    trained = perf_counter() - start
+    config["enable_amp"] = False
+    stored, log = checkpoints.load(trainer.saved_model_file)
+    _, unlearner = open_unlearner(config, split, stored, log)
+    unlearner.warm_up()
+    start = perf_counter()
+    return unlearner.reproduction(), trained, perf_counter() - start
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dataset", default="ml-100k")
+    parser.add_argument("--data_path")
+    parser.add_argument("--epochs", type=int, default=40)
+    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--output", default="results/guard")
+    args = parser.parse_args()
+    logging.disable(logging.WARNING)
+    rows, costs = [], []
+    for name, keys in SETTINGS.items():
+        given = {"epochs": args.epochs, "eval_step": 0, "state": "ERROR", "show_progress": False, **keys}
+        if args.data_path:
+            given["data_path"] = args.data_path
+        config, split = opened(("BPR", args.dataset, None, given))
+        found = {}
+        for what, other in OTHERS.items():
+            for seed in range(args.seeds):
+                with tempfile.TemporaryDirectory() as folder:
+                    far, trained, checked = distance(config, split, other, 2020 + seed, folder)
+                found.setdefault(what, []).append(far)
+                if other is None:
+                    costs.append(checked / trained)
+        rows.append({"training": name, **{what: " ".join(f"{x:.2g}" for x in each) for what, each in found.items()}})
+        print(rows[-1], flush=True)
+    table = pd.DataFrame(rows).set_index("training").T.to_markdown()
+    shown = f"{min(costs):.0%} to {max(costs):.0%}"
+    page = (
+        f"# The guard, BPR on {args.dataset}\n\n`python benchmarks/guard.py --dataset={args.dataset} "
+        f"--epochs={args.epochs} --seeds={args.seeds}`; distance of the replay with nothing forgotten from the stored "
+        f"weights, over the way that training moved them, one number a seed. Allowed are at most {LIMIT:g}.\n\n{table}\n\n"
+        f"The check, once a log, takes {shown} of the seconds of the training that it checks (this package's trainer, "
+        "without validation, in turn in one process).\n"
+    )
+    Path(f"{args.output}-{args.dataset}.md").write_text(page)
+    print(page)
+
+
+if __name__ == "__main__":
+    main()
