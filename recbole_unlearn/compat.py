@@ -1,17 +1,26 @@
-"""Every patch of RecBole 1.2.1, and every private name of it that we rely on, in one place.
+"""Every patch of RecBole 1.2.0 and 1.2.1, and every private name of them that we rely on, in one place.
 
 ``apply()`` is idempotent and runs at ``import recbole_unlearn``. It makes stock RecBole train, save and load on
-the versions that ``pyproject.toml`` admits, and changes no number.
+the versions that ``pyproject.toml`` admits, and changes no number. Modules of RecBole that the package does not need by
+itself are patched when they are loaded.
 """
 
+import sys
 from contextlib import contextmanager
+from importlib.machinery import PathFinder
+from inspect import signature
+from types import ModuleType
 from typing import Any
 
+import numpy as np
+import pandas as pd
+import recbole
 import torch
 from recbole.utils import get_tensorboard
 from scipy.sparse import dok_matrix
 
 from recbole_unlearn.distributed import leads
+from recbole_unlearn.input_error import InputError
 
 PLAIN = (str, int, float, bool, type(None))
 
@@ -101,8 +110,161 @@ def _tensorboard(logger):
     return get_tensorboard(logger) if leads() else _NoTensorboard()
 
 
+# What Config names by np.float_, np.complex_ and np.unicode_, which numpy 2 removed. RecBole uses these all over.
+NUMPY_ALIASES = {
+    "bool": np.bool_,
+    "int": np.int_,
+    "float": np.float64,
+    "complex": np.complex128,
+    "object": np.object_,
+    "str": np.str_,
+    "long": np.int_,
+    "unicode": np.str_,
+}
+
+
+def _numpy_aliases(_config):
+    for name, kind in NUMPY_ALIASES.items():
+        setattr(np, name, kind)
+
+
+@contextmanager
+def _config(module):
+    yield
+    module.Config.compatibility_settings = _numpy_aliases
+
+
+class _Pandas(ModuleType):
+    """pandas for RecBole's data sets, which fill the holes of a sequence column in a copy since pandas 3."""
+
+    def __getattr__(self, name):
+        return getattr(pd, name)
+
+    @staticmethod
+    def read_csv(*args, **kwargs):
+        frame = pd.read_csv(*args, **kwargs)
+        return frame.fillna({name: "" for name in frame if name.endswith("_seq")})
+
+
+@contextmanager
+def _dataset(module):
+    """Fill holes as RecBole means to: its ``feat[field].fillna(inplace=True)`` changes nothing since pandas 3."""
+    yield
+    if int(pd.__version__.partition(".")[0]) < 3:
+        return
+    module.pd = _Pandas("pandas")
+    stock = module.Dataset._fill_nan
+
+    def _fill_nan(self):
+        for feat in (getattr(self, name) for name in self.feat_name_list):
+            for field in feat:
+                kind = self.field2type[field].value
+                if kind in ("token", "float") and feat[field].hasnans:
+                    feat[field] = feat[field].fillna(0 if kind == "token" else feat[field].mean())
+        stock(self)
+
+    module.Dataset._fill_nan = _fill_nan
+
+
+class _Tune(ModuleType):
+    """``ray.tune`` for RecBole's ``objective_function``, which reports to it even where hyperopt calls it.
+
+    A trial of Ray Tune runs in a process that has loaded ray: elsewhere nobody waits for the report.
+    """
+
+    @staticmethod
+    def report(**result):
+        if "ray" in sys.modules:
+            from ray import tune
+
+            if "metrics" in signature(tune.report).parameters:  # as of ray 2.7, a dict
+                tune.report(result)
+            else:
+                tune.report(**result)
+
+    def __getattr__(self, name):
+        if name.startswith("__"):
+            raise AttributeError(name)
+        try:
+            from ray import tune
+        except ImportError:
+            raise InputError(f"Ray Tune ({name}) is asked for and not installed; pip install 'ray[tune]'") from None
+        return getattr(tune, name)
+
+
+@contextmanager
+def _quick_start(module):
+    """Spare ``recbole.quick_start`` ray, which it imports for one call: slow, and not to be had beyond Python 3.11."""
+    ray: Any = ModuleType("ray")
+    ray.tune = _Tune("ray.tune")
+    before, sys.modules["ray"] = sys.modules.get("ray"), ray
+    try:
+        yield
+    finally:
+        del sys.modules["ray"]
+        if before:
+            sys.modules["ray"] = before
+    module.tune = ray.tune  # where somebody loaded it, with ray, before us
+
+
+def _dropout_in_training_only(name, rate):
+    """RecBole 1.2.0 builds a dropout layer in ``forward``, which then drops in evaluation too; 1.2.1 mended it."""
+
+    @contextmanager
+    def patch(module):
+        yield
+        model = getattr(module, name)
+        stock = model.forward
+
+        def forward(self, *args, **kwargs):
+            with replaced(self, **({} if self.training else {rate: 0.0})):
+                return stock(self, *args, **kwargs)
+
+        if recbole.__version__ == "1.2.0":
+            model.forward = forward
+
+    return patch
+
+
+# Context managers around the execution of a module of RecBole, the first time that anybody imports it.
+AROUND = {
+    "recbole.config.configurator": _config,
+    "recbole.data.dataset.dataset": _dataset,
+    "recbole.quick_start.quick_start": _quick_start,
+    "recbole.model.general_recommender.ngcf": _dropout_in_training_only("NGCF", "message_dropout"),
+    "recbole.model.sequential_recommender.gru4reckg": _dropout_in_training_only("GRU4RecKG", "dropout"),
+}
+
+
+class _Finder:
+    """Import hook that finds the modules of ``AROUND`` where they are, and patches them."""
+
+    @staticmethod
+    def find_spec(name, path=None, target=None):
+        spec = PathFinder.find_spec(name, path, target) if name in AROUND else None
+        if spec and spec.loader:
+            execute = spec.loader.exec_module
+
+            def exec_module(module):
+                with AROUND[name](module):
+                    execute(module)
+
+            spec.loader.exec_module = exec_module  # pyright: ignore[reportAttributeAccessIssue]
+        return spec
+
+
+def _patch_modules():
+    """Patch what is loaded by now, and the rest when it is."""
+    for name in AROUND.keys() & sys.modules.keys():
+        with AROUND[name](sys.modules[name]):
+            pass
+    sys.meta_path.insert(0, _Finder)
+
+
 def apply():
     """Patch RecBole and scipy for the installed versions."""
+    if _Finder not in sys.meta_path:
+        _patch_modules()
     from recbole.trainer import trainer as recbole_trainer
     from recbole.trainer.trainer import Trainer
 
