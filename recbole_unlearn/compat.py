@@ -6,7 +6,9 @@ itself are patched when they are loaded.
 """
 
 import sys
+import warnings
 from contextlib import contextmanager
+from functools import wraps
 from importlib.machinery import PathFinder
 from inspect import signature
 from types import ModuleType
@@ -134,6 +136,9 @@ def _config(module):
     module.Config.compatibility_settings = _numpy_aliases
 
 
+PANDAS_3 = int(pd.__version__.partition(".")[0]) >= 3
+
+
 class _Pandas(ModuleType):
     """pandas for RecBole's data sets, which fill the holes of a sequence column in a copy since pandas 3."""
 
@@ -146,24 +151,53 @@ class _Pandas(ModuleType):
         return frame.fillna({name: "" for name in frame if name.endswith("_seq")})
 
 
+def _lengths(value):
+    """``len``; of a column of sequences all lengths: what ``Series.agg(len)`` gave before pandas 3."""
+    return value.map(len) if isinstance(value, pd.Series) and value.dtype == object else len(value)
+
+
+@contextmanager
+def _any_dataset(module):
+    yield
+    if PANDAS_3:
+        module.len = _lengths
+
+
+# pandas 2's and 3's words on what is mended here, and torch's on columns that pandas 3 marks as read-only: nobody else
+# has the frame.
+NOISE = "A value is (trying to be|being) set on a copy|The given NumPy array is not writable"
+
+
+def _quietly(function):
+    @wraps(function)
+    def quiet(*args, **kwargs):
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", NOISE)
+            return function(*args, **kwargs)
+
+    return quiet
+
+
+def _fill_nan(self):
+    """Fill holes as RecBole means to: its ``feat[field].fillna(inplace=True)`` changes nothing since pandas 3."""
+    for feat in (getattr(self, name) for name in self.feat_name_list):
+        for field in feat:
+            kind = self.field2type[field].value
+            if kind in ("token", "float") and feat[field].hasnans:
+                feat[field] = feat[field].fillna(0 if kind == "token" else feat[field].mean())
+    self._recbole_fill_nan()
+
+
 @contextmanager
 def _dataset(module):
-    """Fill holes as RecBole means to: its ``feat[field].fillna(inplace=True)`` changes nothing since pandas 3."""
-    yield
-    if int(pd.__version__.partition(".")[0]) < 3:
-        return
-    module.pd = _Pandas("pandas")
-    stock = module.Dataset._fill_nan
-
-    def _fill_nan(self):
-        for feat in (getattr(self, name) for name in self.feat_name_list):
-            for field in feat:
-                kind = self.field2type[field].value
-                if kind in ("token", "float") and feat[field].hasnans:
-                    feat[field] = feat[field].fillna(0 if kind == "token" else feat[field].mean())
-        stock(self)
-
-    module.Dataset._fill_nan = _fill_nan
+    with _any_dataset(module):
+        yield
+    kind = module.Dataset
+    for name in ("_load_feat", "_fill_nan", "_dataframe_to_interaction"):
+        setattr(kind, name, _quietly(getattr(kind, name)))
+    if PANDAS_3:
+        module.pd = _Pandas("pandas")
+        kind._recbole_fill_nan, kind._fill_nan = kind._fill_nan, _fill_nan
 
 
 class _Tune(ModuleType):
@@ -177,7 +211,7 @@ class _Tune(ModuleType):
         if "ray" in sys.modules:
             from ray import tune
 
-            if "metrics" in signature(tune.report).parameters:  # as of ray 2.7, a dict
+            if "metrics" in signature(tune.report).parameters:  # later than ray 2.6: a dict
                 tune.report(result)
             else:
                 tune.report(**result)
@@ -197,13 +231,13 @@ def _quick_start(module):
     """Spare ``recbole.quick_start`` ray, which it imports for one call: slow, and not to be had beyond Python 3.11."""
     ray: Any = ModuleType("ray")
     ray.tune = _Tune("ray.tune")
-    before, sys.modules["ray"] = sys.modules.get("ray"), ray
+    before = {"ray": sys.modules["ray"]} if "ray" in sys.modules else {}
+    sys.modules["ray"] = ray
     try:
         yield
     finally:
         del sys.modules["ray"]
-        if before:
-            sys.modules["ray"] = before
+        sys.modules.update(before)
     module.tune = ray.tune  # where somebody loaded it, with ray, before us
 
 
@@ -230,6 +264,8 @@ def _dropout_in_training_only(name, rate):
 AROUND = {
     "recbole.config.configurator": _config,
     "recbole.data.dataset.dataset": _dataset,
+    "recbole.data.dataset.kg_dataset": _any_dataset,
+    "recbole.data.dataset.sequential_dataset": _any_dataset,
     "recbole.quick_start.quick_start": _quick_start,
     "recbole.model.general_recommender.ngcf": _dropout_in_training_only("NGCF", "message_dropout"),
     "recbole.model.sequential_recommender.gru4reckg": _dropout_in_training_only("GRU4RecKG", "dropout"),
