@@ -1,10 +1,8 @@
 """Does the package install and run on each Python? `pip install nox && nox`, by hand: torch is a download of gigabytes.
 
-Each session makes a fresh environment, measures it by `benchmarks/pythons.py`, which writes results/pythons.md, and
-removes it. One of them: `nox -s "newest-3.12"`; all of a kind: `nox -s numpy1`. Needs python3.10 to python3.13 on PATH.
+Each session makes a fresh environment, of gigabytes, in .nox/ and measures it by `benchmarks/pythons.py`, which writes
+results/pythons.md. One: `nox -s newest-3.12`; all of a kind: `nox -s numpy1`. Needs python3.10 to python3.13 on PATH.
 """
-
-import shutil
 
 import nox
 
@@ -15,7 +13,6 @@ PYTHONS = ["3.10", "3.11", "3.12", "3.13"]
 def measure(session, *options):
     kind = session.name.rpartition("-")[0]
     session.run("python", "benchmarks/pythons.py", f"--name={session.python}-{kind}", *options)
-    shutil.rmtree(session.virtualenv.location)
 
 
 @nox.session(python=PYTHONS)

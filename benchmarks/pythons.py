@@ -124,7 +124,7 @@ def ours(name, each):
 
 
 def others(each):
-    return each["versions"]["python"], versions(each), *(f"`{line}`" for line in each["alone"].values())
+    return each["versions"]["python"], versions(each), *(line.replace("`", "'") for line in each["alone"].values())
 
 
 def page(measured):
