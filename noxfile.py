@@ -24,8 +24,8 @@ def newest(session):
 
 @nox.session(python=["3.11", "3.12"])
 def numpy1(session):
-    """The last numpy 1, and pandas 2."""
-    session.install(TORCH, "-e", ".[test]", "numpy==1.26.4", "pandas<3")
+    """The last numpy 1, pandas 2, and setuptools that still have what RecBole 1.2.1's ray imports."""
+    session.install(TORCH, "-e", ".[test]", "numpy==1.26.4", "pandas<3", "setuptools<81")
     measure(session)
 
 
