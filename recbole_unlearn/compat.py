@@ -9,6 +9,7 @@ import sys
 import warnings
 from contextlib import contextmanager
 from functools import wraps
+from importlib import import_module
 from importlib.machinery import PathFinder
 from inspect import signature
 from types import ModuleType
@@ -209,8 +210,7 @@ class _Tune(ModuleType):
     @staticmethod
     def report(**result):
         if "ray" in sys.modules:
-            from ray import tune
-
+            tune = import_module("ray.tune")
             if "metrics" in signature(tune.report).parameters:  # later than ray 2.6: a dict
                 tune.report(result)
             else:
@@ -220,10 +220,9 @@ class _Tune(ModuleType):
         if name.startswith("__"):
             raise AttributeError(name)
         try:
-            from ray import tune
+            return getattr(import_module("ray.tune"), name)
         except ImportError:
             raise InputError(f"Ray Tune ({name}) is asked for and not installed; pip install 'ray[tune]'") from None
-        return getattr(tune, name)
 
 
 @contextmanager
