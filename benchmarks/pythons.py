@@ -74,8 +74,9 @@ def readme_run():
 
 
 def suite():
-    """pytest's last line."""
-    return run("-m", "pytest", "-q", *SUITE, cwd=ROOT)[1].strip().splitlines()[-1]
+    """pytest's last line, after the names of what failed."""
+    lines = run("-m", "pytest", "-q", *SUITE, cwd=ROOT)[1].strip().splitlines()
+    return "; ".join([line for line in lines if line.startswith(("FAILED", "ERROR"))] + lines[-1:])
 
 
 def import_ratio(rounds=7):
