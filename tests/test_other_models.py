@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import recbole
 import torch
 from recbole.data.dataset import KnowledgeBasedDataset
 from recbole.data.interaction import Interaction
@@ -256,6 +257,8 @@ def test_a_context_aware_model_knows_features_but_nothing_of_the_interaction(tog
 
 # -- what is refused
 
+SINCE_1_2_1 = pytest.mark.skipif(recbole.__version__ == "1.2.0", reason="a model of RecBole 1.2.1")
+
 
 @pytest.mark.parametrize(
     "model, keys, message",
@@ -263,7 +266,7 @@ def test_a_context_aware_model_knows_features_but_nothing_of_the_interaction(tog
         ("SASRec", {"eval_args": {"split": {"RS": [0.8, 0.1, 0.1]}, "order": "RO"}}, "give --eval_args="),
         ("SASRec", {"eval_args": {**IN_TIME, "order": "RO"}}, "'order': 'TO'"),
         ("SASRec", {"eval_args": {**IN_TIME, "split": {"LS": "test_only"}}}, "last two are held out"),
-        ("SASRecCPR", {"loss_type": "BPR"}, "leave loss_type out"),
+        pytest.param("SASRecCPR", {"loss_type": "BPR"}, "leave loss_type out", marks=SINCE_1_2_1),
         ("S3Rec", {}, "several runs"),
         ("KSR", {}, "pre-trained vectors"),
         ("CKE", {"forget_spam": 3}, "forget_spam is for general models only"),

@@ -117,4 +117,4 @@ def _as_numbers(token):
 def nearest(token, known):
     """Text that names the known token most like one that is not known, or nothing."""
     near = difflib.get_close_matches(token, list(known)[:100_000], n=1)
-    return f"; did you mean {near[0]!r}?" if near and near[0] != token else ""
+    return f"; did you mean {str(near[0])!r}?" if near and near[0] != token else ""

@@ -218,7 +218,7 @@ def test_a_seed_that_is_no_whole_number_is_refused(refusal, seed):
 
 @pytest.mark.parametrize("kind", ["users", "items"])
 def test_an_unknown_token_is_refused_with_the_nearest_known_one(refusal, pairs, kind):
-    known = pairs[0][kind == "items"]
+    known = str(pairs[0][kind == "items"])
     message = refusal(**{f"forget_{kind}": [known + "x"]})
     assert repr(known + "x") in message and f"did you mean {known!r}?" in message
 
