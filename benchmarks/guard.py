@@ -3,8 +3,8 @@
     python benchmarks/guard.py
     python benchmarks/guard.py --dataset=ml-1m --data_path=PATH --seeds=1
 
-Each training of BPR runs twice over settings and seeds: as it is, and with something that no log holds. The limit of the
-guard (recbole_unlearn/unlearners/guard.py) lies between. Also what the check costs, over the training's seconds. Writes
+Each training of BPR runs over settings and seeds as it is, and with something that no log holds. The limit of the guard
+(recbole_unlearn/unlearners/guard.py) lies between. Also what the check costs, over the training's seconds. Writes
 --output.
 """
 
@@ -150,7 +150,8 @@ def main():
     page = (
         f"# The guard, BPR on {args.dataset}\n\n`python benchmarks/guard.py --dataset={args.dataset} "
         f"--epochs={args.epochs} --seeds={args.seeds}`; distance of the replay with nothing forgotten from the stored "
-        f"weights, over the way that training moved them, one number a seed. Allowed are at most {LIMIT:g}.\n\n{table}\n\n"
+        f"weights, over the way that training moved them, one number a seed. Allowed are at most {LIMIT:g}.\n\n{table}"
+        "\n\n"
         f"The check, once a log, takes {shown} of the seconds of the training that it checks (this package's trainer, "
         "without validation, in turn in one process).\n"
     )

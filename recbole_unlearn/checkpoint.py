@@ -113,8 +113,8 @@ def read(path, logged=True):
     tie, weights = state.get("triple_log"), state["state_dict"]
     if logged and (not isinstance(state["config"], dict) or tie is None):
         raise InputError(
-            f"checkpoint {path} has no triple log: it was trained without recbole_unlearn, or with log_negatives: False; "
-            "train again with recbole_unlearn imported and log_negatives: True"
+            f"checkpoint {path} has no triple log: it was trained without recbole_unlearn, or with log_negatives: "
+            "False; train again with recbole_unlearn imported and log_negatives: True"
         )
     if logged and isinstance(tie, dict) and isinstance(reason := tie.get("missing"), str):
         raise InputError(f"checkpoint {path} has no triple log: {reason}; train anew to get one")

@@ -91,7 +91,7 @@ def hidden(config):
 
 
 def class_named(name, base=AbstractRecommender):
-    """The class of this name that is derived from RecBole's recommenders, wherever it was defined; None: there is none."""
+    """The class of this name derived from RecBole's recommenders, wherever it was defined; None: there is none."""
     for each in base.__subclasses__():
         if found := each if each.__name__ == name else class_named(name, each):
             return found

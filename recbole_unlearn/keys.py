@@ -335,7 +335,9 @@ def check_judged(config):
     """Raises InputError for metrics that say nothing of a pairwise model's ranking, or that RecBole cannot compute."""
     for name in config["metrics"]:
         if metric_types[name.lower()] != EvaluatorType.RANKING:
-            raise InputError(f"metrics: {name} judges predicted values, not a ranking; give Recall, NDCG, Hit or the like")
+            raise InputError(
+                f"metrics: {name} judges predicted values, not a ranking; give Recall, NDCG, Hit or the like"
+            )
     for phase, mode in config["eval_args"]["mode"].items():
         if mode == "labeled":
             raise InputError(f"eval_args: mode of {phase} is labeled, which judges values; give full, uniN or popN")

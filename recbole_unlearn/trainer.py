@@ -2,6 +2,7 @@
 
 import secrets
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -104,7 +105,7 @@ class _Share(_Recorded):
 
 
 class _Steps:
-    """Notes down what an optimiser does in an epoch: the learning rate of each step, and which other settings it has."""
+    """Notes down what an optimiser does in an epoch: the learning rate of each step, and its other settings."""
 
     SETTINGS = ("betas", "eps", "weight_decay", "momentum", "amsgrad")
 
@@ -145,7 +146,7 @@ class _Logging(Trainer):
         self.distributed_model = None
         self.saved_model_file = _unused(self.saved_model_file)
         self.log_negatives = config["log_negatives"] is not False
-        self.triple_log = None
+        self.triple_log: Any = None  # a TripleLog, once it is opened
         self.no_log = None  # in words, why none is kept though it was wanted
         self._loader = self._position = self._table = None
         self._order, self._settings = OrderNote(), set()

@@ -34,7 +34,7 @@ class ForgetRequest:
 
     @classmethod
     def from_config(cls, config):
-        """The one request that the ``forget_*`` keys state; where none is given, and no checkpoint, ``forget_ratio``'s default.
+        """The one request that the ``forget_*`` keys state; without any, and without a checkpoint, ``forget_ratio``'s.
 
         Raises:
             InputError: more than one is given, one that names nobody, or a value of the wrong type; none is given with

@@ -1,4 +1,4 @@
-"""RecBole tokens, as users write them, to the ids that a split uses. A token is text: ``12_34`` and ``1234`` are two."""
+"""RecBole tokens, as users write them, to the ids that a split uses. Tokens are text: ``12_34`` is not ``1234``."""
 
 import ast
 import difflib

@@ -4,7 +4,8 @@ A log is a folder: ``metadata.json``, the anchors ``users.npy`` and ``items.npy`
 and one ``epoch-NNNNN.npy`` an epoch (shape ``[rows, negatives]``; only one if the negatives are static). All
 columns use the smallest unsigned integer type that holds the ids, so 2 bytes a triple below 65,536 items.
 ``weights-NNNNN.npy`` are snapshots of the weights after NNNNN epochs (float16, flat), ever rarer with time, and
-``rates-NNNNN.npy`` the learning rates of an epoch's steps (float64), where they are not one. The metadata is replaced last and atomically: a killed run leaves the last complete epoch.
+``rates-NNNNN.npy`` the learning rates of an epoch's steps (float64), where they are not one. The metadata is replaced last
+and atomically: a killed run leaves the last complete epoch.
 """
 
 import json
@@ -368,7 +369,9 @@ class TripleLog:
         """
         epochs = {self._file(epoch).name for epoch in range(self.n_epochs)}
         needed = {"users.npy", "items.npy", *epochs, *(self._weights_file(n).name for n in self.snapshots)}
-        needed |= {self._rates_file(epoch).name for epoch, entry in enumerate(self._rates) if entry and entry[0] is None}
+        needed |= {
+            self._rates_file(epoch).name for epoch, entry in enumerate(self._rates) if entry and entry[0] is None
+        }
         if missing := needed - self.metadata["crc32"].keys():
             raise InputError(f"triple log: {self.path} has no checksum of {min(missing)}; it was changed, train again")
         if (self.users[1:] < self.users[:-1]).any():

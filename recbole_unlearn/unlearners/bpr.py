@@ -3,6 +3,7 @@
 import logging
 from dataclasses import asdict
 from time import perf_counter
+from typing import Any
 
 import numpy as np
 import torch
@@ -311,18 +312,18 @@ class InfluenceUnlearner:
 
         None where the batches of an epoch are not known, so that it would be another training.
         """
-        if not self.order:
+        if not (order := self.order):
             return None
 
         def steps(epoch):
-            if (found := self.order.steps(epoch)) is None:
+            if (found := order.steps(epoch)) is None:
                 raise LookupError
             return found
 
         trajectory, none = self._trajectory(), np.empty(0, np.int64)
         try:
             bar = "Check the log" if show_progress else None
-            result = self._run_again(trajectory, none, True, None, steps, bar, shard=False)
+            result: Any = self._run_again(trajectory, none, True, None, steps, bar, shard=False)
         except LookupError:
             return None
         moved = flat(self.P, self.Q).numpy() - trajectory.at(0)
