@@ -4,8 +4,8 @@ A log is a folder: ``metadata.json``, the anchors ``users.npy`` and ``items.npy`
 and one ``epoch-NNNNN.npy`` an epoch (shape ``[rows, negatives]``; only one if the negatives are static). All
 columns use the smallest unsigned integer type that holds the ids, so 2 bytes a triple below 65,536 items.
 ``weights-NNNNN.npy`` are snapshots of the weights after NNNNN epochs (float16, flat), ever rarer with time, and
-``rates-NNNNN.npy`` the learning rates of an epoch's steps (float64), where they are not one. The metadata is replaced last
-and atomically: a killed run leaves the last complete epoch.
+``rates-NNNNN.npy`` the learning rates of an epoch's steps (float64), where they are not one. The metadata is
+replaced last and atomically: a killed run leaves the last complete epoch.
 """
 
 import json
