@@ -14,6 +14,7 @@ from recbole_unlearn import methods as unlearning_methods
 from recbole_unlearn.comparison import Comparison, forget_sets, requests, summary
 from recbole_unlearn.compat import PERSONAL_KEYS, plain, settings
 from recbole_unlearn.config import UnlearnConfig
+from recbole_unlearn.data.faster import described
 from recbole_unlearn.data.forget import ForgetRequest
 from recbole_unlearn.data.split import Split
 from recbole_unlearn.evaluation import forgetting, ranking
@@ -93,7 +94,7 @@ def _run(held, model, dataset, config_file_list, config_dict, saved):
         init_logger(config)
         logger = logging.getLogger()
         logger.info(str(config))
-    logger.info(split.train._dataset)
+    logger.info(described(split.train._dataset))
 
     if config["evaluate"] == "fidelity":
         return _fidelity(

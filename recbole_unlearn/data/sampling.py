@@ -8,6 +8,7 @@ import torch
 from recbole.data.interaction import Interaction
 from recbole.sampler import Sampler
 
+from recbole_unlearn.data.faster import UsedItems
 from recbole_unlearn.input_error import InputError
 
 ROW = "triple_row"
@@ -16,6 +17,8 @@ FILTER_BITS = 2**29  # 64 MiB
 
 def used_items(sampler, n_users):
     """Items that ``sampler`` never draws for each user, as CSR: ``ptr`` ``[n_users + 1]`` and sorted ``items``."""
+    if isinstance(sampler.used_ids, UsedItems):
+        return sampler.used_ids.ptr, sampler.used_ids.items
     counts = np.fromiter((len(s) for s in sampler.used_ids), np.int64, n_users)
     ptr = np.concatenate([[0], np.cumsum(counts)])
     items = np.empty(ptr[-1], np.int32)

@@ -17,6 +17,7 @@ from recbole.utils import EvaluatorType, ModelType
 from torch.utils.data.distributed import DistributedSampler
 from tqdm import tqdm
 
+from recbole_unlearn.data.faster import Ragged
 from recbole_unlearn.data.sampling import NegativeDraw
 
 BLOCK = 2**18  # scores at a time, and PAIRS for pairs: they stay in the processor's cache
@@ -135,7 +136,10 @@ class RankedLoader:
 
 def _ragged(loader):
     """Held-out items and history of each user of a full-ranking loader: where the user's begin, and the items."""
-    lists = [columns[loader.uid_list] for columns in (loader.uid2positive_item, loader.uid2history_item)]
+    lists = (loader.uid2positive_item, loader.uid2history_item)
+    if all(isinstance(each, Ragged) for each in lists):
+        return [(np.append(each.ptr[loader.uid_list.numpy()], each.ptr[-1]), each.items) for each in lists]
+    lists = [columns[loader.uid_list] for columns in lists]
     return [(np.cumsum([0, *map(len, each)]), torch.cat(list(each)).numpy()) for each in lists]
 
 
