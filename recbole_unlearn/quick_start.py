@@ -107,7 +107,7 @@ def _run(held, model, dataset, config_file_list, config_dict, saved):
         seconds: dict = {"original": None}
         if stored:
             path = Path(config["checkpoint"])
-            trainer = make_trainer(config, original)
+            trainer = make_trainer(config, original, trains=False)
         else:
             path = folder / "model.pth"
             original, trainer, seconds["original"] = train(config, split, path)

@@ -260,9 +260,13 @@ class KnowledgeTrainer(_Logging, KGTrainer):
     """RecBole's ``KGTrainer`` for pairwise models, with a triple log; see `_Logging`."""
 
 
-def make_trainer(config, model):
-    """The trainer for a model."""
-    return (KnowledgeTrainer if config["MODEL_TYPE"] == ModelType.KNOWLEDGE else BPRTrainer)(config, model)
+def make_trainer(config, model, trains=True):
+    """The trainer for a model; ``trains=False``: one that only evaluates, without an optimiser."""
+    kind = KnowledgeTrainer if config["MODEL_TYPE"] == ModelType.KNOWLEDGE else BPRTrainer
+    if trains:
+        return kind(config, model)
+    with replaced(Trainer, _build_optimizer=lambda self, **_: None):  # torch would load its compiler: seconds
+        return kind(config, model)
 
 
 def _sharded(loader):
