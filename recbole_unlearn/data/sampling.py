@@ -138,13 +138,13 @@ class NegativeDraw:
         put where the calls would have left it.
         """
         values = np.empty(counts.sum(), np.int64)
-        start, length, needed = np.random.get_state(), len(values), -1
+        stream, needed = self.sampler.sampling(len(values)), -1  # all of which the calls would have needed
         while needed < 0:
-            length += length // 8 + 100
-            np.random.set_state(start)
-            needed = _fill(values, self.sampler.sampling(length), users, counts, *self.used)
-        np.random.set_state(start)
-        self.sampler.sampling(needed)
+            before, length = np.random.get_state(), len(stream)
+            stream = np.concatenate([stream, self.sampler.sampling(length // 8 + 100)])
+            needed = _fill(values, stream, users, counts, *self.used)
+        np.random.set_state(before)
+        self.sampler.sampling(needed - length)
         return values
 
 
