@@ -54,7 +54,8 @@ def run_unlearn(model=None, dataset=None, config_file_list=None, config_dict=Non
 
     Returns:
         dict: with ``methods`` or ``compare_models``, ``comparison`` (see `comparison.Comparison.run`) and its ``page``;
-        else ``models`` (original, unlearned, retrained: ranking metrics, forget_auc, seconds; exposure of spam),
+        else ``models`` (original, unlearned, retrained: ranking metrics, forget_auc, seconds; exposure of spam; with
+        ``evaluate: none`` seconds only),
         ``forget_set``, ``unlearning`` (solver report), ``stream`` (of requests), ``speed_up``, ``verdict``, ``files``,
         ``settings``. None on ranks other than 0, where torchrun or RecBole's ``nproc`` starts several.
 
@@ -105,15 +106,17 @@ def _run(held, model, dataset, config_file_list, config_dict, saved):
         folder = claim(held, output) if saved else scratch
         config["checkpoint_dir"] = str(folder)
         seconds: dict = {"original": None}
+        judges = config["evaluate"] != "none"
         if stored:
             path = Path(config["checkpoint"])
-            trainer = make_trainer(config, original, trains=False)
+            trainer = make_trainer(config, original, trains=False) if judges else None
         else:
             path = folder / "model.pth"
             original, trainer, seconds["original"] = train(config, split, path)
             stored, log = checkpoints.load(path)
             original, unlearner = open_unlearner(config, split, stored, log, path)
-        trainer.eval_collector.data_collect(split.train)
+        if trainer:
+            trainer.eval_collector.data_collect(split.train)
 
         start = perf_counter()
         unlearner.warm_up()
@@ -142,8 +145,8 @@ def _run(held, model, dataset, config_file_list, config_dict, saved):
                 config, split, folder / "retrained.pth", rows, log_negatives=False
             )
 
-        evaluated, ranks, judged = {}, {}, split.judged_without(rows)
-        for name, each in models.items():
+        evaluated, ranks, judged = {name: {"seconds": seconds[name]} for name in models}, {}, split.judged_without(rows)
+        for name, each in models.items() if judges else ():
             ranks[name] = forgetting.percentiles(each, split, rows)
             evaluated[name] = {
                 "ranking": ranking.evaluate(
@@ -167,7 +170,7 @@ def _run(held, model, dataset, config_file_list, config_dict, saved):
             "verdict": sentence,
             "verdict_figures": figures,
             "rank_histogram": {name: forgetting.histogram(each) for name, each in ranks.items()},
-            "geometry": geometry(models, log, rows, stored["triple_log"]["epochs"]),
+            "geometry": geometry(models, log, rows, stored["triple_log"]["epochs"]) if judges else {},
             "files": files if saved else {},
             "settings": settings(config),
         }

@@ -94,9 +94,9 @@ class RankedLoader:
             part = slice(start, start + step)
             scores = self.trainer.model.full_sort_predict(loader.user_df[part]).view(-1, n_items).numpy()
             bits = scores.view(f"u{scores.itemsize}")
-            shares = [(scores[n], bits[n], start + n.start, hits[part][n, :-1]) for n in _shares(len(scores))]
-            found = self._threads.map(lambda share: _rank_all(*share, ptr, items, history_ptr, history), shares)
-            for user in np.concatenate(list(found)):
+            rest = (ptr, items, history_ptr, history)
+            shares = [(scores[n], bits[n], start + n.start, hits[part][n, :-1], *rest) for n in _shares(len(scores))]
+            for user in np.concatenate(self._side_by_side(_rank_all, shares)):
                 if first != user - user % batch:
                     first = user - user % batch
                     index = list(range(first, min(first + batch, n_users)))
@@ -140,8 +140,9 @@ class RankedLoader:
         P, Q = (np.ascontiguousarray(each.weight.numpy()) for each in (model.user_embedding, model.item_embedding))
         longest = np.linalg.norm(Q, axis=1).max() * 4 * Q.shape[1] * HALF_BIT
         scores, near = np.empty(len(items), np.float32), np.zeros(len(items), bool)
-        shares = [(users, items, ptr[n.start : n.stop + 1], n_held_out[n]) for n in _shares(len(ptr) - 1)]
-        list(self._threads.map(lambda share: _inner_products(*share, P, Q, longest, scores, near), shares))
+        rest = (P, Q, longest, scores, near)
+        shares = [(users, items, ptr[n.start : n.stop + 1], n_held_out[n], *rest) for n in _shares(len(n_held_out))]
+        self._side_by_side(_inner_products, shares)
         near = np.flatnonzero(near)
         scores[near] = self._predict(users[near], items[near])
         return scores
@@ -152,6 +153,10 @@ class RankedLoader:
         pairs = Interaction(columns)
         parts = [self.trainer.model.predict(pairs[n : n + PAIRS]) for n in range(0, len(users), PAIRS)]
         return torch.cat([part.view(-1) for part in parts]).numpy() if parts else np.empty(0, np.float32)
+
+    def _side_by_side(self, kernel, shares):
+        """Results of a kernel for each tuple of arguments, a thread each."""
+        return list(self._threads.map(lambda share: kernel(*share), shares))
 
     @staticmethod
     def _once(make, source, *arguments):
