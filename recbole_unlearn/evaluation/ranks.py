@@ -6,6 +6,7 @@ out, so it is enough to count the items that score higher than each held-out one
 
 import itertools
 from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 from weakref import WeakKeyDictionary
 
 import numba
@@ -96,7 +97,7 @@ class RankedLoader:
             bits = scores.view(f"u{scores.itemsize}")
             rest = (ptr, items, history_ptr, history)
             shares = [(scores[n], bits[n], start + n.start, hits[part][n, :-1], *rest) for n in _shares(len(scores))]
-            for user in np.concatenate(self._side_by_side(_rank_all, shares)):
+            for user in np.concatenate(list(self._side_by_side(_rank_all, shares))):
                 if first != user - user % batch:
                     first = user - user % batch
                     index = list(range(first, min(first + batch, n_users)))
@@ -107,45 +108,78 @@ class RankedLoader:
 
     def _sampled(self, cutoff):
         """As `_full`, among the held-out items and their sampled negatives only."""
+        hits = np.zeros((len(self.loader.uid_list), cutoff + 1), np.int32)
+        waiting = None  # the block before, whose scores are taken while the next one's negatives are drawn
+        for part, users, items, ptr in self._candidates(hits[:, -1]):
+            scores = self._scores(users, items, ptr, hits[part, -1])
+            if waiting:
+                self._rank_block(*waiting)
+            waiting = hits[part], users, items, ptr, scores
+        if waiting:
+            self._rank_block(*waiting)
+        return hits
+
+    def _candidates(self, n_held_out):
+        """Items to rank, block by block: (slice of users, user and item of each pair, where the users' pairs begin).
+
+        Held-out items come first; how many there are is written to ``n_held_out`` ``[users]``.
+        """
         loader, data, times = self.loader, self._dataset, self.loader.times
         items = data.inter_feat[loader.iid_field].numpy()  # sorted by user
         everyone, counts = loader.uid_list, loader.uid2items_num[loader.uid_list]
         draw = self._once(NegativeDraw, loader._sampler, data.user_num)
         ptr = np.concatenate([[0], np.cumsum(counts)])
-        hits = np.zeros((len(everyone), cutoff + 1), np.int32)
         blocks = np.flatnonzero(np.diff(ptr[:-1] * times // BLOCK, prepend=-1))
         for start, stop in zip(self._bar(blocks), [*blocks[1:], len(everyone)], strict=True):
             part, held_out = slice(start, stop), items[ptr[start] : ptr[stop]]
             negatives = draw.one_by_one(everyone[part], counts[part] * (times - 1))
-            ends, pairs, hits[part, -1] = _distinct(counts[part], held_out, negatives, data.item_num)
-            users = np.repeat(everyone[part], np.diff(ends))
-            scores = self._scores(users, pairs, ends, hits[part, -1])
-            for user in _rank_sampled(scores, ends, hits[part]):
-                own = slice(ends[user], ends[user + 1])
-                row = torch.full((data.item_num,), -torch.inf)
-                row[pairs[own]] = torch.from_numpy(self._predict(users[own], pairs[own]))
-                hits[start + user, :-1] = _sort(row, pairs[own][: hits[start + user, -1]], cutoff)
-        return hits
+            ends, pairs, n_held_out[part] = _distinct(counts[part], held_out, negatives, data.item_num)
+            yield part, np.repeat(everyone[part], np.diff(ends)), pairs, ends
+
+    def _rank_block(self, hits, users, items, ptr, scores):
+        scores = scores()
+        for user in _rank_sampled(scores, ptr, hits):
+            own = slice(ptr[user], ptr[user + 1])
+            row = torch.full((self._dataset.item_num,), -torch.inf)
+            row[items[own]] = torch.from_numpy(self._predict(users[own], items[own]))
+            hits[user, :-1] = _sort(row, items[own][: hits[user, -1]], hits.shape[1] - 1)
 
     def _scores(self, users, items, ptr, n_held_out):
-        """Scores of pairs by which the held-out items rank as by the model's own; arguments as `_distinct` gives them.
+        """Function that gives scores of pairs by which the held-out items rank as by the model's own.
 
         BPR's are inner products. They are taken here, and by the model only where they are near a held-out item's: in
         torch they may come out otherwise in the last bits.
+
+        Args:
+            users, items, ptr: as `_candidates` gives them.
+            n_held_out: how many of each user's items are held out.
         """
+        if not self._tables:
+            found = self._predict(users, items)
+            return lambda: found
+        *tables, longest = self._tables
+        scores, near = np.empty(len(items), np.float32), np.zeros(len(items), bool)
+        rest = (*tables, longest, scores, near)
+        shares = [(users, items, ptr[n.start : n.stop + 1], n_held_out[n], *rest) for n in _shares(len(n_held_out))]
+        running = self._side_by_side(_inner_products, shares)
+
+        def finished():
+            list(running)
+            pairs = np.flatnonzero(near)
+            scores[pairs] = self._predict(users[pairs], items[pairs])
+            return scores
+
+        return finished
+
+    @cached_property
+    def _tables(self):
+        """Embeddings of users and items whose inner products are the model's scores, and see `_inner_products`."""
         model = self.trainer.model
         own = type(model) is not BPR or getattr(model.predict, "__func__", None) is not BPR.predict
         if own or model.user_embedding.weight.dtype != torch.float32:
-            return self._predict(users, items)
+            return None
         P, Q = (np.ascontiguousarray(each.weight.numpy()) for each in (model.user_embedding, model.item_embedding))
-        longest = np.linalg.norm(Q, axis=1).max() * 4 * Q.shape[1] * HALF_BIT
-        scores, near = np.empty(len(items), np.float32), np.zeros(len(items), bool)
-        rest = (P, Q, longest, scores, near)
-        shares = [(users, items, ptr[n.start : n.stop + 1], n_held_out[n], *rest) for n in _shares(len(n_held_out))]
-        self._side_by_side(_inner_products, shares)
-        near = np.flatnonzero(near)
-        scores[near] = self._predict(users[near], items[near])
-        return scores
+        return P, Q, np.linalg.norm(Q, axis=1).max() * 4 * Q.shape[1] * HALF_BIT
 
     def _predict(self, users, items):
         """Scores of pairs, ``[pairs]``."""
@@ -155,8 +189,8 @@ class RankedLoader:
         return torch.cat([part.view(-1) for part in parts]).numpy() if parts else np.empty(0, np.float32)
 
     def _side_by_side(self, kernel, shares):
-        """Results of a kernel for each tuple of arguments, a thread each."""
-        return list(self._threads.map(lambda share: kernel(*share), shares))
+        """Start a kernel with each tuple of arguments, a thread each; an iterator waits for the results."""
+        return self._threads.map(lambda share: kernel(*share), shares)
 
     @staticmethod
     def _once(make, source, *arguments):

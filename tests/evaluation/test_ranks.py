@@ -234,7 +234,7 @@ def test_inner_products_order_items_as_the_model_does(build):
     users, ptr, held_out = np.repeat(np.arange(1, 50), 60), 60 * np.arange(50), np.full(49, 7)
     items = np.random.default_rng(4).integers(1, train._dataset.item_num, len(users))
     with torch.no_grad(), ThreadPoolExecutor(2) as loader._threads:
-        scores, exact = loader._scores(users, items, ptr, held_out), loader._predict(users, items)
+        scores, exact = loader._scores(users, items, ptr, held_out)(), loader._predict(users, items)
     mixed = scores != exact
     assert 0.2 < mixed.mean() < 1  # ours differ in the last bits, and not all are ours
     for own, theirs in zip(scores.reshape(49, 60), exact.reshape(49, 60), strict=True):
