@@ -7,10 +7,14 @@ unlearned from. They and the names below are loaded when they are first asked fo
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-import recbole.trainer
+from recbole_unlearn import late
 
-from recbole_unlearn import compat
-from recbole_unlearn.input_error import InputError
+late.import_recbole()
+
+import recbole.trainer  # noqa: E402
+
+from recbole_unlearn import compat  # noqa: E402
+from recbole_unlearn.input_error import InputError  # noqa: E402
 
 if TYPE_CHECKING:
     from recbole_unlearn.quick_start import run_unlearn

@@ -224,7 +224,11 @@ def unlearned_record(request_id, result, config, before, after, requests=None):
         "settings": weight_settings(settings(config)),
         "before": before,
         "after": after,
-        "forget_auc": {name: _number(round(each["forget_auc"], 3)) for name, each in result["models"].items()},
+        "forget_auc": {
+            name: _number(round(each["forget_auc"], 3))
+            for name, each in result["models"].items()
+            if "forget_auc" in each
+        },
         "versions": versions(),
     }
 

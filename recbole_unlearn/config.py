@@ -26,7 +26,7 @@ CHOICES = {
     "curvature": ("gauss_newton", "hessian"),
     "damping": ("adam", "scalar", "none"),
     "compare": ("retrain", "none"),
-    "evaluate": ("comparison", "fidelity"),
+    "evaluate": ("comparison", "fidelity", "none"),
     "experiment": ("none", "paper"),
 }
 MAX_VALUES = 1_000_000  # of a configuration file
@@ -276,8 +276,23 @@ class UnlearnConfig(Config):
                 ):
                     raise InputError(f"paper: True fixes {key} at {value!r}; leave {key} out or set paper: False")
             self.final_config_dict.update(PAPER)
+        self._check_unjudged()
         if self["method"] == "reoptimise" and not (self["negatives"] == "static" and self["weight_decay"]):
             raise InputError("method: reoptimise needs negatives: static and weight_decay above 0; use method: auto")
+
+    def _check_unjudged(self):
+        """``evaluate: none`` leaves nothing to compare; what is asked for to be compared contradicts it."""
+        if self["evaluate"] != "none":
+            return
+        asked = [key for key in ("methods", "compare_models") if self[key] is not None]
+        asked += [key for key, word in (("experiment", "paper"), ("compare", "retrain")) if self._asked(key) == word]
+        if asked:
+            raise InputError(f"evaluate: none judges no model; leave it out, or leave out {asked[0]}")
+        self.final_config_dict["compare"] = "none"
+
+    def _asked(self, key):
+        """The value of a key that the user has given, in this run."""
+        return self.external_config_dict.get(key) if key not in self._checkpoint_config else None
 
 
 # UBPR, equation (7): nothing of design beyond the paper.

@@ -129,9 +129,12 @@ base-uri 'none'; form-action 'none'">
 
 def _verdict(result):
     if not result["verdict"]:
+        why = "Not compared with retraining (<code>compare: none</code>)"
+        if not judged(result):
+            why = "No model was judged (<code>evaluate: none</code>)"
         return (
-            '<p class="verdict open"><span class="sign" aria-hidden="true">?</span> Not compared with retraining '
-            "(<code>compare: none</code>), so this run does not tell how close the forgetting came.</p>\n"
+            f'<p class="verdict open"><span class="sign" aria-hidden="true">?</span> {why}, '
+            "so this run does not tell how close the forgetting came.</p>\n"
         )
     kind, sign = OUTCOMES[result["verdict_figures"]["outcome"]]
     faster = result["speed_up"]
@@ -161,7 +164,14 @@ def _forgotten(forget):
     )
 
 
+def judged(result):
+    """Whether the models of a result were judged."""
+    return all("forget_auc" in each for each in result["models"].values())
+
+
 def _comparison(result, table):
+    if not judged(result):
+        return ""
     parts = [
         "<p>The aim is the <em>retrained</em> model, trained anew without the forgotten interactions; "
         "neither a higher nor a lower figure is better.</p>"

@@ -14,6 +14,7 @@ from recbole_unlearn import methods as unlearning_methods
 from recbole_unlearn.comparison import Comparison, forget_sets, requests, summary
 from recbole_unlearn.compat import hidden, plain, settings
 from recbole_unlearn.config import UnlearnConfig
+from recbole_unlearn.data.faster import described
 from recbole_unlearn.data.forget import ForgetRequest
 from recbole_unlearn.data.split import Split
 from recbole_unlearn.evaluation import forgetting, ranking
@@ -55,7 +56,8 @@ def run_unlearn(model=None, dataset=None, config_file_list=None, config_dict=Non
 
     Returns:
         dict: with ``methods`` or ``compare_models``, ``comparison`` (see `comparison.Comparison.run`) and its ``page``;
-        else ``models`` (original, unlearned, retrained: ranking metrics, forget_auc, seconds; exposure of spam),
+        else ``models`` (original, unlearned, retrained: ranking metrics, forget_auc, seconds; exposure of spam; with
+        ``evaluate: none`` seconds only),
         ``forget_set``, ``unlearning`` (solver report), ``stream`` (of requests), ``speed_up``, ``verdict``, ``files``,
         ``settings``. None on ranks other than 0, where torchrun or RecBole's ``nproc`` starts several.
 
@@ -98,7 +100,7 @@ def _run(held, model, dataset, config_file_list, config_dict, saved):
         init_logger(config)
         logger = logging.getLogger()
         logger.info(str(config))
-    logger.info(split.train._dataset)
+    logger.info(described(split.train._dataset))
 
     if config["evaluate"] == "fidelity":
         return _fidelity(
@@ -109,16 +111,18 @@ def _run(held, model, dataset, config_file_list, config_dict, saved):
         folder = claim(held, output) if saved else scratch
         config["checkpoint_dir"] = str(folder)
         seconds: dict = {"original": None}
+        judges = config["evaluate"] != "none"
         if stored:
             path = Path(config["checkpoint"])
-            trainer = make_trainer(config, original)
+            trainer = make_trainer(config, original, trains=False) if judges else None
         else:
             path = folder / "model.pth"
             original, trainer, seconds["original"] = train(config, split, path)
             stored, log = checkpoints.load(path)
             original, unlearner = open_unlearner(config, split, stored, log, path)
             guarded = guard.check(unlearner, stored, log, config["show_progress"])
-        trainer.eval_collector.data_collect(split.train)
+        if trainer:
+            trainer.eval_collector.data_collect(split.train)
 
         start = perf_counter()
         unlearner.warm_up()
@@ -145,8 +149,8 @@ def _run(held, model, dataset, config_file_list, config_dict, saved):
                 config, split, folder / "retrained.pth", rows, log_negatives=False
             )
 
-        evaluated, ranks, judged = {}, {}, split.judged_without(rows)
-        for name, each in models.items():
+        evaluated, ranks, judged = {name: {"seconds": seconds[name]} for name in models}, {}, split.judged_without(rows)
+        for name, each in models.items() if judges else ():
             ranks[name] = forgetting.percentiles(each, split, rows)
             evaluated[name] = {
                 "ranking": ranking.evaluate(
@@ -171,7 +175,7 @@ def _run(held, model, dataset, config_file_list, config_dict, saved):
             "verdict": sentence,
             "verdict_figures": figures,
             "rank_histogram": {name: forgetting.histogram(each) for name, each in ranks.items()},
-            "geometry": geometry(models, log, rows, stored["triple_log"]["epochs"]),
+            "geometry": geometry(models, log, rows, stored["triple_log"]["epochs"]) if judges else {},
             "files": files if saved else {},
             "settings": settings(config),
         }

@@ -19,14 +19,15 @@ def comparison_table(result, metrics=("hit", "ndcg")):
     """
     models = result["models"]
     rows = {}
-    for protocol in next(iter(models.values()))["ranking"]:
-        for metric in next(iter(models.values()))["ranking"][protocol]:
+    for protocol, figures in next(iter(models.values())).get("ranking", {}).items():
+        for metric in figures:
             if metric.split("@")[0] in metrics:
                 name = metric.upper().replace("HIT", "HR")
                 rows[f"{name} ({protocol})"] = {
                     model: f"{values['ranking'][protocol][metric]:.4f}" for model, values in models.items()
                 }
-    rows["forget-set AUC"] = {model: f"{values['forget_auc']:.4f}" for model, values in models.items()}
+    if html_report.judged(result):
+        rows["forget-set AUC"] = {model: f"{values['forget_auc']:.4f}" for model, values in models.items()}
     for name in next(iter(models.values())).get("exposure", ()):
         rows[f"spam {name}"] = {model: f"{values['exposure'][name]:.4f}" for model, values in models.items()}
     rows["seconds"] = {
@@ -47,6 +48,9 @@ def comparison_table(result, metrics=("hit", "ndcg")):
     return table
 
 
+NOT_JUDGED = (
+    "Not judged (evaluate: none): this run does not tell how the models rank, nor how close the forgetting came."
+)
 SPAM_EXPOSURE = "Spam exposure@K: share of the users, without the spam's own, with a promoted item in their top K."
 
 
@@ -64,7 +68,7 @@ def markdown(result):
         "",
         table,
         "",
-        result["verdict"] or "",
+        result["verdict"] or ("" if html_report.judged(result) else NOT_JUDGED),
         "",
         *([SPAM_EXPOSURE, ""] if forget["kind"] == "spam" else []),
         f"{_how(solve)}; kernels loaded in {solve['setup_seconds']:.2g} s before the request.",
@@ -78,7 +82,7 @@ def markdown(result):
 
 
 def _ranked(result):
-    return any(each["ranking"] for each in result["models"].values())
+    return any(each.get("ranking", True) for each in result["models"].values())
 
 
 def guard_sentence(result):

@@ -341,9 +341,13 @@ TRAINERS = {
 }
 
 
-def make_trainer(config, model):
-    """The trainer for a model."""
-    return TRAINERS[config["MODEL_TYPE"]](config, model)
+def make_trainer(config, model, trains=True):
+    """The trainer for a model; ``trains=False``: one that only evaluates, without an optimiser."""
+    kind = TRAINERS[config["MODEL_TYPE"]]
+    if trains:
+        return kind(config, model)
+    with replaced(Trainer, _build_optimizer=lambda self, **_: None):  # torch would load its compiler: seconds
+        return kind(config, model)
 
 
 def trainer_of(name):

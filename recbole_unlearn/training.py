@@ -30,8 +30,8 @@ from recbole_unlearn.trainer import make_trainer
 
 # Keys of a configuration that belong to one run, not to the model that it trains.
 RUN_KEYS = (
-    "checkpoint", "checkpoint_dir", "output_dir", "device", "gpu_id", "use_gpu", "compare", "purge", "data_path",
-    "purge_dataset", "audit", "single_spec", "local_rank",
+    "checkpoint", "checkpoint_dir", "output_dir", "device", "gpu_id", "use_gpu", "compare", "evaluate", "purge",
+    "data_path", "purge_dataset", "audit", "single_spec", "local_rank",
     "nproc", "world_size", "ip", "port", "offset", "rank_timeout", "show_progress", "model", "dataset", "config_files",
     "forget_category_field", "spam_items", "request_batch", "drift_every",
     "methods", "method_args", "compare_models", "comparison_sets", "comparison_seeds", "comparison_cache",

@@ -554,7 +554,7 @@ def temporary(tmp_path, monkeypatch):
 def test_what_a_killed_run_without_files_left_is_swept_by_the_next(scene, tmp_path, temporary, monkeypatch):
     """Its temporary folder holds a model and a log with the rows that are to be forgotten."""
 
-    def die(config, _):
+    def die(config, *_, **__):
         (Path(config["checkpoint_dir"]) / "model.pth").touch()
         os._exit(KILLED)
 

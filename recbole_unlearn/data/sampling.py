@@ -8,6 +8,7 @@ import torch
 from recbole.data.interaction import Interaction
 from recbole.sampler import Sampler
 
+from recbole_unlearn.data.faster import UsedItems
 from recbole_unlearn.data.triple_log import MOST_DRAWN
 from recbole_unlearn.input_error import InputError
 
@@ -17,6 +18,8 @@ FILTER_BITS = 2**29  # 64 MiB
 
 def used_items(sampler, n_users):
     """Items that ``sampler`` never draws for each user, as CSR: ``ptr`` ``[n_users + 1]`` and sorted ``items``."""
+    if isinstance(sampler.used_ids, UsedItems):
+        return sampler.used_ids.ptr, sampler.used_ids.items
     counts = np.fromiter((len(s) for s in sampler.used_ids), np.int64, n_users)
     ptr = np.concatenate([[0], np.cumsum(counts)])
     items = np.empty(ptr[-1], np.int32)
@@ -136,13 +139,13 @@ class NegativeDraw:
         put where the calls would have left it.
         """
         values = np.empty(counts.sum(), np.int64)
-        start, length, needed = np.random.get_state(), len(values), -1
+        stream, needed = self.sampler.sampling(len(values)), -1  # all of which the calls would have needed
         while needed < 0:
-            length += length // 8 + 100
-            np.random.set_state(start)
-            needed = _fill(values, self.sampler.sampling(length), users, counts, *self.used)
-        np.random.set_state(start)
-        self.sampler.sampling(needed)
+            before, length = np.random.get_state(), len(stream)
+            stream = np.concatenate([stream, self.sampler.sampling(length // 8 + 100)])
+            needed = _fill(values, stream, users, counts, *self.used)
+        np.random.set_state(before)
+        self.sampler.sampling(needed - length)
         return values
 
 

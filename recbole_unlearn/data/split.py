@@ -13,6 +13,7 @@ from recbole.sampler import RepeatableSampler, Sampler
 from recbole.utils import ModelType
 
 from recbole_unlearn.config import changed
+from recbole_unlearn.data.faster import faster
 from recbole_unlearn.data.fingerprint import fingerprint, rows_checksum
 from recbole_unlearn.data.forget import spammers
 from recbole_unlearn.data.frozen import FrozenDataset, is_frozen
@@ -30,11 +31,13 @@ def eval_loader(config, dataset, sampler, sampled=0):
     """
     config = changed(config, single_spec=True)  # else every rank would get a part, padded with users that count twice
     if not sampled:
-        return FullSortEvalDataLoader(config, dataset, sampler, shuffle=False)
+        with faster():
+            return FullSortEvalDataLoader(config, dataset, sampler, shuffle=False)
     config[f"{sampler.phase}_neg_sample_args"] = {"distribution": "uniform", "sample_num": sampled}
     users = max(config["eval_batch_size"] // dataset.item_num, 1)
     config["eval_batch_size"] = users * (1 + sampled)
-    return NegSampleEvalDataLoader(config, dataset, sampler, shuffle=False)
+    with faster():
+        return NegSampleEvalDataLoader(config, dataset, sampler, shuffle=False)
 
 
 def pairwise_loader(loader):
@@ -89,6 +92,7 @@ class Split:
         n_users, n_items: sizes of the id spaces, padding id 0 included.
     """
 
+    @faster()
     def __init__(self, config):
         self.config = config
         with scratch_folder() as empty:
@@ -173,6 +177,7 @@ class Split:
         tokens = (self.token("user", self.users[rows]), self.token("item", self.items[rows]))
         return [(str(user), str(item)) for user, item in zip(*tokens, strict=True)]
 
+    @faster()
     def remaining(self, forgotten, seed=None):
         """A new training loader without some rows, with the negative pool that retraining would have.
 
@@ -222,6 +227,7 @@ class Split:
         columns = [part.inter_feat.interaction for part in parts]
         return parts[0].copy(Interaction({name: torch.cat([each[name] for each in columns]) for name in columns[1]}))
 
+    @faster()
     def judged_without(self, forgotten):
         """This split with nothing of some rows in the histories of its validation and test data.
 
@@ -269,6 +275,7 @@ class Split:
         part = self._part(part, gone)
         return self.test.transform(part, part[order])
 
+    @faster()
     def _part(self, rows, gone):
         """The data set with some rows of the training data only, and histories without those that are ``gone``."""
         data = self.train._dataset

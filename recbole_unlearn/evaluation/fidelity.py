@@ -10,7 +10,6 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 import torch
-from scipy.stats import ks_2samp, wasserstein_distance
 from tqdm import tqdm
 
 from recbole_unlearn import checkpoint as checkpoints
@@ -183,6 +182,8 @@ def compare(retrained, originals, unlearned):
         dict of floats. ``*_sd`` are standard deviations over seeds, ``*_z`` distances to the retrained mean in standard
         deviations of the retrained models; ``*_ratio`` distances to retrained models over the median distance of two.
     """
+    from scipy.stats import ks_2samp, wasserstein_distance  # here: it costs half a second that few runs need
+
     result = {}
 
     def against(name, value, reference):

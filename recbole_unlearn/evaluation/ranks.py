@@ -4,6 +4,9 @@ RecBole sorts out the best K items of every user, a few users at a time. Its met
 out, so it is enough to count the items that score higher than each held-out one. The metrics themselves stay RecBole's.
 """
 
+import itertools
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 from weakref import WeakKeyDictionary
 
 import numba
@@ -12,15 +15,19 @@ import torch
 from recbole.data.dataloader import FullSortEvalDataLoader, NegSampleEvalDataLoader
 from recbole.data.interaction import Interaction
 from recbole.model.abstract_recommender import AbstractRecommender
+from recbole.model.general_recommender import BPR
 from recbole.sampler import Sampler
 from recbole.utils import EvaluatorType, ModelType
 from torch.utils.data.distributed import DistributedSampler
 from tqdm import tqdm
 
+from recbole_unlearn.data.faster import Ragged
 from recbole_unlearn.data.sampling import NegativeDraw
 
 BLOCK = 2**18  # scores at a time, and PAIRS for pairs: they stay in the processor's cache
 PAIRS = 2**13
+HALF_BIT = 2.0**-24  # of float32, as a share of a number
+USERS, LARGE = 64, 2**22  # users at a time for the sake of the matrix product, while there are no more scores than that
 DEFAULT_BATCH = 4096  # RecBole's eval_batch_size
 # The last bits of a score depend on how many users are scored at once. Where a rank depends on them, the user is
 # ranked again in the batch that RecBole would put them in. As a share of the user's largest score:
@@ -71,7 +78,8 @@ class RankedLoader:
 
     def __iter__(self):
         rank = self._full if isinstance(self.loader, FullSortEvalDataLoader) else self._sampled
-        hits = rank(max(self.trainer.config["topk"]))
+        with ThreadPoolExecutor(torch.get_num_threads()) as self._threads:
+            hits = rank(max(self.trainer.config["topk"]))
         self.trainer.eval_collector.data_struct.set("rec.topk", torch.from_numpy(hits))
         return iter(())
 
@@ -81,11 +89,15 @@ class RankedLoader:
         (ptr, items), (history_ptr, history) = self._once(_ragged, loader)
         hits = np.zeros((n_users, cutoff + 1), np.int32)
         hits[:, -1] = np.diff(ptr)
-        step, batch, first = max(BLOCK // n_items, 1), max(DEFAULT_BATCH // n_items, 1), None
+        step = max(BLOCK // n_items, min(LARGE // n_items, USERS), 1)
+        batch, first = max(DEFAULT_BATCH // n_items, 1), None
         for start in self._bar(range(0, n_users, step)):
             part = slice(start, start + step)
             scores = self.trainer.model.full_sort_predict(loader.user_df[part]).view(-1, n_items).numpy()
-            for user in start + _rank_all(scores, start, ptr, items, history_ptr, history, hits[part, :-1]):
+            bits = scores.view(f"u{scores.itemsize}")
+            rest = (ptr, items, history_ptr, history)
+            shares = [(scores[n], bits[n], start + n.start, hits[part][n, :-1], *rest) for n in _shares(len(scores))]
+            for user in np.concatenate(list(self._side_by_side(_rank_all, shares))):
                 if first != user - user % batch:
                     first = user - user % batch
                     index = list(range(first, min(first + batch, n_users)))
@@ -96,31 +108,89 @@ class RankedLoader:
 
     def _sampled(self, cutoff):
         """As `_full`, among the held-out items and their sampled negatives only."""
+        hits = np.zeros((len(self.loader.uid_list), cutoff + 1), np.int32)
+        waiting = None  # the block before, whose scores are taken while the next one's negatives are drawn
+        for part, users, items, ptr in self._candidates(hits[:, -1]):
+            scores = self._scores(users, items, ptr, hits[part, -1])
+            if waiting:
+                self._rank_block(*waiting)
+            waiting = hits[part], users, items, ptr, scores
+        if waiting:
+            self._rank_block(*waiting)
+        return hits
+
+    def _candidates(self, n_held_out):
+        """Items to rank, block by block: (slice of users, user and item of each pair, where the users' pairs begin).
+
+        Held-out items come first; how many there are is written to ``n_held_out`` ``[users]``.
+        """
         loader, data, times = self.loader, self._dataset, self.loader.times
         items = data.inter_feat[loader.iid_field].numpy()  # sorted by user
         everyone, counts = loader.uid_list, loader.uid2items_num[loader.uid_list]
         draw = self._once(NegativeDraw, loader._sampler, data.user_num)
         ptr = np.concatenate([[0], np.cumsum(counts)])
-        hits = np.zeros((len(everyone), cutoff + 1), np.int32)
         blocks = np.flatnonzero(np.diff(ptr[:-1] * times // BLOCK, prepend=-1))
         for start, stop in zip(self._bar(blocks), [*blocks[1:], len(everyone)], strict=True):
             part, held_out = slice(start, stop), items[ptr[start] : ptr[stop]]
             negatives = draw.one_by_one(everyone[part], counts[part] * (times - 1))
-            ends, pairs, hits[part, -1] = _distinct(counts[part], held_out, negatives, data.item_num)
-            scores = self._predict(np.repeat(everyone[part], np.diff(ends)), pairs)
-            for user in _rank_sampled(scores, ends, hits[part]):
-                own = slice(ends[user], ends[user + 1])
-                row = torch.full((data.item_num,), -torch.inf)
-                row[pairs[own]] = torch.from_numpy(scores[own])
-                hits[start + user, :-1] = _sort(row, pairs[own][: hits[start + user, -1]], cutoff)
-        return hits
+            ends, pairs, n_held_out[part] = _distinct(counts[part], held_out, negatives, data.item_num)
+            yield part, np.repeat(everyone[part], np.diff(ends)), pairs, ends
+
+    def _rank_block(self, hits, users, items, ptr, scores):
+        scores = scores()
+        for user in _rank_sampled(scores, ptr, hits):
+            own = slice(ptr[user], ptr[user + 1])
+            row = torch.full((self._dataset.item_num,), -torch.inf)
+            row[items[own]] = torch.from_numpy(self._predict(users[own], items[own]))
+            hits[user, :-1] = _sort(row, items[own][: hits[user, -1]], hits.shape[1] - 1)
+
+    def _scores(self, users, items, ptr, n_held_out):
+        """Function that gives scores of pairs by which the held-out items rank as by the model's own.
+
+        BPR's are inner products. They are taken here, and by the model only where they are near a held-out item's: in
+        torch they may come out otherwise in the last bits.
+
+        Args:
+            users, items, ptr: as `_candidates` gives them.
+            n_held_out: how many of each user's items are held out.
+        """
+        if not self._tables:
+            found = self._predict(users, items)
+            return lambda: found
+        *tables, longest = self._tables
+        scores, near = np.empty(len(items), np.float32), np.zeros(len(items), bool)
+        rest = (*tables, longest, scores, near)
+        shares = [(users, items, ptr[n.start : n.stop + 1], n_held_out[n], *rest) for n in _shares(len(n_held_out))]
+        running = self._side_by_side(_inner_products, shares)
+
+        def finished():
+            list(running)
+            pairs = np.flatnonzero(near)
+            scores[pairs] = self._predict(users[pairs], items[pairs])
+            return scores
+
+        return finished
+
+    @cached_property
+    def _tables(self):
+        """Embeddings of users and items whose inner products are the model's scores, and see `_inner_products`."""
+        model = self.trainer.model
+        own = type(model) is not BPR or getattr(model.predict, "__func__", None) is not BPR.predict
+        if own or model.user_embedding.weight.dtype != torch.float32:
+            return None
+        P, Q = (np.ascontiguousarray(each.weight.numpy()) for each in (model.user_embedding, model.item_embedding))
+        return P, Q, np.linalg.norm(Q, axis=1).max() * 4 * Q.shape[1] * HALF_BIT
 
     def _predict(self, users, items):
         """Scores of pairs, ``[pairs]``."""
         columns = {self.loader.uid_field: torch.from_numpy(users), self.loader.iid_field: torch.from_numpy(items)}
         pairs = Interaction(columns)
         parts = [self.trainer.model.predict(pairs[n : n + PAIRS]) for n in range(0, len(users), PAIRS)]
-        return torch.cat([part.view(-1) for part in parts]).numpy()
+        return torch.cat([part.view(-1) for part in parts]).numpy() if parts else np.empty(0, np.float32)
+
+    def _side_by_side(self, kernel, shares):
+        """Start a kernel with each tuple of arguments, a thread each; an iterator waits for the results."""
+        return self._threads.map(lambda share: kernel(*share), shares)
 
     @staticmethod
     def _once(make, source, *arguments):
@@ -135,8 +205,17 @@ class RankedLoader:
 
 def _ragged(loader):
     """Held-out items and history of each user of a full-ranking loader: where the user's begin, and the items."""
-    lists = [columns[loader.uid_list] for columns in (loader.uid2positive_item, loader.uid2history_item)]
+    lists = (loader.uid2positive_item, loader.uid2history_item)
+    if all(isinstance(each, Ragged) for each in lists):
+        return [(np.append(each.ptr[loader.uid_list.numpy()], each.ptr[-1]), each.items) for each in lists]
+    lists = [columns[loader.uid_list] for columns in lists]
     return [(np.cumsum([0, *map(len, each)]), torch.cat(list(each)).numpy()) for each in lists]
+
+
+def _shares(n):
+    """Slices of ``n`` users, one for each of torch's threads."""
+    ends = np.linspace(0, n, torch.get_num_threads() + 1).astype(int).tolist()
+    return [slice(*each) for each in itertools.pairwise(ends)]
 
 
 def _sort(scores, held_out, cutoff):
@@ -175,11 +254,24 @@ def _rank(scores, held_out, margin, hits):
 
 
 @numba.njit(cache=True, nogil=True)
-def _rank_all(scores, first, ptr, items, history_ptr, history, hits):
+def _largest(bits):
+    """Place of the largest score, signs put aside; NaN is larger than all."""
+    largest = bits[0] * bits.dtype.type(2)  # which drops the sign
+    for value in bits:
+        largest = max(largest, value * bits.dtype.type(2))
+    place = 0
+    while bits[place] * bits.dtype.type(2) != largest:
+        place += 1
+    return place
+
+
+@numba.njit(cache=True, nogil=True)
+def _rank_all(scores, bits, first, hits, ptr, items, history_ptr, history):
     """Rank among all items but padding and history, whose scores are overwritten.
 
     Args:
         scores: ``[users, n_items]``, of the users from ``first`` on.
+        bits: the same memory as unsigned whole numbers, which grow with the size of a score.
 
     Returns:
         int64 array: those of the users whose ranks are open.
@@ -187,12 +279,12 @@ def _rank_all(scores, first, ptr, items, history_ptr, history, hits):
     open_users = []
     for u in range(len(scores)):
         row, n = scores[u], first + u
-        largest = np.max(np.abs(row))
+        largest = np.abs(row[_largest(bits[u])])
         row[0] = -np.inf
         row[history[history_ptr[n] : history_ptr[n + 1]]] = -np.inf
         margin = scores.dtype.type(ROUNDING * largest)
         if not _rank(row, row[items[ptr[n] : ptr[n + 1]]], margin, hits[u]):
-            open_users.append(u)
+            open_users.append(n)
     return np.array(open_users, np.int64)
 
 
@@ -231,6 +323,35 @@ def _distinct(counts, held_out, negatives, n_items):
         ptr[u + 1] = n
         first = last
     return ptr, items[:n], n_held_out
+
+
+@numba.njit(cache=True, nogil=True, fastmath={"reassoc", "contract", "nsz"})
+def _inner_product(p, q):
+    total = np.float32(0)
+    for k in range(len(p)):
+        total += p[k] * q[k]
+    return total
+
+
+@numba.njit(cache=True, nogil=True)
+def _inner_products(users, items, ptr, n_held_out, P, Q, longest, scores, near):
+    """Scores of some users' items, and which of them are held out, or near one that is, with both marked.
+
+    Args:
+        longest: how far rounding may move two scores apart, for a user whose embedding has length 1.
+    """
+    for u in range(len(n_held_out)):
+        first, last = ptr[u], ptr[u + 1]
+        if first == last:
+            continue
+        p = P[users[first]]
+        for n in range(first, last):
+            scores[n] = _inner_product(p, Q[items[n]])
+        margin = longest * np.sqrt(_inner_product(p, p))
+        for h in range(first, first + n_held_out[u]):
+            for n in range(first, last):
+                if n != h and not np.abs(scores[n] - scores[h]) > margin:
+                    near[n] = near[h] = True
 
 
 @numba.njit(cache=True, nogil=True)

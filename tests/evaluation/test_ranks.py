@@ -1,6 +1,7 @@
 """Ranks that are counted give RecBole's own numbers to the last digit, and leave numpy's stream where RecBole does."""
 
 import copy
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from recbole.utils import init_seed
 
 from recbole_unlearn.data import sampling
 from recbole_unlearn.data.sampling import NegativeDraw
+from recbole_unlearn.evaluation import ranks
 from recbole_unlearn.evaluation.ranks import RankedLoader
 from recbole_unlearn.trainer import BPRTrainer
 
@@ -219,3 +221,39 @@ def test_negatives_are_recboles_where_nearly_every_draw_is_used(build, data_path
     stock, expected = sampler.sample_by_user_ids([5], None, 200).numpy(), np.random.random()
     np.testing.assert_array_equal(ours, stock)
     assert (ours == sampler.item_num - 1).all() and after == expected
+
+
+def test_inner_products_order_items_as_the_model_does(build):
+    """Those near a held-out item's come from the model; all others are too far apart for rounding to matter."""
+    config, train, test = build(HALF_HELD_OUT, "uni99")
+    torch.manual_seed(3)
+    model = BPR(config, train._dataset)
+    with torch.no_grad():
+        nearly_tied(model)
+    loader = RankedLoader(BPRTrainer(config, model), test)
+    users, ptr, held_out = np.repeat(np.arange(1, 50), 60), 60 * np.arange(50), np.full(49, 7)
+    items = np.random.default_rng(4).integers(1, train._dataset.item_num, len(users))
+    with torch.no_grad(), ThreadPoolExecutor(2) as loader._threads:
+        scores, exact = loader._scores(users, items, ptr, held_out)(), loader._predict(users, items)
+    mixed = scores != exact
+    assert 0.2 < mixed.mean() < 1  # ours differ in the last bits, and not all are ours
+    for own, theirs in zip(scores.reshape(49, 60), exact.reshape(49, 60), strict=True):
+        order = [np.sign(each[:7, None] - each) for each in (own, theirs)]
+        np.testing.assert_array_equal(*order)
+    with torch.no_grad():
+        plainly, near = np.empty(len(items), np.float32), np.zeros(len(items), bool)
+        P, Q = model.user_embedding.weight.numpy(), model.item_embedding.weight.numpy()
+        ranks._inner_products(users, items, ptr, held_out, P, Q, 1e-30, plainly, near)
+    order = [np.sign(each.reshape(49, 60)[:, :7, None] - each.reshape(49, 60)[:, None]) for each in (plainly, exact)]
+    assert (order[0] != order[1]).any(), "no items so near that rounding decides"
+
+
+def test_a_model_with_a_predict_of_its_own_is_asked(build):
+    class Own(BPR):
+        def predict(self, interaction):
+            return -super().predict(interaction)
+
+    config, train, test = build(HALF_HELD_OUT, "uni99")
+    _, (stock, ours) = both(config, train, test, trained, Own)
+    _, (_, usual) = both(config, train, test, trained)
+    assert ours == stock and ours != usual

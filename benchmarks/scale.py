@@ -1,0 +1,307 @@
+"""How time and memory grow to ten million interactions, end to end through ``run_unlearn.py``.
+
+    python benchmarks/scale.py --folder=FOLDER                          # 1, 3 and 10 million interactions
+    python benchmarks/scale.py --folder=FOLDER --millions 1 --stock     # and RecBole's own reading and splitting beside
+
+Data are drawn with a law like that of real ones: users' numbers of interactions are log-normal, items' popularity a
+power law, and users mostly stay within one group of taste. Per million there are 10,000 users and 5,000 items. BPR with
+K = 64 trains for --epochs epochs, with log and a validation after each; then 200 interactions are forgotten, without a
+retrained model; then from the checkpoint again, as a user would; then in an open session, which is saved; then with a
+purge. Each command runs in a process of its own, whose parts are timed in place; peak memory is that of the process
+while the part runs. The tables are printed, and written to --output.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+from contextlib import contextmanager
+from functools import wraps
+from pathlib import Path
+from time import perf_counter
+
+ROOT = Path(__file__).parents[1]
+GROUPS, LOYAL = 8, 0.7  # groups of taste, and the share of interactions within one's own
+ROUNDS = 4
+POPULARITY, FIRST = 0.9, 10  # item r is drawn as often as 1 / (r + FIRST) ** POPULARITY
+KEYS = {
+    "model": "BPR",
+    "embedding_size": "64",
+    "train_batch_size": "16384",
+    "learning_rate": "0.002",
+    "valid_metric": "NDCG@10",
+    "show_progress": "False",
+    "load_col": "{'inter': ['user_id', 'item_id']}",
+    "forget_ratio": "None",
+    "forget_count": "200",
+    "compare": "none",
+}
+
+
+# The data
+
+
+def interactions(millions, seed=2020):
+    """Distinct (user, item), in random order: int64 arrays of about ``millions`` million."""
+    import numpy as np
+
+    rng = np.random.default_rng(seed)
+    rows, n_users, n_items = round(millions * 1e6), round(millions * 1e4), round(millions * 5e3)
+    activity = rng.lognormal(0, 1, n_users)
+    wanted = np.clip(activity / activity.sum() * rows, 5, n_items / 8)
+    group_of_user, group_of_item = rng.integers(0, GROUPS, n_users), rng.integers(0, GROUPS, n_items)
+    weight = 1 / (np.arange(n_items) + FIRST) ** POPULARITY
+    by_group = np.argsort(group_of_item, kind="stable")
+    cumulated, cumulated_in_groups = np.cumsum(weight), np.concatenate([[0], np.cumsum(weight[by_group])])
+    first = np.searchsorted(group_of_item[by_group], np.arange(GROUPS + 1))
+    keys = np.empty(0, np.int64)
+    for _ in range(ROUNDS):  # what is drawn twice counts once
+        missing = np.maximum(wanted - np.bincount(keys // n_items, minlength=n_users), 0)
+        users = np.repeat(np.arange(n_users), rng.poisson(missing))
+        group, draw = group_of_user[users], rng.random(len(users))
+        low, high = cumulated_in_groups[first[group]], cumulated_in_groups[first[group + 1]]
+        own = np.searchsorted(cumulated_in_groups, low + draw * (high - low), "right") - 1
+        own = by_group[np.minimum(own, n_items - 1)]
+        any_item = np.minimum(np.searchsorted(cumulated, draw * cumulated[-1], "right"), n_items - 1)
+        items = np.where(rng.random(len(users)) < LOYAL, own, any_item)
+        keys = np.unique(np.concatenate([keys, users * n_items + items]))
+    keys = rng.permutation(keys)
+    return keys // n_items, keys % n_items
+
+
+def write(folder, name, millions):
+    """The data set in RecBole's format, if it is not there; returns the path of the ``.inter`` file."""
+    import numpy as np
+    import pandas as pd
+
+    path = Path(folder) / name / f"{name}.inter"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        users, items = interactions(millions)
+        table = {"user_id:token": users, "item_id:token": items, "timestamp:float": 10**9 + np.arange(len(users))}
+        pd.DataFrame(table).to_csv(path.with_suffix(".part"), sep="\t", index=False)
+        path.with_suffix(".part").rename(path)
+    return path
+
+
+# One process, its parts timed in place
+
+
+class Parts:
+    """Seconds, calls and peak memory (GiB) of named parts of this process; a part may lie within another."""
+
+    def __init__(self):
+        self.found = {}
+        self._peaks = []  # of the parts that are open, as far as they have come
+
+    @contextmanager
+    def part(self, name):
+        if self._peaks:
+            self._peaks[-1] = max(self._peaks[-1], _peak())
+        self._peaks.append(0.0)
+        _forget_peak()
+        start = perf_counter()
+        try:
+            yield
+        finally:
+            seconds, peak = perf_counter() - start, max(self._peaks.pop(), _peak())
+            entry = self.found.setdefault(name, {"seconds": 0.0, "calls": 0, "GiB": 0.0})
+            entry["seconds"] += seconds
+            entry["calls"] += 1
+            entry["GiB"] = max(entry["GiB"], peak)
+            if self._peaks:
+                self._peaks[-1] = max(self._peaks[-1], peak)
+
+    def watch(self, owner, method, name):
+        """Time a method, or a function of a module, whenever it is called."""
+        function = getattr(owner, method)
+
+        @wraps(function)
+        def timed(*arguments, **options):
+            with self.part(name):
+                return function(*arguments, **options)
+
+        setattr(owner, method, timed)
+
+
+def _forget_peak():
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def _peak():
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 2**20
+
+
+def watch(parts):
+    """Time everything that a user of this size waits for."""
+    with parts.part("imports"):
+        from recbole_unlearn import quick_start, session
+        from recbole_unlearn.data import faster, split
+        from recbole_unlearn.evaluation import forgetting, ranking, ranks
+        from recbole_unlearn.trainer import BPRTrainer
+        from recbole_unlearn.unlearners.bpr import InfluenceUnlearner
+    parts.watch(faster, "read_csv", "reading the file")
+    parts.watch(split, "create_dataset", "reading, filtering, numbering")
+    parts.watch(split, "data_preparation", "splitting, samplers, loaders")
+    parts.watch(split.Split, "__init__", "all of the data")
+    parts.watch(BPRTrainer, "_train_epoch", "an epoch with its log")
+    parts.watch(BPRTrainer, "_valid_epoch", "validation")
+    parts.watch(InfluenceUnlearner, "warm_up", "warming up")
+    parts.watch(InfluenceUnlearner, "unlearn", "the request")
+    parts.watch(ranks.RankedLoader, "_full", "of judging and validation: full ranking")
+    parts.watch(ranks.RankedLoader, "_sampled", "of judging: 99 sampled")
+    parts.watch(ranking, "evaluate", "judging a model, both protocols")
+    parts.watch(forgetting, "percentiles", "forget-set AUC of a model")
+    parts.watch(quick_start, "save_unlearned", "saving model and log")
+    parts.watch(session, "save_unlearned", "saving model and log")
+    parts.watch(quick_start, "record_and_purge", "audit and purge")
+
+
+def child(kind, report, *arguments):
+    """Do one of `KINDS` in this process, and write its parts down."""
+    parts = Parts()
+    with parts.part("everything"):
+        watch(parts)
+        KINDS[kind](parts, *arguments)
+    Path(report).write_text(json.dumps(parts.found, indent=1))
+
+
+def _run(parts, *arguments):
+    import run_unlearn
+
+    if run_unlearn.main(arguments):
+        sys.exit("run_unlearn.py failed")
+
+
+def _session(parts, checkpoint, path):
+    import numpy as np
+
+    from recbole_unlearn import UnlearnSession
+
+    with parts.part("opening a session"):
+        session = UnlearnSession.open(checkpoint)
+    with session:
+        rows = np.random.default_rng(7).permutation(session.split.n_rows)[:400]
+        for some in np.split(rows, 2):
+            session.forget_rows(some)
+        with parts.part("saving a session"):
+            session.save(path)
+
+
+def _stock(parts, *arguments):
+    """RecBole's own data set and loaders."""
+    import pandas as pd
+    from recbole.utils import init_seed
+
+    from recbole_unlearn.config import UnlearnConfig
+    from recbole_unlearn.data import faster
+    from recbole_unlearn.data.split import Split
+
+    keys = dict(argument.removeprefix("--").split("=", 1) for argument in arguments)
+    config = UnlearnConfig(config_dict=keys)
+    init_seed(config["seed"], config["reproducibility"])
+    faster._METHODS.clear()
+    parts.watch(pd, "read_csv", "reading the file")
+    Split(config)
+
+
+def _product(parts, users, items, dimensions):
+    """The scores of all users and items, a block of users at a time, and nothing done with them."""
+    import torch
+
+    user, item = (torch.randn(int(n), int(dimensions)) for n in (users, items))
+    with parts.part("matrix product alone"):
+        for start in range(0, len(user), 256):
+            torch.matmul(user[start : start + 256], item.T)
+
+
+KINDS = {"run": _run, "session": _session, "stock": _stock, "product": _product}
+
+
+# All of them
+
+
+def measured(folder, kind, *arguments):
+    """Parts of a process of its own."""
+    report = folder / "parts.json"
+    command = [sys.executable, __file__, "--child", kind, str(report), *map(str, arguments)]
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    with open(folder / "output.log", "ab") as output:
+        done = subprocess.run(command, cwd=folder, stdout=output, stderr=output, env={**os.environ, "PYTHONPATH": path})
+    if done.returncode:
+        sys.exit(f"{kind} failed; see {folder / 'output.log'}")
+    return json.loads(report.read_text())
+
+
+def size(millions, options):
+    """Parts of each command at one size, by the name of the command."""
+    name = f"scale-{millions:g}m"
+    folder = Path(options.folder).resolve()
+    write(folder, name, millions)
+    work = folder / f"{name}-work"
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir()
+    keys = {**KEYS, "dataset": name, "data_path": folder, "epochs": options.epochs}
+    keys = [f"--{key}={value}" for key, value in keys.items()]
+    again = ["--checkpoint=train/model.pth", "--forget_ratio=None", "--forget_count=200", "--compare=none"]
+    again += ["--show_progress=False"]
+    found = {"train and forget": measured(work, "run", *keys, "--output_dir=train")}
+    found["request"] = measured(work, "run", *again, "--output_dir=request")
+    found["request, not judged"] = measured(work, "run", *again, "--output_dir=unjudged", "--evaluate=none")
+    found["session"] = measured(work, "session", "train/model.pth", "session.pth")
+    found["beside"] = measured(work, "product", round(millions * 1e4), round(millions * 5e3), KEYS["embedding_size"])
+    if options.stock:
+        found["stock RecBole"] = measured(work, "stock", *keys)
+    found["purge"] = measured(work, "run", *again, "--output_dir=purge", "--purge=True", "--purge_dataset=False")
+    shutil.rmtree(work)
+    return found
+
+
+def table(found):
+    """Markdown: a line for each command and part, two columns for each size."""
+    sizes = sorted(found, key=float)
+    lines = ["| | " + " | ".join(f"{size} M: s | GiB" for size in sizes) + " |", "|:---|" + "---:|---:|" * len(sizes)]
+    for command in found[sizes[-1]]:
+        cells = {size: found[size].get(command, {}) for size in sizes}
+        lines.append(f"| **{command}** |" + " |" * 2 * len(sizes))
+        for part in cells[sizes[-1]]:
+            row = []
+            for size in sizes:
+                entry = cells[size].get(part)
+                row += [f"{entry['seconds'] / entry['calls']:.3g}", f"{entry['GiB']:.2f}"] if entry else ["", ""]
+            calls = cells[sizes[-1]][part]["calls"]
+            lines.append(f"| {part}{f' (mean of {calls})' if calls > 1 else ''} | " + " | ".join(row) + " |")
+    return "\n".join([*lines, ""])
+
+
+def main():
+    if sys.argv[1:2] == ["--child"]:
+        return child(*_taken())
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", required=True, help="for the data sets (0.3 GB at 10 million) and the runs")
+    parser.add_argument("--millions", type=float, nargs="+", default=[1, 3, 10])
+    parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--stock", action="store_true", help="measure RecBole's own reading and splitting too")
+    parser.add_argument("--output", default="results/scale")
+    options = parser.parse_args()
+    output = Path(options.output).resolve()
+    output.mkdir(parents=True, exist_ok=True)
+    found = {}
+    for millions in options.millions:
+        found[f"{millions:g}"] = size(millions, options)
+        (output / "scale.json").write_text(json.dumps(found, indent=1) + "\n")
+        (output / "scale.md").write_text(table(found))
+    print(table(found))
+
+
+def _taken():
+    """The arguments of a child, which RecBole shall not read."""
+    arguments, sys.argv = sys.argv[2:], sys.argv[:1]
+    return arguments
+
+
+if __name__ == "__main__":
+    main()

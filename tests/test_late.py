@@ -1,0 +1,78 @@
+"""What RecBole imports and hardly a run needs comes late, and is then what it would have been."""
+
+import subprocess
+import sys
+
+import pytest
+
+RUN = """
+import sys, warnings
+import recbole_unlearn
+{body}
+"""
+METRICS = """
+import numpy as np
+from recbole.evaluator import metrics
+assert "sklearn" not in sys.modules
+own = {"metric_decimal_place": 12}
+truth, guess = np.array([1.0, 0, 1, 0, 1]), np.array([0.9, 0.3, 0.4, 0.6, 0.7])
+found = [metrics.AUC(own).metric_info(guess, truth), metrics.MAE(own).metric_info(guess, truth)]
+found.append(metrics.RMSE(own).metric_info(guess, truth))
+import sklearn.metrics
+fpr, tpr, _ = sklearn.metrics.roc_curve(truth, guess)
+expected = [sklearn.metrics.auc(fpr, tpr), np.abs(truth - guess).mean(), np.sqrt(((truth - guess) ** 2).mean())]
+np.testing.assert_allclose(found, expected)
+assert metrics.sk_auc is sklearn.metrics.auc
+"""
+MODEL = """
+from recbole.utils import get_model
+from recbole.model.general_recommender import slimelastic, nceplrec
+assert "sklearn" not in sys.modules
+get_model("SLIMElastic")
+import sklearn.linear_model, sklearn.exceptions
+model = slimelastic.ElasticNet(alpha=0.5)
+assert type(model) is sklearn.linear_model.ElasticNet and model.alpha == 0.5
+assert slimelastic.ConvergenceWarning is sklearn.exceptions.ConvergenceWarning
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore", category=slimelastic.ConvergenceWarning)
+assert nceplrec.randomized_svd is sklearn.utils.extmath.randomized_svd
+"""
+REQUEST = """
+from recbole_unlearn import quick_start, session
+assert not {"sklearn", "scipy.stats", "torch._dynamo"} & set(sys.modules)
+"""
+
+
+@pytest.mark.parametrize("body", [METRICS, MODEL, REQUEST], ids=["metrics", "models", "request"])
+def test_scikit_learn_comes_when_it_is_called(body):
+    run(RUN.format(body=body))
+
+
+def test_where_scikit_learn_is_there_already_nothing_stands_in():
+    run("import sklearn.metrics, sys, warnings, recbole_unlearn\nfrom recbole.evaluator import metrics\n"
+        "assert metrics.sk_auc is sklearn.metrics.auc")  # fmt: skip
+    run("import recbole.trainer, recbole_unlearn\nfrom recbole.evaluator import metrics\nimport sklearn.metrics\n"
+        "assert metrics.sk_auc is sklearn.metrics.auc")  # fmt: skip
+
+
+def run(code):
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_trainer_that_only_judges_has_no_optimiser(make_options):
+    from recbole_unlearn.config import UnlearnConfig
+    from recbole_unlearn.data.split import Split
+    from recbole_unlearn.evaluation import ranking
+    from recbole_unlearn.trainer import make_trainer
+    from recbole_unlearn.training import new_model
+
+    config = UnlearnConfig("BPR", "tiny", None, make_options())
+    split = Split(config)
+    found = []
+    for trains in (True, False):
+        trainer = make_trainer(config, new_model(config, split), trains)
+        trainer.eval_collector.data_collect(split.train)
+        found.append(ranking.evaluate(trainer, trainer.model, split, 1))
+        assert (trainer.optimizer is not None) is trains
+    assert found[0] == found[1]
