@@ -98,7 +98,7 @@ class Meddled(BPRTrainer):
 
 
 def distance(config, split, other, seed, folder):
-    """(distance of the replay, seconds of the training, seconds of the replay)."""
+    """(distance of the replay, the same from the start's rounding, seconds of the training, seconds of the replay)."""
     config["enable_amp"] = other == "amp"
     config["checkpoint_dir"] = str(folder)
     loader = split.remaining(np.empty(0, np.int64), seed)
@@ -114,10 +114,13 @@ def distance(config, split, other, seed, folder):
     trained = perf_counter() - start
     config["enable_amp"] = False
     stored, log = checkpoints.load(trainer.saved_model_file)
-    _, unlearner = open_unlearner(config, split, stored, log)
+    _, unlearner = open_unlearner(config, split, stored, log, seed=seed)
     unlearner.warm_up()
     start = perf_counter()
-    return unlearner.reproduction(), trained, perf_counter() - start
+    (far, _), checked = unlearner.reproduction(), perf_counter() - start
+    unlearner.initial = None
+    rounded, _ = unlearner.reproduction()
+    return far, rounded, trained, checked
 
 
 def main():
@@ -139,9 +142,10 @@ def main():
         for what, other in OTHERS.items():
             for seed in range(args.seeds):
                 with tempfile.TemporaryDirectory() as folder:
-                    far, trained, checked = distance(config, split, other, 2020 + seed, folder)
+                    far, rounded, trained, checked = distance(config, split, other, 2020 + seed, folder)
                 found.setdefault(what, []).append(far)
                 if other is None:
+                    found.setdefault(f"{what}, from the start as the log keeps it (float16)", []).append(rounded)
                     costs.append(checked / trained)
         rows.append({"training": name, **{what: " ".join(f"{x:.2g}" for x in each) for what, each in found.items()}})
         print(rows[-1], flush=True)

@@ -97,7 +97,7 @@ def read(path, logged=True):
     """
     path = Path(path)
     if not path.is_file():
-        raise InputError(f"checkpoint {path} does not exist")
+        raise InputError(f"checkpoint {path} {'is no plain file' if path.exists() else 'does not exist'}")
     try:
         _check_zip(path)
         state = torch.load(path, map_location="cpu", weights_only=True)

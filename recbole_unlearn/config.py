@@ -35,6 +35,7 @@ MAX_YAML = 16 << 20  # bytes of one
 TOKENS = ("forget_users", "forget_items", "forget_category", "spam_items")
 PATHS = ("checkpoint", "output_dir", "fidelity_cache", "comparison_cache", "audit")
 TEXTS = (*TOKENS, *PATHS, "forget_file", "forget_requests", "forget_time", "forget_category_field", *keys.TEXT)
+EMPTY = (*TOKENS, "forget_file", "forget_requests")  # of which an empty text is none
 
 
 def properties_dir():
@@ -62,7 +63,7 @@ def parse_value(text, key=None):
         return text
     lowered = text.strip().lower()
     if key in TEXTS:
-        return None if lowered in NOBODY and (lowered or key in TOKENS) else text
+        return None if lowered in NOBODY and (lowered or key in EMPTY) else text
     if lowered in ("true", "false"):
         return lowered == "true"
     if lowered in ("none", "null", "~"):
@@ -201,8 +202,9 @@ class UnlearnConfig(Config):
                 raise InputError(f"config file {file} must hold 'key: value' lines")
             if _size(content) > MAX_VALUES:
                 raise InputError(f"config file {file} refers to itself, or grows beyond {MAX_VALUES} values")
-            loaded.update(content or {})
-            given.update(content or {})
+            content = {key: parse_value(value, key) if key in TEXTS else value for key, value in (content or {}).items()}
+            loaded.update(content)
+            given.update(content)
         self._given_by_files = given
         return loaded
 

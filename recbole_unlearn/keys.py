@@ -68,6 +68,11 @@ CHOICES = {
     "transform": (None, "mask_itemseq", "inverse_itemseq", "crop_itemseq", "reorder_itemseq", "user_defined"),
     "loss_type": ("BPR", "CE"),
 }
+# Keys of models whose default is a whole number, but need not be.
+FRACTIONS = (
+    "reg_weight", "dropout_prob", "hidden_dropout_prob", "attn_dropout_prob", "negative_weight", "global_ratio",
+    "spatial_ratio", "w_max", "gamma", "margin",
+)  # fmt: skip
 ANY_CASE = ("state", "learner")  # as RecBole reads them
 SPLITS = ("valid_and_test", "valid_only", "test_only")
 WITHOUT_CUTOFF = ("gauc",)
@@ -202,6 +207,11 @@ def check_values(config):
     for key in ("load_col", "unload_col", "unused_col", "seq_len", "preload_weight", "val_interval", "threshold"):
         if not isinstance(final.get(key), (dict, type(None))):
             raise InputError(f"{key} must be a dict, not {final[key]!r}")
+    for field, interval in (final.get("val_interval") or {}).items():
+        if not isinstance(interval, (list, type(None))):
+            _check_intervals(f"val_interval of {field}", interval)
+    if not isinstance(final.get("normalize_all"), (bool, type(None))):
+        raise InputError(f"normalize_all must be True or False, not {final['normalize_all']!r}")
     _check_clipping(final.get("clip_grad_norm"))
     _check_negatives(final["train_neg_sample_args"])
     _check_eval_args(final["eval_args"])
@@ -305,6 +315,8 @@ def _check_model(config):
             continue
         if isinstance(default, bool):
             check_switch(key, value)
+        elif isinstance(default, int) and key not in FRACTIONS:
+            check_whole(key, value, min(default, 0))
         elif isinstance(default, numbers.Real):
             if not (is_a(numbers.Real, value) and math.isfinite(value)):
                 raise InputError(f"{key} must be a number, not {value!r}")

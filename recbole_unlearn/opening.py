@@ -201,8 +201,11 @@ def open_unlearner(config, split, stored, log, path=None, seed=None):
     if shared:
         distributed.order("open_unlearner", checkpoint=str(path), run_id=log.run_id)
     model = new_model(config, split, seed)
+    initial = {name: value.detach().cpu().numpy().copy() for name, value in model.named_parameters()}
     load_weights(model, stored)
-    return model, unlearner_of(model, config, split, stored, log, shared)
+    unlearner = unlearner_of(model, config, split, stored, log, shared)
+    unlearner.initial = initial
+    return model, unlearner
 
 
 def load_weights(model, stored):

@@ -12,7 +12,7 @@ import yaml
 from recbole_unlearn.input_error import InputError
 
 NOBODY = ("", "none", "null", "~")  # texts, in any case, in which a key of tokens names nobody
-_PIECE = re.compile(r"""\s*('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|[-+.\d][\w.+-]*)\s*""")
+_PIECE = re.compile(r"""\s*('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|[-+.\d][\w.+:-]*)\s*""")
 _NUMBER = re.compile(r"[-+.\w:]*\d[-+.\w:]*")  # what YAML or Python may read as a number, and more
 
 

@@ -145,6 +145,6 @@ def geometry(models, log, rows, epochs, seed=0):
     ratios, maps = {}, {}
     for name, (P, Q) in pairs.items():
         ratios[name] = np.round(by_user(users, pnpr(P, Q, users, items, negatives))[order], 4).tolist()
-        if len(others) > 1:
+        if len(others) > 1 and P.shape[1] > 1:  # one dimension has no map
             maps[name] = tsne_map(P, Q, users[own[0]], items[own], others, seed)
     return {"pnpr": ratios, "map": maps}

@@ -63,6 +63,7 @@ class InfluenceUnlearner:
     """
 
     model_name = "BPR"
+    initial: dict | None = None  # weights that the training's seed gives, by name, if somebody knows them
 
     def __init__(self, model, log, optimizer_state, config, epochs=None, popularity=None, data_row=None, shared=False):
         name = type(model).__name__
@@ -310,7 +311,12 @@ class InfluenceUnlearner:
     def reproduction(self, show_progress=False):
         """How far replay of all rows with nothing forgotten ends from the weights, over how far training moved them.
 
-        None where the batches of an epoch are not known, so that it would be another training.
+        From the initial weights that the seed gives, where these round to the recorded ones; else from the recorded
+        ones, whose rounding to float16 may be carried through.
+
+        Returns:
+            (float, float): the distance, and how much of it the start's rounding may account for; None where the
+            batches of an epoch are not known, so that it would be another training.
         """
         if not (order := self.order):
             return None
@@ -320,14 +326,19 @@ class InfluenceUnlearner:
                 raise LookupError
             return found
 
-        trajectory, none = self._trajectory(), np.empty(0, np.int64)
+        recorded, end = self._trajectory().at(0), flat(self.P, self.Q).numpy()
+        known = np.concatenate([each.ravel() for each in (self.initial or {}).values()] or [recorded[:0]])
+        exact = known.shape == recorded.shape and bool((known.astype(np.float16) == recorded).all())
+        start = known.astype(np.float32) if exact else recorded
+        bar = "Check the log" if show_progress else None
         try:
-            bar = "Check the log" if show_progress else None
-            result: Any = self._run_again(trajectory, none, True, None, steps, bar, shard=False)
+            trajectory = Trajectory([0, self.epochs], [start, end])
+            result: Any = self._run_again(trajectory, np.empty(0, np.int64), True, None, steps, bar, shard=False)
         except LookupError:
             return None
-        moved = flat(self.P, self.Q).numpy() - trajectory.at(0)
-        return float(np.linalg.norm(result.change) / max(np.linalg.norm(moved), np.finfo(np.float32).tiny))
+        way = max(float(np.linalg.norm(end - start)), np.finfo(np.float32).tiny)
+        rounding = 0.0 if exact else float(np.linalg.norm(start) * np.finfo(np.float16).eps / 2)
+        return float(np.linalg.norm(result.change)) / way, rounding / way
 
     def _replay(self, rows, show_progress):
         """The replayed change of the touched rows, and the recorded snapshots with the same change."""

@@ -39,18 +39,20 @@ class Guard:
             original's), 'recorded' (what the log says of itself), or 'not'.
         distance (float or None): of the replay with nothing forgotten from the stored weights, over the way that
             training moved them.
+        limit (float or None): up to which the log is replayed.
         sentence (str): the same in words.
         seconds (float): that the check took now; 0 where it had been made before.
     """
 
     checked: str
     distance: float | None
+    limit: float | None
     sentence: str
     seconds: float = 0.0
 
     def report(self):
         """All of it as plain values."""
-        return {**asdict(self), "limit": LIMIT}
+        return asdict(self)
 
 
 def check(unlearner, stored, log, show_progress=False):
@@ -70,28 +72,30 @@ def check(unlearner, stored, log, show_progress=False):
     if unlearner.method != "replay":
         known = log.optimizer is not None
         how = f"optimiser, learning rates and steps are those of the log; {unlearner.method} is not checked by replay"
-        return Guard("recorded", None, how) if known else Guard("not", None, "the log is of an earlier version")
+        return Guard("recorded", None, None, how) if known else Guard("not", None, None, "the log is of an earlier version")
     if name != "BPR":
-        return Guard("not", None, f"not guarded: replay of {name} takes another order of batches than its training")
+        return Guard("not", None, None, f"not guarded: replay of {name} takes another order of batches than its training")
     kept = _kept(stored, log)
     if kept is not None:
         return kept
     if forgotten_before:
-        return Guard("not", None, "not guarded: an earlier version forgot, and did not keep what was checked before")
+        return Guard("not", None, None, "not guarded: an earlier version forgot, and did not keep what was checked before")
     start = perf_counter()
-    distance = unlearner.reproduction(show_progress)
-    if distance is None:
+    found = unlearner.reproduction(show_progress)
+    if found is None:
         raise InputError(
             "the triple log cannot be checked by replay: the order of its batches is not known (its train loader was "
             f"used elsewhere, or an earlier version wrote it); {LEFT}"
         )
-    if not distance <= LIMIT:
+    distance, rounding = found
+    limit = LIMIT + rounding
+    if not distance <= limit:
         raise InputError(
             "the triple log does not tell what training did (weights changed by other means than its steps, another "
             f"machine's arithmetic): its replay with nothing forgotten ends {distance:.2g} of the way from the stored "
-            f"weights, where at most {LIMIT} is fit to replay; {LEFT}"
+            f"weights, where at most {limit:.2g} is fit to replay; {LEFT}"
         )
-    guard = Guard("replayed", distance, _sentence(distance), perf_counter() - start)
+    guard = Guard("replayed", distance, limit, _sentence(distance), perf_counter() - start)
     _keep(log.path, stored["state_dict"], guard)
     return guard
 
@@ -99,7 +103,7 @@ def check(unlearner, stored, log, show_progress=False):
 def inherit(guard, folder, state_dict):
     """Keep in the folder of an unlearned model's log what was known of its original's."""
     if guard and guard.distance is not None:
-        _keep(folder, state_dict, Guard("inherited", guard.distance, guard.sentence))
+        _keep(folder, state_dict, Guard("inherited", guard.distance, guard.limit, guard.sentence))
 
 
 def _sentence(distance):
@@ -131,7 +135,7 @@ def _contradiction(config, unlearner, stored, log, forgotten_before):
 def _keep(folder, state_dict, guard):
     """Write down what was found, tied to the weights and the log; in a folder that we may only read, nothing."""
     folder = Path(folder)
-    content = {"checked": guard.checked, "distance": guard.distance, **_ties(state_dict, folder)}
+    content = {"checked": guard.checked, "distance": guard.distance, "limit": guard.limit, **_ties(state_dict, folder)}
     try:
         write_atomically(folder / FILE, json.dumps(content).encode())
     except OSError:
@@ -148,9 +152,9 @@ def _kept(stored, log):
     try:
         content = json.loads(read_whole(log.path / FILE, 1 << 16))
         ties = {key: content[key] for key in ("weights", "log")}
-        distance, checked = float(content["distance"]), content["checked"]
+        distance, limit, checked = float(content["distance"]), float(content["limit"]), content["checked"]
     except (OSError, ValueError, TypeError, KeyError, RecursionError):
         return None
     if ties != _ties(stored["state_dict"], log.path) or checked not in ("replayed", "inherited"):
         return None
-    return Guard(checked, distance, _sentence(distance)) if 0 <= distance <= LIMIT else None
+    return Guard(checked, distance, limit, _sentence(distance)) if 0 <= distance <= limit else None
