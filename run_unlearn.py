@@ -26,6 +26,8 @@ def main(argv=None):
     )
     parser.add_argument("--quick", action="store_true", help="with --experiment=paper: a small version (quick)")
     args, rest = parser.parse_known_args(argv)
+    if argv is None:  # loggers send it: Weights & Biases does
+        sys.argv[1:] = []
     try:
         overrides = {"forget_requests": args.requests} if args.requests else {}
         overrides |= {"quick": True} if args.quick else {}

@@ -282,7 +282,7 @@ class _Tune(ModuleType):
 
     @staticmethod
     def report(**result):
-        if "ray" in sys.modules:
+        if sys.modules.get("ray"):
             tune = import_module("ray.tune")
             if "metrics" in signature(tune.report).parameters:  # later than ray 2.6: a dict
                 tune.report(result)

@@ -202,7 +202,9 @@ class UnlearnConfig(Config):
                 raise InputError(f"config file {file} must hold 'key: value' lines")
             if _size(content) > MAX_VALUES:
                 raise InputError(f"config file {file} refers to itself, or grows beyond {MAX_VALUES} values")
-            content = {key: parse_value(value, key) if key in TEXTS else value for key, value in (content or {}).items()}
+            content = {
+                key: parse_value(value, key) if key in TEXTS else value for key, value in (content or {}).items()
+            }
             loaded.update(content)
             given.update(content)
         self._given_by_files = given

@@ -255,7 +255,7 @@ class _Logging(Trainer):
             return super()._train_epoch(train_data, epoch_idx, loss_func, show_progress)
         if self.shared:
             distributed.same_draws(self.device)
-        if loader is not self._loader:
+        if loader is not self._loader or (self._logs and self.triple_log is None and distributed.leads()):
             self._prepare(loader)
         dtype = smallest_uint(loader._dataset.item_num - 1)
         recorded = (_Share if self.shared else _Recorded)(loader, self._position, loader.times, dtype)

@@ -16,8 +16,41 @@ from recbole_unlearn.data.split import Split
 from recbole_unlearn.data.tokens import FromNumber, read_tokens, split_list
 from recbole_unlearn.input_error import InputError
 
-LIKE_NUMBERS = ["12_34", "1234", "1.10", "1.1", "0123", "123", "83", "1e5", "100000.0", "0x10", "16", "1:30", "90", "-7"]
-LIKE_WORDS = ["true", "yes", "~", "None", "2020-01-01", "[x]", "x", "a b", "a", " a", "a,b", "b", "o'hara", "#1", "a: b", "*", "é"]
+LIKE_NUMBERS = [
+    "12_34",
+    "1234",
+    "1.10",
+    "1.1",
+    "0123",
+    "123",
+    "83",
+    "1e5",
+    "100000.0",
+    "0x10",
+    "16",
+    "1:30",
+    "90",
+    "-7",
+]
+LIKE_WORDS = [
+    "true",
+    "yes",
+    "~",
+    "None",
+    "2020-01-01",
+    "[x]",
+    "x",
+    "a b",
+    "a",
+    " a",
+    "a,b",
+    "b",
+    "o'hara",
+    "#1",
+    "a: b",
+    "*",
+    "é",
+]
 
 
 @pytest.fixture(scope="module")

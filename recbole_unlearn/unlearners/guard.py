@@ -72,14 +72,22 @@ def check(unlearner, stored, log, show_progress=False):
     if unlearner.method != "replay":
         known = log.optimizer is not None
         how = f"optimiser, learning rates and steps are those of the log; {unlearner.method} is not checked by replay"
-        return Guard("recorded", None, None, how) if known else Guard("not", None, None, "the log is of an earlier version")
+        return (
+            Guard("recorded", None, None, how)
+            if known
+            else Guard("not", None, None, "the log is of an earlier version")
+        )
     if name != "BPR":
-        return Guard("not", None, None, f"not guarded: replay of {name} takes another order of batches than its training")
+        return Guard(
+            "not", None, None, f"not guarded: replay of {name} takes another order of batches than its training"
+        )
     kept = _kept(stored, log)
     if kept is not None:
         return kept
     if forgotten_before:
-        return Guard("not", None, None, "not guarded: an earlier version forgot, and did not keep what was checked before")
+        return Guard(
+            "not", None, None, "not guarded: an earlier version forgot, and did not keep what was checked before"
+        )
     start = perf_counter()
     found = unlearner.reproduction(show_progress)
     if found is None:

@@ -1,0 +1,312 @@
+"""The guard: what training does is in the log or the log is not used."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from recbole.data import create_dataset, data_preparation
+from recbole.model.general_recommender.bpr import BPR
+from recbole.utils import get_model, get_trainer, init_seed
+
+from recbole_unlearn import checkpoint
+from recbole_unlearn.config import UnlearnConfig
+from recbole_unlearn.data.split import Split
+from recbole_unlearn.data.triple_log import TripleLog, log_path
+from recbole_unlearn.input_error import InputError
+from recbole_unlearn.opening import open_unlearner, trained_config
+from recbole_unlearn.quick_start import run_unlearn
+from recbole_unlearn.session import UnlearnSession
+from recbole_unlearn.unlearners import guard
+
+
+@pytest.fixture
+def ready(make_options, tmp_path):
+    """Function (model='BPR', **keys) -> (trainer, train, valid), as RecBole's run_recbole makes them."""
+
+    def make(model="BPR", **keys):
+        given = make_options(**{"epochs": 8, "eval_step": 0, "checkpoint_dir": str(tmp_path / "saved"), **keys})
+        config = UnlearnConfig(model, "tiny", None, given)
+        init_seed(config["seed"], config["reproducibility"])
+        train, valid, _ = data_preparation(config, create_dataset(config))
+        init_seed(config["seed"], config["reproducibility"])
+        trainer = get_trainer(config["MODEL_TYPE"], model)(config, get_model(model)(config, train._dataset))
+        return trainer, train, valid
+
+    return make
+
+
+def after_each_epoch(trainer, work):
+    """Have a training do something after each of its epochs, as people's scripts do."""
+    epoch = trainer._train_epoch
+
+    def then(*args, **kwargs):
+        loss = epoch(*args, **kwargs)
+        work()
+        return loss
+
+    trainer._train_epoch = then
+
+
+def reproduced(path):
+    """How far replay with nothing forgotten ends from a checkpoint's weights."""
+    stored, log = checkpoint.load(path)
+    config = trained_config(path, stored, log)
+    init_seed(config["seed"], config["reproducibility"])
+    split = Split(config).align(log)
+    return open_unlearner(config, split, stored, log)[1].reproduction()
+
+
+def request(path, **keys):
+    return run_unlearn(
+        config_dict={"checkpoint": str(path), "forget_count": 5, "compare": "none", "state": "ERROR",
+                     "show_progress": False, "output_dir": "out", **keys}
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {}, {"shuffle": False}, {"train_neg_sample_args": {"distribution": "uniform", "sample_num": 3}},
+        {"train_neg_sample_args": {"distribution": "popularity", "sample_num": 1}}, {"negatives": "static"},
+        {"weight_decay": 0.001}, {"train_batch_size": 5000}, {"learning_rate": 0.05}, {"embedding_size": 1},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_replay_with_nothing_forgotten_gives_the_weights(ready, keys):
+    trainer, train, _ = ready(**keys)
+    trainer.fit(train, verbose=False)
+    distance, rounding = reproduced(trainer.saved_model_file)
+    assert rounding == 0 and distance < 1e-4 < guard.LIMIT
+
+
+@pytest.mark.parametrize("each", ["epoch", "step"])
+def test_a_schedule_of_learning_rates_is_replayed(ready, each):
+    trainer, train, _ = ready()
+    schedule = torch.optim.lr_scheduler.ExponentialLR(trainer.optimizer, 0.8 if each == "epoch" else 0.98)
+    if each == "epoch":
+        after_each_epoch(trainer, schedule.step)
+    else:
+        trainer.optimizer.register_step_post_hook(lambda *_: schedule.step())
+    trainer.fit(train, verbose=False)
+    log = TripleLog.open(log_path(trainer.saved_model_file))
+    log.verify()
+    rates = np.concatenate([log.rates(epoch) for epoch in range(log.n_epochs)])
+    assert rates[0] == 0.02 and rates[-1] < 0.01 and len(rates) == 8 * -(-log.n_rows // 97)
+    assert reproduced(trainer.saved_model_file)[0] < 1e-4
+    result = request(trainer.saved_model_file)
+    assert result["guard"]["checked"] == "replayed" and result["guard"]["distance"] < 1e-4
+    shorter = TripleLog.open("out/unlearned.triples")
+    assert np.array_equal(np.concatenate([shorter.rates(epoch) for epoch in range(8)]), rates)
+
+
+def test_a_schedule_is_refused_where_one_rate_is_taken(ready):
+    trainer, train, _ = ready()
+    schedule = torch.optim.lr_scheduler.ExponentialLR(trainer.optimizer, 0.8)
+    after_each_epoch(trainer, schedule.step)
+    trainer.fit(train, verbose=False)
+    with pytest.raises(InputError, match="learning rate went from 0.02 to"):
+        request(trainer.saved_model_file, method="influence")
+    assert request(trainer.saved_model_file, method="influence", damping="scalar")["guard"]["checked"] == "recorded"
+
+
+def weights_changed(trainer):
+    def work():
+        with torch.no_grad():
+            trainer.model.item_embedding.weight.mul_(0.97)
+
+    after_each_epoch(trainer, work)
+
+
+def gradients_changed(trainer):
+    count = iter(range(10**6))
+    trainer.model.item_embedding.weight.register_hook(lambda grad: grad * (next(count) % 3 > 0))
+
+
+def state_lost(trainer):
+    after_each_epoch(trainer, trainer.optimizer.state.clear)
+
+
+@pytest.mark.parametrize("meddle", [weights_changed, gradients_changed, state_lost])
+def test_what_no_log_holds_is_found_and_replay_refused(ready, meddle):
+    trainer, train, _ = ready()
+    meddle(trainer)
+    trainer.fit(train, verbose=False)
+    with pytest.raises(InputError, match="does not tell what training did") as refused:
+        request(trainer.saved_model_file)
+    assert "\n" not in str(refused.value) and "method: influence" in str(refused.value)
+    with pytest.raises(InputError, match="does not tell what training did"):
+        UnlearnSession.open(trainer.saved_model_file)
+
+
+def test_another_optimiser_than_the_settings_say_is_refused(ready):
+    trainer, train, _ = ready()
+    trainer.optimizer = torch.optim.AdamW(trainer.model.parameters(), 0.02, weight_decay=0.0)
+    trainer.fit(train, verbose=False)
+    with pytest.raises(InputError, match="its optimiser was AdamW, not Adam"):
+        request(trainer.saved_model_file)
+
+
+def test_an_optimiser_whose_other_settings_change_ends_the_log(ready):
+    trainer, train, _ = ready()
+    rates = torch.optim.lr_scheduler.OneCycleLR(trainer.optimizer, 0.05, total_steps=1000, cycle_momentum=True)
+    trainer.optimizer.register_step_post_hook(lambda *_: rates.step())
+    trainer.fit(train, verbose=False)
+    assert not log_path(trainer.saved_model_file).exists()
+    with pytest.raises(InputError, match="settings changed while it trained"):
+        request(trainer.saved_model_file)
+
+
+def test_a_second_fit_goes_on_in_the_same_log(ready):
+    trainer, train, valid = ready(eval_step=1)
+    for _ in range(3):
+        trainer.fit(train, valid, verbose=False, saved=True)
+    trainer._save_checkpoint(trainer.epochs - 1, verbose=False)  # of the last epoch, whichever was best
+    stored, log = checkpoint.load(trainer.saved_model_file)
+    assert log.n_epochs == stored["triple_log"]["epochs"] > 16
+    assert reproduced(trainer.saved_model_file)[0] < 1e-3
+
+
+def test_a_fit_that_saves_nothing_leaves_nothing_and_ends_the_log_of_later_ones(ready, tmp_path):
+    trainer, train, _ = ready()
+    trainer.fit(train, verbose=False, saved=False)
+    assert not list((tmp_path / "saved").iterdir())
+    trainer.fit(train, verbose=False)
+    with pytest.raises(InputError, match="had taken steps before"):
+        request(trainer.saved_model_file)
+
+
+def test_a_fit_on_other_interactions_ends_the_log(ready):
+    trainer, train, _ = ready()
+    trainer.fit(train, verbose=False)
+    _, other, _ = ready(eval_args={"split": {"RS": [0.5, 0.2, 0.3]}})
+    trainer.fit(other, verbose=False)
+    assert not log_path(trainer.saved_model_file).exists()
+    with pytest.raises(InputError, match="other interactions too"):
+        request(trainer.saved_model_file)
+
+
+def test_a_loader_that_another_training_has_used_is_still_known(ready):
+    first, train, _ = ready(epochs=3)
+    first.fit(train, verbose=False)
+    second, _, _ = ready()
+    second.fit(train, verbose=False)
+    assert reproduced(second.saved_model_file)[0] < 1e-4
+
+
+def test_a_loader_without_its_generator_is_still_known(ready):
+    """So RecBole leaves its loaders after ``save_dataloaders``."""
+    trainer, train, _ = ready()
+    train.generator = train.sampler.generator = None
+    trainer.fit(train, verbose=False)
+    assert reproduced(trainer.saved_model_file)[0] < 1e-4
+
+
+# -- once a log, and tied to it
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    """How often a replay with nothing forgotten was made: a list that grows."""
+    from recbole_unlearn.unlearners.bpr import InfluenceUnlearner
+
+    made, reproduction = [], InfluenceUnlearner.reproduction
+
+    def count(self, *args):
+        made.append(1)
+        return reproduction(self, *args)
+
+    monkeypatch.setattr(InfluenceUnlearner, "reproduction", count)
+    return made
+
+
+def test_it_is_made_once_a_log_and_kept_with_it(ready, counted):
+    trainer, train, _ = ready()
+    trainer.fit(train, verbose=False)
+    assert not counted
+    first = request(trainer.saved_model_file)
+    again = request(trainer.saved_model_file, output_dir="again")
+    assert len(counted) == 1
+    assert first["guard"]["seconds"] > 0 == again["guard"]["seconds"]
+    assert first["guard"]["distance"] == again["guard"]["distance"]
+    next_one = request("out/unlearned.pth", output_dir="next")
+    assert len(counted) == 1 and next_one["guard"]["checked"] == "inherited"
+    page = (log_path("again/unlearned.pth").parent / "result.md").read_text()
+    assert "Guard: Replay of the log with nothing forgotten ends" in page
+
+
+def test_other_weights_or_another_log_are_checked_anew(ready, counted):
+    trainer, train, _ = ready()
+    trainer.fit(train, verbose=False)
+    path = trainer.saved_model_file
+    request(path)
+    state = torch.load(path, weights_only=True)
+    state["state_dict"]["item_embedding.weight"] *= 1.1
+    torch.save(state, path)
+    with pytest.raises(InputError, match="does not tell what training did"):
+        request(path, output_dir="again")
+    assert len(counted) == 2
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "{",
+        "[]",
+        '{"distance": "far"}',
+        "\xff",
+        '{"distance": 0, "limit": 1, "checked": "replayed", "weights": "", "log": ""}',
+    ],
+)
+def test_a_damaged_note_of_it_is_no_licence(ready, counted, content):
+    trainer, train, _ = ready()
+    trainer.fit(train, verbose=False)
+    (log_path(trainer.saved_model_file) / guard.FILE).write_text(content, "latin-1")
+    request(trainer.saved_model_file)
+    assert len(counted) == 1
+    assert json.loads((log_path(trainer.saved_model_file) / guard.FILE).read_text())["checked"] == "replayed"
+
+
+def test_replay_of_lightgcn_says_that_it_is_not_guarded(ready):
+    trainer, train, _ = ready("LightGCN", n_layers=2, reg_weight=1e-4, epochs=2)
+    trainer.fit(train, verbose=False)
+    assert "not guarded" in request(trainer.saved_model_file)["guard"]["sentence"]
+
+
+def test_models_that_take_steps_are_checked_by_what_the_log_says(ready):
+    trainer, train, _ = ready(
+        "NGCF", hidden_size_list=[8], node_dropout=0.0, message_dropout=0.0, reg_weight=1e-5, epochs=2
+    )
+    trainer.fit(train, verbose=False)
+    assert request(trainer.saved_model_file, cg_max_iterations=3)["guard"]["checked"] == "recorded"
+
+
+def test_a_start_that_the_seed_does_not_give_is_allowed_its_rounding(ready):
+    trainer, train, _ = ready(epochs=2, learning_rate=0.0005)
+    with torch.no_grad():
+        for value in trainer.model.parameters():
+            value.normal_(0, 0.3)
+    trainer.fit(train, verbose=False)
+    distance, rounding = reproduced(trainer.saved_model_file)
+    assert guard.LIMIT < distance < rounding + guard.LIMIT
+    assert request(trainer.saved_model_file)["guard"]["checked"] == "replayed"
+
+
+class Doubled(BPR):
+    """A model of the user's own whose loss is another."""
+
+    def calculate_loss(self, interaction):
+        return 2 * super().calculate_loss(interaction)
+
+
+def test_an_own_model_forgets_by_its_own_loss(make_options, tmp_path):
+    given = make_options(compare="none", forget_users=["u17"], output_dir="out")
+    result = run_unlearn(Doubled, "tiny", None, given)
+    assert result["unlearning"]["method"] == "influence" and result["guard"]["checked"] == "recorded"
+    again = {"checkpoint": "out/unlearned.pth", "forget_users": ["u20"], "compare": "none", "output_dir": "again"}
+    with pytest.raises(InputError, match="a class of your own, Doubled"):
+        run_unlearn(None, None, None, again)
+    assert run_unlearn(Doubled, None, None, again)["forget_set"]["users"] == 1
+    with UnlearnSession.open("again/unlearned.pth", model=Doubled) as session:
+        session.forget("users", ["u23"])

@@ -1,0 +1,322 @@
+"""RecBole as people use it, with ``import recbole_unlearn`` beside it: its own functions work, and every model keeps a log."""
+
+import json
+import sys
+import types
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import SECRET_ITEM, SECRET_USER
+from recbole.config import Config
+from recbole.data import create_dataset, data_preparation
+from recbole.model.general_recommender.bpr import BPR
+from recbole.quick_start import load_data_and_model, objective_function, run_recbole
+from recbole.trainer.trainer import Trainer
+from recbole.utils import get_trainer, init_seed
+from recbole.utils.case_study import full_sort_topk
+
+import recbole_unlearn
+from recbole_unlearn import checkpoint
+from recbole_unlearn.compat import PERSONAL_KEYS, masked
+from recbole_unlearn.data.triple_log import TripleLog, log_path
+from recbole_unlearn.evaluation import ranking
+from recbole_unlearn.input_error import InputError
+from recbole_unlearn.quick_start import run_unlearn
+
+SEQUENTIAL = {
+    "loss_type": "BPR", "train_neg_sample_args": {"distribution": "uniform", "sample_num": 1}, "hidden_size": 8,
+    "embedding_size": 8, "load_col": {"inter": ["user_id", "item_id", "timestamp"]}, "MAX_ITEM_LIST_LENGTH": 7,
+}  # fmt: skip
+MODELS = {
+    "BPR": {}, "LightGCN": {"n_layers": 1}, "NGCF": {"hidden_size_list": [8]}, "LINE": {}, "DGCF": {"n_factors": 2},
+    "GRU4Rec": SEQUENTIAL, "FPMC": SEQUENTIAL,
+}  # fmt: skip
+
+
+@pytest.fixture
+def recbole(make_options, tmp_path):
+    """Function (model, **keys) -> checkpoint that RecBole's run_recbole has written."""
+
+    def run(model="BPR", saved=True, **keys):
+        given = make_options(**{"epochs": 2, "checkpoint_dir": str(tmp_path / "saved"), "state": "ERROR", **keys})
+        for key in ("compare", "forget_count"):
+            given.pop(key, None)
+        run_recbole(model, "tiny", config_dict=given, saved=saved)
+        files = sorted((tmp_path / "saved").glob("*.pth"), key=lambda file: file.stat().st_mtime)
+        return files[-1] if files else None
+
+    return run
+
+
+def request(path, **keys):
+    given = {"checkpoint": str(path), "forget_count": 4, "compare": "none", "state": "ERROR", "show_progress": False,
+             "output_dir": "out", "cg_max_iterations": 3, **keys}  # fmt: skip
+    return run_unlearn(config_dict=given)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_every_supported_model_keeps_a_log_and_can_be_unlearned_from(recbole, model):
+    path = recbole(model, **MODELS[model])
+    assert TripleLog.open(log_path(path)).n_epochs == 2
+    assert request(path)["forget_set"]["interactions"] == 4
+
+
+@pytest.mark.parametrize(
+    "model, keys", [("NeuMF", {}), ("SASRec", {**SEQUENTIAL, "loss_type": "CE", "train_neg_sample_args": None})]
+)
+def test_models_that_cannot_be_unlearned_from_train_as_ever_and_the_request_says_why(recbole, model, keys):
+    path = recbole(model, **keys)
+    assert not log_path(path).exists()
+    with pytest.raises(InputError) as refused:
+        request(path)
+    assert "\n" not in str(refused.value) and "no triple log" in str(refused.value)
+
+
+@pytest.mark.parametrize("model", ["LightGCN", "GRU4Rec"])
+def test_the_weights_are_those_of_recbole_alone(recbole, monkeypatch, model):
+    ours = torch.load(recbole(model, **MODELS[model]), weights_only=True)["state_dict"]
+    monkeypatch.setattr(sys.modules["recbole.quick_start.quick_start"], "get_trainer", lambda *_: Trainer)
+    stock = torch.load(recbole(model, **MODELS[model]), weights_only=True)["state_dict"]
+    assert ours.keys() == stock.keys() and all(torch.equal(ours[name], stock[name]) for name in ours)
+
+
+def test_what_is_not_saved_leaves_nothing(recbole, tmp_path):
+    assert recbole(saved=False) is None
+    assert not list((tmp_path / "saved").iterdir())
+
+
+def test_saved_loaders_train_as_stock_does_and_stay_known(recbole, monkeypatch):
+    path = recbole(save_dataloaders=True)
+    log = TripleLog.open(log_path(path))
+    assert all(len(entry) == 2 for entry in log.order)
+    assert request(path)["guard"]["distance"] < 1e-4
+    again = recbole(save_dataloaders=True)  # from the saved ones
+    assert again != path and request(again, output_dir="again")["guard"]["distance"] < 1e-4
+    for file in Path("../saved").glob("*dataloader*"):
+        file.unlink()
+    ours = torch.load(path, weights_only=True)["state_dict"]
+    for file in path.parent.glob("*dataloader.pth"):
+        file.unlink()
+    monkeypatch.setattr(sys.modules["recbole.quick_start.quick_start"], "get_trainer", lambda *_: Trainer)
+    stock = torch.load(recbole(save_dataloaders=True), weights_only=True)["state_dict"]
+    assert all(torch.equal(ours[name], stock[name]) for name in ours)
+
+
+@pytest.mark.parametrize("model", ["BPR", "LightGCN", "GRU4Rec"])
+def test_recboles_load_data_and_model_reads_originals_and_unlearned(recbole, model):
+    path = recbole(model, **MODELS[model])
+    result = request(path, forget_count=None, forget_users=["u17"])
+    forgotten = result["forget_set"]["interactions"]
+    sizes = {}
+    for name, file in (("original", path), ("unlearned", "out/unlearned.pth")):
+        config, net, dataset, train, valid, test = load_data_and_model(str(file))
+        stored = torch.load(file, weights_only=True)
+        assert config["model"] == model and type(net).__name__ == model
+        assert all(torch.equal(value, stored["state_dict"][key]) for key, value in net.state_dict().items())
+        sizes[name] = len(train._dataset)
+        users = dataset.token2id(dataset.uid_field, ["u20", "u23"])
+        if model != "GRU4Rec":
+            scores, items = full_sort_topk(users, net, test, k=5, device=config["device"])
+            assert items.shape == (2, 5) and torch.isfinite(scores).all()
+        assert len(dataset) == sum(len(loader._dataset) for loader in (train, valid, test))
+    assert sizes["original"] - sizes["unlearned"] == forgotten
+
+
+def test_load_data_and_model_reads_a_model_without_its_log_and_own_classes(recbole, make_options):
+    path = recbole(log_negatives=False)
+    assert load_data_and_model(str(path))[0]["model"] == "BPR"
+    own = train_own(make_options)
+    assert type(load_data_and_model(str(own))[1]) is OwnBPR
+    with pytest.raises(InputError, match="does not exist"):
+        load_data_and_model("nothing.pth")
+
+
+class OwnBPR(BPR):
+    """A user's own model, with a key of its own."""
+
+    def __init__(self, config, dataset):
+        super().__init__(config, dataset)
+        self.own = config["own_strength"]
+
+
+def train_own(make_options, **keys):
+    """A script of a user's own, with RecBole's own steps; returns the checkpoint's path."""
+    config = Config(OwnBPR, "tiny", config_dict=make_options(epochs=2, own_strength=2, state="ERROR", **keys))
+    init_seed(config["seed"], config["reproducibility"])
+    train, valid, _ = data_preparation(config, create_dataset(config))
+    init_seed(config["seed"], config["reproducibility"])
+    trainer = get_trainer(config["MODEL_TYPE"], config["model"])(config, OwnBPR(config, train._dataset))
+    trainer.fit(train, valid, verbose=False)
+    return Path(trainer.saved_model_file)
+
+
+def test_own_models_train_with_a_log_and_have_their_bases_defaults(make_options):
+    path = train_own(make_options)
+    assert log_path(path).is_dir()
+    given = {"checkpoint": str(path), "forget_count": 3, "compare": "none", "state": "ERROR", "show_progress": False}
+    assert run_unlearn(OwnBPR, None, None, given)["model"] == "OwnBPR"
+    given = make_options(own_strength=3, compare="none", saved=False, forget_count=2)
+    given.pop("saved")
+    given.pop("embedding_size")
+    assert run_unlearn(OwnBPR, "tiny", None, given, saved=False)["settings"]["embedding_size"] == 64
+
+
+def test_an_own_model_with_the_name_of_recboles_is_refused(make_options):
+    with pytest.raises(InputError, match="another name"):
+        run_unlearn(type("BPR", (BPR,), {}), "tiny", None, make_options())
+
+
+@pytest.mark.parametrize(
+    "name, meant",
+    [("BPRR", "BPR"), ("bpr", "BPR"), ("lightgcn", "LightGCN"), ("SasRec", "SASRec"), ("GRU4rec", "GRU4Rec")],
+)
+def test_a_misspelt_model_gets_the_nearest_name(make_options, name, meant):
+    with pytest.raises(InputError, match=f"no model named '{name}'; did you mean '{meant}'"):
+        run_unlearn(name, "tiny", None, make_options())
+
+
+def test_recboles_objective_for_hyper_tuning_works(make_options, monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    given = make_options(epochs=1, model="BPR", dataset="tiny", checkpoint_dir=str(tmp_path / "tried"), state="ERROR")
+    found = objective_function(given, saved=False)
+    assert 0 <= found["best_valid_score"] <= 1
+    assert not list((tmp_path / "tried").iterdir())
+
+
+# -- nothing personal leaves the process
+
+
+class Wandb(types.ModuleType):
+    """Stands in for Weights & Biases: keeps what it is sent."""
+
+    run = None
+
+    def __init__(self):
+        super().__init__("wandb")
+        self.sent = []
+
+    def init(self, **given):
+        self.run = types.SimpleNamespace(summary={})
+        self.sent.append(
+            repr({key: vars(value) if hasattr(value, "__dict__") else value for key, value in given.items()})
+        )
+        self.sent.append(repr(sys.argv))
+
+    def log(self, *given, **more):
+        self.sent.append(repr((given, more)))
+
+    def define_metric(self, *given, **more):
+        pass
+
+
+@pytest.mark.parametrize(
+    "keys", [{"forget_users": [SECRET_USER]}, {"forget_items": SECRET_ITEM}], ids=lambda keys: next(iter(keys))
+)
+def test_no_logger_gets_what_names_the_forgotten(make_options, monkeypatch, keys):
+    import run_unlearn as command_line
+
+    wandb = Wandb()
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    given = make_options(log_wandb=True, compare="none", output_dir="out", epochs=1, **keys)
+    arguments = [f"--{key}={value}" for key, value in given.items()]
+    monkeypatch.setattr(sys, "argv", ["run_unlearn.py", "--model=BPR", "--dataset=tiny", *arguments])
+    assert command_line.main() == 0
+    assert len(wandb.sent) > 2
+    for text in wandb.sent:
+        assert SECRET_USER not in text and SECRET_ITEM not in text
+    for file in Path().rglob("*"):
+        if file.is_file() and file.suffix != ".npy":
+            content = file.read_bytes()
+            assert SECRET_USER.encode() not in content and SECRET_ITEM.encode() not in content, file
+
+
+def test_tensorboard_and_wandb_get_masked_settings_of_recboles_own_configuration(make_options, tmp_path, monkeypatch):
+    """RecBole's Config takes our keys for hyperparameters, and would write them down."""
+    wandb = Wandb()
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    given = make_options(forget_users=[SECRET_USER], forget_file=SECRET_USER, log_wandb=True, epochs=1, state="ERROR")
+    run_recbole("BPR", "tiny", config_dict={**given, "checkpoint_dir": str(tmp_path / "saved")})
+    assert wandb.sent and not any(SECRET_USER in text for text in wandb.sent)
+    events = list(Path("log_tensorboard").rglob("events*"))
+    assert events and not any(SECRET_USER.encode() in file.read_bytes() for file in events)
+
+
+def test_a_masked_configuration_has_no_personal_value_left(make_options):
+    config = Config("BPR", "tiny", config_dict=make_options(**dict.fromkeys(PERSONAL_KEYS, SECRET_USER)))
+    assert SECRET_USER in repr(vars(config)) and SECRET_USER not in repr(vars(masked(config)))
+    assert config["forget_users"] == SECRET_USER
+
+
+# -- nothing unrecorded
+
+
+NO_TEST = {"eval_args": {"split": {"RS": [1, 0, 0]}, "order": "RO", "group_by": "user", "mode": "full"}}
+
+
+@pytest.mark.parametrize("keys", [{}, {"forget_count": 3}, {"compare": "retrain"}], ids=str)
+def test_without_held_out_interactions_it_forgets_and_leaves_ranking_out(make_options, keys):
+    given = make_options(**{"compare": "none", "forget_users": ["u17"], "output_dir": "out", **NO_TEST, **keys})
+    if "forget_count" in keys:
+        given.pop("forget_users")
+    result = run_unlearn("BPR", "tiny", None, given)
+    assert all(each["ranking"] == {} for each in result["models"].values())
+    assert 0 <= result["models"]["unlearned"]["forget_auc"] <= 1
+    assert json.loads(Path("out/result.json").read_text()) == result
+    assert "no ranking is measured" in Path("out/result.md").read_text()
+    assert Path("out/report.html").is_file() and Path("out/audit.jsonl").is_file()
+    checkpoint.load("out/unlearned.pth")
+
+
+def test_a_user_with_one_interaction_is_no_obstacle(make_options, write_data, tmp_path):
+    rows = [(f"u{n}", f"i{n % 9}", n) for n in range(60)]
+    data = write_data(tmp_path, "one", rows)
+    given = make_options(
+        data_path=data, compare="none", forget_users=["u7"], output_dir="out", epochs=2, topk=5, valid_metric="NDCG@5"
+    )
+    assert run_unlearn("BPR", "one", None, given)["forget_set"]["interactions"] == 1
+
+
+def test_one_dimension_has_figures_but_no_map(make_options):
+    given = make_options(embedding_size=1, compare="none", forget_count=4, output_dir="out")
+    result = run_unlearn("BPR", "tiny", None, given)
+    assert result["geometry"]["map"] == {} and result["geometry"]["pnpr"]
+    assert Path("out/report.html").is_file()
+
+
+@pytest.mark.parametrize("purge", [False, True])
+def test_what_fails_late_leaves_no_new_model_and_deletes_nothing(make_options, monkeypatch, purge):
+    run_unlearn("BPR", "tiny", None, make_options(compare="none", output_dir="first", forget_count=1))
+    before = {file: file.read_bytes() for file in Path("first").rglob("*") if file.is_file()}
+
+    def broken(*_, **__):
+        raise ArithmeticError("a metric of somebody's own")
+
+    monkeypatch.setattr(ranking, "evaluate", broken)
+    given = {"checkpoint": "first/model.pth", "forget_count": 3, "compare": "none", "output_dir": "out", "purge": purge,
+             "state": "ERROR", "show_progress": False}  # fmt: skip
+    with pytest.raises(ArithmeticError):
+        run_unlearn(config_dict=given)
+    assert not list(Path("out").glob("unlearned*")) and not Path("out/audit.jsonl").exists()
+    assert {file: file.read_bytes() for file in Path("first").rglob("*") if file.is_file()} == before
+
+
+@pytest.mark.parametrize(
+    "metric", ["ItemCoverage", "AveragePopularity", "GiniIndex", "ShannonEntropy", "TailPercentage", "GAUC", "MAP"]
+)
+def test_metrics_that_recbole_alone_breaks_on_are_computed(make_options, metric):
+    given = make_options(metrics=[metric, "NDCG"], compare="none", forget_count=3, output_dir="out", epochs=1)
+    result = run_unlearn("BPR", "tiny", None, given)
+    found = result["models"]["unlearned"]["ranking"]["full"]
+    assert any(name.startswith(metric.lower()) and np.isfinite(value) for name, value in found.items())
+
+
+def test_a_training_whose_loss_becomes_nan_is_one_line_and_leaves_nothing(make_options):
+    with pytest.raises(InputError, match="loss became NaN .* lower learning_rate"):
+        run_unlearn("BPR", "tiny", None, make_options(learning_rate=1e30, output_dir="out", forget_count=3))
+    assert not Path("out").exists()
+
+
+def test_the_names_are_public():
+    assert recbole_unlearn.BPRTrainer is not Trainer
