@@ -8,7 +8,8 @@ power law, and users mostly stay within one group of taste. Per million there ar
 K = 64 trains for --epochs epochs, with log and a validation after each; then 200 interactions are forgotten, without a
 retrained model; then from the checkpoint again, as a user would; then in an open session, which is saved; then with a
 purge. Each command runs in a process of its own, whose parts are timed in place; peak memory is that of the process
-while the part runs. The tables are printed, and written to --output.
+while the part runs. After each full ranking the matrix product alone is timed in the same process, of the same tables;
+validation and judging hold it. The table is printed, and written to --output as far as it has come.
 """
 
 import argparse
@@ -152,12 +153,32 @@ def watch(parts):
     parts.watch(InfluenceUnlearner, "warm_up", "warming up")
     parts.watch(InfluenceUnlearner, "unlearn", "the request")
     parts.watch(ranks.RankedLoader, "_full", "of judging and validation: full ranking")
+    _beside(parts, ranks.RankedLoader)
     parts.watch(ranks.RankedLoader, "_sampled", "of judging: 99 sampled")
     parts.watch(ranking, "evaluate", "judging a model, both protocols")
     parts.watch(forgetting, "percentiles", "forget-set AUC of a model")
     parts.watch(quick_start, "save_unlearned", "saving model and log")
     parts.watch(session, "save_unlearned", "saving model and log")
     parts.watch(quick_start, "record_and_purge", "audit and purge")
+
+
+def _beside(parts, loader):
+    """After each full ranking time the matrix product alone, of the same tables, a block of users at a time."""
+    full = loader._full
+
+    @wraps(full)
+    def ranked(self, cutoff):
+        hits = full(self, cutoff)
+        users, items = (
+            each.weight.detach() for each in (self.trainer.model.user_embedding, self.trainer.model.item_embedding)
+        )
+        users = users[self.loader.uid_list]
+        with parts.part("beside it: matrix product alone"):
+            for start in range(0, len(users), 256):
+                users[start : start + 256] @ items.T
+        return hits
+
+    loader._full = ranked
 
 
 def child(kind, report, *arguments):
@@ -208,17 +229,7 @@ def _stock(parts, *arguments):
     Split(config)
 
 
-def _product(parts, users, items, dimensions):
-    """The scores of all users and items, a block of users at a time, and nothing done with them."""
-    import torch
-
-    user, item = (torch.randn(int(n), int(dimensions)) for n in (users, items))
-    with parts.part("matrix product alone"):
-        for start in range(0, len(user), 256):
-            torch.matmul(user[start : start + 256], item.T)
-
-
-KINDS = {"run": _run, "session": _session, "stock": _stock, "product": _product}
+KINDS = {"run": _run, "session": _session, "stock": _stock}
 
 
 # All of them
@@ -237,7 +248,7 @@ def measured(folder, kind, *arguments):
 
 
 def size(millions, options):
-    """Parts of each command at one size, by the name of the command."""
+    """(command, its parts) of each command at one size."""
     name = f"scale-{millions:g}m"
     folder = Path(options.folder).resolve()
     write(folder, name, millions)
@@ -248,31 +259,36 @@ def size(millions, options):
     keys = [f"--{key}={value}" for key, value in keys.items()]
     again = ["--checkpoint=train/model.pth", "--forget_ratio=None", "--forget_count=200", "--compare=none"]
     again += ["--show_progress=False"]
-    found = {"train and forget": measured(work, "run", *keys, "--output_dir=train")}
-    found["request"] = measured(work, "run", *again, "--output_dir=request")
-    found["request, not judged"] = measured(work, "run", *again, "--output_dir=unjudged", "--evaluate=none")
-    found["session"] = measured(work, "session", "train/model.pth", "session.pth")
-    found["beside"] = measured(work, "product", round(millions * 1e4), round(millions * 5e3), KEYS["embedding_size"])
+    yield "train and forget", measured(work, "run", *keys, "--output_dir=train")
+    yield "request", measured(work, "run", *again, "--output_dir=request")
+    yield "request, not judged", measured(work, "run", *again, "--output_dir=unjudged", "--evaluate=none")
+    yield "session", measured(work, "session", "train/model.pth", "session.pth")
     if options.stock:
-        found["stock RecBole"] = measured(work, "stock", *keys)
-    found["purge"] = measured(work, "run", *again, "--output_dir=purge", "--purge=True", "--purge_dataset=False")
+        yield "stock RecBole", measured(work, "stock", *keys)
+    yield "purge", measured(work, "run", *again, "--output_dir=purge", "--purge=True", "--purge_dataset=False")
     shutil.rmtree(work)
-    return found
+
+
+def _all(dicts):
+    """Keys of all of them, each once, in order."""
+    return list(dict.fromkeys(key for each in dicts for key in each))
 
 
 def table(found):
     """Markdown: a line for each command and part, two columns for each size."""
     sizes = sorted(found, key=float)
     lines = ["| | " + " | ".join(f"{size} M: s | GiB" for size in sizes) + " |", "|:---|" + "---:|---:|" * len(sizes)]
-    for command in found[sizes[-1]]:
+    for command in _all(found.values()):
         cells = {size: found[size].get(command, {}) for size in sizes}
         lines.append(f"| **{command}** |" + " |" * 2 * len(sizes))
-        for part in cells[sizes[-1]]:
-            row = []
-            for size in sizes:
-                entry = cells[size].get(part)
-                row += [f"{entry['seconds'] / entry['calls']:.3g}", f"{entry['GiB']:.2f}"] if entry else ["", ""]
-            calls = cells[sizes[-1]][part]["calls"]
+        for part in _all(cells.values()):
+            entries = [cells[size].get(part) for size in sizes]
+            row = [
+                text
+                for each in entries
+                for text in ((f"{each['seconds'] / each['calls']:.3g}", f"{each['GiB']:.2f}") if each else ("", ""))
+            ]
+            calls = max(each["calls"] for each in entries if each)
             lines.append(f"| {part}{f' (mean of {calls})' if calls > 1 else ''} | " + " | ".join(row) + " |")
     return "\n".join([*lines, ""])
 
@@ -291,9 +307,10 @@ def main():
     output.mkdir(parents=True, exist_ok=True)
     found = {}
     for millions in options.millions:
-        found[f"{millions:g}"] = size(millions, options)
-        (output / "scale.json").write_text(json.dumps(found, indent=1) + "\n")
-        (output / "scale.md").write_text(table(found))
+        for command, parts in size(millions, options):
+            found.setdefault(f"{millions:g}", {})[command] = parts
+            (output / "scale.json").write_text(json.dumps(found, indent=1) + "\n")
+            (output / "scale.md").write_text(table(found))
     print(table(found))
 
 
