@@ -128,9 +128,17 @@ def others(each):
     return each["versions"]["python"], versions(each), *(line.replace("`", "'") for line in each["alone"].values())
 
 
+def imports(measured):
+    ratios = [(name, f"{each['import ratio']:.2f}") for name, each in measured.items() if each.get("import ratio")]
+    text = (
+        f"Where RecBole brought a ray that can be imported, `{BOTH}` with `import ray.tune` takes so many times as "
+        "long as without (medians of seven in turns):"
+    )
+    return [text, table(("environment", "times"), ratios)] if ratios else []
+
+
 def page(measured):
     environments = {name: each for name, each in measured.items() if "run" in each}
-    ratios = [(name, f"{each['import ratio']:.2f}") for name, each in environments.items() if each["import ratio"]]
     parts = [
         "# Pythons",
         "`pip install nox && nox` (Linux, x86-64): in fresh environments, with what pip took that day, the README's "
@@ -141,9 +149,7 @@ def page(measured):
             ("Python", "environment", "versions", "pip check", "forget-set AUC", "short suite"),
             [ours(*each) for each in environments.items()],
         ),
-        f"Where RecBole brought a ray that can be imported, `{BOTH}` with `import ray.tune` takes so many times as "
-        "long as without (medians of seven in turns):",
-        table(("environment", "times"), ratios),
+        *imports(measured),
         "## RecBole alone",
         "`pip install torch==2.13.0 recbole`, then one epoch of `run_recbole('BPR', 'ml-100k')`, and `Config('BPR', "
         "'ml-100k')`, which needs no ray; the last line of each:",
