@@ -55,7 +55,9 @@ CASES = {
     "output that is the log": (nothing, ["--output_dir=model.triples"], "exists"),
     "output that is the checkpoint": (nothing, ["--output_dir=model.pth"], "exists"),
     "output in the log by dots": (nothing, ["--output_dir=data/../model.triples/x"], "triple log"),
-    "output in the log by a link": (linked("elsewhere/in", "model.triples"), ["--output_dir=elsewhere/in/x"], "triple log"),
+    "output in the log by a link": (
+        linked("elsewhere/in", "model.triples"), ["--output_dir=elsewhere/in/x"], "triple log",
+    ),
     "output that is a link into the log": (
         linked("out", "model.triples/x"), ["--output_dir=out"], "triple log",
     ),
@@ -73,7 +75,8 @@ CASES = {
     "audit that is the journal": (nothing, ["--audit=./.model.pth.purge"], "ours"),
     "audit that is the data": (nothing, ["--audit=data/tiny/tiny.inter"], ".inter"),
     "audit that is the request": (
-        file("requests.tsv"), ["--forget_count=None", "--forget_file=requests.tsv", "--audit=./requests.tsv"], "forget_file",
+        file("requests.tsv"),
+        ["--forget_count=None", "--forget_file=requests.tsv", "--audit=./requests.tsv"], "forget_file",
     ),
     "audit by a link to the data": (linked("log.jsonl", "data/tiny/tiny.inter"), ["--audit=./log.jsonl"], ".inter"),
     "audit that is the new model": (nothing, ["--audit=unlearned.pth"], "itself"),
@@ -94,7 +97,9 @@ CASES = {
         lambda: Path("model.triples/r.yaml").write_text("state: ERROR\n"),
         [PURGE, "--config_files=model.triples/r.yaml"], "purge would delete config file",
     ),
-    "purge of the data": (moved("data", "model.triples/data2"), [PURGE, "--data_path=model.triples/data2"], "data_path"),
+    "purge of the data": (
+        moved("data", "model.triples/data2"), [PURGE, "--data_path=model.triples/data2"], "data_path",
+    ),
     "purge of the data through a link": (
         lambda: (moved("data", "model.triples/data2")(), linked("data", "model.triples/data2")()), [PURGE], "data_path",
     ),

@@ -1,4 +1,4 @@
-"""A token is text: whatever it looks like, and whichever way it comes, the user of that name is forgotten and nobody else."""
+"""A token is text: whatever it looks like, whichever way it comes, the user of that name is forgotten, nobody else."""
 
 import json
 
