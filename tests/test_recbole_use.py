@@ -1,4 +1,4 @@
-"""RecBole as people use it, with ``import recbole_unlearn`` beside it: its functions work, and every model keeps a log."""
+"""RecBole as people use it, with ``import recbole_unlearn`` beside it: all of it works, and every model keeps a log."""
 
 import json
 import sys
