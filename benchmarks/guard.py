@@ -9,6 +9,7 @@ Each training of BPR runs over settings and seeds as it is, and with something t
 """
 
 import argparse
+import json
 import logging
 import tempfile
 from pathlib import Path
@@ -98,7 +99,7 @@ class Meddled(BPRTrainer):
 
 
 def distance(config, split, other, seed, folder):
-    """(distance of the replay, the same from the start's rounding, seconds of the training, seconds of the replay)."""
+    """Distance of the replay, the same from the rounded start, and what it took over the training and over a request."""
     config["enable_amp"] = other == "amp"
     config["checkpoint_dir"] = str(folder)
     loader = split.remaining(np.empty(0, np.int64), seed)
@@ -120,7 +121,8 @@ def distance(config, split, other, seed, folder):
     (far, _), checked = unlearner.reproduction(), perf_counter() - start
     unlearner.initial = None
     rounded, _ = unlearner.reproduction()
-    return far, rounded, trained, checked
+    unlearner.config["replay_rows"] = "all"
+    return far, rounded, checked / trained, checked / unlearner.unlearn(np.arange(200)).seconds
 
 
 def main():
@@ -142,23 +144,29 @@ def main():
         for what, other in OTHERS.items():
             for seed in range(args.seeds):
                 with tempfile.TemporaryDirectory() as folder:
-                    far, rounded, trained, checked = distance(config, split, other, 2020 + seed, folder)
+                    far, rounded, *cost = distance(config, split, other, 2020 + seed, folder)
                 found.setdefault(what, []).append(far)
+                print(f"{name}; {what}; seed {2020 + seed}: {far:.2g}", flush=True)
                 if other is None:
                     found.setdefault(f"{what}, from the start as the log keeps it (float16)", []).append(rounded)
-                    costs.append(checked / trained)
+                    costs.append(cost)
         rows.append({"training": name, **{what: " ".join(f"{x:.2g}" for x in each) for what, each in found.items()}})
-        print(rows[-1], flush=True)
     table = pd.DataFrame(rows).set_index("training").T.to_markdown()
-    shown = f"{min(costs):.0%} to {max(costs):.0%}"
+    of_training, of_request = zip(*costs, strict=True)
+    shown = f"{min(of_training):.0%} to {max(of_training):.0%}"
     page = (
         f"# The guard, BPR on {args.dataset}\n\n`python benchmarks/guard.py --dataset={args.dataset} "
         f"--epochs={args.epochs} --seeds={args.seeds}`; distance of the replay with nothing forgotten from the stored "
         f"weights, over the way that training moved them, one number a seed. Allowed are at most {LIMIT:g}.\n\n{table}"
         "\n\n"
         f"The check, once a log, takes {shown} of the seconds of the training that it checks (this package's trainer, "
-        "without validation, in turn in one process).\n"
+        f"without validation), and {min(of_request):.2f} to {max(of_request):.2f} times a request that replays all rows, "
+        "in turn in one process.\n"
     )
+    speed = Path(args.output).parent / "speed"
+    speed.mkdir(parents=True, exist_ok=True)
+    figures = {"of training": float(np.median(of_training)), "of a replay": float(np.median(of_request))}
+    (speed / f"guard-{args.dataset}.json").write_text(json.dumps(figures, indent=1))
     Path(f"{args.output}-{args.dataset}.md").write_text(page)
     print(page)
 

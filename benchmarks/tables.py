@@ -134,6 +134,10 @@ def targets():
     single = cost("request, 1 interaction, in curvature products")
     line("Request of one interaction, in curvature products", "<= 10", single, request, "")
     line("Logging, share of training time", "<= 3", cost("logging, share of training time"), request, "%")
+    found = {file.stem.removeprefix("guard-"): measured(file.stem) for file in (ROOT / "results/speed").glob("guard-*")}
+    values = {name: round(figures["of a replay"], 2) for name, figures in sorted(found.items())}
+    if values:
+        line("Guard, at a log's first request, in replays of all rows", "<= 1", values, "guard.py")
     line("Log, bytes a triple", "<= 2.5", cost("log, bytes a triple"), request, "")
     for what, row, aim in (
         ("Epoch with validation against stock", "training epoch with validation", ">= 2"),
