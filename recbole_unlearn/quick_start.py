@@ -96,6 +96,8 @@ def _run(held, model, dataset, config_file_list, config_dict, saved):
     erasure = erasure_of(config, split, rows, stored) if saved else {}
     trail = audit_file(config["audit"], output) if saved else None
     held.enter_context(in_one_line(output))
+    if saved:
+        output.mkdir(parents=True, exist_ok=True)  # before RecBole makes its log: it may not be possible
     with hidden(config):
         init_logger(config)
         logger = logging.getLogger()

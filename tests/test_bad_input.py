@@ -130,6 +130,10 @@ def flipped(path, needle, offset=0):
     return work
 
 
+def pipe(path):
+    return lambda: os.mkfifo(path)
+
+
 def linked(path, target):
     """A file or folder that is a link to a copy of it elsewhere."""
 
@@ -471,6 +475,72 @@ CASES = {
     "training with weight decay of NaN": (nothing, [*TRAINED, "--weight_decay=nan"], "weight_decay"),
     "training with a seed of text": (nothing, [*TRAINED, "--seed=dice"], "seed"),
     "training for a half epoch": (nothing, ["--checkpoint=None", "--epochs=0.5"], "epochs"),
+    # values that RecBole checks late or never
+    **{
+        f"training with {arguments[-1].removeprefix('--')[:60]}": (nothing, [*TRAINED, *arguments], says)
+        for arguments, says in [
+            (["--topk=1.5"], "topk"),
+            (["--topk=[5,'a']"], "<="),
+            (["--valid_metric=MRR@999", "--topk=999"], "topk: 999 is more than the"),
+            (["--metrics=['AUC']", "--valid_metric=AUC", "--eval_args={'mode':'labeled'}"], "AUC judges predicted values"),
+            (["--eval_args={'mode':'labeled'}"], "labeled"),
+            (["--eval_args={'mode':'uni-5'}"], "mode of valid"),
+            (["--eval_args={'split':{'RS':[-0.8,0.1,0.1]}}"], "split RS"),
+            (["--eval_args={'split':{'RS':[0.8,0.2]}}"], "split RS"),
+            (["--eval_args={'split':{'RS':'most'}}"], "split RS"),
+            (["--eval_args={'split':{'LS':'some'}}"], "split LS"),
+            (["--eval_args={'order':'XX'}"], "order"),
+            (["--eval_args={'group_by':'city'}"], "group_by"),
+            (["--eval_args={'splits':{'RS':[8,1,1]}}"], "eval_args has no 'splits'"),
+            (["--train_neg_sample_args={'distribution':'uniform','sample_num':-1}"], "sample_num"),
+            (["--train_neg_sample_args={'distribution':'uniform','sample_num':1,'alpha':'x'}"], "alpha"),
+            (["--train_neg_sample_args={'distribution':'uniform','samples':1}"], "has no 'samples'"),
+            (["--clip_grad_norm=big"], "clip_grad_norm"),
+            (["--clip_grad_norm={'max_norm':'x'}"], "clip_grad_norm"),
+            (["--clip_grad_norm={'max_norm':1,'norm':2}"], "clip_grad_norm has no norm"),
+            (["--metric_decimal_place=four"], "metric_decimal_place"),
+            (["--loss_decimal_place=x"], "loss_decimal_place"),
+            (["--show_progress=maybe"], "show_progress"),
+            (["--shuffle=maybe"], "shuffle"),
+            (["--enable_amp=1"], "enable_amp"),
+            (["--normalize_all=maybe"], "normalize_all"),
+            (["--user_inter_num_interval=lots"], "user_inter_num_interval"),
+            (["--item_inter_num_interval=[5,2]"], "item_inter_num_interval"),
+            (["--val_interval={'timestamp':'late'}"], "val_interval of timestamp"),
+            (["--zzz=3"], "unknown key 'zzz'"),
+            (["--state=loud"], "state must be one of"),
+            (["--worker=-1"], "worker"),
+            (["--embedding_size=100000000"], "embedding_size"),
+            (["--encoding=utf-99"], "encoding"),
+            (["--rm_dup_inter=middle"], "rm_dup_inter"),
+            (["--transform=upside"], "transform"),
+            (["--load_col=5"], "load_col"),
+            (["--tail_ratio=x"], "tail_ratio"),
+            (["--log_wandb=True"], "wandb"),
+            (["--log_wandb=please"], "log_wandb"),
+            (["--dataset=ti\nny"], "dataset must be a name"),
+            (["--dataset=../tiny"], "dataset must be a name"),
+            (["--output_dir="], "output_dir"),
+            (["--model=BPRR"], "did you mean 'BPR'"),
+            (["--model=LightGCN", "--n_layers=abc"], "n_layers"),
+            (["--model=LightGCN", "--n_layers=-1"], "n_layers"),
+            (["--model=LightGCN", "--n_layers=2.5"], "n_layers"),
+            (["--model=NGCF", "--hidden_size_list=64"], "hidden_size_list"),
+        ]
+    },
+    "request file that has no end": (nothing, ["--forget_count=None", "--forget_file=/dev/zero"], "no plain file"),
+    "request file that is a pipe": (pipe("p"), ["--forget_count=None", "--forget_file=p"], "no plain file"),
+    "requests from a pipe": (pipe("p"), ["--requests=p"], "no plain file"),
+    "configuration that has no end": (nothing, ["--config_files=/dev/zero"], "no plain file"),
+    "configuration from a pipe": (pipe("p"), ["--config_files=p"], "no plain file"),
+    "checkpoint that is a pipe": (pipe("p"), ["--checkpoint=p"], "no plain file"),
+    "audit file that is a device": (nothing, ["--audit=/dev/full"], "no plain file"),
+    "audit file that is a pipe": (pipe("p"), ["--audit=./p"], "no plain file"),
+    "data set that is a pipe": (lambda: (INTER.unlink(), os.mkfifo(INTER)), [], "no plain file"),
+    "output below a device": (nothing, ["--output_dir=/dev/null/x"], "/dev/null/x"),
+    "output in the kernel's files": (nothing, ["--output_dir=/proc/x"], "/proc/x"),
+    "request for nobody": (nothing, ["--forget_count=None", "--forget_users=[]"], "names nobody"),
+    "request for nothing at all": (nothing, ["--forget_count=None"], "a checkpoint forgets nothing by itself"),
     "training with an unknown optimiser": (nothing, [*TRAINED, "--learner=adma"], "learner"),
     "training without a patience": (nothing, [*TRAINED, "--stopping_step=never"], "stopping_step"),
 }  # fmt: skip

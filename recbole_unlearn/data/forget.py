@@ -298,7 +298,9 @@ def _times(split):
     once = ~found.duplicated("row", keep=False)
     if not once.all():
         if field not in data.inter_feat.columns:
-            raise InputError(f"the data set repeats interactions; add {field} to load_col to tell them apart in time")
+            raise InputError(
+                f"the data set repeats interactions; train with {field} in load_col, to tell them apart in time"
+            )
         found["loaded"] = data.inter_feat[field].numpy().astype(np.float64)[split.data_row[found["row"]]]
         known = found[once & found["time"].notna()].sort_values("loaded")
         if len(known) == 0 or known["loaded"].iloc[0] == known["loaded"].iloc[-1]:

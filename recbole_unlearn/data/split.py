@@ -1,6 +1,7 @@
 """One frozen split of a RecBole data set, and what remains of it without a forget set."""
 
 import copy
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -19,7 +20,7 @@ from recbole_unlearn.data.forget import spammers
 from recbole_unlearn.data.frozen import FrozenDataset, is_frozen
 from recbole_unlearn.data.knowledge import KEY, LinkedDataset
 from recbole_unlearn.data.spam import draw_spam
-from recbole_unlearn.files import scratch_folder
+from recbole_unlearn.files import check_regular, scratch_folder
 from recbole_unlearn.input_error import InputError
 
 
@@ -102,6 +103,8 @@ class Split:
             kept = {key: config[key] for key in changed}
             config.final_config_dict.update(changed)
             try:
+                for file in filter(Path.exists, Path(config["data_path"]).glob(f"{config['dataset']}.*")):
+                    check_regular(file)  # RecBole would wait for a pipe for ever
                 own = FrozenDataset if is_frozen(config) else LinkedDataset if KEY in config else create_dataset
                 dataset = own(config)
                 for field, vectors in dataset._preloaded_weight.items():  # float64, which KSR cannot multiply
