@@ -99,7 +99,7 @@ class Meddled(BPRTrainer):
 
 
 def distance(config, split, other, seed, folder):
-    """Distance of the replay, the same from the rounded start, and what it took over the training and over a request."""
+    """Distance of the replay, the same from the rounded start, what it took over the training and over a request."""
     config["enable_amp"] = other == "amp"
     config["checkpoint_dir"] = str(folder)
     loader = split.remaining(np.empty(0, np.int64), seed)
@@ -160,8 +160,8 @@ def main():
         f"weights, over the way that training moved them, one number a seed. Allowed are at most {LIMIT:g}.\n\n{table}"
         "\n\n"
         f"The check, once a log, takes {shown} of the seconds of the training that it checks (this package's trainer, "
-        f"without validation), and {min(of_request):.2f} to {max(of_request):.2f} times a request that replays all rows, "
-        "in turn in one process.\n"
+        f"without validation), and {min(of_request):.2f} to {max(of_request):.2f} times a request that replays all "
+        "rows, in turn in one process.\n"
     )
     speed = Path(args.output).parent / "speed"
     speed.mkdir(parents=True, exist_ok=True)
