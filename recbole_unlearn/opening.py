@@ -34,6 +34,8 @@ def configure(held, model, dataset, config_file_list, config_dict):
     many = _many(config_file_list, config_dict)
     if many and distributed.shared():
         raise InputError(f"{many[0]} trains its models in processes of its own; leave torchrun and nproc out")
+    if many and isinstance(model, type):
+        raise InputError(f"{many[0]} trains models by name, in other processes; give the name of a RecBole model")
     if many and named is not None:
         raise InputError(f"{many[0]} trains its own models; leave checkpoint out")
     if named is None:

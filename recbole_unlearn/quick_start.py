@@ -59,7 +59,7 @@ def run_unlearn(model=None, dataset=None, config_file_list=None, config_dict=Non
         else ``models`` (original, unlearned, retrained: ranking metrics, forget_auc, seconds; exposure of spam; with
         ``evaluate: none`` seconds only),
         ``forget_set``, ``unlearning`` (solver report), ``stream`` (of requests), ``speed_up``, ``verdict``, ``files``,
-        ``settings``. None on ranks other than 0, where torchrun or RecBole's ``nproc`` starts several.
+        ``settings``, ``guard`` (whether the log tells the training). None on ranks other than 0, where torchrun or RecBole's ``nproc`` starts several.
 
     Raises:
         InputError: anything the user gave that cannot be used, before any training.
@@ -92,9 +92,10 @@ def _run(held, model, dataset, config_file_list, config_dict, saved):
     distributed.order("open", arguments=arguments, fingerprint=split.fingerprint)
     if stored:
         original, unlearner = open_unlearner(config, split, stored, log, config["checkpoint"])
-        guarded = guard.check(unlearner, stored, log, config["show_progress"])
     erasure = erasure_of(config, split, rows, stored) if saved else {}
     trail = audit_file(config["audit"], output) if saved else None
+    if stored:  # after what is found sooner
+        guarded = guard.check(unlearner, stored, log, config["show_progress"])
     held.enter_context(in_one_line(output))
     if saved:
         output.mkdir(parents=True, exist_ok=True)  # before RecBole makes its log: it may not be possible
