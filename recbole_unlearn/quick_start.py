@@ -58,8 +58,9 @@ def run_unlearn(model=None, dataset=None, config_file_list=None, config_dict=Non
         dict: with ``methods`` or ``compare_models``, ``comparison`` (see `comparison.Comparison.run`) and its ``page``;
         else ``models`` (original, unlearned, retrained: ranking metrics, forget_auc, seconds; exposure of spam; with
         ``evaluate: none`` seconds only),
-        ``forget_set``, ``unlearning`` (solver report), ``stream`` (of requests), ``speed_up``, ``verdict``, ``files``,
-        ``settings``, ``guard`` (whether the log tells the training). None on ranks other than 0, where torchrun or RecBole's ``nproc`` starts several.
+        ``forget_set``, ``unlearning`` (solver report), ``guard`` (whether the log tells the training), ``stream`` (of
+        requests), ``speed_up``, ``verdict``, ``files``, ``settings``. None on ranks other than 0, where torchrun or
+        RecBole's ``nproc`` starts several.
 
     Raises:
         InputError: anything the user gave that cannot be used, before any training.
