@@ -1,0 +1,101 @@
+"""Checksums of the weights that every way of forgetting ends in, to see that a change of the code changes no number.
+
+    python benchmarks/golden.py --record=golden.json     # before the change
+    python benchmarks/golden.py --check=golden.json      # after it, on the same machine and packages
+
+All go through `run_unlearn` and `UnlearnSession` on the bundled ml-100k with small models, so that moving code changes
+nothing here. Other machines and packages round otherwise: keep the file beside the work, not in the repository.
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+
+from recbole_unlearn import UnlearnSession, run_unlearn
+from recbole_unlearn.audit import weights_checksum
+
+USUAL = {
+    "epochs": 2, "embedding_size": 8, "eval_step": 0, "compare": "none", "evaluate": "none", "forget_count": 50,
+    "show_progress": False, "state": "ERROR", "use_gpu": False, "cg_max_iterations": 8,
+}  # fmt: skip
+STATIC = {"negatives": "static", "weight_decay": 1e-3, "method": "reoptimise", "reoptimise_max_iterations": 3}
+PAIRS = {"distribution": "uniform", "sample_num": 1}
+SEQUENTIAL = {"loss_type": "BPR", "train_neg_sample_args": PAIRS, "MAX_ITEM_LIST_LENGTH": 5, "hidden_size": 8}
+FEW = {"curvature_triples": 2048}
+RUNS = {
+    "BPR, touched rows": ("BPR", {"replay_rows": "touched"}),
+    "BPR, all rows": ("BPR", {"replay_rows": "all"}),
+    "BPR, auto, users": ("BPR", {"forget_count": None, "forget_users": ["1", "7"]}),
+    "BPR, 4 negatives, popularity": (
+        "BPR", {"train_neg_sample_args": {"distribution": "popularity", "sample_num": 4}},
+    ),
+    "BPR, influence": ("BPR", {"method": "influence"}),
+    "BPR, influence, hessian": ("BPR", {"method": "influence", "curvature": "hessian"}),
+    "BPR, influence, scalar damping": ("BPR", {"method": "influence", "damping": "scalar"}),
+    "BPR, paper": ("BPR", {"paper": True}),
+    "BPR, reoptimise": ("BPR", STATIC),
+    "BPR, spam": ("BPR", {"forget_count": None, "forget_spam": 5}),
+    "BPR, 2 ranks": ("BPR", {"method": "influence", "nproc": 2}),
+    "LightGCN, replay": ("LightGCN", {"n_layers": 2}),
+    "LightGCN, influence": ("LightGCN", {"n_layers": 2, "method": "influence"}),
+    "NGCF": ("NGCF", {"hidden_size_list": [8], "node_dropout": 0.0, "message_dropout": 0.0, **FEW}),
+    "SimpleX": ("SimpleX", {"history_len": 5, **FEW}),
+    "GRU4Rec": ("GRU4Rec", {**SEQUENTIAL, **FEW}),
+    "FPMC, along the training": ("FPMC", {**SEQUENTIAL, "epochs": 3}),
+    "CKE": ("CKE", {"kg_embedding_size": 8, **FEW}),
+}  # fmt: skip
+
+
+def checksum(path):
+    return weights_checksum(torch.load(path, weights_only=True)["state_dict"])
+
+
+def found(folder, only):
+    """Name -> checksum, as they come."""
+    for name, (model, keys) in RUNS.items():
+        if only in name:
+            output = Path(folder) / name.replace(" ", "_").replace(",", "")
+            run_unlearn(model, "ml-100k", None, {**USUAL, **keys, "output_dir": str(output)})
+            yield f"{name}, original", checksum(output / "model.pth")
+            yield name, checksum(output / "unlearned.pth")
+    first = Path(folder) / "BPR_touched_rows"
+    if not first.is_dir():
+        return
+    request = {**{key: USUAL[key] for key in USUAL if key not in ("epochs", "embedding_size", "eval_step")}}
+    request |= {"checkpoint": str(first / "unlearned.pth"), "output_dir": str(Path(folder) / "second")}
+    run_unlearn(config_dict=request)
+    # its log's returning negatives are drawn from the operating system's numbers: only touched rows that none is among
+    with UnlearnSession.open(first / "model.pth", config_dict={"replay_rows": "touched"}) as session:
+        session.forget("count", 10)
+        session.forget("users", ["3"])
+        yield "session of two requests", weights_checksum(session.model.state_dict())
+        session.save(Path(folder) / "session.pth")
+    yield "session, saved", checksum(Path(folder) / "session.pth")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--record", help="file to write")
+    parser.add_argument("--check", help="file to compare with; exit status 1 where a checksum differs")
+    parser.add_argument("--only", default="", help="runs whose names hold this")
+    args = parser.parse_args()
+    expected = json.loads(Path(args.check).read_text()) if args.check else {}
+    sums, wrong = {}, []
+    with tempfile.TemporaryDirectory() as folder:
+        for name, value in found(folder, args.only):
+            sums[name] = value
+            same = not args.check or expected.get(name) == value
+            wrong += [] if same else [name]
+            print(f"{'  ' if same else '! '}{value[:16]}  {name}", flush=True)
+    if args.record:
+        Path(args.record).write_text(json.dumps(sums, indent=1))
+    if wrong:
+        sys.exit(f"{len(wrong)} differ: {'; '.join(wrong)}")
+
+
+if __name__ == "__main__":
+    main()
