@@ -27,6 +27,7 @@ from recbole_unlearn.input_error import InputError
 
 JOIN_SECONDS = 300  # at most, for all ranks to come
 MAX_TIMEOUT = 366 * 86_400
+MOST_A_CORE = 8  # processes of one run on a machine
 LEAVE_SECONDS = 10  # for all ranks to notice that it is over, while rank 0 may hold their store
 POLL_SECONDS = 5
 
@@ -187,6 +188,9 @@ def _place(nproc, world_size, ip, port, offset, timeout):
         if nproc > 1:
             raise InputError("torchrun has started the processes already; leave nproc out")
         return "env://", int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    most = MOST_A_CORE * (os.cpu_count() or 1)
+    if nproc > most:
+        raise InputError(f"nproc {nproc} is more than the {most} processes that this machine is fit for")
     size = nproc if world_size < 1 else world_size
     if offset + nproc > size:
         raise InputError(f"world_size {size} is too small for {nproc} processes from rank {offset} on")
