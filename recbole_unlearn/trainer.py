@@ -148,6 +148,7 @@ class _Logging(Trainer):
         self.log_negatives = config["log_negatives"] is not False
         self.triple_log: Any = None  # a TripleLog, once it is opened
         self.no_log = None  # in words, why none is kept though it was wanted
+        self._ended = None  # the log until then, which the checkpoint may still need
         self._loader = self._position = self._table = None
         self._order, self._settings = OrderNote(), set()
 
@@ -217,11 +218,8 @@ class _Logging(Trainer):
         return np.array_equal(self.triple_log.users, users) and np.array_equal(self.triple_log.items, items)
 
     def _give_up(self, reason):
-        """End the log: what is trained from now on is not what it tells."""
-        self.no_log = reason
-        if self.triple_log:
-            remove(self.triple_log.path)
-        self.triple_log = None
+        """End the log: what is trained from now on is not what it tells. It stays until its checkpoint is replaced."""
+        self.no_log, self._ended, self.triple_log = reason, self.triple_log, None
         self.logger.warning(f"no triple log is kept of this training: {reason}")
 
     def _reopen(self, users, items, negatives, static):
@@ -322,6 +320,9 @@ class _Logging(Trainer):
         elif reason := self.no_log or refusal(self.config):
             state["triple_log"] = {"missing": reason}
         save(path, state)
+        if self._ended:
+            remove(self._ended.path)
+            self._ended = None
         if verbose:
             self.logger.info(f"Saving current: {path}")
 

@@ -176,6 +176,14 @@ def test_a_fit_that_saves_nothing_leaves_nothing_and_ends_the_log_of_later_ones(
         request(trainer.saved_model_file)
 
 
+def test_a_checkpoint_keeps_its_log_until_another_replaces_it(ready):
+    trainer, train, _ = ready()
+    trainer.fit(train, verbose=False)
+    _, other, _ = ready(eval_args={"split": {"RS": [0.5, 0.2, 0.3]}})
+    trainer.fit(other, verbose=False, saved=False)
+    assert trainer.no_log and request(trainer.saved_model_file)["guard"]["distance"] < 1e-4
+
+
 def test_a_fit_on_other_interactions_ends_the_log(ready):
     trainer, train, _ = ready()
     trainer.fit(train, verbose=False)
