@@ -29,7 +29,7 @@ def main(argv=None):
     if argv is None:  # loggers send it: Weights & Biases does
         sys.argv[1:] = []
     try:
-        overrides = {"forget_requests": args.requests} if args.requests else {}
+        overrides = {"forget_requests": args.requests} if args.requests is not None else {}
         overrides |= {"quick": True} if args.quick else {}
         for arg in rest:
             key, equals, value = arg.removeprefix("--").partition("=")

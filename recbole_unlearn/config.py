@@ -62,6 +62,8 @@ def parse_value(text, key=None):
     if not isinstance(text, str):
         return text
     lowered = text.strip().lower()
+    if key in ("field_separator", "seq_separator") and text == r"\t":  # as shells hand it over
+        return "\t"
     if key in TEXTS:
         return None if lowered in NOBODY and (lowered or key in EMPTY) else text
     if lowered in ("true", "false"):
@@ -230,6 +232,8 @@ class UnlearnConfig(Config):
         if model is not None and not (isinstance(model, type) and issubclass(model, AbstractRecommender)):
             raise InputError(f"model must be the name of a RecBole model or a class of your own, not {model!r}")
         for key in self.external_config_dict:
+            if key in keys.DERIVED and key not in self._checkpoint_config:
+                raise InputError(f"{key} is no setting: it follows from others; leave it out")
             if key not in self._checkpoint_config:
                 keys.check_known(key, {*self._own, KEY}, model)
         return super()._get_model_and_dataset(model, dataset)

@@ -180,7 +180,7 @@ def _place(nproc, world_size, ip, port, offset, timeout):
     if type(timeout) is int and timeout > MAX_TIMEOUT:
         raise InputError(f"rank_timeout must be at most {MAX_TIMEOUT} seconds, not {timeout!r}")
     for key, value, low in wholes:
-        if type(value) is not int or value < low:
+        if type(value) is not int or not low <= value < 2**31:
             raise InputError(f"{key} must be a whole number of at least {low}, not {value!r}")
     if not str(port).isdecimal() or not 0 < int(port) < 65536:
         raise InputError(f"port must be a number from 1 to 65535, not {port!r}")

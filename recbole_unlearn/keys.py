@@ -58,6 +58,13 @@ WHOLE = {  # smallest and largest value
     "worker": (0, 1024),
     "MAX_ITEM_LIST_LENGTH": (1, 2**16),
 }
+MOST_RATE = 1e32  # of learning rate and weight decay
+DISTINCT = ("USER_ID_FIELD", "ITEM_ID_FIELD", "RATING_FIELD", "TIME_FIELD", "LABEL_FIELD")
+# RecBole makes these of other keys, or of the machine; whatever is given for them is passed over.
+DERIVED = (
+    "device", "single_spec", "MODEL_TYPE", "MODEL_INPUT_TYPE", "eval_type", "valid_neg_sample_args",
+    "test_neg_sample_args",
+)  # fmt: skip
 INTERVALS = (
     "user_inter_num_interval", "item_inter_num_interval", "entity_kg_num_interval", "relation_kg_num_interval",
 )  # fmt: skip
@@ -197,6 +204,11 @@ def check_values(config):
             check_choice(key, final[key], allowed)
     for key in (*TEXT, *OPTIONAL_TEXT):
         _check_text(key, final)
+    fields = [final[key] for key in DISTINCT if key in final]
+    if twice := {name for name in fields if fields.count(name) > 1}:
+        raise InputError(f"{', '.join(key for key in DISTINCT if final.get(key) in twice)} must be different columns")
+    if not re.fullmatch(r"|\d+(,\d+)*|((GPU|MIG)-[\w-]+,?)+", str(final.get("gpu_id", ""))):
+        raise InputError(f"gpu_id must be numbers of GPUs such as 0 or 0,1, or empty, not {final['gpu_id']!r}")
     for key in INTERVALS:
         if key in final and final[key] is not None:
             _check_intervals(key, final[key])
@@ -204,6 +216,8 @@ def check_values(config):
         value = final.get(key)
         if not (is_a(numbers.Real, value) and 0 <= value < math.inf and (value or zero)):
             raise InputError(f"{key} must be a number {'of at least' if zero else 'above'} 0, not {value!r}")
+        if value and not 1e-30 < value < MOST_RATE:
+            raise InputError(f"{key} must be a number that float32 has room for, below {MOST_RATE:g}, not {value!r}")
     for key in ("load_col", "unload_col", "unused_col", "seq_len", "preload_weight", "val_interval", "threshold"):
         if not isinstance(final.get(key), (dict, type(None))):
             raise InputError(f"{key} must be a dict, not {final[key]!r}")
@@ -359,8 +373,31 @@ def check_judged(config):
         raise InputError(f"valid_metric {config['valid_metric']} is none of the metrics at topk: {', '.join(computed)}")
 
 
+def alike(key, first, second):
+    """Whether two values of a key are one to RecBole: 1 like 1.0, a metric in any case, shares by their ratio."""
+    return same(_canonical(key, first), _canonical(key, second))
+
+
+def _canonical(key, value):
+    """A value in the one form in which equal ones are equal."""
+    if key == "valid_metric" and isinstance(value, str):
+        return value.lower()
+    if key == "encoding":
+        return codecs.lookup(value or "utf-8").name
+    if key in INTERVALS and value is not None:
+        return [[part.strip()[:1], *map(float, part.strip()[1:-1].split(",")), part.strip()[-1:]]
+                for part in str(value).split(";")]  # fmt: skip
+    if key == "clip_grad_norm" and isinstance(value, dict):
+        return {"norm_type": 2.0, **value}
+    if key in ("load_col", "unload_col", "unused_col") and isinstance(value, dict):
+        return {file: sorted(map(str, names)) if isinstance(names, list) else names for file, names in value.items()}
+    if key == "eval_args" and isinstance(shares := value["split"].get("RS"), (list, tuple)):
+        return {**value, "split": {"RS": [round(share / sum(shares), 12) for share in shares]}}
+    return value
+
+
 def same(first, second):
-    """Whether two values of a key are one to RecBole: text in any case where RecBole lowers it, 1 like 1.0."""
+    """Whether two plain values are equal; 1 is 1.0, and True neither."""
     if isinstance(first, dict) and isinstance(second, dict):
         return first.keys() == second.keys() and all(same(first[key], second[key]) for key in first)
     if isinstance(first, (list, tuple)) and isinstance(second, (list, tuple)):

@@ -49,6 +49,8 @@ def configure(held, model, dataset, config_file_list, config_dict):
         if purging.recover(named):
             raise InputError(f"checkpoint {named} was purged by a process that was killed; the purge is finished now")
     stored, log = checkpoints.load(named, verify=distributed.leads())
+    model = model or _given("model", config_file_list, config_dict)
+    dataset = dataset or _given("dataset", config_file_list, config_dict)
     config = trained_config(named, stored, log, model, dataset, config_file_list, config_dict)
     return _supported(config), stored, log
 
@@ -76,6 +78,9 @@ def trained_config(path, stored, log, model=None, dataset=None, config_file_list
             f"run_unlearn({earlier['model']}, config_dict={{'checkpoint': ...}}) or UnlearnSession.open(..., model=...)"
         )
     kept = {key: value for key, value in earlier.items() if key not in (*RUN_KEYS, *DERIVED)}
+    negatives = kept.get("train_neg_sample_args")
+    if isinstance(negatives, dict) and negatives.get("distribution") == "none":  # as RecBole writes None
+        kept["train_neg_sample_args"] = None
     if stored.get("data") and log:
         kept["data_path"] = str(frozen_data.folder(log.path))
     elif earlier.get("data_path"):
@@ -92,7 +97,7 @@ def _check_training(path, config, trained):
     free = keys.FREE | {key for key, _, _ in own_options()} - set(OF_TRAINING)
     for key in sorted(config.given_keys - free):
         now, then = plain(config[key]), plain(trained[key])
-        if not keys.same(now, then):
+        if not keys.alike(key, now, then):
             raise InputError(
                 f"checkpoint {path} was trained with {key} {then!r}, not {now!r}; a request cannot change it: leave it "
                 "out, or train anew"

@@ -92,7 +92,7 @@ def _nothing_half(folder):
     """Empty a folder of ours where the system, or the input, stopped us before there was a whole checkpoint in it."""
     try:
         yield
-    except (OSError, InputError):
+    except Exception:
         if not any(folder.glob("*.pth")):
             for entry in folder.iterdir():
                 if not entry.name.endswith(".lock"):
@@ -193,15 +193,35 @@ def audit_file(name, output):
     return path
 
 
-def record_and_purge(result, config, path, stored, unlearned, erasure, trail, requests=None):
-    """Nothing is deleted before it is on record that, and by what, it was replaced. ``requests``: of a session."""
+@contextmanager
+def recorded_or_gone(path):
+    """Take a new model, and results that were not there before, away where something fails before it is on record.
+
+    Nothing may be purged within: the original is what is left then.
+    """
+    before = {entry.name for entry in path.parent.iterdir()} if path.parent.is_dir() else set()
+    try:
+        yield
+    except Exception:
+        for name in (path.name, log_path(path).name, "result.json", "result.md", "report.html"):
+            if name not in before:
+                remove(path.parent / name)
+        raise
+
+
+def record(result, config, path, stored, unlearned, trail, requests=None):
+    """Write down by what a model was replaced: nothing is deleted before. ``requests``: of a session."""
     if trail:
         before = audit.model_checksums(path, stored["state_dict"])
         after = audit.model_checksums(result["files"]["unlearned"], unlearned.state_dict)
-        record = audit.unlearned_record(result["audit"]["request"], result, config, before, after, requests)
-        head = audit.append(trail, record)
-        result["audit"] |= {"time": record["time"], "before": before, "after": after, "head": head}
-        result["versions"] = record["versions"]
+        entry = audit.unlearned_record(result["audit"]["request"], result, config, before, after, requests)
+        head = audit.append(trail, entry)
+        result["audit"] |= {"time": entry["time"], "before": before, "after": after, "head": head}
+        result["versions"] = entry["versions"]
+
+
+def purge(result, config, path, erasure, trail):
+    """Delete the original, if asked for, and write that down too."""
     if config["purge"]:
         purging.purge(path, **erasure)
         result["files"].pop("original")

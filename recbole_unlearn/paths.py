@@ -20,8 +20,11 @@ def check_written(key, path, checkpoint=None):
         checkpoint (optional): the one that the run starts from.
     """
     path = Path(path)
-    if is_debris(path) or TEMPORARY.fullmatch(path.name) or (path.name[:1] == "." and path.name.endswith(".purge")):
-        raise InputError(f"{key} {path}: files of this name are ours, and deleted as left behind; name another")
+    for part in {*Path(os.path.abspath(path)).parts, *Path(os.path.realpath(path)).parts}:
+        if is_debris(Path(part)) or TEMPORARY.fullmatch(part) or (part[:1] == "." and part.endswith(".purge")):
+            raise InputError(
+                f"{key} {path}: what is named like {part} is ours, and deleted as left behind; name another"
+            )
     for owned, what in _owned(checkpoint):
         if within(path, owned):
             raise InputError(f"{key} {path} lies in {owned}, {what}, and would be deleted with it; name another place")

@@ -8,10 +8,12 @@ interactions file that it was written for on this machine: that file's seal, whi
 """
 
 import codecs
+import glob
 import itertools
 import json
 import os
 import shutil
+import zipfile
 from contextlib import suppress
 from pathlib import Path
 
@@ -36,7 +38,20 @@ def check(path=None, inter=None, config=None, pairs=()):
             )
         if not os.access(each.absolute().parent, os.W_OK):
             raise InputError(f"purge cannot delete {each}: its folder is read-only; make it writable")
+    if path:
+        for file in log_path(path).rglob("*"):
+            if file.is_symlink() or (file.is_file() and file.stat().st_nlink > 1):
+                raise InputError(
+                    f"purge would leave the content of {file}, which has another name too; remove the link"
+                )
+        for other in Path(path).parent.glob(f"{glob.escape(Path(path).stem)}.*"):
+            if other != Path(path) and log_path(other) == log_path(path) and zipfile.is_zipfile(other):
+                raise InputError(
+                    f"purge would delete the log of {other} too; move that checkpoint elsewhere, with a copy"
+                )
     if inter:
+        with locked(inter):  # whoever holds it now may hold it then
+            pass
         if shutil.disk_usage(inter.parent).free < inter.stat().st_size:
             raise InputError(f"purge_dataset needs room for a second {inter}; free {inter.stat().st_size} bytes there")
         inter_file.check(inter, config, pairs)

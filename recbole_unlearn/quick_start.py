@@ -34,7 +34,9 @@ from recbole_unlearn.output import (
     erasure_of,
     in_one_line,
     output_folder,
-    record_and_purge,
+    purge,
+    record,
+    recorded_or_gone,
     save_unlearned,
 )
 from recbole_unlearn.session import UnlearnSession
@@ -187,12 +189,14 @@ def _run(held, model, dataset, config_file_list, config_dict, saved):
             result["stream"] = served.report()
         if saved:  # last of all: whatever fails before leaves no new model
             kept = unlearned, split, rows, config, erasure.get("inter"), guarded
-            save_unlearned(folder / "unlearned.pth", stored, log, *kept)
-            if trail:
-                result["audit"] = {"file": str(trail), "request": secrets.token_hex(8)}
-            reporting.write(result, folder)
-            done = session.requests if session else None
-            record_and_purge(result, config, path, stored, unlearned, erasure, trail, done)
+            with recorded_or_gone(folder / "unlearned.pth"):
+                save_unlearned(folder / "unlearned.pth", stored, log, *kept)
+                if trail:
+                    result["audit"] = {"file": str(trail), "request": secrets.token_hex(8)}
+                reporting.write(result, folder)
+                done = session.requests if session else None
+                record(result, config, path, stored, unlearned, trail, done)
+            purge(result, config, path, erasure, trail)
             reporting.write(result, folder)
     return result
 

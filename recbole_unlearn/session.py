@@ -14,7 +14,7 @@ from recbole_unlearn.data.triple_log import log_path
 from recbole_unlearn.files import locked, sweep_scratch
 from recbole_unlearn.input_error import InputError
 from recbole_unlearn.opening import configure, open_unlearner
-from recbole_unlearn.output import audit_file, in_one_line, save_unlearned
+from recbole_unlearn.output import audit_file, in_one_line, recorded_or_gone, save_unlearned
 from recbole_unlearn.paths import check_apart, check_written
 from recbole_unlearn.unlearners import Unlearned, guard
 
@@ -130,12 +130,13 @@ class UnlearnSession:
         with in_one_line(path.parent, "file"), locked(path):
             _check_new(path)  # again, now that nobody else can be writing
             before = trail and audit.model_checksums(self.config["checkpoint"], self.stored["state_dict"])
-            save_unlearned(path, self.stored, self.log, now, self.split, rows, self.config, guarded=self.guard)
-            if trail:
-                after = audit.model_checksums(path, now.state_dict)
-                result = {"forget_set": self.split.counts(rows), "unlearning": now.report(), "models": {}}
-                request = secrets.token_hex(8)
-                audit.append(trail, audit.unlearned_record(request, result, self.config, before, after, self.requests))
+            with recorded_or_gone(path):
+                save_unlearned(path, self.stored, self.log, now, self.split, rows, self.config, guarded=self.guard)
+                if trail:
+                    after = audit.model_checksums(path, now.state_dict)
+                    result = {"forget_set": self.split.counts(rows), "unlearning": now.report(), "models": {}}
+                    new = secrets.token_hex(8), result, self.config, before, after, self.requests
+                    audit.append(trail, audit.unlearned_record(*new))
 
 
 def _check_new(path):

@@ -20,6 +20,12 @@ class FromNumber(str):
     """A token of which only the number is known that somebody's parser made of it."""
 
 
+class TakenApart(list):
+    """Tokens that one text was read as; ``text`` is that text, which could be a token itself."""
+
+    text = None
+
+
 def split_list(text):
     """Texts of a list as people type it, ``['a', 12_34]``: of quoted ones the content, numbers as they stand.
 
@@ -63,7 +69,10 @@ def read_tokens(key, value, commas=True):
         each = [value]
     if not each or all(token is None for token in each) or (isinstance(value, str) and not value.strip()):
         raise InputError(f"{key} is empty: it names nobody; name at least one token")
-    return [_text(key, token) for token in each]
+    tokens = TakenApart(_text(key, token) for token in each)
+    if isinstance(value, str) and tokens != [value]:
+        tokens.text = value
+    return tokens
 
 
 def _text(key, value):
@@ -79,6 +88,8 @@ def ids(split, field, tokens):
     data = split.train._dataset
     known = data.field2token_id[data.uid_field if field == "user" else data.iid_field]
     known = {token: i for token, i in known.items() if i != 0}
+    if (text := getattr(tokens, "text", None)) in known:
+        raise InputError(f"{text!r} is one {field} token, and could be read as several; give a list: [{text!r}]")
     unknown = [token for token in tokens if token not in known]
     if unknown:
         more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""

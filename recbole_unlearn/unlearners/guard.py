@@ -99,9 +99,9 @@ def check(unlearner, stored, log, show_progress=False):
     limit = LIMIT + rounding
     if not distance <= limit:
         raise InputError(
-            "the triple log does not tell what training did (weights changed by other means than its steps, another "
-            f"machine's arithmetic): its replay with nothing forgotten ends {distance:.2g} of the way from the stored "
-            f"weights, where at most {limit:.2g} is fit to replay; {LEFT}"
+            "the triple log does not tell what training did (weights changed by other means than its steps, or a rate of "
+            f"learning at which rounding errors grow): its replay with nothing forgotten ends {distance:.2g} of the way "
+            f"from the stored weights, where at most {limit:.2g} is fit to replay; {LEFT}"
         )
     guard = Guard("replayed", distance, limit, _sentence(distance), perf_counter() - start)
     _keep(log.path, stored["state_dict"], guard)
@@ -123,6 +123,9 @@ def _contradiction(config, unlearner, stored, log, forgotten_before):
     expected = OPTIMIZERS[config["learner"]]
     if log.optimizer not in (None, expected):
         return f"its optimiser was {log.optimizer}, not {expected}"
+    decay = stored["optimizer"]["param_groups"][0].get("weight_decay", 0)
+    if unlearner.method != "replay" and decay != (config["weight_decay"] or 0):
+        return f"its optimiser's weight_decay was {decay}, not {config['weight_decay']}"
     epochs = range(stored["triple_log"]["epochs"])
     rates = [log.rates(epoch) for epoch in epochs]
     if any(each is None for each in rates):
