@@ -20,7 +20,7 @@ from recbole_unlearn.files import locked
 from recbole_unlearn.input_error import InputError
 from recbole_unlearn.models.support import refusal
 from recbole_unlearn.training import RUN_KEYS, new_model
-from recbole_unlearn.unlearners import SUPPORTED, InfluenceUnlearner, unlearner_of
+from recbole_unlearn.unlearners import SUPPORTED, unlearner_of
 
 DERIVED = ("MODEL_TYPE", "MODEL_INPUT_TYPE", "eval_type")  # by RecBole, from the model's class and the metrics
 OF_TRAINING = ("negatives", "log_negatives")  # own keys that shape a training
@@ -211,8 +211,7 @@ def open_unlearner(config, split, stored, log, path=None, seed=None):
     initial = {name: value.detach().cpu().numpy().copy() for name, value in model.named_parameters()}
     load_weights(model, stored)
     unlearner = unlearner_of(model, config, split, stored, log, shared)
-    if isinstance(unlearner, InfluenceUnlearner):
-        unlearner.initial = initial
+    unlearner.initial = initial
     return model, unlearner
 
 

@@ -19,7 +19,7 @@ from recbole_unlearn.compat import checkpoint_state, class_named, model_class, r
 from recbole_unlearn.data.fingerprint import fingerprint
 from recbole_unlearn.data.sampling import ROW, NegativeDraw, OrderNote, PairwiseCollate, batches, record
 from recbole_unlearn.data.split import pairwise_loader
-from recbole_unlearn.data.triple_log import TripleLog, log_path, smallest_uint, snapshot_due
+from recbole_unlearn.data.triple_log import TripleLog, log_path, smallest_uint, snapshot_due, start_of
 from recbole_unlearn.evaluation.ranks import RankedLoader
 from recbole_unlearn.files import remove
 from recbole_unlearn.input_error import InputError
@@ -198,6 +198,7 @@ class _Logging(Trainer):
             fingerprint(dataset),
             secrets.token_hex(8),
             type(self.optimizer).__name__,
+            start_of(self._weights()),
         )
         self._snapshot()
 
@@ -307,8 +308,10 @@ class _Logging(Trainer):
     def _snapshot(self):
         used = isinstance(self.model, (BPR, LightGCN)) or self.config["MODEL_TYPE"] == ModelType.SEQUENTIAL
         if used and snapshot_due(self.triple_log.n_epochs):
-            named = {name: value.detach().cpu().numpy() for name, value in self.model.named_parameters()}
-            self.triple_log.add_snapshot(self.triple_log.n_epochs, named)
+            self.triple_log.add_snapshot(self.triple_log.n_epochs, self._weights())
+
+    def _weights(self):
+        return {name: value.detach().cpu().numpy() for name, value in self.model.named_parameters()}
 
     def _save_checkpoint(self, epoch, verbose=True, **kwargs):
         if not self.config["single_spec"] and self.config["local_rank"] != 0:

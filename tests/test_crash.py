@@ -76,7 +76,8 @@ def forget(scene, ready=lambda: None):
         folder = output.claim(held, UNLEARNED.parent)
         output.save_unlearned(UNLEARNED, stored, log, scene["unlearned"], split, rows, config, erasure["inter"])
         reporting.write(result, folder)
-        output.record_and_purge(result, config, MODEL, stored, scene["unlearned"], erasure, folder / "audit.jsonl")
+        output.record(result, config, MODEL, stored, scene["unlearned"], folder / "audit.jsonl")
+        output.purge(result, config, MODEL, erasure, folder / "audit.jsonl")
         reporting.write(result, folder)
 
 

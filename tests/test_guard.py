@@ -298,7 +298,21 @@ def test_a_start_that_the_seed_does_not_give_is_allowed_its_rounding(ready):
     trainer.fit(train, verbose=False)
     distance, rounding = reproduced(trainer.saved_model_file)
     assert guard.LIMIT < distance < rounding + guard.LIMIT
-    assert request(trainer.saved_model_file)["guard"]["checked"] == "replayed"
+
+
+@pytest.mark.parametrize("model", ["BPR", "LightGCN", "NGCF"])
+@pytest.mark.parametrize("method", ["auto", "influence"])
+def test_a_training_that_went_on_from_other_weights_is_refused(ready, model, method):
+    """They may have been trained on what is to be forgotten, and replay would keep what they know."""
+    keys = {"hidden_size_list": [8], "n_layers": 2, "epochs": 2} if model != "BPR" else {}
+    first, train, _ = ready(model, **keys)
+    first.fit(train, verbose=False)
+    second, again, _ = ready(model, **keys)
+    second.model.load_state_dict(torch.load(first.saved_model_file, weights_only=True)["state_dict"])
+    second.fit(again, verbose=False)
+    with pytest.raises(InputError, match="went on from others"):
+        request(second.saved_model_file, method=method)
+    assert request(first.saved_model_file, method=method, cg_max_iterations=2)["forget_set"]["interactions"] == 5
 
 
 class Doubled(BPR):

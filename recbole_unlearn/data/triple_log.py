@@ -29,6 +29,7 @@ MAX_METADATA_BYTES = 16 << 20
 MAX_EPOCHS = 1_000_000
 DAMAGED = (OSError, ValueError, EOFError, SyntaxError, tokenize.TokenError)  # what np.load raises on bad files
 MOST_DRAWN = 100  # epochs that another training may have drawn from a loader before, see `sampling.OrderNote`
+ROUNDED = 1e-5  # of a norm, by which sums and norms of the same weights may differ
 SNAPSHOT_SPACING = 1.5  # each snapshot at least this much later than the one before; 1.2 is no better (measured)
 
 
@@ -48,6 +49,23 @@ def snapshot_due(n_epochs):
     while due < n_epochs:
         due = max(due + 1, math.ceil(due * SNAPSHOT_SPACING))
     return due == n_epochs
+
+
+def start_of(parameters):
+    """What tells weights (dict: name -> array) from others, whatever rounded their last bits: sum and norm of each."""
+    arrays = {name: np.asarray(value, np.float64) for name, value in parameters.items()}
+    return [[name, float(value.sum()), float(np.linalg.norm(value))] for name, value in arrays.items()]
+
+
+def same_start(first, second):
+    """Whether two results of `start_of` are of the same weights."""
+    if [name for name, _, _ in first] != [name for name, _, _ in second]:
+        return False
+    pairs = [(a, b, max(norm, other)) for (_, a, norm), (_, b, other) in zip(first, second, strict=True)]
+    norms = [(norm, other) for (_, _, norm), (_, _, other) in zip(first, second, strict=True)]
+    return all(abs(a - b) <= ROUNDED * size for a, b, size in pairs) and all(
+        abs(norm - other) <= ROUNDED * max(norm, other) for norm, other in norms
+    )
 
 
 def _crc(array):
@@ -104,6 +122,9 @@ def _check_metadata(metadata):
     rates = [None] * n_epochs if metadata.get("rates") is None else metadata["rates"]
     if len(rates) != n_epochs or not all(each is None or _is_rate(each) for each in rates):
         raise ValueError("rates does not tell the epochs' learning rates")
+    for name, *numbers in metadata.get("start") or ():
+        if not (isinstance(name, str) and len(numbers) == 2 and all(type(number) is float for number in numbers)):
+            raise ValueError("start does not tell the first weights")
     if not isinstance(metadata.get("optimizer"), (str, type(None))):
         raise ValueError(f"optimizer is {metadata['optimizer']!r}")
 
@@ -140,10 +161,13 @@ class TripleLog:
         self.items = _load(self.path / "items.npy", [self.n_rows], np.dtype(metadata["item_dtype"]))
 
     @classmethod
-    def create(cls, path, users, items, n_users, n_items, negatives, static, seed, fingerprint, run_id, optimizer=None):
+    def create(
+        cls, path, users, items, n_users, n_items, negatives, static, seed, fingerprint, run_id,
+        optimizer=None, start=None,
+    ):  # fmt: skip
         """Start an empty log. ``users`` and ``items`` (int arrays ``[rows]``) must be grouped by user, ascending.
 
-        ``optimizer`` is its class's name, such as Adam.
+        ``optimizer`` is its class's name, such as Adam; ``start`` what `start_of` says of the first weights.
         """
         path = Path(path)
         if (np.diff(np.asarray(users).astype(np.int64)) < 0).any():
@@ -169,6 +193,7 @@ class TripleLog:
             "n_epochs": 0,
             "order": [],
             "optimizer": optimizer,
+            "start": start,
             "rates": [],
             "snapshots": [],
             "parameters": None,

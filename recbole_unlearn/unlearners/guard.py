@@ -16,6 +16,7 @@ import numpy as np
 from recbole.utils import ModelType
 
 from recbole_unlearn import audit
+from recbole_unlearn.data.triple_log import same_start, start_of
 from recbole_unlearn.files import read_whole, write_atomically
 from recbole_unlearn.input_error import InputError
 
@@ -99,9 +100,9 @@ def check(unlearner, stored, log, show_progress=False):
     limit = LIMIT + rounding
     if not distance <= limit:
         raise InputError(
-            "the triple log does not tell what training did (weights changed by other means than its steps, or a rate of "
-            f"learning at which rounding errors grow): its replay with nothing forgotten ends {distance:.2g} of the way "
-            f"from the stored weights, where at most {limit:.2g} is fit to replay; {LEFT}"
+            "the triple log does not tell what training did (weights changed by other means than its steps, or a rate "
+            f"at which rounding grows): its replay with nothing forgotten ends {distance:.2g} of the way from the "
+            f"stored weights, where at most {limit:.2g} is fit to replay; {LEFT}"
         )
     guard = Guard("replayed", distance, limit, _sentence(distance), perf_counter() - start)
     _keep(log.path, stored["state_dict"], guard)
@@ -123,6 +124,12 @@ def _contradiction(config, unlearner, stored, log, forgotten_before):
     expected = OPTIMIZERS[config["learner"]]
     if log.optimizer not in (None, expected):
         return f"its optimiser was {log.optimizer}, not {expected}"
+    start = log.metadata.get("start")
+    if start and unlearner.initial and not same_start(start, start_of(unlearner.initial)):
+        return (
+            "it did not begin with the weights that its seed gives, but went on from others, which may know what is to "
+            "be forgotten (init_seed belongs right before the model is built)"
+        )
     decay = stored["optimizer"]["param_groups"][0].get("weight_decay", 0)
     if unlearner.method != "replay" and decay != (config["weight_decay"] or 0):
         return f"its optimiser's weight_decay was {decay}, not {config['weight_decay']}"

@@ -61,6 +61,8 @@ class PairwiseUnlearner:
         InputError: model, optimiser, keys or weights that the method is not valid for.
     """
 
+    initial: dict | None = None  # weights that the training's seed gives, by name, if somebody knows them
+
     def __init__(self, model, log, optimizer_state, config, split, epochs=None):
         name = type(model).__name__
         if config["method"] not in ("auto", "influence"):
