@@ -20,6 +20,7 @@ from recbole_unlearn.data.fingerprint import fingerprint
 from recbole_unlearn.data.sampling import ROW, NegativeDraw, OrderNote, PairwiseCollate, batches, record
 from recbole_unlearn.data.split import pairwise_loader
 from recbole_unlearn.data.triple_log import TripleLog, log_path, smallest_uint, snapshot_due
+from recbole_unlearn.devices import array, read
 from recbole_unlearn.evaluation.ranks import RankedLoader
 from recbole_unlearn.files import remove
 from recbole_unlearn.input_error import InputError
@@ -228,7 +229,7 @@ class _Logging(Trainer):
         """The log of the run that goes on: it must be the one that the checkpoint was written with."""
         if self.shared:
             raise InputError("training goes on in one process only: leave torchrun and nproc out, or train anew")
-        tie = torch.load(self.saved_model_file, map_location="cpu", weights_only=True).get("triple_log") or {}
+        tie = read(self.saved_model_file).get("triple_log") or {}
         if "missing" in tie:
             self.no_log = tie["missing"]
             return
@@ -309,7 +310,7 @@ class _Logging(Trainer):
     def _snapshot(self):
         used = isinstance(self.model, (BPR, LightGCN)) or self.config["MODEL_TYPE"] == ModelType.SEQUENTIAL
         if used and snapshot_due(self.triple_log.n_epochs):
-            named = {name: value.detach().cpu().numpy() for name, value in self.model.named_parameters()}
+            named = {name: array(value) for name, value in self.model.named_parameters()}
             self.triple_log.add_snapshot(self.triple_log.n_epochs, named)
 
     def _save_checkpoint(self, epoch, verbose=True, **kwargs):
