@@ -1,6 +1,6 @@
 """A GPU that is not there: its tensors are computed on the CPU, and torch's rules for moving them are kept.
 
-Within ``with FakeGPU():`` torch says that it has CUDA. What is made there or moved there is `OnGPU`: it names the device
+Within ``with FakeGPU():`` torch says that it has CUDA. What is made or moved there is `OnGPU`: it names the device
 ``cuda``, is no numpy array, and meets no tensor of the CPU except where torch lets it: numbers, indices into what is on
 the GPU, ``copy_``. RecBole and the package run on it as they are, to the same numbers as on the CPU.
 """
@@ -51,6 +51,8 @@ class FakeGPU(TorchFunctionMode):
             raise TypeError("can't convert cuda:0 device type tensor to numpy. Use Tensor.cpu()")
         if isinstance(first, OnGPU) and name == "__reduce_ex__":
             return _plain(first).__reduce_ex__(*args[1:])  # as with CUDA, a file holds no class of tensor
+        if name in ("view_as", "reshape_as", "expand_as"):  # which look at the other's shape alone
+            return getattr(first, name[:-3])(args[1].shape)
         if "device" in kwargs:
             asked = kwargs.pop("device")
             return func(*args, **kwargs) if asked is None else _moved(func(*args, **kwargs), torch.device(asked))
