@@ -2,7 +2,7 @@
 
     python benchmarks/gpu.py --check                            # names what is missing, and how to bring it
     python benchmarks/gpu.py                                    # in 8 minutes; writes results/gpu.md
-    python benchmarks/gpu.py --device=cpu --epochs=1            # the same without a GPU, to try it; prints only
+    python benchmarks/gpu.py --device=cpu --epochs=1 --iterations=5   # without a GPU, to try it; prints only
 
 It needs nothing but this checkout, RecBole's bundled ml-100k, and packages. On a machine without a network, with torch,
 numpy, numba, scipy, pandas and scikit-learn, the others come as wheels, none of which is compiled. Where there is one:
@@ -75,7 +75,7 @@ def versions(device):
     return f"{card}; Python {platform.python_version()}, {', '.join(packages)}, CUDA {torch.version.cuda}"
 
 
-def run_one(name, device, epochs, count):
+def run_one(name, device, epochs, count, iterations):
     """Prints the figures of one model, after each part of the work all that are known by then."""
     import numpy as np
     import torch
@@ -99,6 +99,7 @@ def run_one(name, device, epochs, count):
     where = {"gpu_id": "0" if device == "cuda" else ""}
     with tempfile.TemporaryDirectory() as folder, quiet():
         chosen = settings(name, DATASET, epochs) | where | {"seed": SEED, "checkpoint_dir": folder}
+        chosen["cg_max_iterations"] = iterations
         config, split = opened((name, DATASET, None, chosen))
         if config["device"].type != device:
             raise RuntimeError(f"the model would be on {config['device']}")
@@ -143,7 +144,7 @@ def run_one(name, device, epochs, count):
 def run(name, arguments, seconds):
     """Figures of one model, run in another process; ``failed`` says why there are no more of them."""
     command = [sys.executable, __file__, f"--one={name}", f"--device={arguments.device}", f"--count={arguments.count}"]
-    command.append(f"--epochs={arguments.epochs or EPOCHS[name]}")
+    command += [f"--epochs={arguments.epochs or EPOCHS.get(name, 1)}", f"--iterations={arguments.iterations}"]
     paths = os.environ | {"PYTHONPATH": os.pathsep.join(os.path.abspath(each) for each in sys.path if each)}
     with tempfile.TemporaryDirectory() as scratch:
         try:
@@ -199,7 +200,8 @@ def report(results, arguments):
         "interactions' percentiles. *Trained again, nothing forgotten*: distance of the weights from the original's, "
         "over the way from the initial ones: how far the device repeats itself, which bounds all that is compared. "
         "*Guard*: the same of replay on the CPU.\n\n"
-        f"`python benchmarks/gpu.py --device={arguments.device}`\n\n{table(results)}"
+        f"`python benchmarks/gpu.py --device={arguments.device} --iterations={arguments.iterations}`\n\n"
+        f"{table(results)}"
     )
 
 
@@ -210,6 +212,7 @@ def main():
     parser.add_argument("--models", default=",".join(EPOCHS))
     parser.add_argument("--epochs", type=int, help="of every model; default: a few, of each its own")
     parser.add_argument("--count", type=int, default=200, help="interactions to forget")
+    parser.add_argument("--iterations", type=int, default=200, help="of linear solves; fewer: quicker, less faithful")
     parser.add_argument("--minutes", type=float, default=7.5, help="for all models together")
     parser.add_argument("--output", help="file to write; default: results/gpu.md with a GPU, else none")
     parser.add_argument("--one", help=argparse.SUPPRESS)
@@ -220,7 +223,7 @@ def main():
         print(f"nothing is missing; {versions(arguments.device)}")
         return
     if arguments.one:
-        run_one(arguments.one, arguments.device, arguments.epochs, arguments.count)
+        run_one(arguments.one, arguments.device, arguments.epochs, arguments.count, arguments.iterations)
         return
     output = arguments.output or (ROOT / "results/gpu.md" if arguments.device == "cuda" else None)
     ends, results = perf_counter() + 60 * arguments.minutes, {}
