@@ -23,6 +23,7 @@ from recbole_unlearn import checkpoint as checkpoints
 from recbole_unlearn.compat import model_class, plain
 from recbole_unlearn.config import UnlearnConfig, own_options
 from recbole_unlearn.data.forget import ForgetRequest
+from recbole_unlearn.devices import read
 from recbole_unlearn.evaluation import ranking
 from recbole_unlearn.evaluation.beside import Beside, beside, first_rows
 from recbole_unlearn.evaluation.geometry import models_distance
@@ -192,7 +193,7 @@ class Comparison:
     def retrained(self, seed, rows, paired=False):
         """What `methods.retrain.Retrain` gives, from the cache; or the ``paired`` run, see `training.train_paired`."""
         run = self.retrain_run(seed, rows, paired)
-        state = torch.load(self.trained.path(run), map_location="cpu", weights_only=True)
+        state = read(self.trained.path(run))
         model = new_model(self.config, self.split, seed, self.split.remaining_dataset(rows))
         model.load_state_dict(state["state_dict"])
         return Forgotten(model.eval(), self.trained.seconds(run), {"epochs": state["epoch"] + 1})

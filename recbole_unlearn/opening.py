@@ -9,13 +9,14 @@ from typing import Any
 from recbole.utils import ModelType, init_logger, init_seed
 
 from recbole_unlearn import checkpoint as checkpoints
-from recbole_unlearn import compat, distributed, keys
+from recbole_unlearn import compat, devices, distributed, keys
 from recbole_unlearn import purge as purging
 from recbole_unlearn.compat import plain
 from recbole_unlearn.config import UnlearnConfig, own_options, parse_value
 from recbole_unlearn.data import frozen as frozen_data
 from recbole_unlearn.data.split import Split
 from recbole_unlearn.data.triple_log import log_path
+from recbole_unlearn.devices import array
 from recbole_unlearn.files import locked
 from recbole_unlearn.input_error import InputError
 from recbole_unlearn.models.support import refusal
@@ -208,7 +209,7 @@ def open_unlearner(config, split, stored, log, path=None, seed=None):
     if shared:
         distributed.order("open_unlearner", checkpoint=str(path), run_id=log.run_id)
     model = new_model(config, split, seed)
-    initial = {name: value.detach().cpu().numpy().copy() for name, value in model.named_parameters()}
+    initial = {name: array(value).copy() for name, value in model.named_parameters()}
     load_weights(model, stored)
     unlearner = unlearner_of(model, config, split, stored, log, shared)
     unlearner.initial = initial

@@ -8,13 +8,13 @@ import difflib
 import importlib.util
 from time import perf_counter
 
-import torch
 from recbole.utils import ModelType, get_trainer
 
 from recbole_unlearn.compat import clear_caches, model_class
 from recbole_unlearn.config import UnlearnConfig
 from recbole_unlearn.data import knowledge
 from recbole_unlearn.data.split import pairwise_loader
+from recbole_unlearn.devices import read
 from recbole_unlearn.input_error import InputError
 from recbole_unlearn.keys import known_models
 from recbole_unlearn.methods import names_in
@@ -188,7 +188,7 @@ def train_any(config, split, seed, folder):
             f"{type(error).__name__}: {' '.join(str(error).split())}"
         ) from error
     # other_parameter stays as training left it: what models keep there (matrices of neighbours, counts) has no epochs
-    state = torch.load(trainer.saved_model_file, map_location=config["device"], weights_only=True)
+    state = read(trainer.saved_model_file)
     model.load_state_dict(state["state_dict"])
     clear_caches(model)
     return model.eval(), seconds

@@ -20,6 +20,7 @@ from recbole_unlearn.data.fingerprint import fingerprint
 from recbole_unlearn.data.sampling import ROW, NegativeDraw, OrderNote, PairwiseCollate, batches, record
 from recbole_unlearn.data.split import pairwise_loader
 from recbole_unlearn.data.triple_log import TripleLog, log_path, smallest_uint, snapshot_due, start_of
+from recbole_unlearn.devices import array, read
 from recbole_unlearn.evaluation.ranks import RankedLoader
 from recbole_unlearn.files import remove
 from recbole_unlearn.input_error import InputError
@@ -227,7 +228,7 @@ class _Logging(Trainer):
         """The log of the run that goes on: it must be the one that the checkpoint was written with."""
         if self.shared:
             raise InputError("training goes on in one process only: leave torchrun and nproc out, or train anew")
-        tie = torch.load(self.saved_model_file, map_location="cpu", weights_only=True).get("triple_log") or {}
+        tie = read(self.saved_model_file).get("triple_log") or {}
         if "missing" in tie:
             self.no_log = tie["missing"]
             return
@@ -311,7 +312,7 @@ class _Logging(Trainer):
             self.triple_log.add_snapshot(self.triple_log.n_epochs, self._weights())
 
     def _weights(self):
-        return {name: value.detach().cpu().numpy() for name, value in self.model.named_parameters()}
+        return {name: array(value) for name, value in self.model.named_parameters()}
 
     def _save_checkpoint(self, epoch, verbose=True, **kwargs):
         if not self.config["single_spec"] and self.config["local_rank"] != 0:

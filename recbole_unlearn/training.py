@@ -24,6 +24,7 @@ from recbole_unlearn.data.forget import KINDS
 from recbole_unlearn.data.sampling import Played
 from recbole_unlearn.data.split import Split
 from recbole_unlearn.data.triple_log import TripleLog, log_path
+from recbole_unlearn.devices import read
 from recbole_unlearn.files import remove, write_atomically
 from recbole_unlearn.input_error import InputError
 from recbole_unlearn.trainer import make_trainer
@@ -91,7 +92,7 @@ def train(config, split, path, forgotten=None, seed=None, log_negatives=True):
     seconds = perf_counter() - start
     if not config["single_spec"]:
         distributed.barrier()  # rank 0 has written the best weights
-    state = torch.load(path, map_location=config["device"], weights_only=True)
+    state = read(path)
     model.load_state_dict(state["state_dict"])
     if trainer.triple_log:
         TripleLog.open(log_path(path)).truncate(state["epoch"] + 1)

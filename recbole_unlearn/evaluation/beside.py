@@ -9,6 +9,7 @@ import torch
 from recbole.data.interaction import Interaction
 from recbole.utils import ModelType
 
+from recbole_unlearn.devices import array
 from recbole_unlearn.evaluation.forgetting import percentiles
 from recbole_unlearn.input_error import InputError
 
@@ -144,7 +145,7 @@ class _WithHistories(_Asked):
         self.row[users] = np.arange(len(users))
 
     def _rows(self, users, items=None):
-        rows = self.data.inter_feat[torch.from_numpy(self.row[users.cpu().numpy()])]
+        rows = self.data.inter_feat[torch.from_numpy(self.row[array(users)])]
         if items is not None:
             rows.update(Interaction({self.ITEM_ID: items.cpu()}))
         return self.transform(self.data, self.data.join(rows)).to(self.device)

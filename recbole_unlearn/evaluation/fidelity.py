@@ -9,11 +9,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-import torch
 from tqdm import tqdm
 
 from recbole_unlearn import checkpoint as checkpoints
 from recbole_unlearn.config import changed
+from recbole_unlearn.devices import read
 from recbole_unlearn.evaluation.forgetting import scores
 from recbole_unlearn.evaluation.ranking import evaluate
 from recbole_unlearn.trainer import make_trainer
@@ -250,7 +250,7 @@ def fidelity(trained, rows, seeds=6, methods=None, show_progress=True):
         def trained_model(run):
             """As it was trained: some models draw at random, when they are built, what they hold of the data."""
             model = new_model(config, split, run.seed, remaining if run.forgotten else None)
-            model.load_state_dict(torch.load(trained.path(run), weights_only=True)["state_dict"])
+            model.load_state_dict(read(trained.path(run))["state_dict"])
             return model
 
         before, after = ([observer.view(trained_model(run)) for run in runs] for runs in (originals, retrainings))

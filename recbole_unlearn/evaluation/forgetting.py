@@ -5,6 +5,7 @@ import torch
 from recbole.data.interaction import Interaction
 
 from recbole_unlearn.compat import clear_caches
+from recbole_unlearn.devices import array
 from recbole_unlearn.models.losses import fixed_randomness
 
 
@@ -31,7 +32,7 @@ def query_scores(model, queries, batch=256):
                 found = model.full_sort_predict(interaction)
             except NotImplementedError:  # some models score pairs only
                 found = _by_pairs(model, interaction)
-        yield part, found.view(part.stop - part.start, -1).cpu().numpy()
+        yield part, array(found).reshape(part.stop - part.start, -1)
 
 
 def _by_pairs(model, interaction, pairs=32_768):

@@ -4,6 +4,7 @@ import numpy as np
 import torch
 
 from recbole_unlearn.compat import clear_caches
+from recbole_unlearn.devices import array
 
 RECENT = 10  # epochs, at most, whose negatives stand for all: later ones are what the final weights answer to
 POSITIVES = 3  # of a user in its map, as in the paper
@@ -30,7 +31,7 @@ def embeddings(model):
         pair = [state.get(f"{kind}_embedding.weight") for kind in ("user", "item")]
     if any(each is None or each.ndim != 2 for each in pair) or pair[0].shape[1] != pair[1].shape[1]:
         return None
-    return tuple(each.detach().cpu().numpy() for each in pair)
+    return tuple(array(each) for each in pair)
 
 
 def weight_distance(first, second):

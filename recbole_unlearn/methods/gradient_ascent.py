@@ -5,6 +5,7 @@ from time import perf_counter
 import numpy as np
 import torch
 
+from recbole_unlearn.devices import placed
 from recbole_unlearn.methods.base import Forgotten, Method
 from recbole_unlearn.methods.pairwise import last_epochs, logged_triples, margins
 
@@ -35,5 +36,5 @@ class GradientAscent(Method):
 
 def ascent_loss(model, triples):
     """Minus the mean loss of triples."""
-    weight = torch.from_numpy(triples.weight / np.sum(triples.weight)).to(model.device, torch.float32)
+    weight = placed(model, triples.weight / np.sum(triples.weight))
     return (weight * torch.nn.functional.logsigmoid(margins(model, triples))).sum()

@@ -5,6 +5,7 @@ import torch
 from recbole.data.interaction import Interaction
 from recbole.model.loss import BPRLoss
 
+from recbole_unlearn.devices import array, placed
 from recbole_unlearn.influence.objective import Triples, sampled_triples
 from recbole_unlearn.influence.operators import AutogradCurvature, DotProductCurvature, UserTriples, logistic_curvature
 from recbole_unlearn.influence.solver import conjugate_gradient, preconditioner
@@ -80,7 +81,7 @@ def curvature(model, log, rows, epochs, exact=False):
         object with ``size``, ``matvec(v)`` and ``gradient()``.
     """
     if type(model).__name__ == "BPR":
-        P, Q = (part.weight.detach().cpu().numpy() for part in (model.user_embedding, model.item_embedding))
+        P, Q = (array(part.weight) for part in (model.user_embedding, model.item_embedding))
         negatives = np.concatenate([log.epoch(epoch)[rows] for epoch in epochs], axis=1)
         triples = UserTriples(log.users[rows], log.items[rows], negatives, len(P), len(Q), 1 / len(epochs))
         return DotProductCurvature(triples, P, Q, exact)
@@ -93,7 +94,7 @@ def curvature(model, log, rows, epochs, exact=False):
     parts = [part for part in parts if len(part)]
 
     def weight(part):
-        return torch.from_numpy(part.weight).to(model.device, torch.float32)
+        return placed(model, part.weight)
 
     def loss(part):
         return -(weight(part) * torch.nn.functional.logsigmoid(margins(model, part))).sum()

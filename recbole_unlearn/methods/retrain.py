@@ -1,7 +1,6 @@
 """Retrain: new weights on the remaining data."""
 
-import torch
-
+from recbole_unlearn.devices import read
 from recbole_unlearn.methods.base import Forgotten, Method
 from recbole_unlearn.training import train
 
@@ -18,5 +17,5 @@ class Retrain(Method):
         task.folder.mkdir(parents=True, exist_ok=True)
         path = task.folder / "retrained.pth"
         model, _, seconds = train(task.config, task.split, path, rows, task.seed, log_negatives=False)
-        epoch = torch.load(path, map_location="cpu", weights_only=True)["epoch"]
+        epoch = read(path)["epoch"]
         return Forgotten(model.eval(), seconds, {"epochs": epoch + 1})

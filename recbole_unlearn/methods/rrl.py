@@ -5,6 +5,7 @@ from time import perf_counter
 import numpy as np
 import torch
 
+from recbole_unlearn.devices import placed
 from recbole_unlearn.influence.operators import DotProductCurvature
 from recbole_unlearn.methods.base import Forgotten, Method
 from recbole_unlearn.methods.pairwise import curvature, last_epochs, load_kernels, logged_triples, margins
@@ -43,7 +44,7 @@ class RRL(Method):
 
 def reversed_loss(model, triples):
     """Sum over triples of -ln sigmoid(-x): the loss as if the negative were the item that the user had chosen."""
-    weight = torch.from_numpy(triples.weight).to(model.device, torch.float32)
+    weight = placed(model, triples.weight)
     return -(weight * torch.nn.functional.logsigmoid(-margins(model, triples))).sum()
 
 

@@ -6,6 +6,7 @@ from time import perf_counter
 import numpy as np
 import torch
 
+from recbole_unlearn.devices import array
 from recbole_unlearn.methods.base import Forgotten, Method
 from recbole_unlearn.methods.pairwise import add_to, curvature, embedding_mask, last_epochs, logged_triples, solve_on
 
@@ -43,7 +44,7 @@ class SCIF(Method):
 @torch.no_grad()
 def change_users(model, log, users, rows, epochs, damping):
     """The step for BPR, user by user: no user's row is in another's Hessian."""
-    P, Q = (part.weight.cpu().numpy().astype(np.float64) for part in (model.user_embedding, model.item_embedding))
+    P, Q = (array(part.weight).astype(np.float64) for part in (model.user_embedding, model.item_embedding))
     gone = np.zeros(log.n_rows, bool)
     gone[rows] = True
     for user in users:

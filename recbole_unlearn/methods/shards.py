@@ -17,6 +17,7 @@ from recbole_unlearn import checkpoint
 from recbole_unlearn.compat import clear_caches
 from recbole_unlearn.config import changed
 from recbole_unlearn.data.split import eval_loader
+from recbole_unlearn.devices import read
 from recbole_unlearn.files import locked, scratch_folder, sweep
 from recbole_unlearn.input_error import InputError
 from recbole_unlearn.methods.base import Forgotten, Method
@@ -102,7 +103,7 @@ def fit(config, model, loader, valid, epochs, patience=None, show_progress=False
     with scratch_folder() as folder:
         trainer.saved_model_file = str(folder / "best.pth")
         trainer.fit(loader, valid, verbose=False, show_progress=show_progress)
-        state = torch.load(trainer.saved_model_file, map_location=config["device"], weights_only=True)
+        state = read(trainer.saved_model_file)
     model.load_state_dict(state["state_dict"])
     clear_caches(model)
     return state["epoch"] + 1
@@ -468,7 +469,7 @@ def _slice_file(shard, number):
 def _read(path, advice):
     """A file of tensors and plain values."""
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = read(path)
     except Exception as error:  # torch raises RuntimeError, UnpicklingError, EOFError, ... on bad files
         raise InputError(f"{path} cannot be read ({type(error).__name__}); {advice}") from None
     if not isinstance(state, dict):

@@ -3,6 +3,8 @@
 import numpy as np
 import torch
 
+from recbole_unlearn.devices import array
+
 
 def keep_draws(before, after, dataset):
     """Give a model built on remaining data the draws of the one that it stands for, without what is gone.
@@ -21,7 +23,7 @@ def keep_draws(before, after, dataset):
             setattr(after, name, getattr(before, name))
     if not hasattr(before, "history_item_id"):
         return
-    drawn, fresh = (model.history_item_id.cpu().numpy() for model in (before, after))
+    drawn, fresh = (array(model.history_item_id) for model in (before, after))
     users, items = (dataset.inter_feat[field].numpy() for field in (dataset.uid_field, dataset.iid_field))
     pairs = np.unique(users * dataset.item_num + items)
     keys = np.arange(len(drawn))[:, None] * dataset.item_num + drawn

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 
 from recbole_unlearn.compat import replaced
+from recbole_unlearn.devices import torch_streams
 from recbole_unlearn.influence.operators import logistic_curvature
 from recbole_unlearn.input_error import InputError
 
@@ -26,10 +27,9 @@ KINK = 0.02  # bandwidth of the kernel that a hinge's kink is smoothed with, in 
 def fixed_randomness(seed):
     """All that draws at random inside draws the same every time, and nothing outside notices."""
     python, numpy = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng(devices=[]):
+    with torch_streams(seed):
         random.seed(seed)
         np.random.seed(seed)
-        torch.manual_seed(seed)
         try:
             yield
         finally:

@@ -11,6 +11,7 @@ from recbole.utils import ModelType
 
 from recbole_unlearn.compat import clear_caches
 from recbole_unlearn.data.split import pairwise_loader
+from recbole_unlearn.devices import without_cudnn
 from recbole_unlearn.input_error import InputError
 from recbole_unlearn.models.losses import Unreduced, fixed_randomness, one_a_triple
 from recbole_unlearn.models.support import traits
@@ -114,7 +115,9 @@ class View:
             with fixed_randomness(seed):
                 # models may change the batch: FEARec adds to it, HRM cuts lengths in place
                 copy = Interaction({name: value.clone() for name, value in interaction.interaction.items()})
-                yield self._losses(copy, rows), self.unreduced.convex
+                with without_cudnn():
+                    losses = self._losses(copy, rows)
+                yield losses, self.unreduced.convex
 
     def losses(self, interaction, rows):
         """Loss of each row, ``[rows]``, averaged over the draws."""

@@ -12,6 +12,7 @@ from tqdm import tqdm
 from recbole_unlearn import distributed
 from recbole_unlearn.checkpoint import check_finite
 from recbole_unlearn.data.sampling import BatchOrder
+from recbole_unlearn.devices import array, copies
 from recbole_unlearn.influence import damping as damping_metrics
 from recbole_unlearn.influence.newton import Objective, flat, minimise
 from recbole_unlearn.influence.objective import gradient, pool_return, sampled_triples
@@ -75,7 +76,7 @@ class InfluenceUnlearner:
         self.popularity = popularity
         batch_rows = max(config["train_batch_size"] // log.negatives, 1)
         self.order = None if data_row is None else BatchOrder(log.order, data_row, batch_rows)
-        self._hold({key: value.detach().cpu().clone() for key, value in model.state_dict().items()})
+        self._hold(copies(model.state_dict()))
         check_finite(self.state_dict, "the model")
         if len(self.P) != log.metadata["n_users"] or len(self.Q) != log.metadata["n_items"]:
             raise InputError(
@@ -161,7 +162,7 @@ class InfluenceUnlearner:
         group = optimizer_state["param_groups"][0]
         metric = [
             damping_metrics.adam(
-                state["exp_avg_sq"].cpu().numpy().ravel(),
+                array(state["exp_avg_sq"]).ravel(),
                 int(state["step"]),
                 group["betas"][1],
                 group["eps"],

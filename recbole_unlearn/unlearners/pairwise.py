@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from recbole_unlearn.checkpoint import check_finite
+from recbole_unlearn.devices import array, copies
 from recbole_unlearn.influence.damping import adam
 from recbole_unlearn.influence.objective import returning
 from recbole_unlearn.influence.operators import AutogradCurvature, Damped
@@ -87,7 +88,7 @@ class PairwiseUnlearner:
 
     @property
     def state_dict(self):
-        return {key: value.detach().cpu().clone() for key, value in self.view.model.state_dict().items()}
+        return copies(self.view.model.state_dict())
 
     @property
     def n_triples(self):
@@ -132,7 +133,7 @@ class PairwiseUnlearner:
         parts = []
         for name, value in self.view.named.items():
             state = self.optimizer_state["state"].get(names.index(name))
-            squares = np.zeros(value.numel()) if state is None else state["exp_avg_sq"].cpu().numpy().ravel()
+            squares = np.zeros(value.numel()) if state is None else array(state["exp_avg_sq"]).ravel()
             steps = 1 if state is None else int(state["step"])
             metric = adam(squares, steps, group["betas"][1], group["eps"], group["lr"], n)
             parts.append(np.where(squares > 0, metric, STAYS * n))  # what training never moved stays
@@ -197,7 +198,7 @@ class PairwiseUnlearner:
     def _follow(self, stops, after, rows, changed, show_progress):
         """The change of the weights over the training, how it was found, and the snapshots with it."""
         before = self._without(rows[:0])  # its weights are to move: not those of the user's model
-        last = {name: value.detach().cpu().numpy() for name, value in self.view.model.named_parameters()}
+        last = {name: array(value) for name, value in self.view.model.named_parameters()}
         change = torch.zeros(sum(value.numel() for value in before.parameters), dtype=torch.float64)
         snapshots, details = {0: np.array(self.snapshots[0], np.float32)}, {"stops": stops, "iterations": 0}
         for start, stop in pairwise([0, *stops]):
@@ -354,7 +355,7 @@ class PairwiseUnlearner:
             columns = (self.view.dataset.inter_feat, after.dataset.inter_feat)
             field = f"{self.split.train._dataset.iid_field}{self.config['LIST_SUFFIX']}"
             then, now = columns[0][field][self.view.position[kept]], columns[1][field][after.position[kept]]
-            return kept[(then != now).any(1).numpy()]
+            return kept[array((then != now).any(1))]
         others, items = kept[~own], np.asarray(self.log.items)
         near = (np.isin(items[others], items[each]) for each in (rows, kept[own]))
         tried = [others, *(others[each] for each in near)]

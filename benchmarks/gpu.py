@@ -1,0 +1,241 @@
+"""BPR, LightGCN, GRU4Rec and SASRec trained on a GPU, made to forget there, and compared with paired training.
+
+    python benchmarks/gpu.py --check                            # names what is missing, and how to bring it
+    python benchmarks/gpu.py                                    # in 8 minutes; writes results/gpu.md
+    python benchmarks/gpu.py --device=cpu --epochs=1 --iterations=5   # without a GPU, to try it; prints only
+
+It needs nothing but this checkout, RecBole's bundled ml-100k, and packages. On a machine without a network, with torch,
+numpy, numba, scipy, pandas and scikit-learn, the others come as wheels, none of which is compiled. Where there is one:
+
+    pip download --no-deps --dest wheels recbole==1.2.0 kmeans-pytorch==0.3 colorlog==4.7.2 colorama texttable
+
+(and whatever else ``--check`` names there, with ``--only-binary=:all: --python-version 3.12`` where that is compiled).
+``--no-deps``, since RecBole asks for versions of others that it does not need. Then, with the folder carried along:
+
+    python -m pip install --no-index --no-deps --find-links wheels --target site wheels/*.whl
+    PYTHONPATH=site python benchmarks/gpu.py --check && PYTHONPATH=site python benchmarks/gpu.py
+
+Each model has a process of its own. One that fails, or takes longer than its share of the time, leaves a row that says
+so, with what it had found by then.
+
+*Paired*: the model's own training again on the device without the forgotten rows, with the same initial weights,
+batches, negatives and dropout. BPR and LightGCN train by RecBole's own trainer (`training.train_paired`), which lets no
+forgotten item come back as a negative, and so neither does the request; the others as in benchmarks/paired.py.
+"""
+
+import argparse
+import importlib.metadata
+import importlib.util
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from time import perf_counter
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))  # the checkout need not be installed
+
+EPOCHS = {"BPR": 30, "LightGCN": 15, "GRU4Rec": 5, "SASRec": 5}
+NEEDED = {  # module that is imported -> distribution that holds it
+    "torch": "torch", "numpy": "numpy", "scipy": "scipy", "pandas": "pandas", "sklearn": "scikit-learn",
+    "numba": "numba", "tqdm": "tqdm", "yaml": "pyyaml", "psutil": "psutil", "tensorboard": "tensorboard",
+    "recbole": "recbole==1.2.0", "kmeans_pytorch": "kmeans-pytorch==0.3", "colorlog": "colorlog==4.7.2",
+    "colorama": "colorama", "texttable": "texttable",
+}  # fmt: skip
+DATASET, SEED = "ml-100k", 2020
+MARK = "RESULT "
+
+
+def missing():
+    """Modules that cannot be found."""
+    return [module for module in NEEDED if importlib.util.find_spec(module) is None]
+
+
+def check(device):
+    """What keeps the benchmark from running here, in words; None: nothing."""
+    if absent := missing():
+        names = " ".join(NEEDED[module] for module in absent)
+        return f"missing: {', '.join(absent)}\nbring: pip download --no-deps --dest wheels {names}"
+    import torch
+
+    if device == "cuda" and not torch.cuda.is_available():
+        return "torch sees no GPU; --device=cpu tries the benchmark without one"
+    return None
+
+
+def versions(device):
+    """Card and versions, in one line."""
+    import torch
+
+    card = torch.cuda.get_device_name() if device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    packages = (f"{name} {importlib.metadata.version(name)}" for name in ("torch", "numpy", "recbole", "numba"))
+    return f"{card}; Python {platform.python_version()}, {', '.join(packages)}, CUDA {torch.version.cuda}"
+
+
+def run_one(name, device, epochs, count, iterations):
+    """Prints the figures of one model, after each part of the work all that are known by then."""
+    import numpy as np
+    import torch
+    from models import again, settings
+
+    from recbole_unlearn import UnlearnSession
+    from recbole_unlearn.data.sampling import Played
+    from recbole_unlearn.devices import array
+    from recbole_unlearn.evaluation.forgetting import percentiles
+    from recbole_unlearn.training import new_model, opened, quiet, train, train_paired
+
+    found = {"epochs": epochs}
+
+    def tell(**figures):
+        found.update(figures)
+        print(MARK + json.dumps(found), flush=True)
+
+    def flat(model):
+        return np.concatenate([array(value).ravel() for value in model.parameters()]).astype(np.float64)
+
+    where = {"gpu_id": "0" if device == "cuda" else ""}
+    with tempfile.TemporaryDirectory() as folder, quiet():
+        chosen = settings(name, DATASET, epochs) | where | {"seed": SEED, "checkpoint_dir": folder}
+        chosen["cg_max_iterations"] = iterations
+        config, split = opened((name, DATASET, None, chosen))
+        if config["device"].type != device:
+            raise RuntimeError(f"the model would be on {config['device']}")
+        torch.ones(2, 2, device=device).mm(torch.ones(2, 2, device=device)).sum().item()  # starts CUDA
+        rows = np.sort(np.random.default_rng(0).choice(split.n_rows, count, replace=False))
+        path = Path(folder) / "model.pth"
+        original, _, seconds = train(config, split, path)
+        before = percentiles(original, split, rows)
+        tell(train_seconds=seconds, original=float(before.mean()), on=str(next(original.parameters()).device))
+
+        start = perf_counter()
+        own = where | {"pool_return": False, "show_progress": False, "state": "ERROR"}
+        with UnlearnSession.open(path, config_dict=own) as session:
+            tell(open_seconds=perf_counter() - start, guard=session.guard.distance)
+            unlearned = session.forget_rows(rows)
+            change = percentiles(session.model, split, rows) - before
+            tell(
+                request_seconds=unlearned.seconds,
+                method=unlearned.method,
+                unlearned=float((before + change).mean()),
+                served_on=str(next(session.model.parameters()).device),
+            )
+            log = session.log
+        by_trainer = Played.fits(split.train)
+
+        def paired(gone):
+            if by_trainer:
+                return train_paired(config, split, Path(folder) / "paired.pth", path, gone, SEED)[0]
+            return again(config, split, log, gone, epochs)
+
+        truth = percentiles(paired(rows), split, rows) - before
+        tell(
+            paired=float((before + truth).mean()),
+            way=float(change.mean() / truth.mean()),
+            correlation=float(np.corrcoef(change, truth)[0, 1]),
+        )
+        start, end = flat(new_model(config, split)), flat(original)
+        distance = np.linalg.norm(flat(paired(rows[:0])) - end) / np.linalg.norm(end - start)
+        tell(repeats=float(distance), memory=torch.cuda.max_memory_allocated() if device == "cuda" else None)
+
+
+def run(name, arguments, seconds):
+    """Figures of one model, run in another process; ``failed`` says why there are no more of them."""
+    command = [sys.executable, __file__, f"--one={name}", f"--device={arguments.device}", f"--count={arguments.count}"]
+    command += [f"--epochs={arguments.epochs or EPOCHS.get(name, 1)}", f"--iterations={arguments.iterations}"]
+    paths = os.environ | {"PYTHONPATH": os.pathsep.join(os.path.abspath(each) for each in sys.path if each)}
+    with tempfile.TemporaryDirectory() as scratch:
+        try:
+            done = subprocess.run(
+                command, capture_output=True, text=True, timeout=max(seconds, 1), cwd=scratch, env=paths
+            )
+            printed, failed = done.stdout, None
+            if done.returncode:
+                failed = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
+                print(done.stderr, file=sys.stderr)
+        except subprocess.TimeoutExpired as late:
+            printed, failed = (late.stdout or b"").decode(), f"not done in {seconds:.0f} s"
+    lines = [line for line in printed.splitlines() if line.startswith(MARK)]
+    found = json.loads(lines[-1][len(MARK) :]) if lines else {}
+    return found | ({"failed": failed} if failed else {})
+
+
+def table(results):
+    """Markdown: a row a model."""
+    head = [
+        "model", "epochs", "trained, served on", "training, s", "opening, s", "request, s", "request / training",
+        "method", "forget-set AUC: original", "unlearned", "paired", "way to paired", "correlation",
+        "trained again, nothing forgotten", "guard", "GPU memory, MiB", "failed",
+    ]  # fmt: skip
+    lines = [head, [":--", "--:", ":--", *["--:"] * 4, ":--", *["--:"] * 8, ":--"]]
+    for name, found in results.items():
+
+        def told(key, form, found=found):
+            return "–" if found.get(key) is None else format(found[key], form)
+
+        ratio = "–"
+        if "request_seconds" in found:
+            ratio = f"{found['request_seconds'] / found['train_seconds']:.3f}"
+        memory = f"{found['memory'] / 2**20:.0f}" if found.get("memory") else "–"
+        lines.append([
+            name, told("epochs", "d"), f"{told('on', '')}, {told('served_on', '')}", told("train_seconds", ".2f"),
+            told("open_seconds", ".2f"), told("request_seconds", ".3f"), ratio, told("method", ""),
+            told("original", ".4f"), told("unlearned", ".4f"), told("paired", ".4f"), told("way", ".0%"),
+            told("correlation", ".3f"), told("repeats", ".1e"), told("guard", ".1e"), memory,
+            found.get("failed", "").replace("|", "/")[:300],
+        ])  # fmt: skip
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines) + "\n"
+
+
+def report(results, arguments):
+    """The whole text."""
+    return (
+        f"# Training and forgetting on a GPU: {DATASET}\n\n{versions(arguments.device)}\n\n"
+        f"{arguments.count} random interactions forgotten, one seed. *Opening*: of a session, with guard and kernels "
+        "(compiled, where they never were). *Paired*: the model's own training again on the device without the "
+        "forgotten rows, with the same initial weights, batches, negatives and dropout. *Way to paired*: change of the "
+        "forget-set AUC by the request over that by paired training; *correlation*: of the changes of the forgotten "
+        "interactions' percentiles. *Trained again, nothing forgotten*: distance of the weights from the original's, "
+        "over the way from the initial ones: how far the device repeats itself, which bounds all that is compared. "
+        "*Guard*: the same of replay on the CPU.\n\n"
+        f"`python benchmarks/gpu.py --device={arguments.device} --iterations={arguments.iterations}`\n\n"
+        f"{table(results)}"
+    )
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
+    parser.add_argument("--check", action="store_true", help="only say what is missing")
+    parser.add_argument("--models", default=",".join(EPOCHS))
+    parser.add_argument("--epochs", type=int, help="of every model; default: a few, of each its own")
+    parser.add_argument("--count", type=int, default=200, help="interactions to forget")
+    parser.add_argument("--iterations", type=int, default=200, help="of linear solves; fewer: quicker, less faithful")
+    parser.add_argument("--minutes", type=float, default=7.5, help="for all models together")
+    parser.add_argument("--output", help="file to write; default: results/gpu.md with a GPU, else none")
+    parser.add_argument("--one", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if problem := check(arguments.device):
+        sys.exit(problem)
+    if arguments.check:
+        print(f"nothing is missing; {versions(arguments.device)}")
+        return
+    if arguments.one:
+        run_one(arguments.one, arguments.device, arguments.epochs, arguments.count, arguments.iterations)
+        return
+    output = arguments.output or (ROOT / "results/gpu.md" if arguments.device == "cuda" else None)
+    ends, results = perf_counter() + 60 * arguments.minutes, {}
+    names = arguments.models.split(",")
+    for n, name in enumerate(names):
+        share = (ends - perf_counter()) / (len(names) - n)  # what one leaves of its time is for those after it
+        results[name] = run(name, arguments, share)
+        print(name, json.dumps(results[name]), flush=True)
+        if output:
+            Path(output).write_text(report(results, arguments))
+    print(report(results, arguments))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,56 @@
+"""Where tensors pass between the CPU, on which logs, kernels and solvers work, and the device that a model is on.
+
+Everything else names no device: it makes tensors beside others (``zeros_like``, ``.to(other)``), or through this.
+"""
+
+from contextlib import contextmanager
+
+import torch
+
+
+def array(tensor):
+    """A tensor as numpy array, whatever its device; of one on the CPU the same memory."""
+    return tensor.detach().cpu().numpy()
+
+
+def copies(state_dict):
+    """Copies on the CPU of all tensors of a state dict, by name."""
+    return {name: value.detach().cpu().clone() for name, value in state_dict.items()}
+
+
+def placed(model, values):
+    """An array as float32 tensor on a model's device."""
+    return torch.from_numpy(values).to(model.device, torch.float32)
+
+
+def read(path):
+    """The content of a file that this package wrote, on the CPU: ``load_state_dict`` takes it to a model's device.
+
+    So what was trained on a GPU is read where there is none.
+    """
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+@contextmanager
+def torch_streams(seed):
+    """torch's random streams as after ``torch.manual_seed(seed)``; those before come back, the GPUs' too.
+
+    Streams of GPUs that nothing has used yet are left alone: to look at them would start CUDA.
+    """
+    gpus = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    with torch.random.fork_rng(devices=gpus):
+        torch.default_generator.manual_seed(seed)
+        if gpus:
+            torch.cuda.manual_seed_all(seed)
+        yield
+
+
+@contextmanager
+def without_cudnn():
+    """cuDNN's recurrent layers have no second derivatives, and in evaluation not even first ones; torch's own have."""
+    before = torch.backends.cudnn.enabled
+    torch.backends.cudnn.enabled = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.enabled = before
