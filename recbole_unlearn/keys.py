@@ -12,6 +12,7 @@ import numbers
 import re
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import yaml
 from recbole.config import configurator as recbole_configurator
@@ -378,7 +379,7 @@ def alike(key, first, second):
     return same(_canonical(key, first), _canonical(key, second))
 
 
-def _canonical(key, value):
+def _canonical(key, value: Any):
     """A value in the one form in which equal ones are equal."""
     if key == "valid_metric" and isinstance(value, str):
         return value.lower()

@@ -9,7 +9,7 @@ from typing import Any
 from recbole.utils import ModelType, init_logger, init_seed
 
 from recbole_unlearn import checkpoint as checkpoints
-from recbole_unlearn import compat, devices, distributed, keys
+from recbole_unlearn import compat, distributed, keys
 from recbole_unlearn import purge as purging
 from recbole_unlearn.compat import plain
 from recbole_unlearn.config import UnlearnConfig, own_options, parse_value

@@ -23,7 +23,7 @@ class FromNumber(str):
 class TakenApart(list):
     """Tokens that one text was read as; ``text`` is that text, which could be a token itself."""
 
-    text = None
+    text: str | None = None
 
 
 def split_list(text):
