@@ -392,8 +392,11 @@ def _canonical(key, value: Any):
         return {"norm_type": 2.0, **value}
     if key in ("load_col", "unload_col", "unused_col") and isinstance(value, dict):
         return {file: sorted(map(str, names)) if isinstance(names, list) else names for file, names in value.items()}
-    if key == "eval_args" and isinstance(shares := value["split"].get("RS"), (list, tuple)):
-        return {**value, "split": {"RS": [round(share / sum(shares), 12) for share in shares]}}
+    if key == "eval_args":
+        args = dict(value)
+        if isinstance(shares := args["split"].get("RS"), (list, tuple)):
+            args["split"] = {"RS": [round(share / sum(shares), 12) for share in shares]}
+        return args
     return value
 
 
