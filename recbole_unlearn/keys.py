@@ -12,7 +12,7 @@ import numbers
 import re
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import yaml
 from recbole.config import configurator as recbole_configurator
@@ -393,7 +393,7 @@ def _canonical(key, value: Any):
     if key in ("load_col", "unload_col", "unused_col") and isinstance(value, dict):
         return {file: sorted(map(str, names)) if isinstance(names, list) else names for file, names in value.items()}
     if key == "eval_args":
-        args = dict(value)
+        args: dict = {**cast(dict, value)}
         if isinstance(shares := args["split"].get("RS"), (list, tuple)):
             args["split"] = {"RS": [round(share / sum(shares), 12) for share in shares]}
         return args
