@@ -67,6 +67,7 @@ CASES = {
     "output in another model's log": (nothing, ["--output_dir=unlearned.triples/x"], "triple log"),
     "output with the name of the purge's journal": (nothing, ["--output_dir=.model.pth.purge"], "ours"),
     "output with the name of a temporary": (nothing, ["--output_dir=.out.1.tmp"], "ours"),
+    "output in a folder with the name of a temporary": (nothing, ["--output_dir=.d.99999999.tmp/x"], "ours"),
     "output with the name of the lock": (nothing, ["--output_dir=.model.pth.lock"], "exists"),
     "default output in the log": (nothing, ["--output_dir=None", "--checkpoint_dir=model.triples"], "triple log"),
     "audit in the log": (nothing, ["--audit=model.triples/audit.jsonl"], "triple log"),
@@ -119,6 +120,17 @@ def test_paths_that_would_be_lost_are_refused_before_any_work(scene, tmp_path, c
         assert status == 2 and err.startswith("error: ") and err.count("\n") == 1, (out, err)
         assert says in err
         assert snapshot() == before
+
+
+def test_a_purge_leaves_no_content_under_another_name_and_takes_no_other_models_log(scene, tmp_path, capsys):  # noqa: F811
+    shutil.copytree(scene, tmp_path / "scene")
+    with inside(tmp_path / "scene"):
+        os.link("model.triples/users.npy", "elsewhere/users.npy")
+        assert start([PURGE]) == 2 and "another name" in capsys.readouterr().err
+        os.unlink("elsewhere/users.npy")
+        shutil.copy("model.pth", "model.ckpt")
+        assert start([PURGE]) == 2 and "model.ckpt" in capsys.readouterr().err
+        assert Path("model.pth").is_file() and Path("model.triples").is_dir()
 
 
 def test_a_purge_from_within_what_it_deletes_is_refused(scene, tmp_path, capsys):  # noqa: F811

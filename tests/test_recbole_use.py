@@ -24,6 +24,7 @@ from recbole_unlearn.data.triple_log import TripleLog, log_path
 from recbole_unlearn.evaluation import ranking
 from recbole_unlearn.input_error import InputError
 from recbole_unlearn.quick_start import run_unlearn
+from recbole_unlearn.session import UnlearnSession
 
 SEQUENTIAL = {
     "loss_type": "BPR", "train_neg_sample_args": {"distribution": "uniform", "sample_num": 1}, "hidden_size": 8,
@@ -300,6 +301,31 @@ def test_what_fails_late_leaves_no_new_model_and_deletes_nothing(make_options, m
         run_unlearn(config_dict=given)
     assert not list(Path("out").glob("unlearned*")) and not Path("out/audit.jsonl").exists()
     assert {file: file.read_bytes() for file in Path("first").rglob("*") if file.is_file()} == before
+
+
+@pytest.mark.parametrize("what", ["report", "audit"])
+def test_a_model_that_cannot_be_put_on_record_is_taken_back(make_options, monkeypatch, what):
+    run_unlearn("BPR", "tiny", None, make_options(compare="none", output_dir="first", forget_count=1))
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device", "report.html")
+
+    if what == "report":
+        monkeypatch.setattr(sys.modules["recbole_unlearn.reporting"], "html", full)
+    else:
+        monkeypatch.setattr(sys.modules["recbole_unlearn.audit"], "append", full)
+    given = {"checkpoint": "first/model.pth", "forget_count": 3, "compare": "none", "output_dir": "out", "purge": True,
+             "state": "ERROR", "show_progress": False}  # fmt: skip
+    with pytest.raises(InputError, match="No space left"):
+        run_unlearn(config_dict=given)
+    assert not Path("out").exists() or not {entry.name for entry in Path("out").iterdir()} - {"audit.jsonl"}
+    assert Path("first/model.pth").is_file() and Path("first/model.triples").is_dir()
+    with UnlearnSession.open("first/model.pth") as session:
+        session.forget("count", 2)
+        if what == "audit":
+            with pytest.raises(InputError, match="No space left"):
+                session.save("new.pth")
+            assert not Path("new.pth").exists() and not Path("new.triples").exists()
 
 
 @pytest.mark.parametrize(

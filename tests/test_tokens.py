@@ -168,6 +168,22 @@ def test_any_other_text_without_commas_is_one_token(text):
     assert not isinstance(read_tokens("forget_users", text)[0], FromNumber)
 
 
+@pytest.mark.parametrize("text, apart", [("a,b", ["a", "b"]), ("(12)", ["12"]), ("['12']", ["12"])])
+def test_a_text_that_is_a_token_itself_is_not_taken_apart(tmp_path_factory, write_data, text, apart):
+    folder = tmp_path_factory.mktemp("apart")
+    rows = [(user, f"i{(9 * k + n) % 40}", n) for k, user in enumerate((text, *apart, "y", "z")) for n in range(15)]
+    with inside(folder):
+        config = UnlearnConfig("BPR", "apart", None, options(write_data(folder, "apart", rows), forget_users=text))
+        init_seed(config["seed"], config["reproducibility"])
+        split = Split(config)
+    with pytest.raises(InputError, match="give a list"):
+        ForgetRequest.from_config(config).rows(split)
+    for token in (text, *apart):
+        given = UnlearnConfig("BPR", "apart", None, options("x", forget_users=[token]))
+        found = ForgetRequest.from_config(given).rows(split)
+        assert set(split.token("user", split.users[found]).tolist()) == {token}
+
+
 # -- nobody
 
 NOBODY = [None, "", "None", "none", "null", "NULL", "~", " ", [], (), set(), "[]", "()", [None], np.array([]), " None "]

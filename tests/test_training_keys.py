@@ -6,8 +6,9 @@ import yaml
 from recbole_unlearn.compat import plain
 from recbole_unlearn.config import UnlearnConfig, own_options
 from recbole_unlearn.input_error import InputError
-from recbole_unlearn.keys import FREE, recbole_keys
+from recbole_unlearn.keys import DERIVED, FREE, recbole_keys
 from recbole_unlearn.opening import OF_TRAINING, trained_config
+from recbole_unlearn.quick_start import run_unlearn
 
 OWN = {key for key, _, _ in own_options()}
 # RecBole derives valid_metric_bigger from valid_metric, whatever is given
@@ -78,6 +79,9 @@ def test_another_value_is_one_line_that_names_both(stored, tmp_path, given, wher
         {"train_neg_sample_args": {"distribution": "uniform", "sample_num": 1}}, {"eval_args": {"mode": "full"}},
         {"train_neg_sample_args": {"sample_num": 1, "distribution": "uniform", "alpha": 1}}, {"weight_decay": 0},
         {"eval_args": {"mode": {"valid": "full", "test": "full"}, "order": "RO"}}, {"n_layers": 2.0},
+        {"valid_metric": "ndcg@10"}, {"user_inter_num_interval": "[0, inf)"}, {"encoding": "UTF8"},
+        {"eval_args": {"split": {"RS": [8, 1, 1]}}}, {"load_col": {"inter": ["item_id", "user_id"]}},
+        {"field_separator": r"\t"},
     ],
     ids=str,
 )  # fmt: skip
@@ -98,6 +102,20 @@ def test_the_same_value_in_other_words_is_taken(stored, given):
 )  # fmt: skip
 def test_what_a_run_may_choose_is_taken(stored, given):
     opened(stored, **given)
+
+
+@pytest.mark.parametrize("given", [{"model": "LightGCN"}, {"dataset": "other"}], ids=str)
+def test_another_model_or_data_set_in_a_file_is_refused_too(finished, tmp_path, given):
+    (tmp_path / "m.yaml").write_text(yaml.safe_dump(given))
+    request = {"checkpoint": str(finished[1] / "model.pth"), "forget_count": 3}
+    with pytest.raises(InputError, match=f"was trained with {next(iter(given))}"):
+        run_unlearn(None, None, [str(tmp_path / "m.yaml")], request)
+
+
+@pytest.mark.parametrize("key", DERIVED)
+def test_what_follows_from_other_keys_is_no_setting(key):
+    with pytest.raises(InputError, match=f"{key} is no setting"):
+        UnlearnConfig("BPR", "tiny", None, {key: 3})
 
 
 def test_the_list_of_what_a_request_may_change_names_keys_that_there_are():
