@@ -233,7 +233,7 @@ def test_the_record_names_nobody_and_nothing(make_options, split, tmp_path, kind
         value.write_text(f"{SECRET_USER}\t{split.token('item', split.items[row])}\n")
         value = str(value)
     keys = {f"forget_{kind}": value, "forget_seed": 987123, "output_dir": "SECRETOUT", "purge": True}
-    run_unlearn("BPR", "tiny", None, make_options(**keys, compare="none", my_own_key="SECRETKEY"))
+    run_unlearn("BPR", "tiny", None, make_options(**keys, compare="none", wandb_project="SECRETKEY"))
     content = Path("SECRETOUT/audit.jsonl").read_text()
     assert "SECRET" not in content and "987123" not in content and "forget_seed" not in content
     for record in map(json.loads, content.splitlines()):
