@@ -288,15 +288,15 @@ def _check_eval_args(args):
         if key not in ("split", "order", "group_by", "mode"):
             raise InputError(f"eval_args has no {key!r}; its keys are split, order, group_by, mode")
     split = args["split"]
-    if not (isinstance(split, dict) and len(split) == 1 and set(split) <= {"RS", "LS"}):
+    if not (isinstance(split, dict) and len(split) == 1 and set(split) <= {"RS", "LS", "TS"}):
         raise InputError(f"eval_args: split must be {{'RS': [0.8, 0.1, 0.1]}} or {{'LS': ...}}, not {split!r}")
-    if "RS" in split:
-        shares = split["RS"]
+    if "LS" not in split:  # by ratio, at random or in time
+        ((kind, shares),) = split.items()
         fits = isinstance(shares, (list, tuple)) and len(shares) == 3
         if not (fits and all(is_a(numbers.Real, share) and 0 <= share < math.inf for share in shares) and shares[0]):
             raise InputError(
-                "eval_args: split RS must be three numbers of at least 0, for training, validation and test, the first "
-                f"above 0, not {shares!r}"
+                f"eval_args: split {kind} must be three numbers of at least 0, for training, validation and test, the "
+                f"first above 0, not {shares!r}"
             )
     else:
         check_choice("eval_args: split LS", split["LS"], SPLITS)

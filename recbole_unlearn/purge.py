@@ -50,8 +50,9 @@ def check(path=None, inter=None, config=None, pairs=()):
                     f"purge would delete the log of {other} too; move that checkpoint elsewhere, with a copy"
                 )
     if inter:
-        with locked(inter):  # whoever holds it now may hold it then
-            pass
+        if inter.with_name(f".{inter.name}.lock").exists():
+            with locked(inter):  # whoever holds it now may hold it then
+                pass
         if shutil.disk_usage(inter.parent).free < inter.stat().st_size:
             raise InputError(f"purge_dataset needs room for a second {inter}; free {inter.stat().st_size} bytes there")
         inter_file.check(inter, config, pairs)

@@ -124,7 +124,7 @@ def session(finished, tmp_path_factory, make_options):
     for name in ("model.pth", "model.triples"):
         copy = shutil.copytree if name.endswith("triples") else shutil.copy
         copy(finished[1] / name, folder / name)
-    with inside(folder), UnlearnSession.open(folder / "model.pth", None, make_options()) as session:
+    with inside(folder), UnlearnSession.open(folder / "model.pth", None, make_options(epochs=6)) as session:
         session.forget("count", 12)
         yield session
 
@@ -182,7 +182,7 @@ def test_a_session_is_not_saved_where_somebody_else_is_writing(session, tmp_path
 def test_a_session_keeps_others_off_while_it_is_saved(session, tmp_path, monkeypatch):
     tried = []
 
-    def save(path, *_):
+    def save(path, *_, **__):
         with pytest.raises(Locked), locked(path):
             pass
         tried.append(path)

@@ -229,10 +229,10 @@ def test_an_empty_forget_set_changes_nothing(converged, unlearner_of):
 
 def test_a_second_request_starts_from_the_first(converged, make_options, tmp_path):
     shutil.copytree(converged[1], tmp_path / "first")
-    given = make_options(
-        checkpoint=str(tmp_path / "first/unlearned.pth"), compare="none", forget_count=4, method="reoptimise",
-        output_dir="second",
-    )  # fmt: skip
+    given = {
+        "checkpoint": str(tmp_path / "first/unlearned.pth"), "compare": "none", "forget_count": 4,
+        "method": "reoptimise", "output_dir": "second", "show_progress": False, "state": "WARNING",
+    }  # fmt: skip
     found = run_unlearn(None, None, None, given)["unlearning"]
     assert found["method"] == "reoptimise" and found["converged"]
     first = TripleLog.open(tmp_path / "first/unlearned.triples")

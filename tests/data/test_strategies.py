@@ -280,7 +280,7 @@ def test_repeated_interactions_are_told_apart(timed, select, every_second, norma
 def test_repeated_interactions_need_the_timestamp_loaded(timed, refusal, every_second):
     rows = every_second + [(user, item, time + 9_999) for user, item, time in every_second]
     split = timed(rows, load_col={"inter": ["user_id", "item_id"]})
-    assert "add timestamp to load_col" in refusal(split, forget_time=f"..{START + 5_000}")
+    assert "train with timestamp in load_col" in refusal(split, forget_time=f"..{START + 5_000}")
 
 
 def test_nothing_but_repeated_interactions_cannot_be_told_apart(timed, refusal, every_second):
