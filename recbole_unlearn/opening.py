@@ -23,7 +23,6 @@ from recbole_unlearn.models.support import refusal
 from recbole_unlearn.training import RUN_KEYS, new_model
 from recbole_unlearn.unlearners import SUPPORTED, unlearner_of
 
-DERIVED = ("MODEL_TYPE", "MODEL_INPUT_TYPE", "eval_type")  # by RecBole, from the model's class and the metrics
 OF_TRAINING = ("negatives", "log_negatives")  # own keys that shape a training
 
 
@@ -78,7 +77,7 @@ def trained_config(path, stored, log, model=None, dataset=None, config_file_list
             f"checkpoint {path} was trained with a class of your own, {earlier['model']}; give it from Python: "
             f"run_unlearn({earlier['model']}, config_dict={{'checkpoint': ...}}) or UnlearnSession.open(..., model=...)"
         )
-    kept = {key: value for key, value in earlier.items() if key not in (*RUN_KEYS, *DERIVED)}
+    kept = {key: value for key, value in earlier.items() if key not in (*RUN_KEYS, *keys.DERIVED)}
     negatives = kept.get("train_neg_sample_args")
     if isinstance(negatives, dict) and negatives.get("distribution") == "none":  # as RecBole writes None
         kept["train_neg_sample_args"] = None

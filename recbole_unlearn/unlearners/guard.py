@@ -38,17 +38,17 @@ class Guard:
     Attributes:
         checked (str): 'replayed' (see ``distance``), 'inherited' (by the log of an unlearned model, from its
             original's), 'recorded' (what the log says of itself), or 'not'.
+        sentence (str): the same in words.
         distance (float or None): of the replay with nothing forgotten from the stored weights, over the way that
             training moved them.
         limit (float or None): up to which the log is replayed.
-        sentence (str): the same in words.
         seconds (float): that the check took now; 0 where it had been made before.
     """
 
     checked: str
-    distance: float | None
-    limit: float | None
     sentence: str
+    distance: float | None = None
+    limit: float | None = None
     seconds: float = 0.0
 
     def report(self):
@@ -71,24 +71,17 @@ def check(unlearner, stored, log, show_progress=False):
     if reason := _contradiction(config, unlearner, stored, log, forgotten_before):
         raise InputError(f"the triple log does not tell what training did: {reason}; train anew")
     if unlearner.method != "replay":
-        known = log.optimizer is not None
+        if log.optimizer is None:
+            return Guard("not", "the log is of an earlier version")
         how = f"optimiser, learning rates and steps are those of the log; {unlearner.method} is not checked by replay"
-        return (
-            Guard("recorded", None, None, how)
-            if known
-            else Guard("not", None, None, "the log is of an earlier version")
-        )
+        return Guard("recorded", how)
     if name != "BPR":
-        return Guard(
-            "not", None, None, f"not guarded: replay of {name} takes another order of batches than its training"
-        )
+        return Guard("not", f"not guarded: replay of {name} takes another order of batches than its training")
     kept = _kept(stored, log)
     if kept is not None:
         return kept
     if forgotten_before:
-        return Guard(
-            "not", None, None, "not guarded: an earlier version forgot, and did not keep what was checked before"
-        )
+        return Guard("not", "not guarded: an earlier version forgot, and did not keep what was checked before")
     start = perf_counter()
     found = unlearner.reproduction(show_progress)
     if found is None:
@@ -104,7 +97,7 @@ def check(unlearner, stored, log, show_progress=False):
             f"at which rounding grows): its replay with nothing forgotten ends {distance:.2g} of the way from the "
             f"stored weights, where at most {limit:.2g} is fit to replay; {LEFT}"
         )
-    guard = Guard("replayed", distance, limit, _sentence(distance), perf_counter() - start)
+    guard = Guard("replayed", _sentence(distance), distance, limit, perf_counter() - start)
     _keep(log.path, stored["state_dict"], guard)
     return guard
 
@@ -112,7 +105,7 @@ def check(unlearner, stored, log, show_progress=False):
 def inherit(guard, folder, state_dict):
     """Keep in the folder of an unlearned model's log what was known of its original's."""
     if guard and guard.distance is not None:
-        _keep(folder, state_dict, Guard("inherited", guard.distance, guard.limit, guard.sentence))
+        _keep(folder, state_dict, Guard("inherited", guard.sentence, guard.distance, guard.limit))
 
 
 def _sentence(distance):
@@ -175,4 +168,4 @@ def _kept(stored, log):
         return None
     if ties != _ties(stored["state_dict"], log.path) or checked not in ("replayed", "inherited"):
         return None
-    return Guard(checked, distance, limit, _sentence(distance)) if 0 <= distance <= limit else None
+    return Guard(checked, _sentence(distance), distance, limit) if 0 <= distance <= limit else None
