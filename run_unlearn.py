@@ -5,9 +5,9 @@ import sys
 
 
 def main(argv=None):
-    from recbole_unlearn.config import own_options
     from recbole_unlearn.distributed import OtherRankFailed
-    from recbole_unlearn.input_error import InputError
+    from recbole_unlearn.errors import InputError
+    from recbole_unlearn.settings.config import own_options
 
     options = "\n".join(
         f"  --{key}={'' if default is None else default}\n      {meaning}" for key, default, meaning in own_options()
@@ -39,7 +39,7 @@ def main(argv=None):
                 raise InputError(f"--{key} is given twice; give it once")
             overrides[key] = value
         from recbole_unlearn.quick_start import run_unlearn
-        from recbole_unlearn.reporting import fidelity_markdown, markdown
+        from recbole_unlearn.reports.tables import fidelity_markdown, markdown
 
         result = run_unlearn(args.model, args.dataset, (args.config_files or "").split(), overrides)
     except OtherRankFailed:  # which has said why

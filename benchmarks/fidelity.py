@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
+from recbole_unlearn.comparison.fidelity import METHODS, fidelity
 from recbole_unlearn.data.forget import ForgetRequest
-from recbole_unlearn.evaluation.fidelity import METHODS, fidelity
-from recbole_unlearn.reporting import write_fidelity
+from recbole_unlearn.reports.tables import write_fidelity
 from recbole_unlearn.training import TrainedSeeds
 
 

@@ -8,6 +8,7 @@ nothing here. Other machines and packages round otherwise: keep the file beside 
 """
 
 import argparse
+import hashlib
 import json
 import sys
 import tempfile
@@ -16,7 +17,7 @@ from pathlib import Path
 import torch
 
 from recbole_unlearn import UnlearnSession, run_unlearn
-from recbole_unlearn.audit import weights_checksum
+from recbole_unlearn.storage.audit import weights_checksum
 
 USUAL = {
     "epochs": 2, "embedding_size": 8, "eval_step": 0, "compare": "none", "evaluate": "none", "forget_count": 50,
@@ -50,6 +51,26 @@ RUNS = {
 }  # fmt: skip
 
 
+COMPARED = {**USUAL, "evaluate": "comparison", "compare": "retrain", "methods": "all"}
+UNTIMED = {"seconds", "prepare_seconds", "details", "speed_up"}
+
+
+def figures(value):
+    """What a comparison found, without what the clock says."""
+    if isinstance(value, dict):
+        return {key: figures(each) for key, each in value.items() if key not in UNTIMED}
+    return [figures(each) for each in value] if isinstance(value, list) else value
+
+
+def compared(folder):
+    """Method -> checksum of its figures, of all methods on one forget set."""
+    keys = {**COMPARED, "output_dir": str(folder / "compared"), "comparison_cache": str(folder / "cache")}
+    result = run_unlearn("BPR", "ml-100k", None, keys)
+    (found,) = result["comparison"]["sets"].values()
+    for name, each in sorted(found["figures"].items()):
+        yield f"method {name}", hashlib.sha256(json.dumps(figures(each), sort_keys=True).encode()).hexdigest()
+
+
 def checksum(path):
     return weights_checksum(torch.load(path, weights_only=True)["state_dict"])
 
@@ -62,6 +83,8 @@ def found(folder, only):
             run_unlearn(model, "ml-100k", None, {**USUAL, **keys, "output_dir": str(output)})
             yield f"{name}, original", checksum(output / "model.pth")
             yield name, checksum(output / "unlearned.pth")
+    if only in "methods":
+        yield from compared(Path(folder))
     first = Path(folder) / "BPR_touched_rows"
     if not first.is_dir():
         return

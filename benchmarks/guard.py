@@ -19,8 +19,8 @@ import numpy as np
 import pandas as pd
 import torch
 
-from recbole_unlearn import checkpoint as checkpoints
 from recbole_unlearn.opening import open_unlearner
+from recbole_unlearn.storage import checkpoints
 from recbole_unlearn.trainer import BPRTrainer
 from recbole_unlearn.training import new_model, opened
 from recbole_unlearn.unlearners.guard import LIMIT

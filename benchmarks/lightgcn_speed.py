@@ -20,13 +20,13 @@ import torch
 from recbole.trainer import Trainer
 from recbole.utils import init_seed
 
-from recbole_unlearn.config import UnlearnConfig
 from recbole_unlearn.data.forget import ForgetRequest
 from recbole_unlearn.data.split import Split
 from recbole_unlearn.influence.graph_replay import replay_graph
 from recbole_unlearn.influence.replay import Adam
+from recbole_unlearn.settings.config import UnlearnConfig
 from recbole_unlearn.training import new_model
-from recbole_unlearn.unlearners.lightgcn import MOVES
+from recbole_unlearn.unlearners.propagated import MOVES
 
 
 def stock(config, split, steps, clock):

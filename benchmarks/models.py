@@ -112,7 +112,7 @@ def double_precision():
     """float64 by default, also where models ask for float32 by name."""
     import torch
 
-    from recbole_unlearn.compat import replaced
+    from recbole_unlearn.compat.recbole_models import replaced
 
     torch.set_default_dtype(torch.float64)
     try:
@@ -230,8 +230,8 @@ def opened(name, dataset, chosen, count):
 
 def trained(config, split, folder):
     """A model trained in a folder, its unlearner, and the seconds of training."""
-    from recbole_unlearn import checkpoint
     from recbole_unlearn.opening import open_unlearner
+    from recbole_unlearn.storage import checkpoints as checkpoint
     from recbole_unlearn.training import train
 
     config["checkpoint_dir"] = folder
@@ -324,8 +324,8 @@ def run_seed(name, dataset, epochs, count, seed, changes):
     """Figures of one model of one seed; the Hessian product of the first."""
     import torch
 
+    from recbole_unlearn.errors import InputError
     from recbole_unlearn.evaluation.forgetting import percentiles
-    from recbole_unlearn.input_error import InputError
     from recbole_unlearn.training import new_model, train
 
     torch.set_num_threads(1)

@@ -17,9 +17,9 @@ import pandas as pd
 import torch
 from recbole.trainer.trainer import Trainer
 
-from recbole_unlearn import checkpoint as checkpoints
 from recbole_unlearn.data.forget import ForgetRequest
 from recbole_unlearn.evaluation import forgetting, ranking
+from recbole_unlearn.storage import checkpoints
 from recbole_unlearn.trainer import BPRTrainer
 from recbole_unlearn.training import Run, TrainedSeeds, new_model
 from recbole_unlearn.unlearners import InfluenceUnlearner

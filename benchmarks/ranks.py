@@ -25,10 +25,10 @@ import numpy as np
 import pandas as pd
 import torch
 
-from recbole_unlearn import checkpoint as checkpoints
 from recbole_unlearn import distributed
-from recbole_unlearn.config import changed
 from recbole_unlearn.opening import open_unlearner
+from recbole_unlearn.settings.config import changed
+from recbole_unlearn.storage import checkpoints
 from recbole_unlearn.training import Run, TrainedSeeds
 
 RATIO = 0.0002

@@ -23,13 +23,13 @@ import torch
 from recbole.utils import init_seed
 from scipy.optimize import minimize
 
-from recbole_unlearn import checkpoint
-from recbole_unlearn.config import UnlearnConfig
 from recbole_unlearn.data.forget import ForgetRequest
 from recbole_unlearn.data.split import Split
 from recbole_unlearn.influence.newton import Objective, flat, minimise, nearest_rotation
 from recbole_unlearn.influence.objective import pool_return
 from recbole_unlearn.influence.operators import UserTriples
+from recbole_unlearn.settings.config import UnlearnConfig
+from recbole_unlearn.storage import checkpoints as checkpoint
 from recbole_unlearn.training import train
 from recbole_unlearn.unlearners import InfluenceUnlearner
 

@@ -21,9 +21,9 @@ import pandas as pd
 import torch
 from paper_ratios import stock_epoch_seconds
 
-from recbole_unlearn.data.triple_log import log_path, snapshot_due
 from recbole_unlearn.influence.operators import DotProductCurvature, UserTriples
 from recbole_unlearn.session import UnlearnSession
+from recbole_unlearn.storage.triple_log import log_path, snapshot_due
 from recbole_unlearn.trainer import BPRTrainer
 from recbole_unlearn.training import Run, TrainedSeeds, new_model
 

@@ -140,10 +140,11 @@ def watch(parts):
     """Time everything that a user of this size waits for."""
     with parts.part("imports"):
         from recbole_unlearn import quick_start, session
-        from recbole_unlearn.data import faster, split
+        from recbole_unlearn.data import dataset as faster
+        from recbole_unlearn.data import split
         from recbole_unlearn.evaluation import forgetting, ranking, ranks
         from recbole_unlearn.trainer import BPRTrainer
-        from recbole_unlearn.unlearners.bpr import InfluenceUnlearner
+        from recbole_unlearn.unlearners.dot_product import InfluenceUnlearner
     parts.watch(faster, "read_csv", "reading the file")
     parts.watch(split, "create_dataset", "reading, filtering, numbering")
     parts.watch(split, "data_preparation", "splitting, samplers, loaders")
@@ -217,9 +218,9 @@ def _stock(parts, *arguments):
     import pandas as pd
     from recbole.utils import init_seed
 
-    from recbole_unlearn.config import UnlearnConfig
-    from recbole_unlearn.data import faster
+    from recbole_unlearn.data import dataset as faster
     from recbole_unlearn.data.split import Split
+    from recbole_unlearn.settings.config import UnlearnConfig
 
     keys = dict(argument.removeprefix("--").split("=", 1) for argument in arguments)
     config = UnlearnConfig(config_dict=keys)

@@ -240,9 +240,9 @@ def kernels_at(K, columns, rounds, clock):
 
 
 def solver(options):
-    from recbole_unlearn import checkpoint as checkpoints
     from recbole_unlearn.data.forget import ForgetRequest
     from recbole_unlearn.influence.solver import block_jacobi, conjugate_gradient, jacobi
+    from recbole_unlearn.storage import checkpoints
     from recbole_unlearn.training import Run, TrainedSeeds, new_model
     from recbole_unlearn.unlearners import InfluenceUnlearner
 

@@ -14,11 +14,11 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from recbole_unlearn import checkpoint as checkpoints
 from recbole_unlearn.data.forget import ForgetRequest
 from recbole_unlearn.evaluation import forgetting, ranking
 from recbole_unlearn.opening import open_unlearner
 from recbole_unlearn.session import UnlearnSession
+from recbole_unlearn.storage import checkpoints
 from recbole_unlearn.trainer import BPRTrainer
 from recbole_unlearn.training import Run, TrainedSeeds, new_model
 

@@ -6,7 +6,7 @@ python docs/configuration.py
 import re
 from pathlib import Path
 
-from recbole_unlearn.config import own_options, properties_dir
+from recbole_unlearn.settings.config import own_options, properties_dir
 
 
 def page():

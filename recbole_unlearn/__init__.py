@@ -7,14 +7,14 @@ unlearned from. They and the names below are loaded when they are first asked fo
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from recbole_unlearn import late
+from recbole_unlearn.compat import imports
 
-late.import_recbole()
+imports.import_recbole()
 
 import recbole.trainer  # noqa: E402
 
-from recbole_unlearn import compat  # noqa: E402
-from recbole_unlearn.input_error import InputError  # noqa: E402
+from recbole_unlearn.compat import patches  # noqa: E402
+from recbole_unlearn.errors import InputError  # noqa: E402
 
 if TYPE_CHECKING:
     from recbole_unlearn.quick_start import run_unlearn
@@ -55,5 +55,5 @@ def _recbole_trainer(name):
     return trainer
 
 
-compat.apply()
+patches.apply()
 recbole.trainer.__getattr__ = _recbole_trainer

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from recbole_unlearn.input_error import InputError
+from recbole_unlearn.errors import InputError
 
 JOIN_SECONDS = 300  # at most, for all ranks to come
 MAX_TIMEOUT = 366 * 86_400
@@ -203,7 +203,7 @@ def _start(rank, size, ip, port, timeout):
     place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "MASTER_ADDR": ip, "MASTER_PORT": port}
     environment = {**os.environ, **{key: str(value) for key, value in place.items()}}
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
-    return subprocess.Popen([sys.executable, "-m", "recbole_unlearn.follower", str(timeout)], env=environment)
+    return subprocess.Popen([sys.executable, "-m", "recbole_unlearn.runs.follower", str(timeout)], env=environment)
 
 
 def _join(url, rank, size, timeout):

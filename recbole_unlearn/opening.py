@@ -8,18 +8,19 @@ from typing import Any
 
 from recbole.utils import ModelType, init_logger, init_seed
 
-from recbole_unlearn import checkpoint as checkpoints
-from recbole_unlearn import compat, distributed, keys
-from recbole_unlearn import purge as purging
-from recbole_unlearn.compat import plain
-from recbole_unlearn.config import UnlearnConfig, own_options, parse_value
-from recbole_unlearn.data import frozen as frozen_data
+from recbole_unlearn import distributed
+from recbole_unlearn.compat.recbole_models import class_named
+from recbole_unlearn.data import frozen_data
 from recbole_unlearn.data.split import Split
-from recbole_unlearn.data.triple_log import log_path
 from recbole_unlearn.devices import array
-from recbole_unlearn.files import locked
-from recbole_unlearn.input_error import InputError
+from recbole_unlearn.errors import InputError
 from recbole_unlearn.models.support import refusal
+from recbole_unlearn.settings import recbole_keys
+from recbole_unlearn.settings.config import UnlearnConfig, own_options, parse_value
+from recbole_unlearn.settings.shown import hidden, plain
+from recbole_unlearn.storage import checkpoints, purging
+from recbole_unlearn.storage.files import locked
+from recbole_unlearn.storage.triple_log import log_path
 from recbole_unlearn.training import RUN_KEYS, new_model
 from recbole_unlearn.unlearners import SUPPORTED, unlearner_of
 
@@ -72,12 +73,12 @@ def trained_config(path, stored, log, model=None, dataset=None, config_file_list
     for key, value in (("model", name), ("dataset", dataset)):
         if value is not None and value != earlier.get(key):
             raise InputError(f"checkpoint {path} was trained with {key} {earlier.get(key)!r}, not {value!r}")
-    if not isinstance(model, type) and earlier["model"] not in keys.known_models():
+    if not isinstance(model, type) and earlier["model"] not in recbole_keys.known_models():
         raise InputError(
             f"checkpoint {path} was trained with a class of your own, {earlier['model']}; give it from Python: "
             f"run_unlearn({earlier['model']}, config_dict={{'checkpoint': ...}}) or UnlearnSession.open(..., model=...)"
         )
-    kept = {key: value for key, value in earlier.items() if key not in (*RUN_KEYS, *keys.DERIVED)}
+    kept = {key: value for key, value in earlier.items() if key not in (*RUN_KEYS, *recbole_keys.DERIVED)}
     negatives = kept.get("train_neg_sample_args")
     if isinstance(negatives, dict) and negatives.get("distribution") == "none":  # as RecBole writes None
         kept["train_neg_sample_args"] = None
@@ -94,10 +95,10 @@ def trained_config(path, stored, log, model=None, dataset=None, config_file_list
 
 def _check_training(path, config, trained):
     """Raises InputError where a request gives another value to a key that shaped the training."""
-    free = keys.FREE | {key for key, _, _ in own_options()} - set(OF_TRAINING)
+    free = recbole_keys.FREE | {key for key, _, _ in own_options()} - set(OF_TRAINING)
     for key in sorted(config.given_keys - free):
         now, then = plain(config[key]), plain(trained[key])
-        if not keys.alike(key, now, then):
+        if not recbole_keys.alike(key, now, then):
             raise InputError(
                 f"checkpoint {path} was trained with {key} {then!r}, not {now!r}; a request cannot change it: leave it "
                 "out, or train anew"
@@ -167,7 +168,7 @@ def _trainable(config):
 def _supported(config):
     if reason := refusal(config):
         raise InputError(reason)
-    keys.check_judged(config)
+    recbole_keys.check_judged(config)
     if config["log_wandb"] and "wandb" not in sys.modules and importlib.util.find_spec("wandb") is None:
         raise InputError("log_wandb: True needs the package wandb, which is not installed; install it, or leave it out")
     if config["model"] not in SUPPORTED or config["unlearn_params"]:
@@ -246,7 +247,7 @@ def load_data_and_model(model_file):
     log = checkpoints.load(path)[1] if tied and log_path(path).is_dir() else None
     config = trained_config(path, stored, log, _own_class(stored["config"]["model"]))
     init_seed(config["seed"], config["reproducibility"])
-    with compat.hidden(config):
+    with hidden(config):
         init_logger(config)
     split = Split(config)
     if log:
@@ -259,4 +260,4 @@ def load_data_and_model(model_file):
 
 def _own_class(name):
     """A class of the user's own, if one of this name has been defined by now."""
-    return None if name in keys.known_models() else compat.class_named(name)
+    return None if name in recbole_keys.known_models() else class_named(name)

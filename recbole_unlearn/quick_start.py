@@ -8,26 +8,23 @@ from time import perf_counter
 
 from recbole.utils import init_logger, init_seed
 
-from recbole_unlearn import checkpoint as checkpoints
-from recbole_unlearn import distributed, reporting
+from recbole_unlearn import distributed
 from recbole_unlearn import methods as unlearning_methods
-from recbole_unlearn.comparison import Comparison, forget_sets, requests, summary
-from recbole_unlearn.compat import hidden, plain, settings
-from recbole_unlearn.config import UnlearnConfig
-from recbole_unlearn.data.faster import described
+from recbole_unlearn.comparison.fidelity import fidelity
+from recbole_unlearn.comparison.figures import Comparison, forget_sets, requests, summary
+from recbole_unlearn.comparison.other_models import other_models
+from recbole_unlearn.comparison.paper import Paper, paper_arguments
+from recbole_unlearn.data.dataset import described
 from recbole_unlearn.data.forget import ForgetRequest
 from recbole_unlearn.data.split import Split
+from recbole_unlearn.errors import InputError
 from recbole_unlearn.evaluation import forgetting, ranking
 from recbole_unlearn.evaluation.exposure import exposure
-from recbole_unlearn.evaluation.fidelity import fidelity
 from recbole_unlearn.evaluation.geometry import geometry
-from recbole_unlearn.experiments import Paper, paper_arguments
-from recbole_unlearn.files import scratch_folder, sweep_scratch
-from recbole_unlearn.follower import follow
-from recbole_unlearn.input_error import InputError
 from recbole_unlearn.opening import check_cutoffs, check_purge, configure, experiment, open_unlearner, ranks
-from recbole_unlearn.other_models import other_models
-from recbole_unlearn.output import (
+from recbole_unlearn.reports import tables as reporting
+from recbole_unlearn.runs.follower import follow
+from recbole_unlearn.runs.output import (
     audit_file,
     check_paths,
     claim,
@@ -39,8 +36,12 @@ from recbole_unlearn.output import (
     recorded_or_gone,
     save_unlearned,
 )
+from recbole_unlearn.runs.stream import serve
 from recbole_unlearn.session import UnlearnSession
-from recbole_unlearn.stream import serve
+from recbole_unlearn.settings.config import UnlearnConfig
+from recbole_unlearn.settings.shown import hidden, plain, public
+from recbole_unlearn.storage import checkpoints
+from recbole_unlearn.storage.files import scratch_folder, sweep_scratch
 from recbole_unlearn.trainer import make_trainer
 from recbole_unlearn.training import TrainedSeeds, new_model, train
 from recbole_unlearn.unlearners import guard
@@ -183,7 +184,7 @@ def _run(held, model, dataset, config_file_list, config_dict, saved):
             "rank_histogram": {name: forgetting.histogram(each) for name, each in ranks.items()},
             "geometry": geometry(models, log, rows, stored["triple_log"]["epochs"]) if judges else {},
             "files": files if saved else {},
-            "settings": settings(config),
+            "settings": public(config),
         }
         if served:
             result["stream"] = served.report()

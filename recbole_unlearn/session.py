@@ -7,15 +7,15 @@ from pathlib import Path
 import numpy as np
 from recbole.utils import init_seed
 
-from recbole_unlearn import audit
 from recbole_unlearn.data.forget import ForgetRequest
 from recbole_unlearn.data.split import Split
-from recbole_unlearn.data.triple_log import log_path
-from recbole_unlearn.files import locked, sweep_scratch
-from recbole_unlearn.input_error import InputError
+from recbole_unlearn.errors import InputError
 from recbole_unlearn.opening import configure, open_unlearner
-from recbole_unlearn.output import audit_file, in_one_line, recorded_or_gone, save_unlearned
-from recbole_unlearn.paths import check_apart, check_written
+from recbole_unlearn.runs.output import audit_file, in_one_line, recorded_or_gone, save_unlearned
+from recbole_unlearn.storage import audit
+from recbole_unlearn.storage.files import locked, sweep_scratch
+from recbole_unlearn.storage.paths import check_apart, check_written
+from recbole_unlearn.storage.triple_log import log_path
 from recbole_unlearn.unlearners import Unlearned, guard
 
 

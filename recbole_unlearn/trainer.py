@@ -14,18 +14,18 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data.distributed import DistributedSampler
 
 from recbole_unlearn import distributed
-from recbole_unlearn.checkpoint import save
-from recbole_unlearn.compat import checkpoint_state, class_named, model_class, replaced
+from recbole_unlearn.compat.recbole_models import checkpoint_state, class_named, model_class, replaced
 from recbole_unlearn.data.fingerprint import fingerprint
 from recbole_unlearn.data.sampling import ROW, NegativeDraw, OrderNote, PairwiseCollate, batches, record
 from recbole_unlearn.data.split import pairwise_loader
-from recbole_unlearn.data.triple_log import TripleLog, log_path, smallest_uint, snapshot_due, start_of
 from recbole_unlearn.devices import array, read
+from recbole_unlearn.errors import InputError
 from recbole_unlearn.evaluation.ranks import RankedLoader
-from recbole_unlearn.files import remove
-from recbole_unlearn.input_error import InputError
-from recbole_unlearn.keys import known_models
 from recbole_unlearn.models.support import refusal, refused
+from recbole_unlearn.settings.recbole_keys import known_models
+from recbole_unlearn.storage.checkpoints import save
+from recbole_unlearn.storage.files import remove
+from recbole_unlearn.storage.triple_log import TripleLog, log_path, smallest_uint, snapshot_due, start_of
 
 
 class _Recorded:

@@ -16,17 +16,18 @@ import torch
 from recbole.utils import init_seed
 from tqdm import tqdm
 
-from recbole_unlearn import checkpoint as checkpoints
 from recbole_unlearn import distributed
-from recbole_unlearn.compat import checkpoint_state, plain
-from recbole_unlearn.config import UnlearnConfig, own_options
+from recbole_unlearn.compat.recbole_models import checkpoint_state
 from recbole_unlearn.data.forget import KINDS
 from recbole_unlearn.data.sampling import Played
 from recbole_unlearn.data.split import Split
-from recbole_unlearn.data.triple_log import TripleLog, log_path
 from recbole_unlearn.devices import read
-from recbole_unlearn.files import remove, write_atomically
-from recbole_unlearn.input_error import InputError
+from recbole_unlearn.errors import InputError
+from recbole_unlearn.settings.config import UnlearnConfig, own_options
+from recbole_unlearn.settings.shown import plain
+from recbole_unlearn.storage import checkpoints
+from recbole_unlearn.storage.files import remove, write_atomically
+from recbole_unlearn.storage.triple_log import TripleLog, log_path
 from recbole_unlearn.trainer import make_trainer
 
 # Keys of a configuration that belong to one run, not to the model that it trains.

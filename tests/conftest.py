@@ -14,11 +14,11 @@ from recbole.model.general_recommender.bpr import BPR
 from recbole.utils import init_seed
 
 import recbole_unlearn  # noqa: F401  (registers the trainer, patches RecBole for the installed versions)
-from recbole_unlearn import checkpoint
-from recbole_unlearn.config import UnlearnConfig, properties_dir
 from recbole_unlearn.data.split import Split
 from recbole_unlearn.methods import METHODS, settings_of
 from recbole_unlearn.methods.base import Task
+from recbole_unlearn.settings.config import UnlearnConfig, properties_dir
+from recbole_unlearn.storage import checkpoints as checkpoint
 from recbole_unlearn.training import new_model, train
 
 NAME = "tiny"

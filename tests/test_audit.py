@@ -11,11 +11,11 @@ import pytest
 import torch
 from conftest import SECRET_ITEM, SECRET_USER
 
-from recbole_unlearn import audit, checkpoint
-from recbole_unlearn.compat import settings
-from recbole_unlearn.data import triple_log
-from recbole_unlearn.input_error import InputError
+from recbole_unlearn.errors import InputError
 from recbole_unlearn.quick_start import run_unlearn
+from recbole_unlearn.settings.shown import public
+from recbole_unlearn.storage import audit, triple_log
+from recbole_unlearn.storage import checkpoints as checkpoint
 
 
 @pytest.fixture
@@ -191,7 +191,7 @@ def test_a_figure_that_is_no_number_is_recorded_as_none():
 
 def test_settings_that_the_weights_depend_on_are_recorded(make_config):
     def of(*args, **keys):
-        return audit.weight_settings(settings(make_config(*args, **keys)))
+        return audit.weight_settings(public(make_config(*args, **keys)))
 
     found = of("LightGCN", n_layers=3, reg_weight=1e-3, unlearn_params=["user*"], replay_rows="all")
     assert found["n_layers"] == 3 and found["reg_weight"] == 1e-3

@@ -17,9 +17,10 @@ import torch
 from conftest import SECRET_USER, inside
 
 import run_unlearn as command_line
-from recbole_unlearn import checkpoint, purge
-from recbole_unlearn.data import inter_file, triple_log
-from recbole_unlearn.input_error import InputError
+from recbole_unlearn.errors import InputError
+from recbole_unlearn.storage import checkpoints as checkpoint
+from recbole_unlearn.storage import inter_file, triple_log
+from recbole_unlearn.storage import purging as purge
 
 INTER, ITEM = Path("data/tiny/tiny.inter"), Path("data/tiny/tiny.item")
 MODEL, LOG = Path("model.pth"), Path("model.triples")

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from recbole_unlearn import checkpoint
-from recbole_unlearn.compat import plain
-from recbole_unlearn.data.triple_log import log_path
-from recbole_unlearn.input_error import InputError
+from recbole_unlearn.errors import InputError
+from recbole_unlearn.settings.shown import plain
+from recbole_unlearn.storage import checkpoints as checkpoint
+from recbole_unlearn.storage.triple_log import log_path
 
 
 @pytest.fixture

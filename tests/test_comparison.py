@@ -10,11 +10,12 @@ import pytest
 import torch
 
 import run_unlearn as command_line
-from recbole_unlearn import comparison as module
-from recbole_unlearn.comparison import Comparison, forget_sets, summary
-from recbole_unlearn.evaluation.beside import beside
-from recbole_unlearn.input_error import InputError
-from recbole_unlearn.other_models import model_arguments, other_models, train_any
+from recbole_unlearn.comparison import figures as module
+from recbole_unlearn.comparison import kept
+from recbole_unlearn.comparison.beside import beside
+from recbole_unlearn.comparison.figures import Comparison, forget_sets, summary
+from recbole_unlearn.comparison.other_models import model_arguments, other_models, train_any
+from recbole_unlearn.errors import InputError
 from recbole_unlearn.quick_start import run_unlearn
 from recbole_unlearn.training import opened
 
@@ -119,10 +120,9 @@ def test_only_what_changed_is_measured_again(compared, monkeypatch):
     changed = {**keys, "method_args": {"fine_tune": {"epochs": 1}}, "comparison_seeds": 1}
     run_unlearn(dataset="tiny", config_dict={**changed, "output_dir": str(folder / "changed")})
     assert measured == ["fine_tune"]
-    for name, number in (("_source", 1), ("shared_sources", 2)):
-        monkeypatch.setattr(module, name, lambda *method: ["new source"] if method != (None,) else [])
-        run_unlearn(dataset="tiny", config_dict={**changed, "output_dir": str(folder / name)})
-        assert measured == ["fine_tune", *["retrain", "ours", "fine_tune"] * number]
+    monkeypatch.setattr(module, "measured_by", lambda method: "new source" if method else kept.measured_by(None))
+    run_unlearn(dataset="tiny", config_dict={**changed, "output_dir": str(folder / "source")})
+    assert measured == ["fine_tune", "retrain", "ours", "fine_tune"]
 
 
 def test_the_command_line_prints_the_table(compared, capsys):
@@ -162,14 +162,19 @@ def test_several_forget_sets(make_config, split):
 
 
 def test_a_changed_source_is_another_key(tmp_path):
-    package = Path(module.__file__).parent
+    package = Path(kept.__file__).parents[1]
     copied = shutil.copytree(package, tmp_path / "same", ignore=shutil.ignore_patterns("__pycache__"))
-    assert module.shared_sources(copied) == module.shared_sources()
-    for file in ("influence/solver", "unlearners/bpr", "models/losses", "methods/pairwise", "methods/shards"):
-        other = shutil.copytree(copied, tmp_path / file)
-        with (other / f"{file}.py").open("a") as source:
-            source.write("# changed")
-        assert module.shared_sources(other) != module.shared_sources(), file
+    for method, used, unused in (
+        ("ours", ("influence/solver", "unlearners/dot_product", "models/losses", "storage/triple_log"), "methods/sisa"),
+        ("sisa", ("methods/shards", "methods/base", "training"), "unlearners/dot_product"),
+    ):
+        before = kept.sources(f"methods.{method}", root=copied)
+        assert before == kept.sources(f"methods.{method}")
+        for file in (*used, unused):
+            other = shutil.copytree(copied, tmp_path / method / file)
+            with (other / f"{file}.py").open("a") as source:
+                source.write("# changed")
+            assert (kept.sources(f"methods.{method}", root=other) == before) == (file == unused), file
 
 
 @pytest.mark.parametrize("value", ["users:u17", "count", "count:x", "time:1..2", "count:0", "ratio:2", 5])

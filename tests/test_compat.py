@@ -12,7 +12,7 @@ import torch
 from recbole.config import Config
 from recbole.data import create_dataset
 
-from recbole_unlearn.compat import model_class
+from recbole_unlearn.compat.recbole_models import model_class
 
 ROOT = Path(__file__).resolve().parent.parent
 NO_RAY = """

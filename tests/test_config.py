@@ -8,8 +8,8 @@ import sys
 import pytest
 import yaml
 
-from recbole_unlearn.config import UnlearnConfig, own_options, properties_dir
-from recbole_unlearn.input_error import InputError
+from recbole_unlearn.errors import InputError
+from recbole_unlearn.settings.config import UnlearnConfig, own_options, properties_dir
 
 OWN_KEYS = [key for key, _, _ in own_options()]
 

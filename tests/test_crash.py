@@ -16,15 +16,16 @@ import pytest
 import torch
 from recbole.utils import init_seed
 
-from recbole_unlearn import audit, files, opening, output, quick_start, reporting
-from recbole_unlearn import checkpoint as checkpoints
-from recbole_unlearn import purge as purging
-from recbole_unlearn.config import UnlearnConfig
+from recbole_unlearn import opening, quick_start
 from recbole_unlearn.data.split import Split
-from recbole_unlearn.data.triple_log import TripleLog
-from recbole_unlearn.files import locked, scratch_folder
-from recbole_unlearn.input_error import InputError
+from recbole_unlearn.errors import InputError
 from recbole_unlearn.quick_start import run_unlearn
+from recbole_unlearn.reports import tables as reporting
+from recbole_unlearn.runs import output
+from recbole_unlearn.settings.config import UnlearnConfig
+from recbole_unlearn.storage import audit, checkpoints, files, purging
+from recbole_unlearn.storage.files import locked, scratch_folder
+from recbole_unlearn.storage.triple_log import TripleLog
 
 KILLED, FAILED = 9, 3
 MODEL, UNLEARNED, INTER = Path("model.pth"), Path("out/unlearned.pth"), Path("data/tiny/tiny.inter")

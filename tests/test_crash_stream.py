@@ -15,15 +15,15 @@ from conftest import inside
 from recbole.utils import init_seed
 from test_crash import KILLED, MODEL, UNLEARNED, Dying, check, distinctive, forgotten_traces, fresh, next_start
 
-from recbole_unlearn import checkpoint as checkpoints
-from recbole_unlearn.config import UnlearnConfig
 from recbole_unlearn.data.split import Split
-from recbole_unlearn.files import sweep_scratch
 from recbole_unlearn.quick_start import run_unlearn
+from recbole_unlearn.settings.config import UnlearnConfig
+from recbole_unlearn.storage import checkpoints
+from recbole_unlearn.storage.files import sweep_scratch
 
 # Numba's threads, which other tests have started in our process, do not survive a fork: a fresh process forks for us.
 FRESH = multiprocessing.get_context("forkserver")
-FRESH.set_forkserver_preload(["recbole_unlearn.quick_start", "recbole_unlearn.unlearners.bpr", "torch._dynamo"])
+FRESH.set_forkserver_preload(["recbole_unlearn.quick_start", "recbole_unlearn.unlearners.dot_product", "torch._dynamo"])
 
 
 def run(folder, temporary, keys, n=None):

@@ -7,11 +7,11 @@ from fake_device import GPU, FakeGPU
 from recbole.utils import init_seed
 
 from recbole_unlearn import UnlearnSession, devices
-from recbole_unlearn.config import UnlearnConfig
 from recbole_unlearn.data.split import Split
 from recbole_unlearn.evaluation.forgetting import percentiles
 from recbole_unlearn.evaluation.ranking import evaluate
 from recbole_unlearn.models.losses import fixed_randomness
+from recbole_unlearn.settings.config import UnlearnConfig
 from recbole_unlearn.training import train
 
 IN_TIME = {

@@ -13,8 +13,8 @@ import torch
 from conftest import inside
 
 import recbole_unlearn
-from recbole_unlearn.data.triple_log import TripleLog
 from recbole_unlearn.quick_start import run_unlearn
+from recbole_unlearn.storage.triple_log import TripleLog
 from recbole_unlearn.trainer import BPRTrainer
 
 PACKAGE = Path(recbole_unlearn.__file__).resolve().parent.parent

@@ -11,9 +11,8 @@ import yaml
 
 import run_unlearn as command_line
 from recbole_unlearn import training
-from recbole_unlearn.comparison import Comparison, summary
-from recbole_unlearn.config import UnlearnConfig
-from recbole_unlearn.experiments import (
+from recbole_unlearn.comparison.figures import Comparison, summary
+from recbole_unlearn.comparison.paper import (
     ABOUT_DISTANCES,
     ABOUT_PAIRED,
     ABOUT_SHARDS,
@@ -27,11 +26,12 @@ from recbole_unlearn.experiments import (
     paper_arguments,
     ranking_table,
 )
-from recbole_unlearn.input_error import InputError
+from recbole_unlearn.comparison.published import PUBLISHED, sentences
+from recbole_unlearn.errors import InputError
 from recbole_unlearn.methods import METHODS
-from recbole_unlearn.pictures import figures as draw
-from recbole_unlearn.published import PUBLISHED, sentences
 from recbole_unlearn.quick_start import run_unlearn
+from recbole_unlearn.reports.pictures import figures as draw
+from recbole_unlearn.settings.config import UnlearnConfig
 
 RESULTS = Path(__file__).parent.parent / "results"
 FIGURES = ("figures_1_2", "figure_3", "figure_4", "figure_5", "figure_6", "figure_7")

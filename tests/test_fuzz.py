@@ -16,13 +16,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_bad_input import FORM, LOG, MODEL, VICTIM, scene, snapshot  # noqa: F401  (the fixture)
 
-from recbole_unlearn import purge
-from recbole_unlearn.config import UnlearnConfig, own_options
-from recbole_unlearn.data import inter_file
 from recbole_unlearn.data.forget import ForgetRequest
-from recbole_unlearn.input_error import InputError
-from recbole_unlearn.keys import recbole_keys
+from recbole_unlearn.errors import InputError
 from recbole_unlearn.session import UnlearnSession
+from recbole_unlearn.settings.config import UnlearnConfig, own_options
+from recbole_unlearn.settings.recbole_keys import recbole_keys
+from recbole_unlearn.storage import inter_file
+from recbole_unlearn.storage import purging as purge
 
 KEYS = {"data_path": "data", "show_progress": False, "state": "ERROR", "use_gpu": False}
 QUICK = settings(

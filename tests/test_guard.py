@@ -9,14 +9,14 @@ from recbole.data import create_dataset, data_preparation
 from recbole.model.general_recommender.bpr import BPR
 from recbole.utils import get_model, get_trainer, init_seed
 
-from recbole_unlearn import checkpoint
-from recbole_unlearn.config import UnlearnConfig
 from recbole_unlearn.data.split import Split
-from recbole_unlearn.data.triple_log import TripleLog, log_path
-from recbole_unlearn.input_error import InputError
+from recbole_unlearn.errors import InputError
 from recbole_unlearn.opening import open_unlearner, trained_config
 from recbole_unlearn.quick_start import run_unlearn
 from recbole_unlearn.session import UnlearnSession
+from recbole_unlearn.settings.config import UnlearnConfig
+from recbole_unlearn.storage import checkpoints as checkpoint
+from recbole_unlearn.storage.triple_log import TripleLog, log_path
 from recbole_unlearn.unlearners import guard
 
 
@@ -216,7 +216,7 @@ def test_a_loader_without_its_generator_is_still_known(ready):
 @pytest.fixture
 def counted(monkeypatch):
     """How often a replay with nothing forgotten was made: a list that grows."""
-    from recbole_unlearn.unlearners.bpr import InfluenceUnlearner
+    from recbole_unlearn.unlearners.dot_product import InfluenceUnlearner
 
     made, reproduction = [], InfluenceUnlearner.reproduction
 

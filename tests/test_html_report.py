@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from browser import measure, needs_chromium, open_page, run
 
-from recbole_unlearn import reporting
-from recbole_unlearn.data.triple_log import TripleLog
-from recbole_unlearn.pictures import figures, interactive
 from recbole_unlearn.quick_start import run_unlearn
+from recbole_unlearn.reports import tables as reporting
+from recbole_unlearn.reports.pictures import figures, interactive
+from recbole_unlearn.storage.triple_log import TripleLog
 
 SECRET_USER, SECRET_ITEM = "SECRETUSER-93", "SECRETITEM-41"
 

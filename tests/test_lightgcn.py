@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from recbole_unlearn import checkpoint as checkpoints
-from recbole_unlearn.input_error import InputError
+from recbole_unlearn.errors import InputError
 from recbole_unlearn.quick_start import run_unlearn
 from recbole_unlearn.session import UnlearnSession
+from recbole_unlearn.storage import checkpoints
 from recbole_unlearn.training import train
 from recbole_unlearn.unlearners import InfluenceUnlearner, unlearner_of
-from recbole_unlearn.unlearners.lightgcn import LightGCNUnlearner
-from recbole_unlearn.unlearners.pairwise import PairwiseUnlearner
+from recbole_unlearn.unlearners.any_loss import PairwiseUnlearner
+from recbole_unlearn.unlearners.propagated import LightGCNUnlearner
 
 FULL_BATCH = 10_000  # one step an epoch: the order of rows, which is not logged, does not matter
 ROWS = np.arange(20, 400, 19)

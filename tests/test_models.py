@@ -6,21 +6,21 @@ import torch
 from recbole.data.interaction import Interaction
 from recbole.utils import init_seed
 
-from recbole_unlearn import checkpoint as checkpoints
-from recbole_unlearn.config import UnlearnConfig
 from recbole_unlearn.data.split import Split
+from recbole_unlearn.errors import InputError
 from recbole_unlearn.evaluation.forgetting import percentiles
 from recbole_unlearn.influence.operators import AutogradCurvature, Damped
 from recbole_unlearn.influence.solver import conjugate_gradient, jacobi
-from recbole_unlearn.input_error import InputError
 from recbole_unlearn.models.losses import Unreduced
 from recbole_unlearn.models.view import View
 from recbole_unlearn.opening import open_unlearner
 from recbole_unlearn.quick_start import run_unlearn
-from recbole_unlearn.reporting import markdown
+from recbole_unlearn.reports.tables import markdown
 from recbole_unlearn.session import UnlearnSession
+from recbole_unlearn.settings.config import UnlearnConfig
+from recbole_unlearn.storage import checkpoints
 from recbole_unlearn.training import new_model, train
-from recbole_unlearn.unlearners.pairwise import PairwiseUnlearner
+from recbole_unlearn.unlearners.any_loss import PairwiseUnlearner
 
 NEGATIVES = {"distribution": "uniform", "sample_num": 3, "alpha": 1.0, "dynamic": False}
 INTERACTIONS = ["user_id", "item_id", "timestamp"]
@@ -361,7 +361,7 @@ def test_curvature_of_all_triples_by_batches(trained, monkeypatch):
     steps = {}
     for wanted, batch in ((10**9, None), (40, None), ("all", 1024), ("all", 128)):
         config["curvature_triples"] = wanted
-        monkeypatch.setattr("recbole_unlearn.unlearners.pairwise.BATCH_TRIPLES", batch)
+        monkeypatch.setattr("recbole_unlearn.unlearners.any_loss.BATCH_TRIPLES", batch)
         unlearned = unlearner.unlearn(rows)
         change = [value - model.state_dict()[key] for key, value in unlearned.state_dict.items()]
         steps[wanted, batch] = torch.cat([c.view(-1) for c in change]).double()

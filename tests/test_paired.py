@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from recbole_unlearn.data.sampling import BatchOrder, Played
+from recbole_unlearn.errors import InputError
 from recbole_unlearn.influence.replay import Adam, Trajectory, replay
-from recbole_unlearn.input_error import InputError
 from recbole_unlearn.training import Run, TrainedSeeds, train_paired
 
 NO_ROWS = np.empty(0, np.int64)

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_bad_input import scene, snapshot, start  # noqa: F401  (a fixture)
 
-from recbole_unlearn.input_error import InputError
-from recbole_unlearn.paths import check_kept, check_written, within
+from recbole_unlearn.errors import InputError
 from recbole_unlearn.session import UnlearnSession
+from recbole_unlearn.storage.paths import check_kept, check_written, within
 
 PURGE = "--purge=True"
 

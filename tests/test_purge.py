@@ -10,12 +10,11 @@ import pytest
 import torch
 from conftest import SECRET_USER, tiny_interactions
 
-from recbole_unlearn import checkpoint as checkpoints
-from recbole_unlearn.data import inter_file
 from recbole_unlearn.data.split import Split
-from recbole_unlearn.data.triple_log import TripleLog
-from recbole_unlearn.input_error import InputError
+from recbole_unlearn.errors import InputError
 from recbole_unlearn.quick_start import run_unlearn
+from recbole_unlearn.storage import checkpoints, inter_file
+from recbole_unlearn.storage.triple_log import TripleLog
 
 GONE_USER, GONE_ITEM = "GONEUSER-57", "GONEITEM-88"
 
@@ -116,7 +115,7 @@ def test_ids_and_split_stay_those_of_the_model(forget, make_split):
 
 
 def frozen_split(stored):
-    from recbole_unlearn.config import UnlearnConfig
+    from recbole_unlearn.settings.config import UnlearnConfig
 
     kept = {
         key: value

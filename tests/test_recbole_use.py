@@ -18,13 +18,13 @@ from recbole.utils import get_trainer, init_seed
 from recbole.utils.case_study import full_sort_topk
 
 import recbole_unlearn
-from recbole_unlearn import checkpoint
-from recbole_unlearn.compat import PERSONAL_KEYS, masked
-from recbole_unlearn.data.triple_log import TripleLog, log_path
+from recbole_unlearn.errors import InputError
 from recbole_unlearn.evaluation import ranking
-from recbole_unlearn.input_error import InputError
 from recbole_unlearn.quick_start import run_unlearn
 from recbole_unlearn.session import UnlearnSession
+from recbole_unlearn.settings.shown import PERSONAL_KEYS, masked
+from recbole_unlearn.storage import checkpoints as checkpoint
+from recbole_unlearn.storage.triple_log import TripleLog, log_path
 
 SEQUENTIAL = {
     "loss_type": "BPR", "train_neg_sample_args": {"distribution": "uniform", "sample_num": 1}, "hidden_size": 8,
@@ -311,9 +311,9 @@ def test_a_model_that_cannot_be_put_on_record_is_taken_back(make_options, monkey
         raise OSError(28, "No space left on device", "report.html")
 
     if what == "report":
-        monkeypatch.setattr(sys.modules["recbole_unlearn.reporting"], "html", full)
+        monkeypatch.setattr(sys.modules["recbole_unlearn.reports.tables"], "html", full)
     else:
-        monkeypatch.setattr(sys.modules["recbole_unlearn.audit"], "append", full)
+        monkeypatch.setattr(sys.modules["recbole_unlearn.storage.audit"], "append", full)
     given = {"checkpoint": "first/model.pth", "forget_count": 3, "compare": "none", "output_dir": "out", "purge": True,
              "state": "ERROR", "show_progress": False}  # fmt: skip
     with pytest.raises(InputError, match="No space left"):

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from recbole_unlearn import checkpoint
-from recbole_unlearn.data.triple_log import TripleLog
-from recbole_unlearn.input_error import InputError
+from recbole_unlearn.errors import InputError
 from recbole_unlearn.quick_start import run_unlearn
-from recbole_unlearn.unlearners.bpr import CONVERGED, InfluenceUnlearner
+from recbole_unlearn.storage import checkpoints as checkpoint
+from recbole_unlearn.storage.triple_log import TripleLog
+from recbole_unlearn.unlearners.dot_product import CONVERGED, InfluenceUnlearner
 
 WEIGHT_DECAY = 3e-3
 # All of the data in one batch: with several, Adam at a constant rate goes on jittering about the minimum.

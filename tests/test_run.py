@@ -21,12 +21,13 @@ from recbole.utils import init_logger, init_seed
 
 import recbole_unlearn
 import run_unlearn as command_line
-from recbole_unlearn import checkpoint, quick_start
-from recbole_unlearn.config import own_options
-from recbole_unlearn.data.triple_log import TripleLog
-from recbole_unlearn.input_error import InputError
+from recbole_unlearn import quick_start
+from recbole_unlearn.errors import InputError
 from recbole_unlearn.quick_start import run_unlearn
-from recbole_unlearn.reporting import markdown
+from recbole_unlearn.reports.tables import markdown
+from recbole_unlearn.settings.config import own_options
+from recbole_unlearn.storage import checkpoints as checkpoint
+from recbole_unlearn.storage.triple_log import TripleLog
 from recbole_unlearn.unlearners import InfluenceUnlearner
 
 ROOT = Path(recbole_unlearn.__file__).resolve().parents[1]

@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from recbole_unlearn import audit, checkpoint
+from recbole_unlearn.errors import InputError
 from recbole_unlearn.influence import replay
-from recbole_unlearn.input_error import InputError
 from recbole_unlearn.quick_start import run_unlearn
 from recbole_unlearn.session import UnlearnSession
+from recbole_unlearn.storage import audit
+from recbole_unlearn.storage import checkpoints as checkpoint
 from recbole_unlearn.unlearners import InfluenceUnlearner
 
 # Where a batch is all there is, the order of batches, which is drawn anew for each log, says nothing.

@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from recbole_unlearn import audit, checkpoint
 from recbole_unlearn.data import requests
-from recbole_unlearn.input_error import InputError
+from recbole_unlearn.errors import InputError
 from recbole_unlearn.quick_start import run_unlearn
+from recbole_unlearn.runs.stream import RETRAIN_SHARE, advice, serve
 from recbole_unlearn.session import UnlearnSession
-from recbole_unlearn.stream import RETRAIN_SHARE, advice, serve
+from recbole_unlearn.storage import audit
+from recbole_unlearn.storage import checkpoints as checkpoint
 
 
 @pytest.fixture

@@ -12,9 +12,9 @@ from recbole.model.knowledge_aware_recommender.cke import CKE
 from recbole.trainer.trainer import KGATTrainer, NCLTrainer, S3RecTrainer, TraditionalTrainer, Trainer
 from recbole.utils import ModelType, get_model, get_trainer, init_seed
 
-from recbole_unlearn.config import own_options
-from recbole_unlearn.data.triple_log import TripleLog, log_path
-from recbole_unlearn.input_error import InputError
+from recbole_unlearn.errors import InputError
+from recbole_unlearn.settings.config import own_options
+from recbole_unlearn.storage.triple_log import TripleLog, log_path
 from recbole_unlearn.trainer import BPRTrainer, KnowledgeTrainer
 
 ITEM_FEATURES = {"load_col": {"inter": ["user_id", "item_id"], "item": ["item_id", "class"]}}

@@ -3,12 +3,12 @@
 import pytest
 import yaml
 
-from recbole_unlearn.compat import plain
-from recbole_unlearn.config import UnlearnConfig, own_options
-from recbole_unlearn.input_error import InputError
-from recbole_unlearn.keys import DERIVED, FREE, recbole_keys
+from recbole_unlearn.errors import InputError
 from recbole_unlearn.opening import OF_TRAINING, trained_config
 from recbole_unlearn.quick_start import run_unlearn
+from recbole_unlearn.settings.config import UnlearnConfig, own_options
+from recbole_unlearn.settings.recbole_keys import DERIVED, FREE, recbole_keys
+from recbole_unlearn.settings.shown import plain
 
 OWN = {key for key, _, _ in own_options()}
 # RecBole derives valid_metric_bigger from valid_metric, whatever is given

@@ -8,10 +8,11 @@ import pytest
 import torch
 from conftest import NAME
 
-from recbole_unlearn import audit, run_unlearn
+from recbole_unlearn import run_unlearn
+from recbole_unlearn.errors import InputError
 from recbole_unlearn.evaluation import forgetting, geometry, ranking
-from recbole_unlearn.input_error import InputError
-from recbole_unlearn.reporting import NOT_JUDGED, markdown
+from recbole_unlearn.reports.tables import NOT_JUDGED, markdown
+from recbole_unlearn.storage import audit
 
 
 @pytest.fixture

@@ -98,7 +98,7 @@ def test_the_unpacked_wheel_trains_forgets_and_compares(wheel, tmp_path):
     assert "| forget-set AUC" in done.stdout
     (checkpoint,) = work.glob("saved/*/unlearned.pth")
     audit = checkpoint.with_name("audit.jsonl")
-    command = [sys.executable, "-m", "recbole_unlearn.audit", "verify", str(audit), str(checkpoint)]
+    command = [sys.executable, "-m", "recbole_unlearn.storage.audit", "verify", str(audit), str(checkpoint)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=work, env=environment)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "chain whole" in done.stdout

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from recbole_unlearn.input_error import InputError
+from recbole_unlearn.errors import InputError
 
 
 def _paths(data, ending):

@@ -14,8 +14,8 @@ import pandas as pd
 from recbole_unlearn.data import requests
 from recbole_unlearn.data.atomic_file import column_types, read_columns
 from recbole_unlearn.data.tokens import ids, nearest, read_tokens
-from recbole_unlearn.files import read_text
-from recbole_unlearn.input_error import InputError
+from recbole_unlearn.errors import InputError
+from recbole_unlearn.storage.files import read_text
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from recbole.data.dataset import KnowledgeBasedDataset
 
-from recbole_unlearn.input_error import InputError
+from recbole_unlearn.errors import InputError
 
 KEY = "linked_knowledge"  # of the configuration: checksum of the graph; set where all items are to be kept
 FILES = ("kg", "link")

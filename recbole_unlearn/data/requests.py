@@ -7,8 +7,8 @@ import numpy as np
 import pandas as pd
 
 from recbole_unlearn.data.tokens import ids
-from recbole_unlearn.files import read_text
-from recbole_unlearn.input_error import InputError
+from recbole_unlearn.errors import InputError
+from recbole_unlearn.storage.files import read_text
 
 
 def read(path):

@@ -8,9 +8,9 @@ import torch
 from recbole.data.interaction import Interaction
 from recbole.sampler import Sampler
 
-from recbole_unlearn.data.faster import UsedItems
-from recbole_unlearn.data.triple_log import MOST_DRAWN
-from recbole_unlearn.input_error import InputError
+from recbole_unlearn.data.dataset import UsedItems
+from recbole_unlearn.errors import InputError
+from recbole_unlearn.storage.triple_log import MOST_DRAWN
 
 ROW = "triple_row"
 FILTER_BITS = 2**29  # 64 MiB

@@ -8,7 +8,7 @@ import numpy as np
 
 from recbole_unlearn.data.forget import rarest
 from recbole_unlearn.data.tokens import ids
-from recbole_unlearn.input_error import InputError
+from recbole_unlearn.errors import InputError
 
 
 def draw_spam(split, accounts, promoted, seed):

@@ -13,15 +13,15 @@ from recbole.data.utils import create_samplers, get_dataloader
 from recbole.sampler import RepeatableSampler, Sampler
 from recbole.utils import ModelType
 
-from recbole_unlearn.config import changed
-from recbole_unlearn.data.faster import faster
+from recbole_unlearn.data.dataset import faster
 from recbole_unlearn.data.fingerprint import fingerprint, rows_checksum
 from recbole_unlearn.data.forget import spammers
-from recbole_unlearn.data.frozen import FrozenDataset, is_frozen
+from recbole_unlearn.data.frozen_data import FrozenDataset, is_frozen
 from recbole_unlearn.data.knowledge import KEY, LinkedDataset
 from recbole_unlearn.data.spam import draw_spam
-from recbole_unlearn.files import check_regular, scratch_folder
-from recbole_unlearn.input_error import InputError
+from recbole_unlearn.errors import InputError
+from recbole_unlearn.settings.config import changed
+from recbole_unlearn.storage.files import check_regular, scratch_folder
 
 
 def eval_loader(config, dataset, sampler, sampled=0):

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from recbole_unlearn.input_error import InputError
+from recbole_unlearn.errors import InputError
 
 NOBODY = ("", "none", "null", "~")  # texts, in any case, in which a key of tokens names nobody
 _PIECE = re.compile(r"""\s*('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|[-+.\d][\w.+:-]*)\s*""")

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from recbole.data.interaction import Interaction
 
-from recbole_unlearn.compat import clear_caches
+from recbole_unlearn.compat.recbole_models import clear_caches
 from recbole_unlearn.devices import array
 from recbole_unlearn.models.losses import fixed_randomness
 

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from recbole_unlearn.compat import clear_caches
+from recbole_unlearn.compat.recbole_models import clear_caches
 from recbole_unlearn.devices import array
 
 RECENT = 10  # epochs, at most, whose negatives stand for all: later ones are what the final weights answer to

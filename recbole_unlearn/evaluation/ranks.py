@@ -21,7 +21,7 @@ from recbole.utils import EvaluatorType, ModelType
 from torch.utils.data.distributed import DistributedSampler
 from tqdm import tqdm
 
-from recbole_unlearn.data.faster import Ragged
+from recbole_unlearn.data.dataset import Ragged
 from recbole_unlearn.data.sampling import NegativeDraw
 
 BLOCK = 2**18  # scores at a time, and PAIRS for pairs: they stay in the processor's cache

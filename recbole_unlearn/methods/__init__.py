@@ -4,8 +4,7 @@ import difflib
 
 import yaml
 
-from recbole_unlearn.config import properties_dir
-from recbole_unlearn.input_error import InputError
+from recbole_unlearn.errors import InputError
 from recbole_unlearn.methods.fine_tune import FineTune
 from recbole_unlearn.methods.gradient_ascent import GradientAscent
 from recbole_unlearn.methods.ifru import IFRU
@@ -17,6 +16,7 @@ from recbole_unlearn.methods.scif import SCIF
 from recbole_unlearn.methods.sisa import SISA
 from recbole_unlearn.methods.ubpr import UBPR
 from recbole_unlearn.methods.ultrare import UltraRE
+from recbole_unlearn.settings.config import properties_dir
 
 METHODS = {
     "retrain": Retrain,

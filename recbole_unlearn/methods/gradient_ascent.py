@@ -7,7 +7,7 @@ import torch
 
 from recbole_unlearn.devices import placed
 from recbole_unlearn.methods.base import Forgotten, Method
-from recbole_unlearn.methods.pairwise import last_epochs, logged_triples, margins
+from recbole_unlearn.methods.triples import last_epochs, logged_triples, margins
 
 
 class GradientAscent(Method):

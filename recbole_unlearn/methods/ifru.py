@@ -6,7 +6,7 @@ from time import perf_counter
 import numpy as np
 
 from recbole_unlearn.methods.base import Forgotten, Method
-from recbole_unlearn.methods.pairwise import add_to, curvature, embedding_mask, last_epochs, load_kernels, solve_on
+from recbole_unlearn.methods.triples import add_to, curvature, embedding_mask, last_epochs, load_kernels, solve_on
 
 
 class IFRU(Method):

@@ -2,9 +2,9 @@
 
 from time import perf_counter
 
-from recbole_unlearn.config import changed
 from recbole_unlearn.methods.base import Forgotten, Method
 from recbole_unlearn.opening import open_unlearner
+from recbole_unlearn.settings.config import changed
 
 
 class Ours(Method):

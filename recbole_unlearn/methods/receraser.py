@@ -9,9 +9,9 @@ from recbole.model.loss import BPRLoss
 from recbole.utils import init_seed
 from torch import nn
 
-from recbole_unlearn.config import changed
-from recbole_unlearn.input_error import InputError
+from recbole_unlearn.errors import InputError
 from recbole_unlearn.methods.shards import Sharded, ShardEnsemble, derived_seed, fit
+from recbole_unlearn.settings.config import changed
 
 # Partition
 

@@ -8,7 +8,7 @@ import torch
 from recbole_unlearn.devices import placed
 from recbole_unlearn.influence.operators import DotProductCurvature
 from recbole_unlearn.methods.base import Forgotten, Method
-from recbole_unlearn.methods.pairwise import curvature, last_epochs, load_kernels, logged_triples, margins
+from recbole_unlearn.methods.triples import curvature, last_epochs, load_kernels, logged_triples, margins
 
 
 class RRL(Method):

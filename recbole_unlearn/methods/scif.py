@@ -8,7 +8,7 @@ import torch
 
 from recbole_unlearn.devices import array
 from recbole_unlearn.methods.base import Forgotten, Method
-from recbole_unlearn.methods.pairwise import add_to, curvature, embedding_mask, last_epochs, logged_triples, solve_on
+from recbole_unlearn.methods.triples import add_to, curvature, embedding_mask, last_epochs, logged_triples, solve_on
 
 
 class SCIF(Method):

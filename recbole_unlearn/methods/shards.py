@@ -13,14 +13,14 @@ from recbole.sampler import Sampler
 from recbole.utils import InputType
 from tqdm import tqdm
 
-from recbole_unlearn import checkpoint
-from recbole_unlearn.compat import clear_caches
-from recbole_unlearn.config import changed
+from recbole_unlearn.compat.recbole_models import clear_caches
 from recbole_unlearn.data.split import eval_loader
 from recbole_unlearn.devices import read
-from recbole_unlearn.files import locked, scratch_folder, sweep
-from recbole_unlearn.input_error import InputError
+from recbole_unlearn.errors import InputError
 from recbole_unlearn.methods.base import Forgotten, Method
+from recbole_unlearn.settings.config import changed
+from recbole_unlearn.storage import checkpoints as checkpoint
+from recbole_unlearn.storage.files import locked, scratch_folder, sweep
 from recbole_unlearn.trainer import BPRTrainer
 from recbole_unlearn.training import new_model, training_settings
 

@@ -1,7 +1,7 @@
 """UBPR's one step, equation (7), as published."""
 
-from recbole_unlearn.config import PAPER
 from recbole_unlearn.methods.ours import Ours
+from recbole_unlearn.settings.config import PAPER
 
 
 class UBPR(Ours):

@@ -15,10 +15,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from recbole_unlearn.compat import replaced
+from recbole_unlearn.compat.recbole_models import replaced
 from recbole_unlearn.devices import torch_streams
+from recbole_unlearn.errors import InputError
 from recbole_unlearn.influence.operators import logistic_curvature
-from recbole_unlearn.input_error import InputError
 
 KINK = 0.02  # bandwidth of the kernel that a hinge's kink is smoothed with, in cosines
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from recbole.utils import InputType, ModelType
 
-from recbole_unlearn.keys import recbole_name
+from recbole_unlearn.settings.recbole_keys import recbole_name
 
 
 @dataclass(frozen=True)

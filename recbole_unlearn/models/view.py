@@ -9,10 +9,10 @@ import torch
 from recbole.data.interaction import Interaction
 from recbole.utils import ModelType
 
-from recbole_unlearn.compat import clear_caches
+from recbole_unlearn.compat.recbole_models import clear_caches
 from recbole_unlearn.data.split import pairwise_loader
 from recbole_unlearn.devices import without_cudnn
-from recbole_unlearn.input_error import InputError
+from recbole_unlearn.errors import InputError
 from recbole_unlearn.models.losses import Unreduced, fixed_randomness, one_a_triple
 from recbole_unlearn.models.support import traits
 

@@ -4,10 +4,10 @@
 step by automatic differentiation.
 """
 
-from recbole_unlearn.unlearners.bpr import InfluenceUnlearner
+from recbole_unlearn.unlearners.any_loss import PairwiseUnlearner
 from recbole_unlearn.unlearners.common import Unlearned
-from recbole_unlearn.unlearners.lightgcn import LightGCNUnlearner
-from recbole_unlearn.unlearners.pairwise import PairwiseUnlearner
+from recbole_unlearn.unlearners.dot_product import InfluenceUnlearner
+from recbole_unlearn.unlearners.propagated import LightGCNUnlearner
 
 SUPPORTED = ("BPR", "LightGCN")  # by replay and in closed form
 __all__ = ["SUPPORTED", "InfluenceUnlearner", "LightGCNUnlearner", "PairwiseUnlearner", "Unlearned", "unlearner_of"]

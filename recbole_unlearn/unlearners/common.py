@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from tqdm import tqdm
 
+from recbole_unlearn.errors import InputError
 from recbole_unlearn.influence.solver import STEPS, batch_descent, conjugate_gradient
-from recbole_unlearn.input_error import InputError
 
 
 @dataclass

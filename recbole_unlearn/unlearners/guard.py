@@ -15,10 +15,10 @@ from time import perf_counter
 import numpy as np
 from recbole.utils import ModelType
 
-from recbole_unlearn import audit
-from recbole_unlearn.data.triple_log import same_start, start_of
-from recbole_unlearn.files import read_whole, write_atomically
-from recbole_unlearn.input_error import InputError
+from recbole_unlearn.errors import InputError
+from recbole_unlearn.storage import audit
+from recbole_unlearn.storage.files import read_whole, write_atomically
+from recbole_unlearn.storage.triple_log import same_start, start_of
 
 FILE = "guard.json"  # in a log's folder
 # Of the way that training moved the weights. Trainings that did what their log tells end some 1e-6 away, though torch's

@@ -5,14 +5,14 @@ import json
 import numpy as np
 import pytest
 
-from recbole_unlearn import checkpoint
 from recbole_unlearn.data import sampling
 from recbole_unlearn.data.sampling import BatchOrder
-from recbole_unlearn.data.triple_log import TripleLog, log_path
+from recbole_unlearn.errors import InputError
 from recbole_unlearn.influence.newton import flat
 from recbole_unlearn.influence.replay import Trajectory, replay
-from recbole_unlearn.input_error import InputError
 from recbole_unlearn.opening import open_unlearner
+from recbole_unlearn.storage import checkpoints as checkpoint
+from recbole_unlearn.storage.triple_log import TripleLog, log_path
 from recbole_unlearn.training import train
 
 BATCH = 97

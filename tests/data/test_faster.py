@@ -13,10 +13,10 @@ from recbole.data.dataset import Dataset
 from recbole.data.interaction import Interaction
 from recbole.utils import init_seed
 
-from recbole_unlearn.config import UnlearnConfig
 from recbole_unlearn.data import reading
-from recbole_unlearn.data.faster import Ragged, UsedItems, described, faster
+from recbole_unlearn.data.dataset import Ragged, UsedItems, described, faster
 from recbole_unlearn.data.split import eval_loader
+from recbole_unlearn.settings.config import UnlearnConfig
 
 KG = ["head_id", "relation_id", "tail_id"]
 LEAVE_ONE_OUT = {"order": "TO", "group_by": "user"}
@@ -76,7 +76,7 @@ class _stock:
 
     def __enter__(self):
         self.patch = pytest.MonkeyPatch()
-        self.patch.setattr("recbole_unlearn.data.faster._METHODS", {})
+        self.patch.setattr("recbole_unlearn.data.dataset._METHODS", {})
 
     def __exit__(self, *_):
         self.patch.undo()

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from recbole_unlearn.data.forget import ForgetRequest
-from recbole_unlearn.input_error import InputError
+from recbole_unlearn.errors import InputError
 
 
 @pytest.fixture

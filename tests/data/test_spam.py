@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from recbole_unlearn.data.forget import ForgetRequest
-from recbole_unlearn.data.triple_log import TripleLog
+from recbole_unlearn.errors import InputError
 from recbole_unlearn.evaluation.exposure import exposure
-from recbole_unlearn.input_error import InputError
 from recbole_unlearn.quick_start import run_unlearn
+from recbole_unlearn.storage.triple_log import TripleLog
 
 ACCOUNTS, PROMOTED = 9, "SECRETITEM-41"
 

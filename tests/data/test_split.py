@@ -9,8 +9,8 @@ import torch
 from recbole.sampler import Sampler
 
 from recbole_unlearn.data.fingerprint import rows_checksum
-from recbole_unlearn.data.triple_log import TripleLog
-from recbole_unlearn.input_error import InputError
+from recbole_unlearn.errors import InputError
+from recbole_unlearn.storage.triple_log import TripleLog
 
 
 def pairs_of(loader):

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 import recbole_unlearn
-from recbole_unlearn.config import UnlearnConfig, own_options
 from recbole_unlearn.data.forget import KINDS, ForgetRequest
-from recbole_unlearn.input_error import InputError
+from recbole_unlearn.errors import InputError
+from recbole_unlearn.settings.config import UnlearnConfig, own_options
 
 EXTREMES = ["core_users", "edge_users", "popular_items", "rare_items"]
 
@@ -356,7 +356,7 @@ def test_the_choice_is_the_same_in_another_process(select, make_options, interac
     """Ties are drawn from the seed, not from the order of a set of strings."""
     program = (
         "import sys, json, torch; from recbole.utils import init_seed\n"
-        "from recbole_unlearn.config import UnlearnConfig; from recbole_unlearn.data.split import Split\n"
+        "from recbole_unlearn.settings.config import UnlearnConfig; from recbole_unlearn.data.split import Split\n"
         "from recbole_unlearn.data.forget import ForgetRequest\n"
         "config = UnlearnConfig('BPR', 'tiny', config_dict=json.loads(sys.argv[1])); init_seed(2020, True)\n"
         "print('ROWS', *ForgetRequest.from_config(config).rows(Split(config)))"

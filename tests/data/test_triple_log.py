@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recbole_unlearn.data import triple_log
-from recbole_unlearn.data.triple_log import TripleLog
-from recbole_unlearn.input_error import InputError
+from recbole_unlearn.errors import InputError
+from recbole_unlearn.storage import triple_log
+from recbole_unlearn.storage.triple_log import TripleLog
 
 PRINT = {"users": "a", "items": "b", "rows": "c"}
 

@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from recbole_unlearn.evaluation import fidelity as module
-from recbole_unlearn.evaluation.fidelity import View, ceiling, compare, overlap
+from recbole_unlearn.comparison import fidelity as module
+from recbole_unlearn.comparison.fidelity import View, ceiling, compare, overlap
 from recbole_unlearn.quick_start import run_unlearn
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from recbole_unlearn.methods.gradient_ascent import ascent_loss
-from recbole_unlearn.methods.pairwise import last_epochs, logged_triples
+from recbole_unlearn.methods.triples import last_epochs, logged_triples
 
 
 def mean_loss(P, Q, triples):

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from recbole_unlearn.methods.ifru import importance
-from recbole_unlearn.methods.pairwise import curvature, last_epochs, logged_triples
+from recbole_unlearn.methods.triples import curvature, last_epochs, logged_triples
 
 
 def test_importance_spreads_one_hop():

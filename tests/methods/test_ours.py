@@ -5,7 +5,7 @@ import copy
 import numpy as np
 import torch
 
-from recbole_unlearn.methods.pairwise import logged_triples
+from recbole_unlearn.methods.triples import logged_triples
 from recbole_unlearn.unlearners import InfluenceUnlearner
 
 

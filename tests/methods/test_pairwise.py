@@ -6,8 +6,8 @@ import torch
 from recbole.data.interaction import Interaction
 from recbole.model.loss import BPRLoss
 
-from recbole_unlearn.input_error import InputError
-from recbole_unlearn.methods.pairwise import last_epochs, logged_triples, margins
+from recbole_unlearn.errors import InputError
+from recbole_unlearn.methods.triples import last_epochs, logged_triples, margins
 
 
 @pytest.mark.parametrize("which", ["task", "graph_task"])

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from recbole.data.interaction import Interaction
 
+from recbole_unlearn.errors import InputError
 from recbole_unlearn.evaluation import ranking
 from recbole_unlearn.evaluation.ranks import RankedLoader
-from recbole_unlearn.input_error import InputError
 from recbole_unlearn.methods import receraser, shards
 from recbole_unlearn.methods.receraser import Aggregated, Points, RecEraser, assign, cluster
 from recbole_unlearn.trainer import BPRTrainer

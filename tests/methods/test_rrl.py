@@ -3,8 +3,8 @@
 import numpy as np
 import torch
 
-from recbole_unlearn.methods.pairwise import curvature, logged_triples
 from recbole_unlearn.methods.rrl import distance, fisher, reversed_loss
+from recbole_unlearn.methods.triples import curvature, logged_triples
 
 
 def triples_and_tables(task, rows, epochs):

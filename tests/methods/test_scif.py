@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from recbole_unlearn.methods.pairwise import last_epochs, logged_triples
+from recbole_unlearn.methods.triples import last_epochs, logged_triples
 
 
 def test_each_target_user_takes_the_newton_step_of_the_cleaned_history(task, rows, run):

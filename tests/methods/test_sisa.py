@@ -6,10 +6,10 @@ import torch
 from recbole.data.interaction import Interaction
 from recbole.trainer.trainer import Trainer
 
+from recbole_unlearn.errors import InputError
 from recbole_unlearn.evaluation import ranking
 from recbole_unlearn.evaluation.forgetting import percentiles, scores
 from recbole_unlearn.evaluation.ranks import RankedLoader
-from recbole_unlearn.input_error import InputError
 from recbole_unlearn.methods import shards
 from recbole_unlearn.methods.sisa import SISA, MeanScore
 from recbole_unlearn.trainer import BPRTrainer

@@ -5,9 +5,9 @@ import pytest
 import torch
 from scipy.optimize import minimize
 
+from recbole_unlearn.errors import InputError
 from recbole_unlearn.evaluation import ranking
 from recbole_unlearn.evaluation.forgetting import scores
-from recbole_unlearn.input_error import InputError
 from recbole_unlearn.methods.receraser import Points
 from recbole_unlearn.methods.ultrare import (
     UltraRE,

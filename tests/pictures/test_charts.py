@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from recbole_unlearn import methods
-from recbole_unlearn.pictures import figures, interactive, png, svg
-from recbole_unlearn.pictures.chart import LOOKS, Axis, Chart, Picture, Series, looks, ticks
+from recbole_unlearn.reports.pictures import figures, interactive, png, svg
+from recbole_unlearn.reports.pictures.chart import LOOKS, Axis, Chart, Picture, Series, looks, ticks
 
 METHODS = tuple(methods.METHODS)
 RATIOS = (0.010, 0.015, 0.020, 0.025, 0.030, 0.035)

@@ -1,0 +1,1 @@
+"""How near methods and models come to retraining, over seeds."""

@@ -1,0 +1,279 @@
+"""How close unlearning comes to retraining, read against how far two retrained models are from each other.
+
+M seeds each of the original and of the retrained model are trained on one frozen split. Every method then unlearns
+from each of the M originals. Nothing of a retrained model is used to unlearn.
+"""
+
+import itertools
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from tqdm import tqdm
+
+from recbole_unlearn.devices import read
+from recbole_unlearn.evaluation.forgetting import scores
+from recbole_unlearn.evaluation.ranking import evaluate
+from recbole_unlearn.settings.config import changed
+from recbole_unlearn.storage import checkpoints
+from recbole_unlearn.trainer import make_trainer
+from recbole_unlearn.training import Run, new_model, quiet
+from recbole_unlearn.unlearners import SUPPORTED, unlearner_of
+
+# Settings of each row of the table; 'replay' and 'influence' are ours, 'paper' is UBPR's equation (7).
+METHODS = {
+    "nothing done": None,
+    "paper's step": {"paper": True, "method": "influence", "curvature": "hessian", "damping": "none",
+                     "pool_return": False, "log_epochs": 1},
+    "influence": {"method": "influence"},
+    "replay": {"method": "replay", "replay_rows": "touched"},
+    "replay, all rows": {"method": "replay", "replay_rows": "all"},
+}  # fmt: skip
+TOP_K = 10
+UNAFFECTED_USERS = 500
+
+
+def methods_for(config):
+    """`METHODS` that a configuration's model has."""
+    if config["model"] in SUPPORTED:
+        return METHODS
+    return {name: METHODS[name] for name in ("nothing done", "influence")}
+
+
+@dataclass
+class View:
+    """What is compared of one model.
+
+    Attributes:
+        percentile: rank percentile of each forgotten pair among the items its user never had, ``[pairs]``.
+        margin: score of each forgotten pair minus the mean score of these items, ``[pairs]``.
+        held_out: percentile of each matched held-out pair, ``[pairs]``.
+        affected, unaffected: top-K items of the users with and of users without forgotten pairs, ``[users, K]``.
+        metrics (dict): HR@10, NDCG@10, ... on the held-out items, full ranking.
+    """
+
+    percentile: np.ndarray
+    margin: np.ndarray
+    held_out: np.ndarray
+    affected: np.ndarray
+    unaffected: np.ndarray
+    metrics: dict
+
+    @property
+    def auc(self):
+        """Forget-set AUC."""
+        return float(self.percentile.mean())
+
+    @property
+    def membership(self):
+        """AUC of telling forgotten pairs from matched held-out pairs by their percentile; 0.5 is chance."""
+        ranks = pd.Series(np.concatenate([self.held_out, self.percentile])).rank().to_numpy()
+        n, m = len(self.percentile), len(self.held_out)
+        return float((ranks[m:].sum() - n * (n + 1) / 2) / (n * m))
+
+
+class Observer:
+    """Looks at models of one split and forget set, always at the same pairs and users."""
+
+    def __init__(self, config, split, rows, seed=0):
+        self.config, self.split = config, split
+        self.users, self.items = split.users[rows], split.items[rows]
+        rng = np.random.default_rng(seed)
+        self.unique, self.inverse = np.unique(self.users, return_inverse=True)
+        others = np.setdiff1d(np.unique(split.users), self.unique)
+        self.others = np.sort(rng.choice(others, min(UNAFFECTED_USERS, len(others)), replace=False))
+        self.held_out = self._matched(rng)
+        self.seen = split.seen()
+        keep = np.ones(split.n_rows, bool)
+        keep[rows] = False
+        users, items = split.users[keep], split.items[keep]
+        ptr = np.searchsorted(users, np.arange(split.n_users + 1))
+        self.trained = lambda user: items[ptr[user] : ptr[user + 1]]
+        self.trainer = make_trainer(config, new_model(config, split))
+        self.trainer.eval_collector.data_collect(split.train)
+
+    def _matched(self, rng):
+        """A held-out pair for each forgotten one: of the same user if possible, of the nearest item popularity."""
+        split = self.split
+        popularity = np.bincount(split.items, minlength=split.n_items)
+        held = [loader._dataset.inter_feat for loader in (split.valid, split.test)]
+        data = split.test._dataset
+        users = np.concatenate([h[data.uid_field].numpy() for h in held])
+        items = np.concatenate([h[data.iid_field].numpy() for h in held])
+        pairs = []
+        for user, item in zip(self.users, self.items, strict=True):
+            own = np.flatnonzero(users == user)
+            pool = own if len(own) else rng.integers(0, len(users), 50)
+            best = pool[np.argmin(np.abs(np.log1p(popularity[items[pool]]) - np.log1p(popularity[item])))]
+            pairs.append((users[best], items[best]))
+        return np.array(pairs)
+
+    def view(self, model):
+        """Look at a model."""
+        split, field = self.split, self.split.train._dataset.uid_field
+        percentile, margin = np.empty(len(self.users)), np.empty(len(self.users))
+        held = np.empty(len(self.users))
+        everyone, where = np.unique(
+            np.concatenate([self.unique, self.others, self.held_out[:, 0]]), return_inverse=True
+        )
+        top = np.empty((len(everyone), TOP_K), np.int64)
+        at_forgotten = np.searchsorted(everyone, self.users)
+        at_held = np.searchsorted(everyone, self.held_out[:, 0])
+        for part, batch in scores(model, everyone, field):
+            for position, row in zip(range(part.start, part.stop), batch, strict=True):
+                user = everyone[position]
+                unseen = np.ones(split.n_items, bool)
+                unseen[0] = False
+                unseen[self.seen(user)] = False
+                others = np.sort(row[unseen].astype(np.float64))
+                pairs = np.flatnonzero(at_forgotten == position)
+                percentile[pairs] = _rank(others, row[self.items[pairs]])
+                margin[pairs] = row[self.items[pairs]] - others.mean()
+                pairs = np.flatnonzero(at_held == position)
+                held[pairs] = _rank(others, row[self.held_out[pairs, 1]])
+                row = row.copy()
+                row[0] = -np.inf
+                row[self.trained(user)] = -np.inf
+                top[position] = np.argpartition(-row, TOP_K)[:TOP_K]
+        n, m = len(self.unique), len(self.others)
+        metrics = evaluate(self.trainer, model, split, self.config["seed"], protocols={"full": 0})["full"]
+        return View(percentile, margin, held, top[where[:n]], top[where[n : n + m]], metrics)
+
+
+def _rank(others, own):
+    return (np.searchsorted(others, own, "left") + np.searchsorted(others, own, "right")) / 2 / len(others)
+
+
+def overlap(a, b):
+    """Mean share of common items in two arrays of top-K lists ``[users, K]``."""
+    if len(a) == 0:
+        return float("nan")
+    return float(np.mean([len(np.intersect1d(x, y)) / len(x) for x, y in zip(a, b, strict=True)]))
+
+
+def ceiling(before, after):
+    """Highest correlation with the mean change that its noise over seeds allows, from split halves.
+
+    Args:
+        before, after: margins of the original and retrained models, ``[seeds, pairs]``.
+
+    Returns:
+        float: ``sqrt(2r / (1 + r))``, r the mean correlation of the changes of two halves of the seeds
+        (Spearman-Brown).
+    """
+    n = len(after)
+    halves = [list(half) for half in itertools.combinations(range(n), n // 2)]
+    values = []
+    for half in halves:
+        rest = [i for i in range(n) if i not in half]
+        one, two = (after[part].mean(0) - before[part].mean(0) for part in (half, rest))
+        values.append(np.corrcoef(one, two)[0, 1])
+    r = max(float(np.mean(values)), 0.0)
+    return float(np.sqrt(2 * r / (1 + r)))
+
+
+def compare(retrained, originals, unlearned):
+    """Figures of one method.
+
+    Args:
+        retrained, originals, unlearned: lists of `View`, one a seed.
+
+    Returns:
+        dict of floats. ``*_sd`` are standard deviations over seeds, ``*_z`` distances to the retrained mean in standard
+        deviations of the retrained models; ``*_ratio`` distances to retrained models over the median distance of two.
+    """
+    from scipy.stats import ks_2samp, wasserstein_distance  # here: it costs half a second that few runs need
+
+    result = {}
+
+    def against(name, value, reference):
+        got, want = np.array([value(v) for v in unlearned]), np.array([value(v) for v in reference])
+        result[name], result[f"{name}_sd"] = float(got.mean()), float(got.std(ddof=1))
+        spread = want.std(ddof=1)
+        result[f"{name}_z"] = float((got.mean() - want.mean()) / spread) if spread else float("nan")
+
+    against("forget_auc", lambda v: v.auc, retrained)
+    against("membership_auc", lambda v: v.membership, retrained)
+    for metric in unlearned[0].metrics:
+        against(metric, lambda v, metric=metric: v.metrics[metric], retrained)
+    pairs = list(itertools.combinations(retrained, 2))
+    cross = [(u, r) for i, u in enumerate(unlearned) for j, r in enumerate(retrained) if i != j]
+    for name, distance in (("ks", lambda a, b: ks_2samp(a, b).statistic), ("wasserstein", wasserstein_distance)):
+        floor = np.median([distance(a.percentile, b.percentile) for a, b in pairs])
+        result[f"{name}_ratio"] = float(np.mean([distance(u.percentile, r.percentile) for u, r in cross]) / floor)
+    for name in ("affected", "unaffected"):
+        result[f"overlap_{name}"] = float(np.mean([overlap(getattr(u, name), getattr(r, name)) for u, r in cross]))
+        result[f"overlap_{name}_floor"] = float(
+            np.mean([overlap(getattr(a, name), getattr(b, name)) for a, b in pairs])
+        )
+    before = np.array([v.margin for v in originals])
+    after = np.array([v.margin for v in retrained])
+    predicted = np.array([v.margin for v in unlearned]) - before
+    true = after.mean(0) - before.mean(0)
+    limit = ceiling(before, after)
+    single = [np.corrcoef(p, true)[0, 1] if p.std() else float("nan") for p in predicted]
+    result |= {
+        "mean_change": float(predicted.mean()),
+        "true_mean_change": float(true.mean()),
+        "correlation": float(np.mean(single)),
+        "correlation_sd": float(np.std(single, ddof=1)),
+        "ceiling": limit,
+        "of_ceiling": float(np.mean(single)) / limit if limit else float("nan"),
+    }
+    return result
+
+
+def fidelity(trained, rows, seeds=6, methods=None, show_progress=True):
+    """Measure methods on one forget set.
+
+    Args:
+        trained (TrainedSeeds): split and cache of the models; missing ones are trained.
+        rows: sorted int array of rows to forget.
+        seeds (int): M, at least 3.
+        methods (dict, optional): name -> settings that differ from the configuration, or None for doing nothing;
+            default: METHODS.
+
+    Returns:
+        dict: method -> figures of `compare` plus ``seconds`` and ``details`` of its solver; 'retrained' likewise.
+    """
+    if seeds < 3:
+        raise ValueError("fidelity needs at least 3 seeds")
+    config, split = trained.config, trained.split
+    first, forgotten = config["seed"], tuple(int(r) for r in rows)
+    originals = [Run(first + n, (), True) for n in range(seeds)]
+    retrainings = [Run(first + n, forgotten) for n in range(seeds)]
+    trained.train(originals + retrainings, show_progress)
+    with quiet():
+        observer = Observer(config, split, rows)
+        remaining = split.remaining_dataset(rows)
+
+        def trained_model(run):
+            """As it was trained: some models draw at random, when they are built, what they hold of the data."""
+            model = new_model(config, split, run.seed, remaining if run.forgotten else None)
+            model.load_state_dict(read(trained.path(run))["state_dict"])
+            return model
+
+        before, after = ([observer.view(trained_model(run)) for run in runs] for runs in (originals, retrainings))
+        results = {"retrained": compare(after, before, after)}
+        results["retrained"]["seconds"] = float(np.median([trained.seconds(run) for run in retrainings]))
+        methods = methods or methods_for(config)
+        for name in tqdm(methods, "Methods", ncols=100, disable=not show_progress):
+            views, seconds, details = [], [], []
+            for run, view in zip(originals, before, strict=True):
+                if methods[name] is None:
+                    views.append(view)
+                    continue
+                model, setting = trained_model(run), changed(config, **methods[name])
+                unlearner = unlearner_of(model, setting, split, *checkpoints.load(trained.path(run)))
+                unlearner.warm_up()
+                unlearned = unlearner.unlearn(rows)
+                seconds.append(unlearned.seconds)
+                report = unlearned.report()
+                report.pop("history", None)
+                details.append(report)
+                unlearner.apply(rows, unlearned)
+                views.append(observer.view(unlearner.served(model)))
+            results[name] = compare(after, before, views)
+            results[name]["seconds"] = float(np.median(seconds)) if seconds else 0.0
+            results[name]["details"] = details
+    return results

@@ -1,0 +1,68 @@
+"""What a kept figure depends on, so that it is measured anew when that was changed."""
+
+import ast
+import hashlib
+import inspect
+import sys
+from functools import cache
+from pathlib import Path
+
+from recbole_unlearn.methods.base import Method
+
+PACKAGE = Path(__file__).parents[1]
+JUDGES = ("evaluation.ranking", "evaluation.forgetting", "evaluation.geometry", "comparison.beside")
+
+
+@cache
+def sources(*modules: str, root: Path = PACKAGE) -> str:
+    """Checksum of the sources of modules, and of all of this package that they import, directly or not.
+
+    Args:
+        modules: names below the package, such as ``methods.ours``.
+        root: the package's folder.
+    """
+    found, left = {}, list(modules)
+    while left:
+        name = left.pop()
+        if name not in found and (file := _file(root, name)):
+            found[name] = file.read_bytes()
+            left += _imported(found[name])
+    checksum = hashlib.sha256()
+    for name, source in sorted(found.items()):
+        checksum.update(f"{name}\0".encode() + source + b"\0")
+    return checksum.hexdigest()
+
+
+def _file(root: Path, name: str) -> Path | None:
+    path = root.joinpath(*name.split("."))
+    for file in (path.with_suffix(".py"), path / "__init__.py"):
+        if file.is_file():
+            return file
+    return None
+
+
+def _imported(source: bytes) -> list[str]:
+    """Names below the package that a source may import: of ``from a import b``, a and a.b."""
+    names = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names += [node.module, *(f"{node.module}.{each.name}" for each in node.names)]
+        elif isinstance(node, ast.Import):
+            names += [each.name for each in node.names]
+    prefix = f"{PACKAGE.name}."
+    return [name.removeprefix(prefix) for name in names if name.startswith(prefix)]
+
+
+def measured_by(method: type[Method] | None) -> str:
+    """Checksum of what measures a method, and of the method and all that it uses; None: of an original, or a model."""
+    own = [each.__module__.removeprefix(f"{PACKAGE.name}.") for each in _classes(method)]
+    return sources(*JUDGES, *own)
+
+
+def prepared_by(method: type[Method] | None) -> list[str]:
+    """Sources of a method's own files: what it trained beforehand is kept by these alone, since that may take hours."""
+    return [inspect.getsource(sys.modules[each.__module__]) for each in _classes(method)]
+
+
+def _classes(method):
+    return [each for each in (method.__mro__ if method else ()) if issubclass(each, Method) and each is not Method]

@@ -1,0 +1,1 @@
+"""RecBole as it is, made to run on today's packages."""

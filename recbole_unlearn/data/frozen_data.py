@@ -1,0 +1,106 @@
+"""A data set as a model knows it, kept in the model's log once the ``.inter`` file has lost lines.
+
+RecBole numbers users and items in the order in which the file names them, and splits it by its length. After lines
+were removed from it, ids and split would be others, and the model's rows would belong to other users. So the split is
+kept in RecBole's own form for ready splits (``benchmark_filename``), and the numbering in ``tokens.json``, in which
+users and items of whom nothing is left have lost their names.
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from recbole.data.dataset import Dataset
+from recbole.utils import FeatureType
+
+from recbole_unlearn.data.fingerprint import tokens_checksum
+from recbole_unlearn.storage.files import write_atomically
+
+PARTS = ("train", "valid", "test")
+
+
+def settings(config):
+    """The configuration under which the frozen data set is read."""
+    inter = config["load_col"]["inter"]
+    columns = {"inter": inter if inter == "*" else list(inter)}
+    done = {"unload_col": None, "normalize_field": None, "normalize_all": None}  # the numbers are written as they are
+    return {"benchmark_filename": list(PARTS), "load_col": columns, **done}
+
+
+def folder(log):
+    """``data_path`` of the data set frozen in a log's folder."""
+    return Path(log) / "data"
+
+
+class Frozen:
+    """A split without some rows, to be written.
+
+    Args:
+        split (Split): the split.
+        rows: sorted int array of the training rows to leave out.
+
+    Attributes:
+        fingerprint (dict): of the training data, as the frozen data set gives it.
+    """
+
+    def __init__(self, split, rows):
+        self.split = split
+        data = split.train._dataset
+        keep = np.delete(np.arange(split.n_rows), rows)
+        # in the log's order, so that reading it gives the log's rows again
+        self.parts = [
+            _frame(data, split.data_row[keep]),
+            *(_frame(loader._dataset, np.arange(len(loader._dataset))) for loader in (split.valid, split.test)),
+        ]
+        self.tokens = {
+            "users": self._named(data, data.uid_field, split.users[rows]),
+            "items": self._named(data, data.iid_field, split.items[rows]),
+        }
+        named = {part: tokens_checksum(["[PAD]", *tokens]) for part, tokens in self.tokens.items()}
+        self.fingerprint = {**split.fingerprint_without(rows), **named}
+
+    def _named(self, data, field, forgotten):
+        """Tokens by id, from 1 on; those that only the forgotten rows still named have lost their names."""
+        left = set().union(*(part[f"{field}:token"] for part in self.parts))
+        tokens = [str(token) for token in data.field2id_token[field]]
+        for n in np.unique(forgotten):
+            if tokens[n] not in left:
+                tokens[n] = f"[forgotten {n}]"
+        return tokens[1:]
+
+    def write(self, log):
+        """Write the data set into a log's folder."""
+        config = self.split.config
+        target = folder(log) / config["dataset"]
+        target.mkdir(parents=True)
+        write_atomically(target / "tokens.json", json.dumps(self.tokens).encode())
+        for name, part in zip(PARTS, self.parts, strict=True):
+            text = part.to_csv(sep=config["field_separator"], index=False, lineterminator="\n")
+            write_atomically(target / f"{config['dataset']}.{name}.inter", text.encode(config["encoding"] or "utf-8"))
+
+
+def _frame(data, rows):
+    """Some rows of a built data set as a DataFrame with typed column names: the ids' tokens, and the numbers."""
+    columns = {}
+    for field, values in data.inter_feat.interaction.items():
+        if field in (data.uid_field, data.iid_field):
+            columns[f"{field}:token"] = data.id2token(field, values.numpy()[rows])
+        elif data.field2type.get(field) == FeatureType.FLOAT:
+            columns[f"{field}:float"] = values.numpy()[rows].astype(float)
+    return pd.DataFrame(columns)
+
+
+def is_frozen(config):
+    """Whether the configuration's data set is a frozen one."""
+    return bool(config["benchmark_filename"]) and (Path(config["data_path"]) / "tokens.json").is_file()
+
+
+class FrozenDataset(Dataset):
+    """RecBole's ``Dataset`` with the ids of ``tokens.json``."""
+
+    def _remap(self, remap_list):
+        known = json.loads((Path(self.dataset_path) / "tokens.json").read_text("utf-8"))
+        known = {self.uid_field: known["users"], self.iid_field: known["items"]}
+        first = [(pd.DataFrame({f: known[f]}), f, kind) for _, f, kind in remap_list[:1] if f in known]
+        super()._remap([*first, *remap_list])

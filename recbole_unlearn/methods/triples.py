@@ -1,0 +1,165 @@
+"""Triples of any pairwise RecBole model: batches, score differences, and the curvature of their loss."""
+
+import numpy as np
+import torch
+from recbole.data.interaction import Interaction
+from recbole.model.loss import BPRLoss
+
+from recbole_unlearn.devices import array, placed
+from recbole_unlearn.errors import InputError
+from recbole_unlearn.influence.objective import Triples, sampled_triples
+from recbole_unlearn.influence.operators import AutogradCurvature, DotProductCurvature, UserTriples, logistic_curvature
+from recbole_unlearn.influence.solver import conjugate_gradient, preconditioner
+
+BATCH = 2**17  # triples that automatic differentiation takes at once
+
+
+def logged_triples(log, rows, epochs):
+    """Triples that some rows anchor, averaged over the last logged epochs.
+
+    Args:
+        rows: sorted int array of rows of the log.
+        epochs: numbers of the epochs.
+
+    Returns:
+        Triples
+    """
+    users, items = np.asarray(log.users[rows], np.int64), np.asarray(log.items[rows], np.int64)
+    return sampled_triples(users, items, log.gather(rows, epochs))
+
+
+def last_epochs(stored, count):
+    """Numbers of the last ``count`` epochs of those that a checkpoint's weights were trained for."""
+    trained = stored["triple_log"]["epochs"]
+    return np.arange(max(trained - max(count, 1), 0), trained)
+
+
+def batch(model, triples):
+    """RecBole's Interaction of triples."""
+    columns = {model.USER_ID: triples.users, model.ITEM_ID: triples.pos, model.NEG_ITEM_ID: triples.neg}
+    return Interaction({name: torch.from_numpy(np.asarray(ids, np.int64)) for name, ids in columns.items()}).to(
+        model.device
+    )
+
+
+def margins(model, triples):
+    """Score differences x of triples, ``[n]``, differentiable; the loss of each is -log sigmoid(x).
+
+    RecBole's models only return the mean loss. What they hand to its ``BPRLoss`` is caught on the way, so that this
+    holds for every model that uses it.
+
+    Raises:
+        InputError: the model does not.
+    """
+    caught = []
+
+    def forward(self, pos_score, neg_score):
+        caught.append(pos_score - neg_score)
+        return caught[0].sum()
+
+    own, BPRLoss.forward = BPRLoss.forward, forward
+    try:
+        model.calculate_loss(batch(model, triples))
+    finally:
+        BPRLoss.forward = own
+    if len(caught) != 1 or caught[0].numel() != len(triples):
+        raise InputError(f"model {type(model).__name__} has no loss of single triples that this method could use")
+    return caught[0].view(-1)
+
+
+def curvature(model, log, rows, epochs, exact=False):
+    """Curvature and gradient of the loss, summed over some rows' triples, over ``model.parameters()`` as one vector.
+
+    Without L2, or other terms of the model's loss. In closed form for BPR, by automatic differentiation for others.
+
+    Args:
+        rows: sorted int array of rows of the log; may be empty.
+        epochs: logged epochs that the triples are averaged over.
+        exact (bool): the Hessian; else its Gauss-Newton part.
+
+    Returns:
+        object with ``size``, ``matvec(v)`` and ``gradient()``.
+    """
+    if type(model).__name__ == "BPR":
+        P, Q = (array(part.weight) for part in (model.user_embedding, model.item_embedding))
+        negatives = np.concatenate([log.epoch(epoch)[rows] for epoch in epochs], axis=1)
+        triples = UserTriples(log.users[rows], log.items[rows], negatives, len(P), len(Q), 1 / len(epochs))
+        return DotProductCurvature(triples, P, Q, exact)
+    triples = logged_triples(log, rows, epochs)
+    ends = range(0, max(len(triples), 1), BATCH)
+    parts = [
+        Triples(*(column[n : n + BATCH] for column in (triples.users, triples.pos, triples.neg, triples.weight)))
+        for n in ends
+    ]
+    parts = [part for part in parts if len(part)]
+
+    def weight(part):
+        return placed(model, part.weight)
+
+    def loss(part):
+        return -(weight(part) * torch.nn.functional.logsigmoid(margins(model, part))).sum()
+
+    def outputs(part):
+        x = margins(model, part)
+        return x, logistic_curvature(x, weight(part))
+
+    return AutogradCurvature(list(model.parameters()), parts, loss, None if exact else outputs)
+
+
+def load_kernels(task, exact=False):
+    """Load (or, the very first time, compile) the kernels, so that a request is timed without."""
+    operator = curvature(task.model(), task.log, np.zeros(1, np.int64), [0], exact)
+    if isinstance(operator, DotProductCurvature):
+        operator.matvec(operator.gradient())
+        operator.diagonal()
+        preconditioner(operator, 1.0)
+
+
+class Restricted:
+    """A curvature on some entries of the vector only: ``mask C mask + damping`` there, ``damping`` elsewhere."""
+
+    def __init__(self, curvature, mask, damping):
+        self.curvature, self.mask, self.damping = curvature, mask, damping
+        self.size = curvature.size
+
+    def matvec(self, v):
+        return self.mask * self.curvature.matvec(self.mask * v) + self.damping * v
+
+
+def solve_on(curvature, mask, damping, z, tolerance, max_iterations):
+    """Solve ``(C + damping) t = z`` restricted to the entries where ``mask`` is 1; the others are 0.
+
+    Args:
+        mask: float64 ``[size]`` of zeros and ones, the same within an embedding row.
+        damping (float): added to the diagonal.
+
+    Returns:
+        (Tensor, SolveReport)
+    """
+    closed = isinstance(curvature, DotProductCurvature)
+    precondition = preconditioner(curvature, damping) if closed else None
+    operator = Restricted(curvature, mask, damping)
+    return conjugate_gradient(operator, mask * z, precondition, tolerance, max_iterations)
+
+
+def embedding_mask(model, users, items):
+    """1 at the entries of some users' and items' embedding rows, 0 elsewhere: float64, flat over the parameters.
+
+    Raises:
+        InputError: the model has no such embeddings.
+    """
+    named = dict(model.named_parameters())
+    if not {"user_embedding.weight", "item_embedding.weight"} <= named.keys():
+        raise InputError(f"model {type(model).__name__} has no embedding row a user and an item that could be changed")
+    masks = {name: torch.zeros(value.shape, dtype=torch.float64) for name, value in named.items()}
+    masks["user_embedding.weight"][torch.as_tensor(users, dtype=torch.int64)] = 1
+    masks["item_embedding.weight"][torch.as_tensor(items, dtype=torch.int64)] = 1
+    return torch.cat([mask.view(-1) for mask in masks.values()])
+
+
+@torch.no_grad()
+def add_to(model, step):
+    """Add a flat float64 vector to ``model.parameters()``."""
+    parts = torch.split(step, [value.numel() for value in model.parameters()])
+    for value, part in zip(model.parameters(), parts, strict=True):
+        value.copy_((value.double().cpu() + part.view_as(value)).to(value.dtype))

@@ -1,0 +1,1 @@
+"""What `run_unlearn` does, from the request to what is written."""

@@ -1,0 +1,79 @@
+"""What ranks other than 0 do: take part in what rank 0 orders, see `distributed`."""
+
+import logging
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+
+import numpy as np
+from recbole.utils import init_seed
+
+from recbole_unlearn import distributed
+from recbole_unlearn.data.split import Split
+from recbole_unlearn.errors import InputError
+from recbole_unlearn.opening import configure, open_unlearner
+from recbole_unlearn.storage import checkpoints
+from recbole_unlearn.training import train
+
+
+def follow():
+    """Take part until rank 0 has finished. Raises OtherRankFailed where it, or another rank, fails."""
+    logging.getLogger().setLevel(logging.ERROR)
+    follower = Follower()
+    for name, arguments in distributed.orders():
+        getattr(follower, name)(**arguments)
+
+
+class Follower:
+    """One method an order; it reads what rank 0 wrote, writes nothing, and returns nothing."""
+
+    def open(self, arguments, fingerprint):
+        """Read configuration and data as rank 0 has."""
+        with ExitStack() as held:
+            self.config, self.stored, self.log = configure(held, *arguments)
+        init_seed(self.config["seed"], self.config["reproducibility"])
+        self.split = Split(self.config)
+        if self.stored:
+            self.split = self.split.align(self.log)
+        if self.split.fingerprint != fingerprint:
+            raise InputError(
+                f"{self.config['data_path']} holds other interactions here than on rank 0; give all ranks the same data"
+            )
+
+    def train(self, path, forgotten, seed, log_negatives):
+        self.config["checkpoint_dir"] = str(Path(path).parent)
+        forgotten = None if forgotten is None else np.array(forgotten, np.int64)
+        train(self.config, self.split, path, forgotten, seed, log_negatives)
+
+    def open_unlearner(self, checkpoint, run_id):
+        self.stored, self.log = checkpoints.load(checkpoint, verify=False)
+        if self.log.run_id != run_id:
+            raise InputError(
+                f"checkpoint {checkpoint} is another one here than on rank 0; give all ranks the same files"
+            )
+        _, self.unlearner = open_unlearner(self.config, self.split, self.stored, self.log, checkpoint)
+        self.unlearner.warm_up()
+
+    def unlearn(self, rows):
+        self.request = np.array(rows, np.int64)
+        self.unlearned = self.unlearner.unlearn(self.request)
+
+    def apply(self):
+        self.unlearner.apply(self.request, self.unlearned)
+
+
+def main():
+    """A rank that rank 0's process has started."""
+    try:
+        with distributed.joined(timeout=int(sys.argv[1])):
+            follow()
+    except distributed.OtherRankFailed:
+        return 2
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,228 @@
+"""What a run writes, where, and in which order, so that a crash at any moment leaves nothing half."""
+
+import logging
+import os
+import secrets
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+
+import numpy as np
+
+from recbole_unlearn.compat.recbole_models import CACHES
+from recbole_unlearn.data import frozen_data
+from recbole_unlearn.data.frozen_data import Frozen
+from recbole_unlearn.errors import InputError
+from recbole_unlearn.settings.shown import public
+from recbole_unlearn.storage import audit, checkpoints, inter_file, paths, purging
+from recbole_unlearn.storage.files import is_debris, locked, remove
+from recbole_unlearn.storage.triple_log import log_path
+from recbole_unlearn.unlearners import guard
+
+
+def output_folder(config):
+    if config["output_dir"]:
+        folder = Path(config["output_dir"])
+        purging.tidy(folder)
+        if folder.exists() and (not folder.is_dir() or not all(map(is_debris, folder.iterdir()))):
+            raise InputError(f"output_dir {folder} exists and is not an empty folder; name a new one")
+        return folder
+    stem = f"{config['model']}-{config['dataset']}-{datetime.now():%Y-%m-%d_%H-%M-%S}"
+    folder, n = Path(config["checkpoint_dir"]) / stem, 1
+    for earlier in folder.parent.glob("*/"):
+        purging.tidy(earlier)
+    while folder.exists():
+        n += 1
+        folder = Path(config["checkpoint_dir"]) / f"{stem}-{n}"
+    return folder
+
+
+def check_paths(config, output, config_file_list=None, saved=True):
+    """Raises InputError where one path of a run would overwrite, or be deleted with, another.
+
+    Args:
+        output (Path): the run's folder.
+        config_file_list (list of str, optional): that the configuration was read from.
+    """
+    checkpoint, purged = config["checkpoint"], config["purge"] and saved
+    given = {"forget_file": config["forget_file"], "forget_requests": config["forget_requests"]}
+    given |= {f"config file {file}": file for file in config_file_list or []}
+    data = Path(config["data_path"])
+    frozen = checkpoint and data.resolve().is_relative_to(frozen_data.folder(log_path(checkpoint)).resolve())
+    if saved:
+        paths.check_written("output_dir" if config["output_dir"] else "checkpoint_dir", output, checkpoint)
+        _check_audit(config, output, {**given, "checkpoint": checkpoint, ".inter": data / f"{config['dataset']}.inter"})
+    if purged and checkpoint:
+        given |= {"the working folder": Path.cwd()} | ({} if frozen else {"data_path": data})
+        for key, path in given.items():
+            if path is not None:
+                paths.check_kept(key, path, checkpoint)
+    for key in ("fidelity_cache", "comparison_cache"):
+        if config[key]:
+            paths.check_written(key, config[key], checkpoint)
+
+
+def _check_audit(config, output, others):
+    if config["audit"] is None:
+        return
+    path = output / config["audit"] if Path(config["audit"]).name == config["audit"] else Path(config["audit"])
+    ours = os.path.realpath(path.parent) == os.path.realpath(output)
+    if ours and (path.name in paths.OUTPUT_NAMES or path.suffix == ".triples"):
+        raise InputError(f"audit {path}: the run writes a file of this name itself; name another")
+    paths.check_written("audit", path, config["checkpoint"])
+    paths.check_apart("audit", path, others)
+
+
+def claim(held, folder):
+    """Make the output folder and keep other processes out of it; tidies up after a killed one."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("unlearned.pth", "model.pth"):
+        held.enter_context(locked(folder / name))
+    purging.recover(folder / "unlearned.pth")
+    if not all(map(is_debris, folder.iterdir())):  # again, now that nobody else can be writing
+        raise InputError(f"output_dir {folder} was filled by another process meanwhile; name a new one")
+    held.enter_context(_nothing_half(folder))
+    return folder
+
+
+@contextmanager
+def _nothing_half(folder):
+    """Empty a folder of ours where the system, or the input, stopped us before there was a whole checkpoint in it."""
+    try:
+        yield
+    except Exception:
+        if not any(folder.glob("*.pth")):
+            for entry in folder.iterdir():
+                if not entry.name.endswith(".lock"):
+                    remove(entry)
+        raise
+
+
+@contextmanager
+def in_one_line(folder, other="output_dir"):
+    """Say in one line what the system refused: a full disk, a read-only folder. ``other``: what to name instead."""
+    existed = folder.exists()
+    try:
+        yield
+    except (OSError, InputError) as error:
+        if not existed and folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
+        if isinstance(error, InputError):
+            raise
+        what = f"{error.filename}: {error.strerror}" if error.filename else error.strerror or str(error)
+        raise InputError(
+            f"cannot write to {folder} ({what}); make room, give rights or name another {other}"
+        ) from error
+
+
+def save_unlearned(path, stored, log, unlearned, split, rows, config, inter=None, guarded=None):
+    """The new checkpoint and its log, in neither of which the forgotten rows occur.
+
+    ``inter``: the user's interactions file if it loses lines; ids and split are kept with the log then, see `Frozen`.
+    ``guarded``: the `Guard` of the original.
+    """
+    run_id = secrets.token_hex(8)
+    inter = str(inter) if inter else (stored.get("data") or {}).get("inter")
+    frozen = Frozen(split, rows) if inter else None
+    fingerprint = frozen.fingerprint if frozen else split.fingerprint_without(rows)
+
+    def write_log(folder):
+        log.without(rows, folder, run_id, fingerprint, unlearned.snapshots, split.popularity(), split.repeatable)
+        guard.inherit(guarded, folder, unlearned.state_dict)
+        if frozen:
+            frozen.write(folder)
+
+    state = {
+        **stored,
+        "config": public(config),
+        "state_dict": unlearned.state_dict,
+        # RecBole would serve the original's propagated embeddings
+        "other_parameter": {k: v for k, v in (stored.get("other_parameter") or {}).items() if k not in CACHES},
+        "triple_log": {"run_id": run_id, "epochs": stored["triple_log"]["epochs"]},
+    }
+    if frozen:
+        state["data"] = {"inter": inter}
+        state["config"] |= frozen_data.settings(config)
+        state["config"]["data_path"] = str(frozen_data.folder(log_path(path)) / config["dataset"])
+    checkpoints.save_with_log(path, state, write_log)
+
+
+def erasure_of(config, split, rows, stored):
+    """What `purge` is to remove from the data set: keyword arguments of it; empty without ``purge_dataset``.
+
+    Raises:
+        InputError: the original or the data set could not be purged.
+    """
+    erasure = {}
+    if config["purge_dataset"]:
+        earlier = (stored or {}).get("data")
+        inter = Path(earlier["inter"]) if earlier else inter_file.plain_path(config)
+        if inter.name != f"{config['dataset']}.inter":  # what a checkpoint from elsewhere may say
+            raise InputError(f"purge_dataset: {inter} is not {config['dataset']}.inter; leave purge_dataset out")
+        if not inter.is_file():
+            raise InputError(f"purge_dataset: {inter} is not there any more; put it back, or leave purge_dataset out")
+        forgotten, kept = split.pairs(rows), split.pairs(np.delete(np.arange(split.n_rows), rows))
+        if both := len(set(forgotten) & set(kept)):
+            raise InputError(
+                f"purge_dataset: {both} forgotten pairs of user and item occur in other training interactions too, "
+                "which the file does not tell apart; use forget_file, which forgets all of them"
+            )
+        erasure = {"inter": inter, "config": config, "pairs": forgotten}
+    if config["purge"]:
+        purging.check(config["checkpoint"], **erasure)
+    return erasure
+
+
+def audit_file(name, output):
+    """Path of the audit file, a bare name in ``output``, or None. InputError where nothing could be appended to it."""
+    if name is None:
+        return None
+    path = Path(name)
+    if path.name == name:
+        path = output / path
+    if path.exists() and not path.is_file():
+        raise InputError(f"audit {path} is no plain file; name another")
+    if path.exists() and (torn := audit.read(path).torn):
+        logging.getLogger().warning(f"{path}: a crash tore its last line; these {torn} bytes will be removed")
+    if path.parent != output and not path.parent.is_dir():
+        raise InputError(f"audit: folder {path.parent} does not exist; make it")
+    if path.parent.exists() and not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise InputError(f"audit file {path} cannot be written; give rights or name another")
+    return path
+
+
+@contextmanager
+def recorded_or_gone(path):
+    """Take a new model, and results that were not there before, away where something fails before it is on record.
+
+    Nothing may be purged within: the original is what is left then.
+    """
+    before = {entry.name for entry in path.parent.iterdir()} if path.parent.is_dir() else set()
+    try:
+        yield
+    except Exception:
+        for name in (path.name, log_path(path).name, "result.json", "result.md", "report.html"):
+            if name not in before:
+                remove(path.parent / name)
+        raise
+
+
+def record(result, config, path, stored, unlearned, trail, requests=None):
+    """Write down by what a model was replaced: nothing is deleted before. ``requests``: of a session."""
+    if trail:
+        before = audit.model_checksums(path, stored["state_dict"])
+        after = audit.model_checksums(result["files"]["unlearned"], unlearned.state_dict)
+        entry = audit.unlearned_record(result["audit"]["request"], result, config, before, after, requests)
+        head = audit.append(trail, entry)
+        result["audit"] |= {"time": entry["time"], "before": before, "after": after, "head": head}
+        result["versions"] = entry["versions"]
+
+
+def purge(result, config, path, erasure, trail):
+    """Delete the original, if asked for, and write that down too."""
+    if config["purge"]:
+        purging.purge(path, **erasure)
+        result["files"].pop("original")
+        if trail:
+            purged = ["checkpoint", "log", *(["data set"] if erasure else [])]
+            audit.append(trail, audit.purged_record(result["audit"]["request"], purged))

@@ -1,0 +1,329 @@
+"""The audit record: what was forgotten when and how, as append-only JSON lines that cannot be changed unnoticed.
+
+Each line holds the SHA-256 of the line before. It holds counts, settings, checksums and figures, and nothing
+that says who or what was forgotten. To check a file, and that checkpoints are those that it records:
+
+    python -m recbole_unlearn.storage.audit verify FILE [CHECKPOINT ...]
+"""
+
+import argparse
+import hashlib
+import importlib.metadata
+import json
+import math
+import os
+import re
+import secrets
+import sys
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+
+import recbole
+import torch
+
+from recbole_unlearn.errors import InputError
+from recbole_unlearn.settings.shown import public
+from recbole_unlearn.storage import checkpoints
+from recbole_unlearn.storage.files import fcntl, sync_folder
+from recbole_unlearn.storage.triple_log import log_path
+
+FORMAT = "recbole_unlearn audit 1"
+GENESIS = hashlib.sha256(FORMAT.encode()).hexdigest()
+# The settings that the unlearned weights depend on. A positive list: whatever else a configuration holds (paths, seeds
+# of the draw, tokens, keys of the user's own) may tell what was forgotten. A model's own: see `weight_settings`.
+SETTINGS = (
+    "model", "dataset", "seed", "epochs", "learner", "learning_rate", "weight_decay", "train_batch_size",
+    "clip_grad_norm", "embedding_size", "train_neg_sample_args", "negatives", "eval_args", "user_inter_num_interval",
+    "item_inter_num_interval", "valid_metric", "eval_step", "stopping_step", "method", "replay_rows",
+    "reoptimise_tolerance", "reoptimise_max_iterations", "paper", "curvature", "damping", "damping_strength",
+    "pool_return", "log_epochs", "curvature_triples", "unlearn_params", "cg_tolerance", "cg_max_iterations",
+    "request_batch",
+)  # fmt: skip
+
+
+class AuditError(InputError):
+    """The audit file was changed or damaged, or a checkpoint is not the one that it records."""
+
+
+@dataclass
+class Trail:
+    """A checked audit file.
+
+    Attributes:
+        records (list of dict): in order.
+        head (str): SHA-256 of the last line; write it down elsewhere, and cutting off the end becomes visible too.
+        torn (int): bytes of a last line that a crash cut off; 0 if there is none.
+    """
+
+    records: list
+    head: str
+    torn: int
+
+
+def read(path):
+    """Read an audit file and check its chain.
+
+    Raises:
+        InputError: the file cannot be read.
+        AuditError: a line was changed, inserted, removed or damaged. A torn last line is none: see `Trail`.
+    """
+    try:
+        content = Path(path).read_bytes()
+    except OSError as error:
+        raise InputError(f"cannot read audit file {path}: {error.strerror}") from None
+    return _parse(content, path)
+
+
+def _parse(content, path):
+    *lines, torn = content.split(b"\n")
+    records, head = [], GENESIS
+    for number, line in enumerate(lines, 1):
+        try:
+            record = json.loads(line)
+            previous = record["previous"]
+        except (ValueError, KeyError, TypeError, RecursionError):
+            raise AuditError(
+                f"audit file {path}, line {number}: no audit record; the file was changed or damaged"
+            ) from None
+        if previous != head:
+            what = (
+                "no audit file of recbole_unlearn, or its first lines are"
+                if number == 1
+                else f"line {number - 1} or {number} was"
+            )
+            raise AuditError(f"audit file {path}: the chain breaks at line {number}: {what} changed or removed")
+        records.append(record)
+        head = hashlib.sha256(line).hexdigest()
+    return Trail(records, head, len(torn))
+
+
+def append(path, record):
+    """Add a record (dict of plain values), synced to disk. A last line that a crash had torn is removed first.
+
+    Two processes may append to one file; each waits for the other.
+
+    Returns:
+        str: SHA-256 of the new line.
+
+    Raises:
+        AuditError: the file was changed or damaged before.
+        OSError: it cannot be written; what was half written is taken back.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = not path.exists()
+    with open(path, "a+b", buffering=0) as f, _alone(f):
+        f.seek(0)
+        content = f.read()
+        trail = _parse(content, path)
+        whole = len(content) - trail.torn
+        if trail.torn:
+            f.truncate(whole)
+            record = {**record, "removed_torn_bytes": trail.torn}
+        line = json.dumps({"previous": trail.head, **record}, sort_keys=True, allow_nan=False).encode()
+        rest = memoryview(line + b"\n")
+        try:
+            while rest:
+                rest = rest[f.write(rest) :]
+            os.fsync(f.fileno())
+        except OSError:
+            f.truncate(whole)
+            raise
+    if new:
+        sync_folder(path.parent)
+    return hashlib.sha256(line).hexdigest()
+
+
+@contextmanager
+def _alone(file):
+    if fcntl:
+        fcntl.flock(file, fcntl.LOCK_EX)  # ends with the file's closing
+    yield
+
+
+def weights_checksum(state_dict):
+    """SHA-256 of a state dict: of each entry's name, type, shape and bytes, in order of name."""
+    digest = hashlib.sha256()
+    for name in sorted(state_dict):
+        value = state_dict[name].detach().cpu().contiguous()
+        digest.update(f"{name}\0{value.dtype}\0{list(value.shape)}\0".encode())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def file_checksum(path):
+    """SHA-256 of a file."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as f:
+        while block := f.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def model_checksums(path, state_dict):
+    """Checksums of a model: of its weights, of the checkpoint file that holds them, and of its triple log."""
+    return {
+        "weights": weights_checksum(state_dict),
+        "file": file_checksum(path),
+        "log": _log_checksum(log_path(path)),
+    }
+
+
+def _log_checksum(folder):
+    """SHA-256 of what a log says about itself, the checksums of all its columns included."""
+    return file_checksum(folder / "metadata.json")
+
+
+def weight_settings(kept):
+    """Those of a run's settings that its weights depend on: `SETTINGS`, and what RecBole lists as its model's own."""
+    file = Path(recbole.__path__[0]) / "properties" / "model" / f"{kept['model']}.yaml"
+    listed = re.findall(r"^(\w+)\s*:", file.read_text("utf-8"), re.MULTILINE) if file.is_file() else []
+    own = [key for key in listed if not key.endswith("path")]
+    return {key: kept[key] for key in dict.fromkeys([*SETTINGS, *own]) if key in kept}
+
+
+def request_entry(interactions, unlearned):
+    """One of many requests on an open model, for the record of the model that is saved in the end.
+
+    No figures of its solver: of a request for one interaction they would narrow down which.
+
+    Args:
+        interactions (int): newly forgotten.
+        unlearned (Unlearned): its outcome.
+    """
+    return {
+        "request": secrets.token_hex(8),
+        "time": now(),
+        "interactions": interactions,
+        "method": unlearned.method,
+        "weights": weights_checksum(unlearned.state_dict),
+    }
+
+
+def unlearned_record(request_id, result, config, before, after, requests=None):
+    """The record of one request. Figures are rounded: exact ones could tell which interaction a small request named.
+
+    Args:
+        request_id (str): free of anything personal.
+        result (dict): of ``run_unlearn``.
+        config: the run's configuration.
+        before, after (dict): `model_checksums`.
+        requests (list of dict, optional): where they were many: `request_entry` of each, in order.
+    """
+    unlearning = result["unlearning"]
+    return {
+        **({"requests": requests} if requests else {}),
+        "event": "unlearned",
+        "request": request_id,
+        "time": now(),
+        "counts": {key: result["forget_set"][key] for key in ("interactions", "of", "users", "items")},
+        "method": unlearning["method"],
+        "solver": {key: _coarse(value) for key, value in unlearning.items() if _scalar(value) and key != "method"},
+        "settings": weight_settings(public(config)),
+        "before": before,
+        "after": after,
+        "forget_auc": {
+            name: _number(round(each["forget_auc"], 3))
+            for name, each in result["models"].items()
+            if "forget_auc" in each
+        },
+        "versions": versions(),
+    }
+
+
+def _scalar(value):
+    return isinstance(value, (bool, int, float, str))
+
+
+def _number(value):
+    """JSON has no NaN and no infinity."""
+    return value if not isinstance(value, float) or math.isfinite(value) else None
+
+
+def _coarse(value):
+    """A number with two significant digits, anything else as it is."""
+    if isinstance(value, (bool, str)) or _number(value) is None:
+        return _number(value)
+    return type(value)(float(f"{value:.2g}"))
+
+
+def purged_record(request_id, purged):
+    """The record that a request's original was deleted; ``purged`` (list of str): what was."""
+    return {"event": "purged", "request": request_id, "time": now(), "purged": purged}
+
+
+def now():
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+def versions():
+    """Installed versions of what the result depends on."""
+    from recbole_unlearn import __version__
+
+    installed = {name: importlib.metadata.version(name) for name in ("recbole", "torch", "numpy")}
+    return {"recbole_unlearn": __version__, **installed}
+
+
+def verify(path, files=()):
+    """Check an audit file's chain, and that checkpoints are unlearned models that it records, with their logs whole.
+
+    Returns:
+        Trail
+
+    Raises:
+        InputError: a file cannot be read.
+        AuditError: what does not fit.
+    """
+    trail = read(path)
+    unlearned = [record for record in trail.records if record.get("event") == "unlearned"]
+    for file in files:
+        try:
+            checksum = file_checksum(file)
+        except OSError as error:
+            raise InputError(f"cannot read checkpoint {file}: {error.strerror}") from None
+        records = [record for record in unlearned if record["after"]["file"] == checksum]
+        if not records:
+            if any(record["before"]["file"] == checksum for record in unlearned):
+                raise AuditError(f"checkpoint {file} is the model from before a request that {path} records; purge it")
+            raise AuditError(
+                f"checkpoint {file} is none that {path} records; it was changed, or another file records it"
+            )
+        state, log = checkpoints.load(file)
+        after = records[-1]["after"]
+        if weights_checksum(state["state_dict"]) != after["weights"]:
+            raise AuditError(f"checkpoint {file}: its weights are not those that {path} records")
+        if "log" in after and _log_checksum(log.path) != after["log"]:  # records of earlier versions have none
+            raise AuditError(f"checkpoint {file}: its log is not the one that {path} records; it was changed")
+    return trail
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(
+        prog="python -m recbole_unlearn.storage.audit", description=(__doc__ or "").split("\n\n")[0], allow_abbrev=False
+    )
+    commands = parser.add_subparsers(required=True, metavar="verify")
+    command = commands.add_parser(
+        "verify", help="exit status 0: all fits; 1: something was changed; 2: a file cannot be read"
+    )
+    command.add_argument("file", help="audit file")
+    command.add_argument("checkpoints", nargs="*", help="checkpoints that it should record as unlearned")
+    args = parser.parse_args(argv)
+    try:
+        trail = verify(args.file, args.checkpoints)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1 if isinstance(error, AuditError) else 2
+    torn = (
+        f"; {trail.torn} bytes of a line that a crash cut off follow, the next request removes them"
+        if trail.torn
+        else ""
+    )
+    checked = f", {len(args.checkpoints)} checkpoints recorded and whole" if args.checkpoints else ""
+    print(f"{args.file}: {len(trail.records)} records, chain whole{checked}; head {trail.head}{torn}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,217 @@
+"""Files that a crash cannot halve: replaced whole, locked while in use, swept after killed processes."""
+
+import errno
+import os
+import platform
+import re
+import shutil
+import stat
+import tempfile
+import time
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from recbole_unlearn.errors import InputError
+
+try:
+    import fcntl
+except ImportError:  # Windows: no advisory locks, everything else works
+    fcntl = None
+
+STARTED = time.time()
+TEMPORARY = re.compile(r"\..+\.(\d+)\.tmp")
+SCRATCH = f".recbole_unlearn.{platform.node()}."  # other machines, whose processes we cannot see, may share the folder
+
+
+MAX_BYTES = 1 << 30  # of a file that a user hands us to be read whole
+
+
+class Locked(InputError):
+    """Another process is working on a file."""
+
+
+def temporary_path(path):
+    """Name beside ``path`` under which this process builds it; `sweep` knows it by its form."""
+    path = Path(path)
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+
+
+def sync_folder(folder):
+    """Make renames and deletions in a folder survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def replacing(path, keep_mode=False):
+    """A binary file to write that takes the place of ``path`` on leaving: a reader, or a crash, sees old or new.
+
+    Args:
+        keep_mode (bool): whether the new file takes over the permissions of the one that it replaces.
+    """
+    path = Path(path)
+    temporary = temporary_path(path)
+    try:
+        with open(temporary, "wb") as f:
+            yield f
+            f.flush()
+            os.fsync(f.fileno())
+        if keep_mode:
+            shutil.copymode(path, temporary)
+        os.replace(temporary, path)
+        sync_folder(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_atomically(path, data):
+    """Write ``data`` (bytes) so that a reader, or a crash, sees the old file or the new one, never half of it."""
+    with replacing(path) as f:
+        f.write(data)
+
+
+def check_regular(path):
+    """Raises OSError where a path is there and is no plain file: a device has no end, a pipe waits for ever."""
+    mode = os.stat(path).st_mode  # of what a link points to
+    if not stat.S_ISREG(mode):
+        raise OSError(errno.EINVAL, "it is no plain file", str(path))
+
+
+def read_whole(path, limit=MAX_BYTES):
+    """Content of a plain file, bytes.
+
+    Raises:
+        OSError: it is missing, no plain file, or larger than ``limit`` bytes.
+    """
+    check_regular(path)
+    with open(path, "rb") as f:
+        content = f.read(limit + 1)  # what its status says of its size may be wrong: of /proc's files it is 0
+    if len(content) > limit:
+        raise OSError(errno.EFBIG, f"it is larger than {limit >> 20} MiB", str(path))
+    return content
+
+
+def read_text(path, limit=MAX_BYTES):
+    """As `read_whole`: text in UTF-8, with or without a byte order mark; UnicodeDecodeError for other bytes."""
+    return read_whole(path, limit).decode("utf-8-sig")
+
+
+def remove(path):
+    """Delete a file or a folder, if it is there; a link is deleted itself, never what it points to."""
+    path = Path(path)
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def sweep(folder):
+    """Delete what killed processes left half built (``.NAME.PID.tmp``)."""
+    for entry in _left_behind(folder):
+        remove(entry)
+
+
+@contextmanager
+def scratch_folder():
+    """A private folder among the system's temporary ones, deleted on leaving; by `sweep_scratch` if we are killed."""
+    folder = Path(tempfile.mkdtemp(prefix=SCRATCH, suffix=f".{os.getpid()}.tmp"))
+    try:
+        yield folder
+    finally:
+        remove(folder)
+
+
+def sweep_scratch():
+    """Delete the `scratch_folder`s of killed processes: models and logs may lie in them, forgotten rows included."""
+    with suppress(OSError):  # no temporary folder at all: whoever needs one will say so
+        for entry in _left_behind(tempfile.gettempdir(), SCRATCH):
+            with suppress(OSError):  # another user's, or another process is sweeping too
+                remove(entry)
+
+
+def is_debris(entry):
+    """Whether a folder's entry is nothing to be kept: a temporary, a lock, a log that never got its checkpoint."""
+    return entry.name.startswith(".") and entry.name.endswith((".tmp", ".lock", ".pending"))
+
+
+def _entries(folder):
+    try:
+        return list(Path(folder).iterdir())
+    except OSError:
+        return []
+
+
+def _left_behind(folder, prefix="."):
+    """Entries that processes which no longer run were building."""
+    for entry in _entries(folder):
+        match = TEMPORARY.fullmatch(entry.name)
+        if match and entry.name.startswith(prefix) and not _alive(int(match[1]), entry):
+            yield entry
+
+
+def _alive(pid, entry):
+    """Whether the process that built ``entry`` still runs."""
+    if pid == os.getpid():  # or did, before us, under the same number, as is usual in containers
+        return entry.lstat().st_mtime >= STARTED
+    if os.name == "nt":  # where signal 0, by which others are asked, is Ctrl-C
+        return True
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+@contextmanager
+def locked(path):
+    """Keep every other process off ``path`` (a checkpoint; it need not exist yet).
+
+    The kernel drops the lock when its process ends, however it ends, so a killed one locks nobody out.
+
+    Raises:
+        Locked: another process is working on it.
+    """
+    path = Path(path).resolve()
+    descriptor, name = _lock(path)
+    try:
+        yield
+    finally:
+        if name:
+            name.unlink(missing_ok=True)  # while it is still locked: see _lock
+        if descriptor is not None:
+            os.close(descriptor)
+
+
+def _lock(path):
+    """(descriptor, lock file to delete afterwards or None)."""
+    if fcntl is None:
+        return None, None
+    name = path.with_name(f".{path.name}.lock")
+    while True:
+        own = name
+        try:
+            descriptor = os.open(name, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+        except OSError:  # a folder that we may only read: the checkpoint itself will not be replaced, so lock that
+            if not path.is_file():
+                return None, None
+            descriptor, own = os.open(path, os.O_RDONLY), None
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            raise Locked(f"another process is working on {path}; wait until it has finished") from None
+        except OSError:  # a file system without locks
+            os.close(descriptor)
+            return None, None
+        # the holder before us may have deleted the file between our opening and our locking it
+        try:
+            if not own or os.path.samestat(os.fstat(descriptor), os.stat(own)):
+                return descriptor, own
+        except FileNotFoundError:
+            pass
+        os.close(descriptor)

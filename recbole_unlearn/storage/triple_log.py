@@ -1,0 +1,472 @@
+"""The triple log: every negative that training sampled, beside the interaction that anchors it.
+
+A log is a folder: ``metadata.json``, the anchors ``users.npy`` and ``items.npy`` (shape ``[rows]``, grouped by user),
+and one ``epoch-NNNNN.npy`` an epoch (shape ``[rows, negatives]``; only one if the negatives are static). All
+columns use the smallest unsigned integer type that holds the ids, so 2 bytes a triple below 65,536 items.
+``weights-NNNNN.npy`` are snapshots of the weights after NNNNN epochs (float16, flat), ever rarer with time, and
+``rates-NNNNN.npy`` the learning rates of an epoch's steps (float64), where they are not one. The metadata is
+replaced last and atomically: a killed run leaves the last complete epoch.
+"""
+
+import json
+import math
+import os
+import shutil
+import tokenize
+import zlib
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+
+from recbole_unlearn.errors import InputError
+from recbole_unlearn.influence.objective import Redraw
+from recbole_unlearn.storage.files import remove, replacing, sync_folder, temporary_path, write_atomically
+
+FORMAT = "recbole_unlearn triple log"
+VERSION = 1
+MAX_METADATA_BYTES = 16 << 20
+MAX_EPOCHS = 1_000_000
+DAMAGED = (OSError, ValueError, EOFError, SyntaxError, tokenize.TokenError)  # what np.load raises on bad files
+MOST_DRAWN = 100  # epochs that another training may have drawn from a loader before, see `sampling.OrderNote`
+ROUNDED = 1e-5  # of a norm, by which sums and norms of the same weights may differ
+SNAPSHOT_SPACING = 1.5  # each snapshot at least this much later than the one before; 1.2 is no better (measured)
+
+
+def log_path(checkpoint):
+    """Folder of the triple log that belongs to a checkpoint file."""
+    return Path(checkpoint).with_suffix(".triples")
+
+
+def smallest_uint(largest):
+    """Smallest unsigned numpy dtype that holds ``largest``."""
+    return np.dtype(np.min_scalar_type(int(largest)))
+
+
+def snapshot_due(n_epochs):
+    """Whether the weights are kept after this many epochs: 0, 1, 2, 3, 5, 8, 12, ..., 1.5 times later each."""
+    due = 0
+    while due < n_epochs:
+        due = max(due + 1, math.ceil(due * SNAPSHOT_SPACING))
+    return due == n_epochs
+
+
+def start_of(parameters):
+    """What tells weights (dict: name -> array) from others, whatever rounded their last bits: sum and norm of each."""
+    arrays = {name: np.asarray(value, np.float64) for name, value in parameters.items()}
+    return [[name, float(value.sum()), float(np.linalg.norm(value))] for name, value in arrays.items()]
+
+
+def same_start(first, second):
+    """Whether two results of `start_of` are of the same weights."""
+    if [name for name, _, _ in first] != [name for name, _, _ in second]:
+        return False
+    pairs = [(a, b, max(norm, other)) for (_, a, norm), (_, b, other) in zip(first, second, strict=True)]
+    norms = [(norm, other) for (_, _, norm), (_, _, other) in zip(first, second, strict=True)]
+    return all(abs(a - b) <= ROUNDED * size for a, b, size in pairs) and all(
+        abs(norm - other) <= ROUNDED * max(norm, other) for norm, other in norms
+    )
+
+
+def _crc(array):
+    return zlib.crc32(np.ascontiguousarray(array).data.cast("B"))
+
+
+def _save(path, array):
+    with replacing(path) as f:
+        # to a real file numpy writes through C's buffer, and does not notice when the disk is full
+        np.save(SimpleNamespace(write=f.write), array, allow_pickle=False)  # pyright: ignore[reportArgumentType]
+    return _crc(array)
+
+
+def _column(path):
+    """An array file, memory-mapped."""
+    if path.is_symlink():
+        raise InputError(f"triple log: {path} is a link out of the log; put the file itself there")
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        if not isinstance(array, np.ndarray):
+            array.close()
+            raise ValueError("an archive of arrays")
+    except DAMAGED as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"triple log: {path} is missing or damaged ({reason}); train again to get a new log") from None
+    return array
+
+
+def _load(path, shape, dtype):
+    array = _column(path)
+    if array.shape != tuple(shape) or array.dtype != dtype:
+        raise InputError(
+            f"triple log: {path} holds {array.dtype} {array.shape}, metadata.json says {dtype} {tuple(shape)}; "
+            "the log is damaged or mixed from two runs: train again"
+        )
+    return array
+
+
+def _check_metadata(metadata):
+    """Raises KeyError or ValueError where a key is missing or holds what no log of ours would."""
+    for key in ("rows", "n_users", "n_items", "negatives", "n_epochs"):
+        if type(metadata[key]) is not int or metadata[key] < 0:
+            raise ValueError(f"{key} is {metadata[key]!r}")
+    for key, kind in (("run_id", str), ("fingerprint", dict), ("crc32", dict), ("snapshots", list), ("static", bool)):
+        if not isinstance(metadata[key], kind):
+            raise ValueError(f"{key} is {metadata[key]!r}")
+    metadata["parameters"]
+    if metadata["n_epochs"] > MAX_EPOCHS:
+        raise ValueError(f"n_epochs is {metadata['n_epochs']}")
+    n_epochs = metadata["n_epochs"]
+    known = [None] * n_epochs if metadata.get("order") is None else metadata["order"]
+    if len(known) != n_epochs or not all(each is None or _is_order(each, n_epochs) for each in known):
+        raise ValueError("order does not tell the epochs' orders of batches")
+    rates = [None] * n_epochs if metadata.get("rates") is None else metadata["rates"]
+    if len(rates) != n_epochs or not all(each is None or _is_rate(each) for each in rates):
+        raise ValueError("rates does not tell the epochs' learning rates")
+    for name, *numbers in metadata.get("start") or ():
+        if not (isinstance(name, str) and len(numbers) == 2 and all(type(number) is float for number in numbers)):
+            raise ValueError("start does not tell the first weights")
+    if not isinstance(metadata.get("optimizer"), (str, type(None))):
+        raise ValueError(f"optimizer is {metadata['optimizer']!r}")
+
+
+def _is_order(entry, n_epochs):
+    """Whether this is an entry of `sampling.BatchOrder`: one to three whole numbers, the second of three an epoch's."""
+    fits = 1 <= len(entry) <= 3 and all(type(number) is int and number >= 0 for number in entry)
+    return fits and (len(entry) < 3 or entry[1] < n_epochs + MOST_DRAWN)
+
+
+def _is_rate(entry):
+    """Whether this is a learning rate, None for those in a file, and a number of steps."""
+    rate, steps = entry
+    return type(steps) is int and steps >= 0 and (rate is None or type(rate) is float and 0 <= rate < math.inf)
+
+
+class TripleLog:
+    """A triple log on disk.
+
+    Attributes:
+        users, items: anchors, memory-mapped, shape ``[rows]``; ``users`` is non-decreasing.
+        n_epochs (int): complete epochs.
+        negatives (int): negatives per row and epoch.
+    """
+
+    def __init__(self, path, metadata):
+        self.path = Path(path)
+        self.metadata = metadata
+        self.n_rows = metadata["rows"]
+        self.negatives = metadata["negatives"]
+        self.static = metadata["static"]
+        self.dtype = np.dtype(metadata["negative_dtype"])
+        self.users = _load(self.path / "users.npy", [self.n_rows], np.dtype(metadata["user_dtype"]))
+        self.items = _load(self.path / "items.npy", [self.n_rows], np.dtype(metadata["item_dtype"]))
+
+    @classmethod
+    def create(
+        cls, path, users, items, n_users, n_items, negatives, static, seed, fingerprint, run_id,
+        optimizer=None, start=None,
+    ):  # fmt: skip
+        """Start an empty log. ``users`` and ``items`` (int arrays ``[rows]``) must be grouped by user, ascending.
+
+        ``optimizer`` is its class's name, such as Adam; ``start`` what `start_of` says of the first weights.
+        """
+        path = Path(path)
+        if (np.diff(np.asarray(users).astype(np.int64)) < 0).any():
+            raise ValueError("anchors must be sorted by user")
+        path.mkdir(parents=True, exist_ok=True)
+        for old in (*path.glob("epoch-*.npy"), *path.glob("weights-*.npy"), *path.glob("rates-*.npy")):
+            old.unlink()
+        user_dtype, item_dtype = smallest_uint(n_users - 1), smallest_uint(n_items - 1)
+        metadata = {
+            "format": FORMAT,
+            "version": VERSION,
+            "run_id": run_id,
+            "rows": len(users),
+            "n_users": int(n_users),
+            "n_items": int(n_items),
+            "negatives": int(negatives),
+            "static": bool(static),
+            "seed": None if seed is None else int(seed),
+            "fingerprint": fingerprint,
+            "user_dtype": user_dtype.str,
+            "item_dtype": item_dtype.str,
+            "negative_dtype": item_dtype.str,
+            "n_epochs": 0,
+            "order": [],
+            "optimizer": optimizer,
+            "start": start,
+            "rates": [],
+            "snapshots": [],
+            "parameters": None,
+            "crc32": {
+                "users.npy": _save(path / "users.npy", np.asarray(users).astype(user_dtype)),
+                "items.npy": _save(path / "items.npy", np.asarray(items).astype(item_dtype)),
+            },
+        }
+        log = cls(path, metadata)
+        log._write_metadata()
+        return log
+
+    @classmethod
+    def open(cls, path):
+        """Open a log and check that it is whole (sizes, types, epoch files; not yet the checksums, see `verify`).
+
+        Raises:
+            InputError: no log there, or metadata or a column that is damaged.
+        """
+        path = Path(path)
+        file = path / "metadata.json"
+        try:
+            if file.stat().st_size > MAX_METADATA_BYTES:
+                raise InputError(f"triple log: {file} is far too large to be ours; train again to get a new log")
+            metadata = json.loads(file.read_text("utf-8"))
+        except OSError:
+            raise InputError(
+                f"triple log: none at {path}; train with recbole_unlearn so that negatives are logged"
+            ) from None
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"triple log: {file} is damaged ({error}); train again to get a new log") from None
+        if not isinstance(metadata, dict) or metadata.get("format") != FORMAT:
+            raise InputError(
+                f"triple log: {file} is not a triple log's metadata; point to the folder that training wrote"
+            )
+        if metadata.get("version") != VERSION:
+            raise InputError(
+                f"triple log: {path} has version {metadata.get('version')}, this program reads {VERSION}; train again"
+            )
+        try:
+            _check_metadata(metadata)
+            log = cls(path, metadata)
+            for epoch in range(log.n_epochs):
+                log.epoch(epoch)
+                log.rates(epoch)
+            for epoch in metadata["snapshots"]:
+                log.snapshot(epoch)
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            if isinstance(error, InputError):
+                raise
+            raise InputError(f"triple log: {file} is damaged ({error!r}); train again to get a new log") from None
+        return log
+
+    @property
+    def n_epochs(self):
+        return self.metadata["n_epochs"]
+
+    @property
+    def run_id(self):
+        return self.metadata["run_id"]
+
+    @property
+    def nbytes(self):
+        """Bytes on disk."""
+        return sum(file.stat().st_size for file in self.path.iterdir())
+
+    def _file(self, epoch):
+        return self.path / f"epoch-{0 if self.static else epoch:05d}.npy"
+
+    def _metadata_crc(self):
+        """Checksum of the metadata, itself left out."""
+        sums = {name: crc for name, crc in self.metadata["crc32"].items() if name != "metadata.json"}
+        return zlib.crc32(json.dumps(self.metadata | {"crc32": sums}, sort_keys=True).encode())
+
+    def _write_metadata(self):
+        self.metadata["crc32"]["metadata.json"] = self._metadata_crc()
+        write_atomically(self.path / "metadata.json", json.dumps(self.metadata, indent=1).encode())
+
+    def append(self, negatives, order=None, rates=None):
+        """Add a complete epoch.
+
+        Args:
+            negatives: int array ``[rows, negatives]`` of item ids, none of them 0.
+            order (optional): how to recompute the order of batches, see `sampling.BatchOrder`.
+            rates (optional): learning rate of each step of the optimiser, ``[steps]``.
+        """
+        negatives = np.ascontiguousarray(negatives, dtype=self.dtype)
+        if negatives.shape != (self.n_rows, self.negatives) or (self.n_rows and negatives.min() == 0):
+            raise ValueError(f"an epoch must hold {self.n_rows} x {self.negatives} negatives, all of them drawn")
+        file = self._file(self.n_epochs)
+        if not (self.static and self.n_epochs):
+            self.metadata["crc32"][file.name] = _save(file, negatives)
+        self.metadata["order"] = [*self.order, order]
+        self.metadata["rates"] = [*self._rates, self._keep_rates(rates)]
+        self.metadata["n_epochs"] += 1
+        self._write_metadata()
+
+    def _keep_rates(self, rates):
+        """Entry of the metadata for an epoch's learning rates; several go to a file of their own."""
+        if rates is None or not len(rates):
+            return None
+        rates = np.asarray(rates, np.float64)
+        if (rates == rates[0]).all():
+            return [float(rates[0]), len(rates)]
+        file = self._rates_file(self.n_epochs)
+        self.metadata["crc32"][file.name] = _save(file, rates)
+        return [None, len(rates)]
+
+    def rates(self, epoch):
+        """Learning rate of each of an epoch's steps, float64 ``[steps]``; None: not known."""
+        entry = self._rates[epoch]
+        if entry is None:
+            return None
+        rate, steps = entry
+        return _load(self._rates_file(epoch), [steps], np.dtype(np.float64)) if rate is None else np.full(steps, rate)
+
+    @property
+    def _rates(self):
+        return self.metadata.get("rates") or [None] * self.n_epochs
+
+    def _rates_file(self, epoch):
+        return self.path / f"rates-{epoch:05d}.npy"
+
+    @property
+    def optimizer(self):
+        """Name of the class of the optimiser that trained; None: not known."""
+        return self.metadata.get("optimizer")
+
+    def add_snapshot(self, n_epochs, parameters):
+        """Keep the weights after ``n_epochs`` epochs (0: the initialisation).
+
+        Args:
+            parameters (dict): name -> float array, in the order of the flat vector.
+        """
+        shapes = [[name, list(value.shape)] for name, value in parameters.items()]
+        if self.metadata["parameters"] not in (None, shapes):
+            raise ValueError("a snapshot must hold the same parameters as the ones before")
+        self.metadata["parameters"] = shapes
+        flat = np.concatenate([np.asarray(value).ravel() for value in parameters.values()]).astype(np.float16)
+        file = self._weights_file(n_epochs)
+        self.metadata["crc32"][file.name] = _save(file, flat)
+        self.metadata["snapshots"] = sorted({*self.metadata["snapshots"], n_epochs})
+        self._write_metadata()
+
+    def snapshot(self, n_epochs):
+        """Weights after ``n_epochs`` epochs, memory-mapped, float16 ``[size]``."""
+        size = sum(math.prod(shape) for _, shape in self.metadata["parameters"])
+        return _load(self._weights_file(n_epochs), [size], np.dtype(np.float16))
+
+    def named(self, flat):
+        """Flat weights of a snapshot, by name and in their shapes."""
+        parts = np.split(flat, np.cumsum([math.prod(shape) for _, shape in self.metadata["parameters"]])[:-1])
+        return {n: part.reshape(shape) for (n, shape), part in zip(self.metadata["parameters"], parts, strict=True)}
+
+    @property
+    def order(self):
+        """For each epoch how to recompute the order of batches, see `sampling.BatchOrder`; None: not known."""
+        return self.metadata.get("order") or [None] * self.n_epochs
+
+    @property
+    def snapshots(self):
+        """Numbers of epochs after which there is a snapshot, ascending."""
+        return self.metadata["snapshots"]
+
+    def _weights_file(self, n_epochs):
+        return self.path / f"weights-{n_epochs:05d}.npy"
+
+    def truncate(self, n_epochs):
+        """Keep the first ``n_epochs`` only (training continued past the epoch that the checkpoint holds)."""
+        kept = {self._file(epoch).name for epoch in range(n_epochs)}
+        self.metadata["snapshots"] = [n for n in self.snapshots if n <= n_epochs]
+        kept |= {"users.npy", "items.npy", "metadata.json", *(self._weights_file(n).name for n in self.snapshots)}
+        kept |= {self._rates_file(epoch).name for epoch in range(n_epochs)}
+        self.metadata["order"] = self.order[:n_epochs]
+        self.metadata["rates"] = self._rates[:n_epochs]
+        self.metadata["n_epochs"] = min(n_epochs, self.n_epochs)
+        self.metadata["crc32"] = {name: crc for name, crc in self.metadata["crc32"].items() if name in kept}
+        self._write_metadata()
+        for file in self.path.glob("*.npy"):
+            if file.name not in kept:
+                file.unlink()
+
+    def epoch(self, epoch):
+        """Negatives of one epoch, memory-mapped, ``[rows, negatives]``."""
+        return _load(self._file(epoch), [self.n_rows, self.negatives], self.dtype)
+
+    def gather(self, rows, epochs):
+        """Negatives of some rows in some epochs, ``[len(epochs), len(rows), negatives]``."""
+        if self.static:
+            return np.repeat(self.epoch(0)[rows][None], len(epochs), axis=0)
+        return np.stack([self.epoch(e)[rows] for e in epochs])
+
+    def verify(self):
+        """Check every column against its checksum and every id against its range.
+
+        Raises:
+            InputError: what is damaged.
+        """
+        epochs = {self._file(epoch).name for epoch in range(self.n_epochs)}
+        needed = {"users.npy", "items.npy", *epochs, *(self._weights_file(n).name for n in self.snapshots)}
+        needed |= {
+            self._rates_file(epoch).name for epoch, entry in enumerate(self._rates) if entry and entry[0] is None
+        }
+        if missing := needed - self.metadata["crc32"].keys():
+            raise InputError(f"triple log: {self.path} has no checksum of {min(missing)}; it was changed, train again")
+        if (self.users[1:] < self.users[:-1]).any():
+            raise InputError(f"triple log: {self.path / 'users.npy'} is not grouped by user; train again")
+        for name, expected in self.metadata["crc32"].items():
+            if name == "metadata.json":
+                continue
+            file = self.path / name
+            if Path(name).name != name:
+                raise InputError(f"triple log: {self.path} names a file outside itself; do not use it, train again")
+            column = _column(file)
+            if _crc(column) != expected:
+                raise InputError(
+                    f"triple log: {file} does not match its checksum; it was changed or damaged, train again"
+                )
+            if name.startswith(("weights-", "rates-")):
+                if not np.isfinite(column).all():
+                    raise InputError(f"triple log: {file} holds NaN or infinite {name.split('-')[0]}; train again")
+                continue
+            largest = self.metadata["n_users" if name == "users.npy" else "n_items"]
+            if column.size and (column.min() < 1 or column.max() >= largest):
+                raise InputError(f"triple log: {file} holds ids outside 1..{largest - 1}; train again")
+        if self.metadata["crc32"].get("metadata.json", self._metadata_crc()) != self._metadata_crc():  # old logs: none
+            raise InputError(f"triple log: {self.path / 'metadata.json'} does not match its checksum; train again")
+
+    def without(self, rows, path, run_id, fingerprint, snapshots=None, popularity=None, repeatable=False):
+        """Write a copy in which the given rows, anchors and negatives alike, do not occur; returns the new log.
+
+        Redrawn negatives become what a retrained model's log would hold: forgotten items are drawn for their users as
+        often as any other. Left as they were, an item missing among thousands of draws would tell what was forgotten.
+        The order of batches is not kept either: it is one of all rows.
+        The copy appears under its final name only when complete.
+
+        Args:
+            snapshots (dict, optional): number of epochs -> weights that have forgotten, flat; without them the copy
+                has none, since the recorded ones were trained on the forgotten rows.
+            popularity (optional): sampling weight of each item id, ``[n_items]``; None: uniform.
+            repeatable (bool): users' own items were drawn as negatives all along (RecBole's ``repeatable``).
+        """
+        path = Path(path)
+        keep = np.ones(self.n_rows, dtype=bool)
+        keep[rows] = False
+        building = temporary_path(path)
+        remove(building)
+        try:
+            copy = TripleLog.create(
+                building,
+                np.asarray(self.users)[keep],
+                np.asarray(self.items)[keep],
+                self.metadata["n_users"],
+                self.metadata["n_items"],
+                self.negatives,
+                self.static,
+                self.metadata["seed"],
+                fingerprint,
+                run_id,
+                self.optimizer,
+            )
+            users, items, n_items = np.array(self.users), np.array(self.items), self.metadata["n_items"]
+            rng = np.random.default_rng()  # unseeded: with the seed, returned items could be told from drawn ones
+            redraw = Redraw(users, items, ~keep, n_items, popularity, rng)
+            for epoch in range(self.n_epochs):
+                negatives = self.epoch(epoch)[keep]
+                negatives = negatives if self.static or repeatable else redraw(negatives)
+                copy.append(negatives, None, self.rates(epoch))
+            for n_epochs, flat in (snapshots or {}).items():
+                copy.add_snapshot(n_epochs, self.named(flat))
+            remove(path)
+            os.rename(building, path)
+            sync_folder(path.parent)
+        finally:
+            shutil.rmtree(building, ignore_errors=True)
+        return TripleLog.open(path)

@@ -1,0 +1,442 @@
+"""Influence steps for any pairwise model of RecBole, by automatic differentiation through its own loss."""
+
+from dataclasses import asdict
+from functools import lru_cache
+from itertools import pairwise
+from time import perf_counter
+
+import numpy as np
+import torch
+
+from recbole_unlearn.devices import array, copies
+from recbole_unlearn.errors import InputError
+from recbole_unlearn.influence.damping import adam
+from recbole_unlearn.influence.objective import returning
+from recbole_unlearn.influence.operators import AutogradCurvature, Damped
+from recbole_unlearn.influence.solver import jacobi
+from recbole_unlearn.models.draws import keep_draws
+from recbole_unlearn.models.losses import fixed_randomness
+from recbole_unlearn.models.view import View
+from recbole_unlearn.storage.checkpoints import check_finite
+from recbole_unlearn.training import new_model
+from recbole_unlearn.unlearners.common import (
+    Unlearned,
+    gradient_epochs,
+    solve,
+    solve_by_batches,
+    trained_epochs,
+    warn_unless_converged,
+)
+
+CURVATURE_TRIPLES = {True: "all", False: 65_536}  # of sequential and of other models
+SAMPLED_TRIPLES = 8192  # where all are wanted, but not by batches
+BATCH_TRIPLES = 1024  # of the curvature at a time, where all are wanted
+GRADIENT_ROWS = 200_000  # that each part of z is computed on at most
+STAYS = 1e12  # damping, a triple, of a weight that never had a gradient
+# Snapshots of the weights, at most, that the training is followed along, and steps of the descent at each. With 30 at
+# each of four, GRU4Rec on ml-100k did not settle and forgot half; with two SASRec forgot more than with three.
+STOPS, STEPS = 3, 60
+PROBE = 256  # rows that tell whether a model holds the data itself
+ROUNDING = 1e-6  # of a row's loss in float32
+
+
+class PairwiseUnlearner:
+    """Changes a model's weights to what they would be had some interactions never been there; see docs/models.md.
+
+    ``theta* = theta + (H + D)^-1 z`` with ``z = grad [L(D; S) - L(D'; S')]``: D the logged triples and S the graph or
+    the histories that the model holds, D' and S' the same without the forgotten rows. D' has the negatives that
+    retraining would draw: forgotten items among their users'. H is the curvature of the remaining triples on S', and
+    D the damping.
+
+    The model and the log are only read. `apply` goes on from a result.
+
+    Args:
+        model: trained RecBole model, built on ``split``.
+        log (TripleLog): its log.
+        optimizer_state (dict): ``optimizer`` entry of its checkpoint.
+        config: configuration with the keys of properties/overall.yaml.
+        split (Split): its training data.
+        epochs (int, optional): epochs that the weights were trained for; default: all of the log.
+
+    Raises:
+        InputError: model, optimiser, keys or weights that the method is not valid for.
+    """
+
+    initial: dict | None = None  # weights that the training's seed gives, by name, if somebody knows them
+
+    def __init__(self, model, log, optimizer_state, config, split, epochs=None):
+        name = type(model).__name__
+        if config["method"] not in ("auto", "influence"):
+            raise InputError(f"method: {config['method']} is not for {name}; use method: influence")
+        self.config, self.split, self.log = config, split, log
+        self.epochs = trained_epochs(log, epochs)
+        check_finite(model.state_dict(), "the model")
+        self.method, self.chosen = "influence", "the one way for models other than BPR"
+        self.snapshots = {}
+        if split.sequential and log.snapshots:
+            if log.metadata["parameters"] != [[n, list(value.shape)] for n, value in model.named_parameters()]:
+                raise InputError(f"the triple log's snapshots of the weights are not of this {name}; train again")
+            self.snapshots = {n: log.snapshot(n) for n in log.snapshots if n <= self.epochs}
+        self.absent = np.zeros(log.n_rows, bool)  # rows that requests before the next one have taken away
+        self.optimizer_state = optimizer_state
+        self.view = View(model, split.train, split.data_row, config["unlearn_params"])
+        self.metric = self._metric()
+        if config["curvature_triples"] == "all" and not self._descends():
+            raise InputError(
+                "curvature_triples: all needs curvature: gauss_newton and a damping above 0; give it a number instead"
+            )
+
+    @property
+    def state_dict(self):
+        return copies(self.view.model.state_dict())
+
+    @property
+    def n_triples(self):
+        """Terms of the loss, of an epoch, that earlier requests left."""
+        return int(np.count_nonzero(~self.absent)) * (1 if self.view.traits.row_loss else self.log.negatives)
+
+    def served(self, model=None):
+        """A model of its own with the weights as they are now, its graph and histories too."""
+        return self._rebuilt(self.split.remaining_dataset(np.flatnonzero(self.absent))).eval()
+
+    def _rebuilt(self, data):
+        """The model, with the weights as they are, on other data."""
+        with fixed_randomness(0):  # building a model sets and uses the random streams of the process
+            model = new_model(self.config, self.split, data=data)
+        model.load_state_dict(self.view.model.state_dict())
+        keep_draws(self.view.model, model, data)
+        return model
+
+    @property
+    def _l2(self):
+        """Curvature of the optimiser's weight decay."""
+        return self.n_triples * float(self.config["weight_decay"] or 0)
+
+    @property
+    def damping(self):
+        """Diagonal added to the curvature of the loss, L2 included: float64 ``[size]`` or a number."""
+        return self._l2 + self.metric
+
+    def _metric(self):
+        """The damping without L2."""
+        strength, kind, n = self.config["damping_strength"], self.config["damping"], self.n_triples
+        if kind == "none":
+            return 0.0
+        if kind == "scalar":
+            return n * strength
+        group = self.optimizer_state["param_groups"][0]
+        if "betas" not in group:
+            raise InputError("damping: adam needs a checkpoint that was trained with Adam; use damping: scalar")
+        if self.view.traits.sums:  # Adam saw gradients of sums over a batch
+            n = n / self.view.unreduced.train_batch
+        names = [name for name, _ in self.view.model.named_parameters()]
+        parts = []
+        for name, value in self.view.named.items():
+            state = self.optimizer_state["state"].get(names.index(name))
+            squares = np.zeros(value.numel()) if state is None else array(state["exp_avg_sq"]).ravel()
+            steps = 1 if state is None else int(state["step"])
+            metric = adam(squares, steps, group["betas"][1], group["eps"], group["lr"], n)
+            parts.append(np.where(squares > 0, metric, STAYS * n))  # what training never moved stays
+        return strength * torch.from_numpy(np.concatenate(parts))
+
+    def warm_up(self):
+        """Run the loss once, so that `unlearn` is timed without first calls."""
+        rows = np.flatnonzero(~self.absent)[:2]
+        self._gradient(self.view, rows, self.log.epoch(0)[rows], np.zeros(len(rows)))
+
+    def unlearn(self, rows, show_progress=False):
+        """Forget some rows of the log.
+
+        Args:
+            rows: sorted int array of rows of the log; empty: the weights come back unchanged.
+
+        Returns:
+            Unlearned
+        """
+        start = perf_counter()
+        rows = np.asarray(rows, np.int64)
+        if len(rows) == 0:
+            details = {"chosen": self.chosen}
+            return Unlearned(self.state_dict, self.method, perf_counter() - start, details, self.snapshots)
+        after = self._without(rows)
+        changed = self._changed(after, rows)
+        snapshots = {}
+        if stops := self._stops():
+            step, details, snapshots = self._follow(stops, after, rows, changed, show_progress)
+        else:
+            step, details = self._step(after, rows, changed, show_progress)
+        state = self.state_dict
+        for name, value in self._moved(state, step).items():
+            state[name] = torch.from_numpy(value).to(state[name].dtype)
+        check_finite(state, "the unlearned model; raise damping_strength: the result")
+        details = {
+            "chosen": self.chosen,
+            "rows_changed": len(changed),
+            "parameters": len(step),
+            "approximated": self._approximated(rows),
+            "step_norm": float(step.norm()),
+            **details,
+        }
+        return Unlearned(state, self.method, perf_counter() - start, details, snapshots)
+
+    def _step(self, after, rows, changed, show_progress):
+        """The change of the weights by one step from where they are, and how it was found."""
+        z = self._right_hand_side(self.view, after, rows, changed, self._log_epochs())
+        step, report, n_triples = self._solve(after, rows, z, show_progress)
+        return step, {"gradient_norm": float(z.norm()), "curvature_triples": n_triples, **asdict(report)}
+
+    def _stops(self):
+        """Numbers of epochs after which the weights and the curvature are looked at; empty: one step at the last."""
+        whole = 0 in self.snapshots and self.config["log_epochs"] == "all"
+        if not whole or self.config["damping"] != "adam" or self._curvature_triples() != "all":
+            return []
+        wanted = [self.epochs * k / STOPS for k in range(1, STOPS)]
+        near = {min(self.snapshots, key=lambda n: abs(n - each)) for each in wanted}
+        between = sorted(near - {0, self.epochs})
+        return [*between, self.epochs] if between else []
+
+    def _follow(self, stops, after, rows, changed, show_progress):
+        """The change of the weights over the training, how it was found, and the snapshots with it."""
+        before = self._without(rows[:0])  # its weights are to move: not those of the user's model
+        last = {name: array(value) for name, value in self.view.model.named_parameters()}
+        change = torch.zeros(sum(value.numel() for value in before.parameters), dtype=torch.float64)
+        snapshots, details = {0: np.array(self.snapshots[0], np.float32)}, {"stops": stops, "iterations": 0}
+        for start, stop in pairwise([0, *stops]):
+            weights = last if stop == self.epochs else self.log.named(np.asarray(self.snapshots[stop], np.float32))
+            before.load(weights)
+            after.load(weights)
+            epochs = np.arange(start, stop)
+            metric = self.metric * (self.epochs / len(epochs))
+            z = self._right_hand_side(before, after, rows, changed, epochs)
+            change, report = solve_by_batches(
+                self.config,
+                self._batches(after, epochs),
+                z + metric * change,
+                metric + self._l2,
+                show_progress,
+                STEPS,
+            )
+            if stop != self.epochs:
+                moved = weights | self._moved(weights, change)
+                snapshots[stop] = np.concatenate([np.ravel(value) for value in moved.values()]).astype(np.float32)
+            report.iterations += details["iterations"]
+            report.converged &= details.get("converged", True)
+            details |= asdict(report) | {"gradient_norm": float(z.norm())}
+        details["curvature_triples"] = self._triples_of(after, details["iterations"])
+        return change, details, snapshots
+
+    def _moved(self, weights, change):
+        """The weights that change, by name, as float64 arrays with a flat change added."""
+        parts = change.split([value.numel() for value in self.view.parameters])
+        return {
+            name: np.asarray(weights[name], np.float64) + part.view(value.shape).numpy()
+            for (name, value), part in zip(self.view.named.items(), parts, strict=True)
+        }
+
+    def _solve(self, after, rows, z, show_progress):
+        """``(H + D)^-1 z``, how it was found, and of how many triples H is."""
+        wanted = self._curvature_triples()
+        if wanted == "all":
+            batches = self._batches(after, self._log_epochs())
+            step, report = solve_by_batches(self.config, batches, z, self.damping, show_progress)
+            return step, report, self._triples_of(after, report.iterations)
+        curvature, n_triples = self._curvature(after, rows, wanted)
+        diagonal = torch.zeros_like(z) if curvature.outputs is None else curvature.diagonal()
+        step, report = solve(
+            self.config, Damped(curvature, self.damping), z, jacobi(diagonal, self.damping), show_progress
+        )
+        warn_unless_converged(report)
+        return step, report, n_triples
+
+    def apply(self, rows, unlearned):
+        """Go on from the result of a request: the next one starts where it ended, on what it left of the log."""
+        self.absent[rows] = True
+        self.view = self._without(np.empty(0, np.int64))
+        self.view.model.load_state_dict(unlearned.state_dict)
+        self.metric = self._metric()
+        self.snapshots = unlearned.snapshots
+
+    def _approximated(self, rows):
+        """What of the training is not accounted for exactly, in words."""
+        found = list(self.view.traits.approximated)
+        if self.view.unreduced.norms:
+            found.append("L2 norms over a batch: quadratic, with a fixed weight")
+        if any(isinstance(m, torch.nn.modules.batchnorm._BatchNorm) for m in self.view.model.modules()):
+            found.append("batch norm: statistics of the original training")
+        if any(isinstance(m, torch.nn.Dropout) and m.p > 0 for m in self.view.model.modules()):
+            found.append("dropout: off")
+        gone = np.union1d(np.flatnonzero(self.absent), rows)
+        if self.split.sequential and (users := self.split.first_items_kept(gone)):
+            found.append(
+                f"items forgotten wholly: still the first of {users} users' histories, where no row names them"
+            )
+        return found
+
+    def _without(self, rows):
+        """The model, with the weights as they are, on what remains without ``rows`` and all that went before."""
+        gone = np.union1d(np.flatnonzero(self.absent), rows)
+        loader = self.split.remaining(gone)
+        model, position = self._rebuilt(loader._dataset), self.split.positions_without(gone)
+        return View(model, loader, position, self.config["unlearn_params"], self.view.unreduced.norms)
+
+    def _gradient(self, view, rows, negatives, weight):
+        """Gradient of the weighted sum of the rows' losses, float64 ``[size]``."""
+        if not len(rows):
+            return torch.zeros(sum(p.numel() for p in view.parameters), dtype=torch.float64)
+        return AutogradCurvature(view.parameters, view.batches(rows, negatives, weight), view.loss).gradient()
+
+    def _log_epochs(self):
+        return gradient_epochs(self.config, self.epochs)
+
+    def _gradient_rows(self):
+        """Rows that each part of z is computed on at most: fewer where the loss is dear."""
+        dear = self.view.traits.curvature_triples
+        return 4 * dear // self.log.negatives if dear else GRADIENT_ROWS
+
+    def _one_epoch_each(self, rows, epochs=None):
+        """Negatives ``[rows, m]``, each row's of one of the epochs, in turn; default: of those that count."""
+        epochs = self._log_epochs() if epochs is None else epochs
+        negatives = np.empty((len(rows), self.log.negatives), np.int64)
+        for turn, epoch in enumerate(epochs):
+            negatives[turn :: len(epochs)] = self.log.epoch(epoch)[rows[turn :: len(epochs)]]
+        return negatives
+
+    def _right_hand_side(self, before, after, rows, changed, epochs):
+        """z, float64 ``[size]``, with the negatives of some epochs; ``changed``: see `_changed`."""
+        log, limit = self.log, self._gradient_rows()
+        count = max(min(limit // len(rows), len(epochs)), 1)
+        z = torch.zeros(sum(p.numel() for p in before.parameters), dtype=torch.float64)
+        chosen = epochs[np.linspace(0, len(epochs) - 1, count).round().astype(int)]
+        negatives = log.gather(rows, chosen).reshape(-1, log.negatives)
+        z += self._gradient(before, np.tile(rows, count), negatives, np.full(len(negatives), 1 / count))
+        if len(changed):
+            some = _spread(changed, limit)
+            negatives, weight = self._one_epoch_each(some, epochs), np.full(len(some), len(changed) / len(some))
+            z += self._gradient(before, some, negatives, weight) - self._gradient(after, some, negatives, weight)
+        theta = torch.cat([p.detach().cpu().double().view(-1) for p in before.parameters])
+        lost = len(rows) * (1 if before.traits.row_loss else log.negatives)
+        z += lost * float(self.config["weight_decay"] or 0) * theta
+        if self.config["pool_return"] and not self.split.repeatable:
+            kept, drawn, returned, weight = self._pool_return(rows, epochs)
+            # a forgotten item is drawn instead of another
+            z -= self._gradient(after, kept, returned, weight) - self._gradient(after, kept, drawn, weight)
+        return z
+
+    def _pool_return(self, rows, epochs):
+        """Rows in which retraining would draw forgotten items, their negatives as logged and then, and how often."""
+        log = self.log
+        present = np.flatnonzero(~self.absent)
+        users, items = np.asarray(log.users, np.int64)[present], np.asarray(log.items, np.int64)[present]
+        gone = np.isin(present, rows)
+        found = list(returning(users, items, gone, log.metadata["n_items"], self.split.popularity()))
+        empty = np.empty(0, np.int64)
+        kept = np.concatenate([empty, *(np.tile(present[k], len(back)) for _, k, back, _ in found)]).astype(np.int64)
+        item = np.concatenate([empty, *(np.repeat(back, len(k)) for _, k, back, _ in found)]).astype(np.int64)
+        weight = np.concatenate([np.empty(0), *(np.repeat(log.negatives * share, len(k)) for _, k, _, share in found)])
+        some = _spread(np.arange(len(kept)), self._gradient_rows())
+        kept, item, weight = kept[some], item[some], weight[some] * (len(kept) / max(len(some), 1))
+        drawn = self._one_epoch_each(kept, epochs)
+        returned = drawn.copy()
+        returned[np.arange(len(kept)), np.arange(len(kept)) % log.negatives] = item
+        return kept, drawn, returned, weight
+
+    def _changed(self, after, rows):
+        """Remaining rows whose loss is another on what remains, with the same weights and negatives: sorted array.
+
+        By trying: a graph ties all rows together, a user's history those of the user; most models hold no data. A
+        shallow graph may tie few: rows of the forgotten items, and of other items of their users, are tried too.
+        """
+        gone = self.absent.copy()
+        gone[rows] = True
+        kept = np.flatnonzero(~gone)
+        own = np.isin(self.log.users[kept], np.unique(self.log.users[rows]))
+        if self.split.sequential:
+            kept = kept[own]
+            columns = (self.view.dataset.inter_feat, after.dataset.inter_feat)
+            field = f"{self.split.train._dataset.iid_field}{self.config['LIST_SUFFIX']}"
+            then, now = columns[0][field][self.view.position[kept]], columns[1][field][after.position[kept]]
+            return kept[array((then != now).any(1))]
+        others, items = kept[~own], np.asarray(self.log.items)
+        near = (np.isin(items[others], items[each]) for each in (rows, kept[own]))
+        tried = [others, *(others[each] for each in near)]
+        if self._differ(after, np.unique(np.concatenate([_spread(each, PROBE) for each in tried]))):
+            return kept
+        return kept[own] if self._differ(after, _spread(kept[own], PROBE)) else kept[:0]
+
+    def _differ(self, after, rows):
+        if not len(rows):
+            return False
+        negatives, ones = self._one_epoch_each(rows), np.ones(len(rows))
+        with torch.no_grad():
+            for batches in zip(*(view.batches(rows, negatives, ones) for view in (self.view, after)), strict=True):
+                then, now = (
+                    view.losses(batch[0], len(batch[1]))
+                    for view, batch in zip((self.view, after), batches, strict=True)
+                )
+                if not torch.allclose(then, now, rtol=ROUNDING, atol=ROUNDING):
+                    return True
+        return False
+
+    def _descends(self):
+        """Whether a curvature that is known a batch at a time will do: none is negative, and D is invertible."""
+        damped = torch.as_tensor(self.damping).min() > 0
+        return self.config["curvature"] == "gauss_newton" and self.config["damping"] != "none" and bool(damped)
+
+    def _curvature_triples(self):
+        """How many triples the curvature is of: a number or 'all'."""
+        wanted = self.config["curvature_triples"]
+        if wanted != "auto":
+            return wanted
+        wanted = self.view.traits.curvature_triples or CURVATURE_TRIPLES[self.split.sequential]
+        return SAMPLED_TRIPLES if wanted == "all" and not self._descends() else wanted
+
+    def _batch_rows(self):
+        return self.view.batch_rows if self.view.traits.batch else max(BATCH_TRIPLES // self.log.negatives, 1)
+
+    def _triples_of(self, after, batches):
+        """Triples that so many batches of the curvature hold, each counted once."""
+        return min(batches * self._batch_rows(), int(np.count_nonzero(after.position >= 0))) * self.log.negatives
+
+    def _batches(self, after, epochs):
+        """Function: number of a batch -> curvature of it, scaled to all remaining rows. Every row's turn comes."""
+        kept, size = np.flatnonzero(after.position >= 0), self._batch_rows()
+        turns = -(-len(kept) // size)
+
+        @lru_cache(maxsize=1)
+        def order(turn):
+            return np.random.default_rng(turn).permutation(len(kept))
+
+        def curvature_of(number):
+            rows = kept[np.sort(order(number // turns)[number % turns :: turns])]
+            negatives, weight = self._one_epoch_each(rows, epochs), np.full(len(rows), len(kept) / len(rows))
+            batches = after.batches(rows, negatives, weight)
+            return AutogradCurvature(after.parameters, batches, after.loss, after.outputs)
+
+        return curvature_of
+
+    def _curvature(self, after, rows, wanted):
+        """Curvature of so many remaining triples at most, those of the users concerned first; and of how many."""
+        wanted = max(wanted // self.log.negatives, 1)
+        kept = np.flatnonzero(after.position >= 0)
+        own = np.isin(self.log.users[kept], np.unique(self.log.users[rows]))
+        concerned, others = _spread(kept[own], max(wanted // 2, 1)), _spread(kept[~own], wanted - wanted // 2)
+        weight = np.concatenate(
+            [
+                np.full(len(part), len(whole) / max(len(part), 1))
+                for part, whole in ((concerned, kept[own]), (others, kept[~own]))
+            ]
+        )
+        sample = np.concatenate([concerned, others])
+        order = np.argsort(sample)
+        sample, weight = sample[order], weight[order]
+        batches = after.batches(sample, self._one_epoch_each(sample), weight)
+        exact = self.config["curvature"] == "hessian"
+        outputs = None if exact else after.outputs
+        return AutogradCurvature(after.parameters, batches, after.loss, outputs), len(sample) * self.log.negatives
+
+
+def _spread(rows, count):
+    """At most ``count`` of the rows, evenly spaced."""
+    if len(rows) <= count:
+        return rows
+    return rows[np.linspace(0, len(rows) - 1, count).round().astype(int)]
