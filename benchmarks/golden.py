@@ -9,7 +9,9 @@ nothing here. Other machines and packages round otherwise: keep the file beside 
 
 import argparse
 import hashlib
+import itertools
 import json
+import multiprocessing
 import sys
 import tempfile
 from pathlib import Path
@@ -75,29 +77,36 @@ def checksum(path):
     return weights_checksum(torch.load(path, weights_only=True)["state_dict"])
 
 
-def found(folder, only):
-    """Name -> checksum, as they come."""
-    for name, (model, keys) in RUNS.items():
-        if only in name:
-            output = Path(folder) / name.replace(" ", "_").replace(",", "")
-            run_unlearn(model, "ml-100k", None, {**USUAL, **keys, "output_dir": str(output)})
-            yield f"{name}, original", checksum(output / "model.pth")
-            yield name, checksum(output / "unlearned.pth")
-    if only in "methods":
-        yield from compared(Path(folder))
-    first = Path(folder) / "BPR_touched_rows"
-    if not first.is_dir():
-        return
+def ran(name, folder):
+    """Checksums of the weights that a run begins and ends with, by name."""
+    model, keys = RUNS[name]
+    output = folder / name.replace(" ", "_").replace(",", "")
+    run_unlearn(model, "ml-100k", None, {**USUAL, **keys, "output_dir": str(output)})
+    return [(f"{name}, original", checksum(output / "model.pth")), (name, checksum(output / "unlearned.pth"))]
+
+
+def requests(folder):
+    """Two requests in a session, saved; and one from an unlearned checkpoint."""
+    first = folder / "BPR_touched_rows"
+    run_unlearn("BPR", "ml-100k", None, {**USUAL, "replay_rows": "touched", "output_dir": str(first)})
     request = {**{key: USUAL[key] for key in USUAL if key not in ("epochs", "embedding_size", "eval_step")}}
-    request |= {"checkpoint": str(first / "unlearned.pth"), "output_dir": str(Path(folder) / "second")}
+    request |= {"checkpoint": str(first / "unlearned.pth"), "output_dir": str(folder / "second")}
     run_unlearn(config_dict=request)
     # its log's returning negatives are drawn from the operating system's numbers: only touched rows that none is among
     with UnlearnSession.open(first / "model.pth", config_dict={"replay_rows": "touched"}) as session:
         session.forget("count", 10)
         session.forget("users", ["3"])
-        yield "session of two requests", weights_checksum(session.model.state_dict())
-        session.save(Path(folder) / "session.pth")
-    yield "session, saved", checksum(Path(folder) / "session.pth")
+        served = weights_checksum(session.model.state_dict())
+        session.save(folder / "session.pth")
+    return [("session of two requests", served), ("session, saved", checksum(folder / "session.pth"))]
+
+
+def job(name):
+    """One of the jobs, in a process of its own: sums of floats may depend on where earlier ones left the memory."""
+    with tempfile.TemporaryDirectory() as folder:
+        if name in RUNS:
+            return ran(name, Path(folder))
+        return list({"methods": compared, "session": requests}[name](Path(folder)))
 
 
 def main():
@@ -108,8 +117,9 @@ def main():
     args = parser.parse_args()
     expected = json.loads(Path(args.check).read_text()) if args.check else {}
     sums, wrong = {}, []
-    with tempfile.TemporaryDirectory() as folder:
-        for name, value in found(folder, args.only):
+    jobs = [name for name in (*RUNS, "methods", "session") if args.only in name]
+    with multiprocessing.get_context("spawn").Pool(2, maxtasksperchild=1) as pool:
+        for name, value in itertools.chain.from_iterable(pool.imap(job, jobs, chunksize=1)):
             sums[name] = value
             same = not args.check or expected.get(name) == value
             wrong += [] if same else [name]
