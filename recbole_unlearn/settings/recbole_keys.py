@@ -14,6 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, cast
 
+import recbole
 import yaml
 from recbole.config import configurator as recbole_configurator
 from recbole.evaluator import metric_types
@@ -290,6 +291,8 @@ def _check_eval_args(args):
     split = args["split"]
     if not (isinstance(split, dict) and len(split) == 1 and set(split) <= {"RS", "LS", "TS"}):
         raise InputError(f"eval_args: split must be {{'RS': [0.8, 0.1, 0.1]}} or {{'LS': ...}}, not {split!r}")
+    if "TS" in split and recbole.__version__ == "1.2.0":
+        raise InputError("eval_args: split TS is not in RecBole 1.2.0, which is installed; give RS, with order: TO")
     if "LS" not in split:  # by ratio, at random or in time
         ((kind, shares),) = split.items()
         fits = isinstance(shares, (list, tuple)) and len(shares) == 3
