@@ -9,7 +9,7 @@ import argparse
 
 from fidelity import report
 
-from recbole_unlearn.training import TrainedSeeds
+from recbole_unlearn.comparison.seeds import TrainedSeeds
 
 STEP = {"method": "influence"}
 VARIANTS = {

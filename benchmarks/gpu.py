@@ -85,7 +85,8 @@ def run_one(name, device, epochs, count, iterations):
     from recbole_unlearn.data.sampling import Played
     from recbole_unlearn.devices import array
     from recbole_unlearn.evaluation.forgetting import percentiles
-    from recbole_unlearn.training import new_model, opened, quiet, train, train_paired
+    from recbole_unlearn.comparison.seeds import opened, quiet
+    from recbole_unlearn.training import new_model, train, train_paired
 
     found = {"epochs": epochs}
 

@@ -22,7 +22,8 @@ import torch
 from recbole_unlearn.opening import open_unlearner
 from recbole_unlearn.storage import checkpoints
 from recbole_unlearn.trainer import BPRTrainer
-from recbole_unlearn.training import new_model, opened
+from recbole_unlearn.comparison.seeds import opened
+from recbole_unlearn.training import new_model
 from recbole_unlearn.unlearners.guard import LIMIT
 
 PAPER = {"embedding_size": 8, "learning_rate": 0.01, "train_neg_sample_args": {"sample_num": 4}}

@@ -21,7 +21,8 @@ from recbole_unlearn.data.forget import ForgetRequest
 from recbole_unlearn.evaluation import forgetting, ranking
 from recbole_unlearn.storage import checkpoints
 from recbole_unlearn.trainer import BPRTrainer
-from recbole_unlearn.training import Run, TrainedSeeds, new_model
+from recbole_unlearn.comparison.seeds import Training, TrainedSeeds
+from recbole_unlearn.training import new_model
 from recbole_unlearn.unlearners import InfluenceUnlearner
 
 RATIOS = (0.0001, 0.00015, 0.0002, 0.00025, 0.0003, 0.00035)
@@ -56,9 +57,9 @@ def main():
     )
     config, split = trained.config, trained.split
     requests = {ratio: ForgetRequest("ratio", ratio).rows(split) for ratio in RATIOS}
-    originals = [Run(config["seed"] + n, (), True) for n in range(args.seeds)]
+    originals = [Training(config["seed"] + n, (), True) for n in range(args.seeds)]
     retrainings = {
-        ratio: [Run(config["seed"] + n, tuple(map(int, rows))) for n in range(args.seeds)]
+        ratio: [Training(config["seed"] + n, tuple(map(int, rows))) for n in range(args.seeds)]
         for ratio, rows in requests.items()
     }
     trained.train(originals + sum(retrainings.values(), []))

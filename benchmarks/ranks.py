@@ -29,7 +29,7 @@ from recbole_unlearn import distributed
 from recbole_unlearn.opening import open_unlearner
 from recbole_unlearn.settings.config import changed
 from recbole_unlearn.storage import checkpoints
-from recbole_unlearn.training import Run, TrainedSeeds
+from recbole_unlearn.comparison.seeds import Training, TrainedSeeds
 
 RATIO = 0.0002
 REQUESTS = {"influence": "request, influence step", "replay": "request, replay of touched rows"}
@@ -62,7 +62,7 @@ def work(args):
     answers, sys.stdout = sys.stdout, sys.stderr
     with distributed.joined(timeout=600) as leading:
         trained, unlearners = open_data(args), {}
-        split, path = trained.split, trained.path(Run(trained.config["seed"], (), True))
+        split, path = trained.split, trained.path(Training(trained.config["seed"], (), True))
         for method in REQUESTS:
             config, stored = changed(trained.config, method=method), checkpoints.load(path, verify=False)
             unlearners[method] = open_unlearner(config, split, *stored, path)[1]
@@ -139,7 +139,7 @@ def main():
     if args.worker:
         return work(args)
     trained = open_data(args)
-    trained.train([Run(trained.config["seed"], (), True)])
+    trained.train([Training(trained.config["seed"], (), True)])
     sys.argv[1:] = given
     groups = [Group(int(size)) for size in args.sizes.split(",")]
     found = {group.size: [] for group in groups}

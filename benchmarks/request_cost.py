@@ -25,7 +25,8 @@ from recbole_unlearn.influence.operators import DotProductCurvature, UserTriples
 from recbole_unlearn.session import UnlearnSession
 from recbole_unlearn.storage.triple_log import log_path, snapshot_due
 from recbole_unlearn.trainer import BPRTrainer
-from recbole_unlearn.training import Run, TrainedSeeds, new_model
+from recbole_unlearn.comparison.seeds import Training, TrainedSeeds
+from recbole_unlearn.training import new_model
 
 RATIO = 0.0002
 
@@ -80,7 +81,7 @@ def main():
         ("BPR", args.dataset, args.config_files.split(), {"data_path": args.data_path, "method": "replay"}), args.cache
     )
     config, split = trained.config, trained.split
-    paths = trained.train([Run(config["seed"] + n, (), True) for n in range(args.seeds)])
+    paths = trained.train([Training(config["seed"] + n, (), True) for n in range(args.seeds)])
     output = Path(args.output)
     output.mkdir(parents=True, exist_ok=True)
 

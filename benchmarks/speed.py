@@ -243,7 +243,8 @@ def solver(options):
     from recbole_unlearn.data.forget import ForgetRequest
     from recbole_unlearn.influence.solver import block_jacobi, conjugate_gradient, jacobi
     from recbole_unlearn.storage import checkpoints
-    from recbole_unlearn.training import Run, TrainedSeeds, new_model
+    from recbole_unlearn.comparison.seeds import Training, TrainedSeeds
+    from recbole_unlearn.training import new_model
     from recbole_unlearn.unlearners import InfluenceUnlearner
 
     rows = []
@@ -251,7 +252,7 @@ def solver(options):
         settings = {"data_path": options.data_path, "method": "influence"}
         trained = TrainedSeeds(("BPR", dataset, [str(ROOT / "properties/paper.yaml")], settings), options.cache)
         config, split = trained.config, trained.split
-        run = Run(config["seed"], (), True)
+        run = Training(config["seed"], (), True)
         trained.train([run])
         stored, log = checkpoints.load(trained.path(run))
         model = new_model(config, split)

@@ -20,7 +20,8 @@ from recbole_unlearn.opening import open_unlearner
 from recbole_unlearn.session import UnlearnSession
 from recbole_unlearn.storage import checkpoints
 from recbole_unlearn.trainer import BPRTrainer
-from recbole_unlearn.training import Run, TrainedSeeds, new_model
+from recbole_unlearn.comparison.seeds import Training, TrainedSeeds
+from recbole_unlearn.training import new_model
 
 
 def main():
@@ -41,8 +42,8 @@ def main():
     rows = ForgetRequest("count", args.requests).rows(split)
     order = np.random.default_rng(1).permutation(rows)
     first = config["seed"]
-    originals = [Run(first + n, (), True) for n in range(args.seeds)]
-    retrainings = [Run(first + n, tuple(map(int, rows))) for n in range(args.seeds)]
+    originals = [Training(first + n, (), True) for n in range(args.seeds)]
+    retrainings = [Training(first + n, tuple(map(int, rows))) for n in range(args.seeds)]
     trained.train(originals + retrainings)
     model = new_model(config, split)
     trainer = BPRTrainer(config, model)

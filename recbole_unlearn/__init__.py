@@ -18,19 +18,37 @@ from recbole_unlearn.errors import InputError  # noqa: E402
 
 if TYPE_CHECKING:
     from recbole_unlearn.quick_start import run_unlearn
-    from recbole_unlearn.session import UnlearnSession
-    from recbole_unlearn.trainer import BPRTrainer
-    from recbole_unlearn.unlearners import InfluenceUnlearner
+    from recbole_unlearn.runs.result import Result
+    from recbole_unlearn.trained import Trained
+    from recbole_unlearn.trainer import BPRTrainer, trainer_of
+    from recbole_unlearn.unlearner import InfluenceUnlearner, UnlearnSession, load
+    from recbole_unlearn.unlearners.base import Unlearned
+    from recbole_unlearn.unlearners.choose import Auto
+    from recbole_unlearn.unlearners.influence import PAPER, Influence
+    from recbole_unlearn.unlearners.reoptimise import Reoptimise
+    from recbole_unlearn.unlearners.replay import Replay
 
 __version__ = "0.1.0"
-__all__ = ["BPRTrainer", "InfluenceUnlearner", "InputError", "UnlearnSession", "run_unlearn"]
-
 _MODULES = {
-    "BPRTrainer": "trainer",
-    "InfluenceUnlearner": "unlearners",
-    "UnlearnSession": "session",
     "run_unlearn": "quick_start",
+    "Result": "runs.result",
+    "Trained": "trained",
+    "BPRTrainer": "trainer",
+    "trainer_of": "trainer",
+    "InfluenceUnlearner": "unlearner",
+    "load": "unlearner",
+    "UnlearnSession": "unlearner",
+    "Unlearned": "unlearners.base",
+    "Auto": "unlearners.choose",
+    "Influence": "unlearners.influence",
+    "PAPER": "unlearners.influence",
+    "Reoptimise": "unlearners.reoptimise",
+    "Replay": "unlearners.replay",
 }
+__all__ = [  # noqa: F822  (those of `_MODULES` are loaded when they are first asked for)
+    "Auto", "BPRTrainer", "Influence", "InfluenceUnlearner", "InputError", "PAPER", "Reoptimise", "Replay", "Result",
+    "Trained", "UnlearnSession", "Unlearned", "load", "run_unlearn", "trainer_of",
+]  # fmt: skip
 
 
 def __getattr__(name):
@@ -49,7 +67,8 @@ def _recbole_trainer(name):
 
     It asks for ``recbole.trainer.<model>Trainer`` first; models that RecBole has a trainer for never come here.
     """
-    trainer = name.endswith("Trainer") and import_module(f"{__name__}.trainer").trainer_of(name.removesuffix("Trainer"))
+    kinds = import_module(f"{__name__}.trainer") if name.endswith("Trainer") else None
+    trainer = kinds and kinds.trainer_class(name.removesuffix("Trainer"))
     if not trainer:
         raise AttributeError(f"module 'recbole.trainer' has no attribute {name!r}")
     return trainer

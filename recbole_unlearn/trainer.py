@@ -6,7 +6,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from recbole.config import Config
 from recbole.data.interaction import Interaction
+from recbole.model.abstract_recommender import AbstractRecommender
 from recbole.model.general_recommender import BPR, LightGCN
 from recbole.trainer.trainer import KGTrainer, Trainer
 from recbole.utils import InputType, ModelType
@@ -346,7 +348,7 @@ TRAINERS = {
 }
 
 
-def make_trainer(config, model, trains=True):
+def make_trainer(config: Config, model: AbstractRecommender, trains: bool = True) -> Trainer:
     """The trainer for a model; ``trains=False``: one that only evaluates, without an optimiser."""
     kind = TRAINERS[config["MODEL_TYPE"]]
     if trains:
@@ -355,7 +357,21 @@ def make_trainer(config, model, trains=True):
         return kind(config, model)
 
 
-def trainer_of(name):
+def trainer_of(config: Config, model: AbstractRecommender) -> Trainer:
+    """The trainer that logs, for a model that can be unlearned from; what RecBole's ``get_trainer`` gives for it too.
+
+    Args:
+        config: RecBole's configuration, or ours.
+
+    Raises:
+        InputError: no trainer logs this model's training.
+    """
+    if reason := refusal(config):
+        raise InputError(reason)
+    return make_trainer(config, model)
+
+
+def trainer_class(name: str) -> type[Trainer] | None:
     """The class of trainer that logs for a model of this name, RecBole's or the user's own; None where none does."""
     found = model_class(name) if name in known_models() else class_named(name)
     if found is None or refused(found):

@@ -20,7 +20,8 @@ from recbole_unlearn.evaluation.forgetting import percentiles
 from recbole_unlearn.quick_start import run_unlearn
 from recbole_unlearn.settings.config import UnlearnConfig
 from recbole_unlearn.trainer import BPRTrainer
-from recbole_unlearn.training import new_model, opened
+from recbole_unlearn.comparison.seeds import opened
+from recbole_unlearn.training import new_model
 
 IN_TIME = {"split": {"LS": "valid_and_test"}, "order": "TO", "group_by": "user", "mode": "full"}
 FACTS = 300

@@ -9,7 +9,8 @@ import torch
 from recbole_unlearn.data.sampling import BatchOrder, Played
 from recbole_unlearn.errors import InputError
 from recbole_unlearn.influence.replay import Adam, Trajectory, replay
-from recbole_unlearn.training import Run, TrainedSeeds, train_paired
+from recbole_unlearn.comparison.seeds import Training, TrainedSeeds
+from recbole_unlearn.training import train_paired
 
 NO_ROWS = np.empty(0, np.int64)
 
@@ -98,8 +99,8 @@ def test_other_batches_than_the_logs_are_refused(task):
 
 def test_it_is_kept_beside_the_retrained_model_of_the_same_rows(make_options, tmp_path):
     trained = TrainedSeeds(("BPR", "tiny", [], make_options()), tmp_path / "cache", 1)
-    runs = [Run(seed, rows, paired=paired) for seed in (3, 4) for rows in ((), (4, 9)) for paired in (False, True)]
-    assert len({trained.path(run) for run in [*runs, Run(3, (), True)]}) == len(runs) + 1
+    runs = [Training(seed, rows, paired=paired) for seed in (3, 4) for rows in ((), (4, 9)) for paired in (False, True)]
+    assert len({trained.path(run) for run in [*runs, Training(3, (), True)]}) == len(runs) + 1
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="processes are pinned on Linux only")

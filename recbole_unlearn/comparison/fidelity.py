@@ -11,14 +11,17 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
+from recbole_unlearn.comparison.seeds import Training, quiet
 from recbole_unlearn.devices import read
 from recbole_unlearn.evaluation.forgetting import scores
 from recbole_unlearn.evaluation.ranking import evaluate
 from recbole_unlearn.settings.config import changed
+from recbole_unlearn.settings.conflicts import DERIVED_FORMS
 from recbole_unlearn.storage import checkpoints
+from recbole_unlearn.trained import Trained
 from recbole_unlearn.trainer import make_trainer
-from recbole_unlearn.training import Run, new_model, quiet
-from recbole_unlearn.unlearners import SUPPORTED, unlearner_of
+from recbole_unlearn.training import new_model
+from recbole_unlearn.unlearner import InfluenceUnlearner
 
 # Settings of each row of the table; 'replay' and 'influence' are ours, 'paper' is UBPR's equation (7).
 METHODS = {
@@ -35,13 +38,13 @@ UNAFFECTED_USERS = 500
 
 def methods_for(config):
     """`METHODS` that a configuration's model has."""
-    if config["model"] in SUPPORTED:
+    if config["model"] in DERIVED_FORMS:
         return METHODS
     return {name: METHODS[name] for name in ("nothing done", "influence")}
 
 
 @dataclass
-class View:
+class Seen:
     """What is compared of one model.
 
     Attributes:
@@ -137,7 +140,7 @@ class Observer:
                 top[position] = np.argpartition(-row, TOP_K)[:TOP_K]
         n, m = len(self.unique), len(self.others)
         metrics = evaluate(self.trainer, model, split, self.config["seed"], protocols={"full": 0})["full"]
-        return View(percentile, margin, held, top[where[:n]], top[where[n : n + m]], metrics)
+        return Seen(percentile, margin, held, top[where[:n]], top[where[n : n + m]], metrics)
 
 
 def _rank(others, own):
@@ -176,7 +179,7 @@ def compare(retrained, originals, unlearned):
     """Figures of one method.
 
     Args:
-        retrained, originals, unlearned: lists of `View`, one a seed.
+        retrained, originals, unlearned: lists of `Seen`, one a seed.
 
     Returns:
         dict of floats. ``*_sd`` are standard deviations over seeds, ``*_z`` distances to the retrained mean in standard
@@ -240,8 +243,8 @@ def fidelity(trained, rows, seeds=6, methods=None, show_progress=True):
         raise ValueError("fidelity needs at least 3 seeds")
     config, split = trained.config, trained.split
     first, forgotten = config["seed"], tuple(int(r) for r in rows)
-    originals = [Run(first + n, (), True) for n in range(seeds)]
-    retrainings = [Run(first + n, forgotten) for n in range(seeds)]
+    originals = [Training(first + n, (), True) for n in range(seeds)]
+    retrainings = [Training(first + n, forgotten) for n in range(seeds)]
     trained.train(originals + retrainings, show_progress)
     with quiet():
         observer = Observer(config, split, rows)
@@ -264,7 +267,8 @@ def fidelity(trained, rows, seeds=6, methods=None, show_progress=True):
                     views.append(view)
                     continue
                 model, setting = trained_model(run), changed(config, **methods[name])
-                unlearner = unlearner_of(model, setting, split, *checkpoints.load(trained.path(run)))
+                stored, log = checkpoints.load(path := trained.path(run))
+                unlearner = InfluenceUnlearner(Trained(model, setting, split, log, stored, path))
                 unlearner.warm_up()
                 unlearned = unlearner.unlearn(rows)
                 seconds.append(unlearned.seconds)

@@ -18,6 +18,7 @@ import recbole_unlearn
 from recbole_unlearn.comparison.beside import Beside, beside, first_rows
 from recbole_unlearn.comparison.kept import measured_by, prepared_by
 from recbole_unlearn.comparison.other_models import model_arguments, train_any
+from recbole_unlearn.comparison.seeds import TrainedSeeds, Training, opened, quiet
 from recbole_unlearn.compat.recbole_models import model_class
 from recbole_unlearn.data.forget import ForgetRequest
 from recbole_unlearn.devices import read
@@ -27,12 +28,13 @@ from recbole_unlearn.evaluation.geometry import models_distance
 from recbole_unlearn.methods import METHODS, names_in, settings_of
 from recbole_unlearn.methods.base import Forgotten, Method, Task
 from recbole_unlearn.models.support import refusal
-from recbole_unlearn.settings.config import UnlearnConfig, own_options
+from recbole_unlearn.settings import keys
+from recbole_unlearn.settings.config import UnlearnConfig
 from recbole_unlearn.settings.shown import plain
 from recbole_unlearn.storage import checkpoints
 from recbole_unlearn.storage.files import scratch_folder, write_atomically
 from recbole_unlearn.trainer import BPRTrainer
-from recbole_unlearn.training import RUN_KEYS, Run, TrainedSeeds, new_model, opened, quiet, training_settings
+from recbole_unlearn.training import new_model, training_settings
 
 ORIGINAL, RETRAIN = "original", "retrain"
 DISTANCE = "weight_distance"  # to the original; of the original, to its initialisation
@@ -127,10 +129,10 @@ class Comparison:
         return {"seeds": self.seeds, "settings": self.settings, "models": list(models), "sets": results}
 
     def _original_run(self, seed):
-        return Run(seed, (), True)
+        return Training(seed, (), True)
 
     def retrain_run(self, seed, rows, paired=False):
-        return Run(seed, tuple(int(row) for row in rows), paired=paired)
+        return Training(seed, tuple(int(row) for row in rows), paired=paired)
 
     # -- what is kept
 
@@ -144,8 +146,7 @@ class Comparison:
 
     def _evaluated_by(self):
         """Everything beside model and method that a figure depends on."""
-        run = {*RUN_KEYS, "fidelity_seeds", "fidelity_cache", "evaluate"}
-        own = {key: self.config[key] for key, _, _ in own_options() if key not in run}
+        own = {key: self.config[key] for key in keys.KEYS if key not in keys.OF_RUNS}
         others = {key: self.config[key] for key in ("seed", "metrics", "topk", "metric_decimal_place")}
         return plain({**own, **others, "version": recbole_unlearn.__version__})
 

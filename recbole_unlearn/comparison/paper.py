@@ -18,6 +18,7 @@ import yaml
 
 from recbole_unlearn.comparison.figures import DISTANCE, ORIGINAL, RETRAIN, Comparison, summary
 from recbole_unlearn.comparison.published import METRICS, PROTOCOL, PUBLISHED, from_retrain, sentences
+from recbole_unlearn.comparison.seeds import TrainedSeeds, Training, quiet
 from recbole_unlearn.data.forget import KINDS, ForgetRequest
 from recbole_unlearn.data.sampling import Played
 from recbole_unlearn.errors import InputError
@@ -27,10 +28,11 @@ from recbole_unlearn.methods.shards import MODELS as INNER_PRODUCTS
 from recbole_unlearn.reports.pictures import figures as draw
 from recbole_unlearn.reports.pictures import interactive, png, svg
 from recbole_unlearn.reports.tables import READ_COMPARED, compared_table, latex
-from recbole_unlearn.settings.config import UnlearnConfig, parse_value, properties_dir
+from recbole_unlearn.settings import keys
+from recbole_unlearn.settings.config import UnlearnConfig
+from recbole_unlearn.settings.given import parse_value
 from recbole_unlearn.settings.shown import plain
 from recbole_unlearn.storage.files import write_atomically
-from recbole_unlearn.training import RUN_KEYS, Run, TrainedSeeds, quiet
 
 ABOUT_DISTANCES = (
     "Weight distances: ours and UBPR's step start from the original's weights. Retrain shares only the initialisation "
@@ -91,7 +93,7 @@ FULL = Size((0.0001, 0.00015, 0.0002, 0.00025, 0.0003, 0.00035), (2, 4, 6, 8), 0
 QUICK = Size((0.001, 0.002), (1, 4), 0.001, 6, {"epochs": 3, "embedding_size": 8})
 
 
-def paper_arguments(model, dataset, files, changes, quick):
+def paper_arguments(given, quick):
     """``arguments`` of the paper's setting; the user's files and keys come after it.
 
     ``method_args``, unless given, put all interactions to forget into one shard, as the paper does: `METHOD_ARGS`.
@@ -101,10 +103,10 @@ def paper_arguments(model, dataset, files, changes, quick):
     """
     own = ("checkpoint", "compare_models", "comparison_sets", *(f"forget_{kind}" for kind in KINDS))
     for key in own:
-        if UnlearnConfig.peek(key, files, changes) is not None:
+        if given.get(key) is not None:
             raise InputError(f"experiment: paper says itself what is trained and forgotten; leave {key} out")
-    given = {**_defaults(quick), **(changes or {})}
-    return model, dataset, ["properties/paper.yaml", *(files or [])], given
+    changes = {**_defaults(quick), **given.options}
+    return given.model or "BPR", given.dataset or "ml-100k", ["properties/paper.yaml", *given.files], changes
 
 
 class Paper:
@@ -207,7 +209,7 @@ class Paper:
 
     def _models(self, rows):
         """Models of the first seed: original, retrained without ``rows``, and as ours and UBPR unlearn them."""
-        original, retrained = Run(self.seed, (), True), Run(self.seed, tuple(int(row) for row in rows))
+        original, retrained = Training(self.seed, (), True), Training(self.seed, tuple(int(row) for row in rows))
         self.trained.train([original, retrained], self.show_progress)
         retrained = self.comparison.retrained(self.seed, rows).model
         return {"original": self._original(), "retrained": retrained, **self._unlearned(rows)}
@@ -321,7 +323,14 @@ class Paper:
             lines += ["Not all figures are there: the command was stopped, or is still running. Give it again.", ""]
         for paragraph in about_distances(pictures.get("figure_6")):
             lines += [paragraph, ""]
-        lines += ["## Settings", "", "```yaml", (properties_dir() / "paper.yaml").read_text("utf-8").strip(), "```", ""]
+        lines += [
+            "## Settings",
+            "",
+            "```yaml",
+            (keys.properties_dir() / "paper.yaml").read_text("utf-8").strip(),
+            "```",
+            "",
+        ]
         different = other_settings(self.trained.arguments, self.config)
         if different:
             lines += ["In this run instead:", "", "```yaml", yaml.safe_dump(different).strip(), "```", ""]
@@ -433,7 +442,7 @@ def command_of(arguments, settings, quick=False):
         options["data_path"] = "PATH"
     if len(settings) < len(METHODS):
         options["methods"] = ",".join(settings)
-    without = set(RUN_KEYS) - {"method_args", "comparison_seeds"}
+    without = set(keys.OF_RUNS) - {"method_args", "comparison_seeds"}
     options |= {key: given[key] for key in sorted(given.keys() - without) if given[key] != default.get(key)}
     text = " ".join(f"--{key}={shlex.quote(str(value))}" for key, value in options.items())
     return f"python run_unlearn.py {text}{' --quick' if quick else ''}"
@@ -449,7 +458,7 @@ def other_settings(arguments, config):
     model, dataset, _, _ = arguments
     paper = plain(UnlearnConfig(model, dataset, ["properties/paper.yaml"]).final_config_dict)
     own = plain(config.final_config_dict)
-    return {key: own[key] for key in own if key not in (*RUN_KEYS, "state") and own[key] != paper.get(key)}
+    return {key: own[key] for key in own if key not in (*keys.OF_RUNS, "state") and own[key] != paper.get(key)}
 
 
 def _spelled(settings):

@@ -322,7 +322,17 @@ def _in_requests(split, table, rng):
 
 def _in_file(split, path, rng):
     data = split.train._dataset
-    pairs = _read_pairs(path, (f"{data.uid_field}:token", f"{data.iid_field}:token"))
+    return rows_of_pairs(split, _read_pairs(path, (f"{data.uid_field}:token", f"{data.iid_field}:token")), path)
+
+
+def rows_of_pairs(split, pairs, where):
+    """Rows of the split that are some pairs of a user token and an item token, as they stand; ``where``: to name them.
+
+    Raises:
+        InputError: unknown tokens, or pairs that are not training interactions.
+    """
+    if not all(isinstance(pair, (tuple, list)) and len(pair) == 2 for pair in pairs):
+        raise InputError(f"{where} must be pairs of a user token and an item token")
     users = ids(split, "user", [user for user, _ in pairs])
     items = ids(split, "item", [item for _, item in pairs])
     keys = split.users.astype(np.int64) * split.n_items + split.items
@@ -331,8 +341,8 @@ def _in_file(split, path, rng):
     if len(missing):
         user, item = pairs[missing[0]]
         raise InputError(
-            f"{path}: user {user!r} and item {item!r} are no training interaction ({len(missing)} such of "
-            f"{len(pairs)}; held-out interactions were never trained on); remove them from the file"
+            f"{where}: user {user!r} and item {item!r} are no training interaction ({len(missing)} such of "
+            f"{len(pairs)}; held-out interactions were never trained on); remove them"
         )
     return np.flatnonzero(np.isin(keys, wanted))
 

@@ -119,16 +119,30 @@ class Split:
                 ) from error
             finally:
                 config.final_config_dict.update(kept)
-        self.valid = self._resized(valid)
-        self.test = self._resized(test)
-        self._test_loaders = {}
-        self.n_users, self.n_items = dataset.user_num, dataset.item_num
-        self._take_rows()
-        self.spam = np.empty(0, np.int64)
+        self._take(valid, test)
         if spam := spammers(config):
             accounts, promoted = spam
             self._add(*draw_spam(self, accounts, promoted, config["forget_seed"]))
-        self.fingerprint = fingerprint(self.train._dataset)
+            self.fingerprint = fingerprint(self.train._dataset)
+
+    @classmethod
+    @faster()
+    def of(cls, config, train, valid, test):
+        """The split that RecBole's ``data_preparation`` has made: its loaders."""
+        split = cls.__new__(cls)
+        split.config, split.train = config, train
+        split._take(valid, test)
+        return split
+
+    def _take(self, valid, test):
+        """Derive what is known from the training loader and those of held-out data."""
+        data = self.train._dataset
+        self.valid, self.test = self._resized(valid), self._resized(test)
+        self._test_loaders = {}
+        self.n_users, self.n_items = data.user_num, data.item_num
+        self._take_rows()
+        self.spam = np.empty(0, np.int64)
+        self.fingerprint = fingerprint(data)
 
     def _take_rows(self):
         data = self.train._dataset

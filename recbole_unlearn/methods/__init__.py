@@ -16,7 +16,7 @@ from recbole_unlearn.methods.scif import SCIF
 from recbole_unlearn.methods.sisa import SISA
 from recbole_unlearn.methods.ubpr import UBPR
 from recbole_unlearn.methods.ultrare import UltraRE
-from recbole_unlearn.settings.config import properties_dir
+from recbole_unlearn.settings.keys import properties_dir
 
 METHODS = {
     "retrain": Retrain,

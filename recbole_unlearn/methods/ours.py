@@ -3,8 +3,9 @@
 from time import perf_counter
 
 from recbole_unlearn.methods.base import Forgotten, Method
-from recbole_unlearn.opening import open_unlearner
 from recbole_unlearn.settings.config import changed
+from recbole_unlearn.trained import Checkpoint
+from recbole_unlearn.unlearner import InfluenceUnlearner
 
 
 class Ours(Method):
@@ -25,7 +26,8 @@ class Ours(Method):
     def _open(self):
         task = self.task
         config = changed(task.config, **self.changes())
-        _, self.unlearner = open_unlearner(config, task.split, task.stored, task.log, seed=task.seed)
+        opened = Checkpoint(task.path, config, task.stored, task.log)
+        self.unlearner = InfluenceUnlearner(opened.trained(task.split, task.seed))
         self.unlearner.warm_up()
         return self.unlearner
 

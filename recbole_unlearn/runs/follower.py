@@ -11,9 +11,12 @@ from recbole.utils import init_seed
 from recbole_unlearn import distributed
 from recbole_unlearn.data.split import Split
 from recbole_unlearn.errors import InputError
-from recbole_unlearn.opening import configure, open_unlearner
+from recbole_unlearn.settings.config import UnlearnConfig
+from recbole_unlearn.settings.given import Given
 from recbole_unlearn.storage import checkpoints
+from recbole_unlearn.trained import Checkpoint
 from recbole_unlearn.training import train
+from recbole_unlearn.unlearner import InfluenceUnlearner
 
 
 def follow():
@@ -29,12 +32,14 @@ class Follower:
 
     def open(self, arguments, fingerprint):
         """Read configuration and data as rank 0 has."""
+        given = Given.read(*arguments)
         with ExitStack() as held:
-            self.config, self.stored, self.log = configure(held, *arguments)
+            checkpoint = Checkpoint.open(given, held)
+        self.config = checkpoint.config if checkpoint else UnlearnConfig(*given.arguments)
         init_seed(self.config["seed"], self.config["reproducibility"])
         self.split = Split(self.config)
-        if self.stored:
-            self.split = self.split.align(self.log)
+        if checkpoint:
+            self.split = self.split.align(checkpoint.log)
         if self.split.fingerprint != fingerprint:
             raise InputError(
                 f"{self.config['data_path']} holds other interactions here than on rank 0; give all ranks the same data"
@@ -46,12 +51,12 @@ class Follower:
         train(self.config, self.split, path, forgotten, seed, log_negatives)
 
     def open_unlearner(self, checkpoint, run_id):
-        self.stored, self.log = checkpoints.load(checkpoint, verify=False)
-        if self.log.run_id != run_id:
+        opened = Checkpoint(Path(checkpoint), self.config, *checkpoints.load(checkpoint, verify=False))
+        if opened.log.run_id != run_id:
             raise InputError(
                 f"checkpoint {checkpoint} is another one here than on rank 0; give all ranks the same files"
             )
-        _, self.unlearner = open_unlearner(self.config, self.split, self.stored, self.log, checkpoint)
+        self.unlearner = InfluenceUnlearner(opened.trained(self.split), shared=True)
         self.unlearner.warm_up()
 
     def unlearn(self, rows):

@@ -17,7 +17,9 @@ from recbole_unlearn.settings.shown import public
 from recbole_unlearn.storage import audit, checkpoints, inter_file, paths, purging
 from recbole_unlearn.storage.files import is_debris, locked, remove
 from recbole_unlearn.storage.triple_log import log_path
+from recbole_unlearn.trained import Trained
 from recbole_unlearn.unlearners import guard
+from recbole_unlearn.unlearners.base import Unlearned
 
 
 def output_folder(config):
@@ -115,12 +117,16 @@ def in_one_line(folder, other="output_dir"):
         ) from error
 
 
-def save_unlearned(path, stored, log, unlearned, split, rows, config, inter=None, guarded=None):
+def save_unlearned(
+    path: Path, trained: Trained, unlearned: Unlearned, rows: np.ndarray, inter=None, guarded: guard.Guard | None = None
+) -> None:
     """The new checkpoint and its log, in neither of which the forgotten rows occur.
 
-    ``inter``: the user's interactions file if it loses lines; ids and split are kept with the log then, see `Frozen`.
-    ``guarded``: the `Guard` of the original.
+    Args:
+        inter: the user's interactions file if it loses lines; ids and split are kept with the log then, see `Frozen`.
+        guarded: what is known of the original's log.
     """
+    config, split, stored, log = trained.config, trained.split, trained.stored, trained.log
     run_id = secrets.token_hex(8)
     inter = str(inter) if inter else (stored.get("data") or {}).get("inter")
     frozen = Frozen(split, rows) if inter else None
@@ -138,7 +144,7 @@ def save_unlearned(path, stored, log, unlearned, split, rows, config, inter=None
         "state_dict": unlearned.state_dict,
         # RecBole would serve the original's propagated embeddings
         "other_parameter": {k: v for k, v in (stored.get("other_parameter") or {}).items() if k not in CACHES},
-        "triple_log": {"run_id": run_id, "epochs": stored["triple_log"]["epochs"]},
+        "triple_log": {"run_id": run_id, "epochs": trained.epochs},
     }
     if frozen:
         state["data"] = {"inter": inter}
@@ -207,12 +213,12 @@ def recorded_or_gone(path):
         raise
 
 
-def record(result, config, path, stored, unlearned, trail, requests=None):
-    """Write down by what a model was replaced: nothing is deleted before. ``requests``: of a session."""
+def record(result: dict, trained: Trained, unlearned: Unlearned, trail: Path | None, requests=None) -> None:
+    """Write down by what a model was replaced: nothing is deleted before. ``requests``: of many, one after the other."""
     if trail:
-        before = audit.model_checksums(path, stored["state_dict"])
+        before = audit.model_checksums(trained.path, trained.stored["state_dict"])
         after = audit.model_checksums(result["files"]["unlearned"], unlearned.state_dict)
-        entry = audit.unlearned_record(result["audit"]["request"], result, config, before, after, requests)
+        entry = audit.unlearned_record(result["audit"]["request"], result, trained.config, before, after, requests)
         head = audit.append(trail, entry)
         result["audit"] |= {"time": entry["time"], "before": before, "after": after, "head": head}
         result["versions"] = entry["versions"]

@@ -8,8 +8,8 @@ from tqdm import tqdm
 
 from recbole_unlearn.data.requests import batches, rows_of
 from recbole_unlearn.evaluation import forgetting, ranking
-from recbole_unlearn.training import new_model, train
-from recbole_unlearn.unlearners import Unlearned
+from recbole_unlearn.training import train
+from recbole_unlearn.unlearners.base import Unlearned
 
 # From this share of forgotten interactions on, settings that were chosen for the data with them (the number of epochs,
 # learning rate, size) are those of another data set; a convention, not a measurement.
@@ -41,11 +41,11 @@ class Served:
         return {"batches": self.batches, "drift": self.drift, "empty": self.empty, "retrain": self.retrain}
 
 
-def serve(session, table, scratch, together=1, drift_every=0, show_progress=False):
-    """Serve requests on an open session, one after the other.
+def serve(unlearner, table, scratch, together=1, drift_every=0, show_progress=False):
+    """Serve requests on an open model, one after the other.
 
     Args:
-        session (UnlearnSession): its model changes.
+        unlearner (InfluenceUnlearner): its model changes.
         table: as `data.requests.read` returns it.
         scratch (Path): folder for retrained models.
         together (int): requests (or times) to serve at once.
@@ -54,34 +54,32 @@ def serve(session, table, scratch, together=1, drift_every=0, show_progress=Fals
     Returns:
         Served
     """
-    split, unlearner = session.split, session.unlearner
+    split = unlearner.split
     wanted = rows_of(split, table)
     served, drifts, empty, n_served, retrain = [], [], 0, 0, None
     for group in tqdm(batches(table, together), "Requests", ncols=100, disable=not show_progress):
-        fresh = [rows[~unlearner.absent[rows]] for rows in (wanted[k] for k in group.index)]
+        fresh = [rows[~unlearner.problem.absent[rows]] for rows in (wanted[k] for k in group.index)]
         empty += sum(len(rows) == 0 for rows in fresh)
         rows = np.unique(np.concatenate(fresh))
         start, all_rows = perf_counter(), False
         if len(rows):
-            all_rows = session.forget_rows(rows).details.get("all_rows", False)
-        figures = {"requests": len(group), "interactions": len(rows), "forgotten": len(session.forgotten)}
+            all_rows = unlearner.forget_rows(rows).details.get("all_rows", False)
+        figures = {"requests": len(group), "interactions": len(rows), "forgotten": len(unlearner.forgotten)}
         served.append({**figures, "seconds": perf_counter() - start, "all_rows": all_rows})
         before, n_served = n_served, n_served + len(group)
         if drift_every and before // drift_every < n_served // drift_every:
-            drifts.append({"requests": n_served, **drift(session, scratch)})
-            retrain = retrain or advice(n_served, len(session.forgotten) / split.n_rows, drifts[-1])
-        retrain = retrain or advice(n_served, len(session.forgotten) / split.n_rows)
+            drifts.append({"requests": n_served, **drift(unlearner, scratch)})
+            retrain = retrain or advice(n_served, len(unlearner.forgotten) / split.n_rows, drifts[-1])
+        retrain = retrain or advice(n_served, len(unlearner.forgotten) / split.n_rows)
     seconds = [batch["seconds"] for batch in served]
     details = {
-        "chosen": unlearner.chosen,
         "requests": n_served,
         "batches": len(served),
         "median_seconds": float(np.median(seconds)),
         "longest_seconds": max(seconds),
         "replays_of_all_rows": sum(batch["all_rows"] for batch in served),
     }
-    unlearned = Unlearned(unlearner.state_dict, unlearner.method, sum(seconds), details, unlearner.snapshots)
-    return Served(unlearned, served, drifts, empty, retrain)
+    return Served(unlearner.now(sum(seconds), details), served, drifts, empty, retrain)
 
 
 def advice(requests, share, comparison=None):
@@ -118,20 +116,19 @@ def _worse(comparison):
     return None
 
 
-def drift(session, scratch):
-    """Compare a session's model with one that is trained anew without what the session has forgotten.
+def drift(unlearner, scratch):
+    """Compare the model with one that is trained anew without what it has forgotten.
 
     Returns:
         dict: forget-set AUC and, by full ranking, metrics of both, the ``outcome`` of `forgetting.verdict`, the
         number of test ``users``, and the seconds of training.
     """
-    config, split, rows = session.config, session.split, session.forgotten
+    config, split, rows = unlearner.config, unlearner.split, unlearner.forgotten
     judged = split.judged_without(rows)
     retrained, trainer, seconds = train(config, split, scratch / "drift.pth", rows, log_negatives=False)
     trainer.eval_collector.data_collect(split.train)
-    original = new_model(config, split)
-    original.load_state_dict(session.stored["state_dict"])
-    models = {"original": original, "unlearned": session.model, "retrained": retrained}
+    original = unlearner.trained.copy()
+    models = {"original": original, "unlearned": unlearner.model, "retrained": retrained}
     ranks = {name: forgetting.percentiles(model, split, rows) for name, model in models.items()}
     _, figures = forgetting.verdict(*ranks.values())
     result = {

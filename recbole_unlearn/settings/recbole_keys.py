@@ -36,6 +36,11 @@ FREE = frozenset((
     "save_dataset", "dataset_save_path", "save_dataloaders", "dataloaders_save_path",
     "metrics", "topk", "eval_batch_size",
 ))  # fmt: skip
+# RecBole's keys of one run: neither kept with a model, nor part of what names a cache.
+OF_RUNS = (
+    "checkpoint_dir", "device", "gpu_id", "use_gpu", "data_path", "single_spec", "local_rank", "nproc", "world_size",
+    "ip", "port", "offset", "show_progress", "model", "dataset", "config_files",
+)  # fmt: skip
 TEXT = (
     "model", "dataset", "data_path", "checkpoint_dir", "config_file", "dataset_save_path", "dataloaders_save_path",
     "USER_ID_FIELD", "ITEM_ID_FIELD", "RATING_FIELD", "TIME_FIELD", "LABEL_FIELD", "NEG_PREFIX", "LIST_SUFFIX",

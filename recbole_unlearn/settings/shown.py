@@ -6,6 +6,8 @@ from typing import Any
 
 import torch
 
+from recbole_unlearn.settings.keys import PERSONAL
+
 PLAIN = (str, int, float, bool, type(None))
 
 
@@ -28,21 +30,9 @@ def plain(value) -> Any:
     return str(value)
 
 
-# Keys whose values may name what is to be forgotten, if only by when it happened: never written anywhere.
-PERSONAL_KEYS = (
-    "forget_users",
-    "forget_items",
-    "forget_file",
-    "forget_requests",
-    "forget_category",
-    "forget_time",
-    "spam_items",
-)
-
-
 def public(config):
     """The configuration as plain values, without anything that names the forgotten."""
-    return {key: value for key, value in plain(config.final_config_dict).items() if key not in PERSONAL_KEYS}
+    return {key: value for key, value in plain(config.final_config_dict).items() if key not in PERSONAL}
 
 
 MASK = "(given, not logged)"
@@ -53,7 +43,7 @@ def masked(config):
     shown = copy.copy(config)
     for name, held in vars(config).items():
         if isinstance(held, dict):
-            kept = {key: MASK if key in PERSONAL_KEYS and value is not None else value for key, value in held.items()}
+            kept = {key: MASK if key in PERSONAL and value is not None else value for key, value in held.items()}
             vars(shown)[name] = kept
     return shown
 
@@ -61,7 +51,7 @@ def masked(config):
 @contextmanager
 def hidden(config):
     """Personal values masked in place while RecBole prints a configuration, or hashes it into names of its files."""
-    kept = {key: config[key] for key in PERSONAL_KEYS if config[key] is not None}
+    kept = {key: config[key] for key in PERSONAL if config[key] is not None}
     config.final_config_dict.update(dict.fromkeys(kept, MASK))
     try:
         yield

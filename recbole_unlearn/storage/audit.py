@@ -24,6 +24,7 @@ import recbole
 import torch
 
 from recbole_unlearn.errors import InputError
+from recbole_unlearn.settings.keys import AUDITED
 from recbole_unlearn.settings.shown import public
 from recbole_unlearn.storage import checkpoints
 from recbole_unlearn.storage.files import fcntl, sync_folder
@@ -35,11 +36,8 @@ GENESIS = hashlib.sha256(FORMAT.encode()).hexdigest()
 # of the draw, tokens, keys of the user's own) may tell what was forgotten. A model's own: see `weight_settings`.
 SETTINGS = (
     "model", "dataset", "seed", "epochs", "learner", "learning_rate", "weight_decay", "train_batch_size",
-    "clip_grad_norm", "embedding_size", "train_neg_sample_args", "negatives", "eval_args", "user_inter_num_interval",
-    "item_inter_num_interval", "valid_metric", "eval_step", "stopping_step", "method", "replay_rows",
-    "reoptimise_tolerance", "reoptimise_max_iterations", "paper", "curvature", "damping", "damping_strength",
-    "pool_return", "log_epochs", "curvature_triples", "unlearn_params", "cg_tolerance", "cg_max_iterations",
-    "request_batch",
+    "clip_grad_norm", "embedding_size", "train_neg_sample_args", "eval_args", "user_inter_num_interval",
+    "item_inter_num_interval", "valid_metric", "eval_step", "stopping_step", *AUDITED,
 )  # fmt: skip
 
 

@@ -1,9 +1,9 @@
-"""Influence steps for any pairwise model of RecBole, by automatic differentiation through its own loss."""
+"""Any pairwise model of RecBole, by automatic differentiation through its own loss."""
 
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from itertools import pairwise
-from time import perf_counter
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,21 +12,16 @@ from recbole_unlearn.devices import array, copies
 from recbole_unlearn.errors import InputError
 from recbole_unlearn.influence.damping import adam
 from recbole_unlearn.influence.objective import returning
-from recbole_unlearn.influence.operators import AutogradCurvature, Damped
+from recbole_unlearn.influence.operators import AutogradCurvature
 from recbole_unlearn.influence.solver import jacobi
 from recbole_unlearn.models.draws import keep_draws
 from recbole_unlearn.models.losses import fixed_randomness
 from recbole_unlearn.models.view import View
 from recbole_unlearn.storage.checkpoints import check_finite
+from recbole_unlearn.trained import Trained
 from recbole_unlearn.training import new_model
-from recbole_unlearn.unlearners.common import (
-    Unlearned,
-    gradient_epochs,
-    solve,
-    solve_by_batches,
-    trained_epochs,
-    warn_unless_converged,
-)
+from recbole_unlearn.unlearners.base import Change, Problem, Unlearned
+from recbole_unlearn.unlearners.influence import Influence, conjugate, descended, warn_unless_converged
 
 CURVATURE_TRIPLES = {True: "all", False: 65_536}  # of sequential and of other models
 SAMPLED_TRIPLES = 8192  # where all are wanted, but not by batches
@@ -40,58 +35,58 @@ PROBE = 256  # rows that tell whether a model holds the data itself
 ROUNDING = 1e-6  # of a row's loss in float32
 
 
-class PairwiseUnlearner:
-    """Changes a model's weights to what they would be had some interactions never been there; see docs/models.md.
+@dataclass(frozen=True)
+class After:
+    """What remains without some rows.
+
+    Attributes:
+        rows: that are gone, sorted int64.
+        view: of the model on what remains.
+        changed: remaining rows whose loss is another then, sorted int64.
+    """
+
+    rows: np.ndarray
+    view: View
+    changed: np.ndarray
+
+
+class AnyLoss(Problem):
+    """The training of any model; see docs/models.md.
 
     ``theta* = theta + (H + D)^-1 z`` with ``z = grad [L(D; S) - L(D'; S')]``: D the logged triples and S the graph or
     the histories that the model holds, D' and S' the same without the forgotten rows. D' has the negatives that
     retraining would draw: forgotten items among their users'. H is the curvature of the remaining triples on S', and
     D the damping.
 
-    The model and the log are only read. `apply` goes on from a result.
-
     Args:
-        model: trained RecBole model, built on ``split``.
-        log (TripleLog): its log.
-        optimizer_state (dict): ``optimizer`` entry of its checkpoint.
-        config: configuration with the keys of properties/overall.yaml.
-        split (Split): its training data.
-        epochs (int, optional): epochs that the weights were trained for; default: all of the log.
+        trained: its model and log are only read.
+        params: names or patterns of the parameters to change; default: all.
 
     Raises:
-        InputError: model, optimiser, keys or weights that the method is not valid for.
+        InputError: model, optimiser or weights that are not those of the log.
     """
 
-    initial: dict | None = None  # weights that the training's seed gives, by name, if somebody knows them
+    only_influence = "the one way for models other than BPR"
 
-    def __init__(self, model, log, optimizer_state, config, split, epochs=None):
-        name = type(model).__name__
-        if config["method"] not in ("auto", "influence"):
-            raise InputError(f"method: {config['method']} is not for {name}; use method: influence")
-        self.config, self.split, self.log = config, split, log
-        self.epochs = trained_epochs(log, epochs)
+    def __init__(self, trained: Trained, params: tuple[str, ...] | None = None):
+        super().__init__(trained)
+        model, log = trained.model, self.log
+        self.name = type(model).__name__
         check_finite(model.state_dict(), "the model")
-        self.method, self.chosen = "influence", "the one way for models other than BPR"
-        self.snapshots = {}
-        if split.sequential and log.snapshots:
+        if self.split.sequential and log.snapshots:
             if log.metadata["parameters"] != [[n, list(value.shape)] for n, value in model.named_parameters()]:
-                raise InputError(f"the triple log's snapshots of the weights are not of this {name}; train again")
+                raise InputError(f"the triple log's snapshots of the weights are not of this {self.name}; train again")
             self.snapshots = {n: log.snapshot(n) for n in log.snapshots if n <= self.epochs}
-        self.absent = np.zeros(log.n_rows, bool)  # rows that requests before the next one have taken away
-        self.optimizer_state = optimizer_state
-        self.view = View(model, split.train, split.data_row, config["unlearn_params"])
-        self.metric = self._metric()
-        if config["curvature_triples"] == "all" and not self._descends():
-            raise InputError(
-                "curvature_triples: all needs curvature: gauss_newton and a damping above 0; give it a number instead"
-            )
+        self._params = list(params) if params else None
+        self.view = View(model, self.split.train, self.split.data_row, self._params)
+        self._metrics: dict[Influence, torch.Tensor | float] = {}
 
     @property
-    def state_dict(self):
+    def state_dict(self) -> dict[str, torch.Tensor]:
         return copies(self.view.model.state_dict())
 
     @property
-    def n_triples(self):
+    def n_triples(self) -> int:
         """Terms of the loss, of an epoch, that earlier requests left."""
         return int(np.count_nonzero(~self.absent)) * (1 if self.view.traits.row_loss else self.log.negatives)
 
@@ -110,21 +105,24 @@ class PairwiseUnlearner:
     @property
     def _l2(self):
         """Curvature of the optimiser's weight decay."""
-        return self.n_triples * float(self.config["weight_decay"] or 0)
+        return self.n_triples * self.weight_decay
 
-    @property
-    def damping(self):
-        """Diagonal added to the curvature of the loss, L2 included: float64 ``[size]`` or a number."""
-        return self._l2 + self.metric
+    def damping(self, way: Influence) -> torch.Tensor | float:
+        return self._l2 + self._metric(way)
 
-    def _metric(self):
+    def _metric(self, way):
         """The damping without L2."""
-        strength, kind, n = self.config["damping_strength"], self.config["damping"], self.n_triples
+        if way not in self._metrics:
+            self._metrics[way] = self._measured(way)
+        return self._metrics[way]
+
+    def _measured(self, way):
+        strength, kind, n = way.damping_strength, way.damping, self.n_triples
         if kind == "none":
             return 0.0
         if kind == "scalar":
             return n * strength
-        group = self.optimizer_state["param_groups"][0]
+        group = self.trained.optimizer["param_groups"][0]
         if "betas" not in group:
             raise InputError("damping: adam needs a checkpoint that was trained with Adam; use damping: scalar")
         if self.view.traits.sums:  # Adam saw gradients of sums over a batch
@@ -132,98 +130,81 @@ class PairwiseUnlearner:
         names = [name for name, _ in self.view.model.named_parameters()]
         parts = []
         for name, value in self.view.named.items():
-            state = self.optimizer_state["state"].get(names.index(name))
+            state = self.trained.optimizer["state"].get(names.index(name))
             squares = np.zeros(value.numel()) if state is None else array(state["exp_avg_sq"]).ravel()
             steps = 1 if state is None else int(state["step"])
             metric = adam(squares, steps, group["betas"][1], group["eps"], group["lr"], n)
             parts.append(np.where(squares > 0, metric, STAYS * n))  # what training never moved stays
         return strength * torch.from_numpy(np.concatenate(parts))
 
-    def warm_up(self):
-        """Run the loss once, so that `unlearn` is timed without first calls."""
+    def check(self, way: Influence) -> None:
+        super().check(way)
+        if way.curvature_triples == "all" and not self._descends(way):
+            raise InputError(
+                "curvature_triples: all needs curvature: gauss_newton and a damping above 0; give it a number instead"
+            )
+
+    def warm_up_step(self, way: Influence) -> None:
+        """Run the loss once, so that a request is timed without first calls."""
         rows = np.flatnonzero(~self.absent)[:2]
         self._gradient(self.view, rows, self.log.epoch(0)[rows], np.zeros(len(rows)))
 
-    def unlearn(self, rows, show_progress=False):
-        """Forget some rows of the log.
+    def without(self, rows: np.ndarray, way: Influence) -> After:
+        view = self._without(rows)
+        return After(rows, view, self._changed(view, rows, self.log_epochs(way)))
 
-        Args:
-            rows: sorted int array of rows of the log; empty: the weights come back unchanged.
+    def norm(self, v: torch.Tensor) -> float:
+        return float(v.norm())
 
-        Returns:
-            Unlearned
-        """
-        start = perf_counter()
-        rows = np.asarray(rows, np.int64)
-        if len(rows) == 0:
-            details = {"chosen": self.chosen}
-            return Unlearned(self.state_dict, self.method, perf_counter() - start, details, self.snapshots)
-        after = self._without(rows)
-        changed = self._changed(after, rows)
-        snapshots = {}
-        if stops := self._stops():
-            step, details, snapshots = self._follow(stops, after, rows, changed, show_progress)
-        else:
-            step, details = self._step(after, rows, changed, show_progress)
-        state = self.state_dict
-        for name, value in self._moved(state, step).items():
-            state[name] = torch.from_numpy(value).to(state[name].dtype)
-        check_finite(state, "the unlearned model; raise damping_strength: the result")
-        details = {
-            "chosen": self.chosen,
-            "rows_changed": len(changed),
+    def details(self, after: After, step: torch.Tensor) -> dict[str, Any]:
+        """What is to be known of a step, beyond how it was found."""
+        return {
+            "rows_changed": len(after.changed),
             "parameters": len(step),
-            "approximated": self._approximated(rows),
-            "step_norm": float(step.norm()),
-            **details,
+            "approximated": self._approximated(after.rows),
         }
-        return Unlearned(state, self.method, perf_counter() - start, details, snapshots)
 
-    def _step(self, after, rows, changed, show_progress):
-        """The change of the weights by one step from where they are, and how it was found."""
-        z = self._right_hand_side(self.view, after, rows, changed, self._log_epochs())
-        step, report, n_triples = self._solve(after, rows, z, show_progress)
-        return step, {"gradient_norm": float(z.norm()), "curvature_triples": n_triples, **asdict(report)}
+    def moved(self, step: np.ndarray | torch.Tensor) -> dict[str, torch.Tensor]:
+        state = self.state_dict
+        for name, value in self._moved(state, torch.as_tensor(step)).items():
+            state[name] = torch.from_numpy(value).to(state[name].dtype)
+        return state
 
-    def _stops(self):
+    def stops(self, way: Influence) -> list[int]:
         """Numbers of epochs after which the weights and the curvature are looked at; empty: one step at the last."""
-        whole = 0 in self.snapshots and self.config["log_epochs"] == "all"
-        if not whole or self.config["damping"] != "adam" or self._curvature_triples() != "all":
+        whole = 0 in self.snapshots and way.log_epochs == "all"
+        if not whole or way.damping != "adam" or self._curvature_triples(way) != "all":
             return []
         wanted = [self.epochs * k / STOPS for k in range(1, STOPS)]
         near = {min(self.snapshots, key=lambda n: abs(n - each)) for each in wanted}
         between = sorted(near - {0, self.epochs})
         return [*between, self.epochs] if between else []
 
-    def _follow(self, stops, after, rows, changed, show_progress):
+    def follow(self, stops: list[int], after: After, way: Influence, show_progress: bool = False) -> Change:
         """The change of the weights over the training, how it was found, and the snapshots with it."""
-        before = self._without(rows[:0])  # its weights are to move: not those of the user's model
+        before = self._without(after.rows[:0])  # its weights are to move: not those of the user's model
         last = {name: array(value) for name, value in self.view.model.named_parameters()}
         change = torch.zeros(sum(value.numel() for value in before.parameters), dtype=torch.float64)
-        snapshots, details = {0: np.array(self.snapshots[0], np.float32)}, {"stops": stops, "iterations": 0}
+        snapshots, found = {0: np.array(self.snapshots[0], np.float32)}, {"stops": stops, "iterations": 0}
         for start, stop in pairwise([0, *stops]):
             weights = last if stop == self.epochs else self.log.named(np.asarray(self.snapshots[stop], np.float32))
             before.load(weights)
-            after.load(weights)
+            after.view.load(weights)
             epochs = np.arange(start, stop)
-            metric = self.metric * (self.epochs / len(epochs))
-            z = self._right_hand_side(before, after, rows, changed, epochs)
-            change, report = solve_by_batches(
-                self.config,
-                self._batches(after, epochs),
-                z + metric * change,
-                metric + self._l2,
-                show_progress,
-                STEPS,
-            )
+            metric = self._metric(way) * (self.epochs / len(epochs))
+            z = self._lost(before, after, epochs, way)
+            batches = self._batches(after.view, epochs)
+            pull = z + metric * change
+            change, report = descended(way, batches, pull, metric + self._l2, show_progress, STEPS)
             if stop != self.epochs:
                 moved = weights | self._moved(weights, change)
                 snapshots[stop] = np.concatenate([np.ravel(value) for value in moved.values()]).astype(np.float32)
-            report.iterations += details["iterations"]
-            report.converged &= details.get("converged", True)
-            details |= asdict(report) | {"gradient_norm": float(z.norm())}
-        details["curvature_triples"] = self._triples_of(after, details["iterations"])
-        return change, details, snapshots
+            report.iterations += found["iterations"]
+            report.converged &= found.get("converged", True)
+            found |= asdict(report) | {"gradient_norm": float(z.norm())}
+        found["curvature_triples"] = self._triples_of(after.view, found["iterations"])
+        details = {**self.details(after, change), "step_norm": float(change.norm())}
+        return Change(change, {**details, **found}, snapshots)
 
     def _moved(self, weights, change):
         """The weights that change, by name, as float64 arrays with a flat change added."""
@@ -233,28 +214,24 @@ class PairwiseUnlearner:
             for (name, value), part in zip(self.view.named.items(), parts, strict=True)
         }
 
-    def _solve(self, after, rows, z, show_progress):
+    def solve(self, after: After, z: torch.Tensor, way: Influence, show_progress: bool = False):
         """``(H + D)^-1 z``, how it was found, and of how many triples H is."""
-        wanted = self._curvature_triples()
-        if wanted == "all":
-            batches = self._batches(after, self._log_epochs())
-            step, report = solve_by_batches(self.config, batches, z, self.damping, show_progress)
-            return step, report, self._triples_of(after, report.iterations)
-        curvature, n_triples = self._curvature(after, rows, wanted)
+        damping = self.damping(way)
+        if self._curvature_triples(way) == "all":
+            batches = self._batches(after.view, self.log_epochs(way))
+            step, report = descended(way, batches, z, damping, show_progress)
+            return step, report, self._triples_of(after.view, report.iterations)
+        curvature, n_triples = self.curvature(after, way)
         diagonal = torch.zeros_like(z) if curvature.outputs is None else curvature.diagonal()
-        step, report = solve(
-            self.config, Damped(curvature, self.damping), z, jacobi(diagonal, self.damping), show_progress
-        )
+        step, report = conjugate(way, curvature, damping, z, jacobi(diagonal, damping), show_progress)
         warn_unless_converged(report)
         return step, report, n_triples
 
-    def apply(self, rows, unlearned):
-        """Go on from the result of a request: the next one starts where it ended, on what it left of the log."""
-        self.absent[rows] = True
+    def apply(self, rows: np.ndarray, unlearned: Unlearned) -> None:
+        super().apply(rows, unlearned)
         self.view = self._without(np.empty(0, np.int64))
         self.view.model.load_state_dict(unlearned.state_dict)
-        self.metric = self._metric()
-        self.snapshots = unlearned.snapshots
+        self._metrics.clear()
 
     def _approximated(self, rows):
         """What of the training is not accounted for exactly, in words."""
@@ -277,7 +254,7 @@ class PairwiseUnlearner:
         gone = np.union1d(np.flatnonzero(self.absent), rows)
         loader = self.split.remaining(gone)
         model, position = self._rebuilt(loader._dataset), self.split.positions_without(gone)
-        return View(model, loader, position, self.config["unlearn_params"], self.view.unreduced.norms)
+        return View(model, loader, position, self._params, self.view.unreduced.norms)
 
     def _gradient(self, view, rows, negatives, weight):
         """Gradient of the weighted sum of the rows' losses, float64 ``[size]``."""
@@ -285,25 +262,25 @@ class PairwiseUnlearner:
             return torch.zeros(sum(p.numel() for p in view.parameters), dtype=torch.float64)
         return AutogradCurvature(view.parameters, view.batches(rows, negatives, weight), view.loss).gradient()
 
-    def _log_epochs(self):
-        return gradient_epochs(self.config, self.epochs)
-
     def _gradient_rows(self):
         """Rows that each part of z is computed on at most: fewer where the loss is dear."""
         dear = self.view.traits.curvature_triples
         return 4 * dear // self.log.negatives if dear else GRADIENT_ROWS
 
-    def _one_epoch_each(self, rows, epochs=None):
-        """Negatives ``[rows, m]``, each row's of one of the epochs, in turn; default: of those that count."""
-        epochs = self._log_epochs() if epochs is None else epochs
+    def _one_epoch_each(self, rows, epochs):
+        """Negatives ``[rows, m]``, each row's of one of the epochs, in turn."""
         negatives = np.empty((len(rows), self.log.negatives), np.int64)
         for turn, epoch in enumerate(epochs):
             negatives[turn :: len(epochs)] = self.log.epoch(epoch)[rows[turn :: len(epochs)]]
         return negatives
 
-    def _right_hand_side(self, before, after, rows, changed, epochs):
-        """z, float64 ``[size]``, with the negatives of some epochs; ``changed``: see `_changed`."""
+    def lost(self, after: After, way: Influence) -> torch.Tensor:
+        return self._lost(self.view, after, self.log_epochs(way), way)
+
+    def _lost(self, before, after, epochs, way):
+        """z, with the negatives of some epochs."""
         log, limit = self.log, self._gradient_rows()
+        rows, changed, after = after.rows, after.changed, after.view
         count = max(min(limit // len(rows), len(epochs)), 1)
         z = torch.zeros(sum(p.numel() for p in before.parameters), dtype=torch.float64)
         chosen = epochs[np.linspace(0, len(epochs) - 1, count).round().astype(int)]
@@ -315,8 +292,8 @@ class PairwiseUnlearner:
             z += self._gradient(before, some, negatives, weight) - self._gradient(after, some, negatives, weight)
         theta = torch.cat([p.detach().cpu().double().view(-1) for p in before.parameters])
         lost = len(rows) * (1 if before.traits.row_loss else log.negatives)
-        z += lost * float(self.config["weight_decay"] or 0) * theta
-        if self.config["pool_return"] and not self.split.repeatable:
+        z += lost * self.weight_decay * theta
+        if way.pool_return and not self.split.repeatable:
             kept, drawn, returned, weight = self._pool_return(rows, epochs)
             # a forgotten item is drawn instead of another
             z -= self._gradient(after, kept, returned, weight) - self._gradient(after, kept, drawn, weight)
@@ -340,7 +317,7 @@ class PairwiseUnlearner:
         returned[np.arange(len(kept)), np.arange(len(kept)) % log.negatives] = item
         return kept, drawn, returned, weight
 
-    def _changed(self, after, rows):
+    def _changed(self, after, rows, epochs):
         """Remaining rows whose loss is another on what remains, with the same weights and negatives: sorted array.
 
         By trying: a graph ties all rows together, a user's history those of the user; most models hold no data. A
@@ -359,14 +336,14 @@ class PairwiseUnlearner:
         others, items = kept[~own], np.asarray(self.log.items)
         near = (np.isin(items[others], items[each]) for each in (rows, kept[own]))
         tried = [others, *(others[each] for each in near)]
-        if self._differ(after, np.unique(np.concatenate([_spread(each, PROBE) for each in tried]))):
+        if self._differ(after, np.unique(np.concatenate([_spread(each, PROBE) for each in tried])), epochs):
             return kept
-        return kept[own] if self._differ(after, _spread(kept[own], PROBE)) else kept[:0]
+        return kept[own] if self._differ(after, _spread(kept[own], PROBE), epochs) else kept[:0]
 
-    def _differ(self, after, rows):
+    def _differ(self, after, rows, epochs):
         if not len(rows):
             return False
-        negatives, ones = self._one_epoch_each(rows), np.ones(len(rows))
+        negatives, ones = self._one_epoch_each(rows, epochs), np.ones(len(rows))
         with torch.no_grad():
             for batches in zip(*(view.batches(rows, negatives, ones) for view in (self.view, after)), strict=True):
                 then, now = (
@@ -377,18 +354,18 @@ class PairwiseUnlearner:
                     return True
         return False
 
-    def _descends(self):
+    def _descends(self, way):
         """Whether a curvature that is known a batch at a time will do: none is negative, and D is invertible."""
-        damped = torch.as_tensor(self.damping).min() > 0
-        return self.config["curvature"] == "gauss_newton" and self.config["damping"] != "none" and bool(damped)
+        damped = torch.as_tensor(self.damping(way)).min() > 0
+        return not way.exact and way.damping != "none" and bool(damped)
 
-    def _curvature_triples(self):
+    def _curvature_triples(self, way):
         """How many triples the curvature is of: a number or 'all'."""
-        wanted = self.config["curvature_triples"]
+        wanted = way.curvature_triples
         if wanted != "auto":
             return wanted
         wanted = self.view.traits.curvature_triples or CURVATURE_TRIPLES[self.split.sequential]
-        return SAMPLED_TRIPLES if wanted == "all" and not self._descends() else wanted
+        return SAMPLED_TRIPLES if wanted == "all" and not self._descends(way) else wanted
 
     def _batch_rows(self):
         return self.view.batch_rows if self.view.traits.batch else max(BATCH_TRIPLES // self.log.negatives, 1)
@@ -414,10 +391,11 @@ class PairwiseUnlearner:
 
         return curvature_of
 
-    def _curvature(self, after, rows, wanted):
+    def curvature(self, after: After, way: Influence) -> tuple[AutogradCurvature, int]:
         """Curvature of so many remaining triples at most, those of the users concerned first; and of how many."""
-        wanted = max(wanted // self.log.negatives, 1)
-        kept = np.flatnonzero(after.position >= 0)
+        rows, view = after.rows, after.view
+        wanted = max(int(self._curvature_triples(way)) // self.log.negatives, 1)
+        kept = np.flatnonzero(view.position >= 0)
         own = np.isin(self.log.users[kept], np.unique(self.log.users[rows]))
         concerned, others = _spread(kept[own], max(wanted // 2, 1)), _spread(kept[~own], wanted - wanted // 2)
         weight = np.concatenate(
@@ -429,10 +407,9 @@ class PairwiseUnlearner:
         sample = np.concatenate([concerned, others])
         order = np.argsort(sample)
         sample, weight = sample[order], weight[order]
-        batches = after.batches(sample, self._one_epoch_each(sample), weight)
-        exact = self.config["curvature"] == "hessian"
-        outputs = None if exact else after.outputs
-        return AutogradCurvature(after.parameters, batches, after.loss, outputs), len(sample) * self.log.negatives
+        batches = view.batches(sample, self._one_epoch_each(sample, self.log_epochs(way)), weight)
+        outputs = None if way.exact else view.outputs
+        return AutogradCurvature(view.parameters, batches, view.loss, outputs), len(sample) * self.log.negatives
 
 
 def _spread(rows, count):

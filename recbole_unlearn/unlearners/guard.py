@@ -11,6 +11,7 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from time import perf_counter
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from recbole.utils import ModelType
@@ -19,6 +20,10 @@ from recbole_unlearn.errors import InputError
 from recbole_unlearn.storage import audit
 from recbole_unlearn.storage.files import read_whole, write_atomically
 from recbole_unlearn.storage.triple_log import same_start, start_of
+from recbole_unlearn.unlearners.influence import Influence
+
+if TYPE_CHECKING:
+    from recbole_unlearn.unlearner import InfluenceUnlearner
 
 FILE = "guard.json"  # in a log's folder
 # Of the way that training moved the weights. Trainings that did what their log tells end some 1e-6 away, though torch's
@@ -51,39 +56,34 @@ class Guard:
     limit: float | None = None
     seconds: float = 0.0
 
-    def report(self):
+    def report(self) -> dict[str, Any]:
         """All of it as plain values."""
         return asdict(self)
 
 
-def check(unlearner, stored, log, show_progress=False):
+def check(unlearner: "InfluenceUnlearner", show_progress: bool = False) -> Guard:
     """Raises InputError where forgetting from a log would be wrong, because training did what it does not tell.
 
     Args:
-        unlearner: of the checkpoint, before its first request.
-        stored (dict), log (TripleLog): the checkpoint's content, and its log.
-
-    Returns:
-        Guard
+        unlearner: before its first request.
     """
-    config, forgotten_before = unlearner.config, log.metadata["fingerprint"].get("of", log.n_rows) > log.n_rows
-    name = config["model"]
-    if reason := _contradiction(config, unlearner, stored, log, forgotten_before):
+    trained, log, way = unlearner.trained, unlearner.log, unlearner.way
+    if reason := _contradiction(trained, way):
         raise InputError(f"the triple log does not tell what training did: {reason}; train anew")
-    if unlearner.method != "replay":
+    if way.name != "replay":
         if log.optimizer is None:
             return Guard("not", "the log is of an earlier version")
-        how = f"optimiser, learning rates and steps are those of the log; {unlearner.method} is not checked by replay"
+        how = f"optimiser, learning rates and steps are those of the log; {way.name} is not checked by replay"
         return Guard("recorded", how)
-    if name != "BPR":
-        return Guard("not", f"not guarded: replay of {name} takes another order of batches than its training")
-    kept = _kept(stored, log)
+    if not (problem := unlearner.problem).order:
+        return Guard("not", f"not guarded: replay of {problem.name} takes another order of batches than its training")
+    kept = _kept(trained)
     if kept is not None:
         return kept
-    if forgotten_before:
+    if trained.unlearned_before:
         return Guard("not", "not guarded: an earlier version forgot, and did not keep what was checked before")
     start = perf_counter()
-    found = unlearner.reproduction(show_progress)
+    found = problem.reproduction(show_progress)
     if found is None:
         raise InputError(
             "the triple log cannot be checked by replay: the order of its batches is not known (its train loader was "
@@ -98,11 +98,11 @@ def check(unlearner, stored, log, show_progress=False):
             f"stored weights, where at most {limit:.2g} is fit to replay; {LEFT}"
         )
     guard = Guard("replayed", _sentence(distance), distance, limit, perf_counter() - start)
-    _keep(log.path, stored["state_dict"], guard)
+    _keep(log.path, trained.stored["state_dict"], guard)
     return guard
 
 
-def inherit(guard, folder, state_dict):
+def inherit(guard: Guard | None, folder: Path | str, state_dict: dict[str, Any]) -> None:
     """Keep in the folder of an unlearned model's log what was known of its original's."""
     if guard and guard.distance is not None:
         _keep(folder, state_dict, Guard("inherited", guard.sentence, guard.distance, guard.limit))
@@ -112,32 +112,33 @@ def _sentence(distance):
     return f"replay of the log with nothing forgotten ends {distance:.1e} of the training's way from the stored weights"
 
 
-def _contradiction(config, unlearner, stored, log, forgotten_before):
+def _contradiction(trained, way):
     """In words, what of the training the log or the checkpoint says otherwise than the settings; None: nothing."""
+    config, log = trained.config, trained.log
     expected = OPTIMIZERS[config["learner"]]
     if log.optimizer not in (None, expected):
         return f"its optimiser was {log.optimizer}, not {expected}"
     start = log.metadata.get("start")
-    if start and unlearner.initial and not same_start(start, start_of(unlearner.initial)):
+    if start and trained.initial and not same_start(start, start_of(trained.initial)):
         return (
             "it did not begin with the weights that its seed gives, but went on from others, which may know what is to "
             "be forgotten (init_seed belongs right before the model is built)"
         )
-    decay = stored["optimizer"]["param_groups"][0].get("weight_decay", 0)
-    if unlearner.method != "replay" and decay != (config["weight_decay"] or 0):
+    decay = trained.optimizer["param_groups"][0].get("weight_decay", 0)
+    if way.name != "replay" and decay != (config["weight_decay"] or 0):
         return f"its optimiser's weight_decay was {decay}, not {config['weight_decay']}"
-    epochs = range(stored["triple_log"]["epochs"])
+    epochs = range(trained.epochs)
     rates = [log.rates(epoch) for epoch in epochs]
     if any(each is None for each in rates):
         return None
     values = np.unique(np.concatenate(rates))
-    replayed = unlearner.method == "replay" and config["model"] == "BPR"  # step by step
-    metric = unlearner.method == "influence" and config["damping"] == "adam"  # of one rate
-    if len(values) > 1 and (metric or unlearner.method == "replay" and not replayed):
-        return f"its learning rate went from {rates[0][0]:.3g} to {rates[-1][-1]:.3g}, and {unlearner.method} takes one"
+    replayed = way.name == "replay" and config["model"] == "BPR"  # step by step
+    metric = isinstance(way, Influence) and way.damping == "adam"  # of one rate
+    if len(values) > 1 and (metric or way.name == "replay" and not replayed):
+        return f"its learning rate went from {rates[0][0]:.3g} to {rates[-1][-1]:.3g}, and {way.name} takes one"
     batch = max(config["train_batch_size"] // log.negatives, 1)
     steps = -(-log.n_rows // batch)
-    if not forgotten_before and config["MODEL_TYPE"] != ModelType.KNOWLEDGE:
+    if not trained.unlearned_before and config["MODEL_TYPE"] != ModelType.KNOWLEDGE:
         if odd := {len(each) for each in rates} - {steps}:
             return f"an epoch had {min(odd)} steps, where its settings make {steps} batches"
     return None
@@ -158,14 +159,14 @@ def _ties(state_dict, folder):
     return {"weights": audit.weights_checksum(state_dict), "log": checksum}
 
 
-def _kept(stored, log):
+def _kept(trained):
     """What was found before for these weights and this log; None: nothing, or it is of others."""
     try:
-        content = json.loads(read_whole(log.path / FILE, 1 << 16))
+        content = json.loads(read_whole(trained.log.path / FILE, 1 << 16))
         ties = {key: content[key] for key in ("weights", "log")}
         distance, limit, checked = float(content["distance"]), float(content["limit"]), content["checked"]
     except (OSError, ValueError, TypeError, KeyError, RecursionError):
         return None
-    if ties != _ties(stored["state_dict"], log.path) or checked not in ("replayed", "inherited"):
+    if ties != _ties(trained.stored["state_dict"], trained.log.path) or checked not in ("replayed", "inherited"):
         return None
     return Guard(checked, _sentence(distance), distance, limit) if 0 <= distance <= limit else None

@@ -1,43 +1,43 @@
-"""LightGCN: what `InfluenceUnlearner` does, through the propagation in closed form."""
+"""LightGCN: what `DotProduct` does, through the propagation in closed form."""
+
+from typing import Any
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from recbole_unlearn.influence.graph_replay import WARM_UP, replay_graph
+from recbole_unlearn.influence.graph_replay import WARM_UP, GraphLoss, replay_graph
 from recbole_unlearn.influence.newton import flat
 from recbole_unlearn.influence.objective import gradient, pool_return, sampled_triples
 from recbole_unlearn.influence.operators import DotProductCurvature
 from recbole_unlearn.influence.propagated import Graph, PropagatedCurvature, embedding_l2
+from recbole_unlearn.influence.recorded import Recorded
+from recbole_unlearn.trained import Trained
 from recbole_unlearn.training import new_model
-from recbole_unlearn.unlearners.dot_product import InfluenceUnlearner
+from recbole_unlearn.unlearners.base import Change
+from recbole_unlearn.unlearners.dot_product import DotProduct
+from recbole_unlearn.unlearners.influence import Influence
 
 # Moves of the weights that replay makes in an epoch, if training made more. On ml-100k, with 40 steps an epoch, 10
 # moves forget as faithfully as 40 (docs/lightgcn.md).
 MOVES = 20
 
 
-class LightGCNUnlearner(InfluenceUnlearner):
-    """`InfluenceUnlearner` for LightGCN: the forgotten interactions leave the triples and the graph.
+class Propagated(DotProduct):
+    """A LightGCN training: the forgotten interactions leave the triples and the graph.
 
-    Replay runs all rows again, whatever ``replay_rows`` says, since the graph ties them together.
-
-    Args:
-        model: trained RecBole LightGCN.
-        split (Split): its training data.
-        others: as for `InfluenceUnlearner`.
+    Replay runs all rows again, whatever is wanted, since the graph ties them together.
     """
 
-    model_name = "LightGCN"
+    name = "LightGCN"
 
-    def __init__(self, model, log, optimizer_state, config, split, epochs=None):
-        self.split = split
-        self.layers = model.n_layers
-        self.reg_weight, self.require_pow = float(config["reg_weight"]), bool(config["require_pow"])
-        super().__init__(model, log, optimizer_state, config, epochs, split.popularity())
+    def __init__(self, trained: Trained, shared: bool = False):
+        super().__init__(trained)
+        self.order = None  # replay draws its batches anew
+        self.layers = trained.model.n_layers
+        self.reg_weight, self.require_pow = float(self.config["reg_weight"]), bool(self.config["require_pow"])
 
-    def _no_reoptimise(self):
-        return "it is for BPR only"
+    objective: Any = None  # of re-optimisation, which is for BPR only
 
     def served(self, model=None):
         """A model of its own with the weights as they are now, its graph without what was forgotten."""
@@ -46,14 +46,15 @@ class LightGCNUnlearner(InfluenceUnlearner):
         model.load_state_dict(self.state_dict)
         return model.eval()
 
-    def warm_up(self):
-        one, steps = np.ones(1, np.int64), 2
-        weights = np.zeros((4, self.P.shape[1]), np.float32)
-        if self.method == "replay":
-            neg = [np.zeros((1, 1), self.log.dtype)] * (WARM_UP + 2)  # two of them at once
-            replay_graph(one, one, neg, one[:0], weights, 2, 2, self.layers, self._adam(), 1, stride=steps)
-            return
-        super().warm_up()
+    def warm_up_replay(self) -> None:
+        one, weights = np.ones(1, np.int64), np.zeros((4, self.P.shape[1]), np.float32)
+        neg = [np.zeros((1, 1), self.log.dtype)] * (WARM_UP + 2)  # two of them at once
+        recorded = Recorded(one, one, neg, 2, 2, self._adam(), 1)
+        replay_graph(recorded, weights, one[:0], GraphLoss(self.layers), stride=2)
+
+    def warm_up_step(self, way: Influence) -> None:
+        super().warm_up_step(way)
+        one, weights = np.ones(1, np.int64), np.zeros((4, self.P.shape[1]), np.float32)
         Graph(one, one, 2, 2, self.layers).propagate(weights.astype(np.float64))
         Graph(one, one, 2, 2, self.layers).propagate(weights)
 
@@ -65,31 +66,21 @@ class LightGCNUnlearner(InfluenceUnlearner):
     @property
     def _batch(self):
         """Triples of a training batch."""
-        return max(self.config["train_batch_size"] // self.log.negatives, 1) * self.log.negatives
+        return self.batch_rows * self.log.negatives
 
-    def _replay(self, rows, show_progress):
+    def replayed(self, rows: np.ndarray, wanted: str, show_progress: bool = False) -> Change:
         """The change to the weights that are trained again, from the start, without all that was ever forgotten."""
         log, (n_users, K) = self.log, self.P.shape
         stride = max(-(-log.n_rows * log.negatives // self._batch) // MOVES, 1)
+        negatives = [log.epoch(e) for e in range(self.epochs)]
+        sizes = n_users, len(self.Q)
+        recorded = Recorded(
+            log.users, log.items, negatives, *sizes, self._adam(), self._batch, self.popularity, self.absent
+        )
+        loss = GraphLoss(self.layers, self.reg_weight, self.require_pow)
         with tqdm(total=self.epochs, desc="Unlearn", ncols=100, disable=not show_progress) as bar:
             result = replay_graph(
-                log.users,
-                log.items,
-                [log.epoch(e) for e in range(self.epochs)],
-                np.union1d(rows, np.flatnonzero(self.absent)),
-                self.snapshots[0],
-                n_users,
-                len(self.Q),
-                self.layers,
-                self._adam(),
-                self._batch,
-                self.reg_weight,
-                self.require_pow,
-                self.popularity,
-                self.config["seed"],
-                bar.update,
-                self.snapshots,
-                stride,
+                recorded, self.snapshots[0], rows, loss, self.config["seed"], bar.update, self.snapshots, stride
             )
         change = result.weights - flat(self.P, self.Q).numpy().reshape(-1, K)
         snapshots = {n: weights.ravel() for n, weights in result.snapshots.items()}
@@ -101,9 +92,9 @@ class LightGCNUnlearner(InfluenceUnlearner):
             "triples_replayed": result.triples,
             "step_norm": float(np.linalg.norm(change)),
         }
-        return change[:n_users], change[n_users:], details, snapshots
+        return Change(change, details, snapshots)
 
-    def _damping(self, optimizer_state):
+    def _metric(self, way):
         log, n_users = self.log, len(self.P)
         kept = ~self.absent
         neg = np.asarray(log.epoch(self.epochs - 1), np.int64)[kept]
@@ -116,24 +107,23 @@ class LightGCNUnlearner(InfluenceUnlearner):
             self.reg_weight,
             None if self.require_pow else self._batch,
         )
-        return super()._damping(optimizer_state) + torch.from_numpy(np.repeat(factors, self.P.shape[1]))
+        return super()._metric(way) + torch.from_numpy(np.repeat(factors, self.P.shape[1]))
 
-    def _at(self, triples, graph):
+    def _at(self, triples, graph, way):
         """Curvature of triples at the weights propagated over a graph."""
         E = graph.propagate(np.concatenate([self.P, self.Q]))
         parts = E[: len(self.P)], E[len(self.P) :]
-        exact = self.config["curvature"] == "hessian"
-        return PropagatedCurvature(graph, DotProductCurvature(triples, *parts, exact=exact))
+        return PropagatedCurvature(graph, DotProductCurvature(triples, *parts, exact=way.exact))
 
-    def _curvature(self, rows):
-        paper = self.config["paper"]  # nothing but the triples is gone in equation (7)
-        triples = self._curvature_triples(rows)
-        return self._at(triples, self._graph(rows[:0] if paper else rows)), len(triples)
+    def curvature(self, after: np.ndarray, way: Influence) -> tuple[Any, int]:
+        triples = self._curvature_triples(after, way)
+        gone = after[:0] if way.forgotten_stay else after  # nothing but the triples is gone in equation (7)
+        return self._at(triples, self._graph(gone), way), len(triples)
 
-    def _right_hand_side(self, rows):
+    def lost(self, after: np.ndarray, way: Influence) -> torch.Tensor:
         """The gradient of what retraining removes, change of the graph included, minus that of what comes back."""
-        log, K, n_users = self.log, self.P.shape[1], len(self.P)
-        before, after = self._graph(rows[:0]), self._graph(rows)
+        rows, log, K, n_users = after, self.log, self.P.shape[1], len(self.P)
+        with_them, without_them = self._graph(rows[:0]), self._graph(rows)
         W = np.concatenate([self.P, self.Q])
         m = log.negatives
 
@@ -143,15 +133,16 @@ class LightGCNUnlearner(InfluenceUnlearner):
             return graph.propagate(g.reshape(-1, K)).ravel()
 
         users, items = np.asarray(log.users, np.int64), np.asarray(log.items, np.int64)
-        removed = sampled_triples(users[rows], items[rows], log.gather(rows, self._log_epochs()))
-        z = through(before, removed)
+        removed = sampled_triples(users[rows], items[rows], log.gather(rows, self.log_epochs(way)))
+        z = through(with_them, removed)
         nodes = removed.users, n_users + removed.pos, n_users + removed.neg
         batch = None if self.require_pow else self._batch
         l2 = embedding_l2(W, nodes, removed.weight, self.reg_weight, batch)
         z += (l2[:, None] * W).ravel() + len(rows) * m * self.weight_decay * W.ravel()
-        if not self.config["paper"]:
-            triples = self._curvature_triples(rows)
-            z += (self._at(triples, before).gradient() - self._at(triples, after).gradient()).numpy()
-        if self.config["pool_return"]:
-            z -= through(after, pool_return(*self._remaining(rows), len(self.Q), m, self.popularity))
+        if not way.forgotten_stay:
+            triples = self._curvature_triples(rows, way)
+            at = (self._at(triples, graph, way).gradient() for graph in (with_them, without_them))
+            z += (next(at) - next(at)).numpy()
+        if way.pool_return:
+            z -= through(without_them, pool_return(*self.remaining(rows), len(self.Q), m, self.popularity))
         return torch.from_numpy(z)

@@ -1,0 +1,93 @@
+"""Runs that train many models: fidelity over seeds, methods and models side by side, the paper's experiments."""
+
+from contextlib import ExitStack
+from pathlib import Path
+
+from recbole.utils import init_logger, init_seed
+
+from recbole_unlearn import distributed, methods
+from recbole_unlearn.comparison.fidelity import fidelity
+from recbole_unlearn.comparison.figures import Comparison, forget_sets, requests, summary
+from recbole_unlearn.comparison.other_models import other_models
+from recbole_unlearn.comparison.paper import Paper, paper_arguments
+from recbole_unlearn.comparison.seeds import TrainedSeeds
+from recbole_unlearn.data.forget import ForgetRequest
+from recbole_unlearn.data.split import Split
+from recbole_unlearn.errors import InputError
+from recbole_unlearn.reports import tables
+from recbole_unlearn.runs import output
+from recbole_unlearn.runs.result import Result
+from recbole_unlearn.settings.config import UnlearnConfig
+from recbole_unlearn.settings.conflicts import check_cutoffs, supported, trainable
+from recbole_unlearn.settings.given import Given
+from recbole_unlearn.settings.shown import hidden
+
+
+def measured(given: Given, held: ExitStack, saved: bool) -> Result:
+    """Train the seeds, measure the methods, write the tables."""
+    config = trainable(supported(UnlearnConfig(*given.arguments)))
+    request = ForgetRequest.from_config(config)
+    folder = output.output_folder(config)
+    output.check_paths(config, folder, given.files, saved)
+    init_seed(config["seed"], config["reproducibility"])
+    split = Split(config)
+    rows = request.rows(split)
+    check_cutoffs(config, split)
+    held.enter_context(output.in_one_line(folder))
+    with hidden(config):
+        init_logger(config)
+    trained = TrainedSeeds(given.arguments, config["fidelity_cache"] or Path(config["checkpoint_dir"]) / "fidelity")
+    figures = fidelity(trained, rows, config["fidelity_seeds"], show_progress=config["show_progress"])
+    title = (
+        f"{config['model']} on {config['dataset']}: {len(rows)} interactions forgotten ({request.kind}), "
+        f"{config['fidelity_seeds']} seeds"
+    )
+    if saved:
+        folder.mkdir(parents=True, exist_ok=True)
+        tables.write_fidelity(figures, title, folder)
+    return Result("fidelity", {"fidelity": figures, "title": title, "files": {"tables": str(folder)} if saved else {}})
+
+
+def compared(given: Given, held: ExitStack, saved: bool) -> Result:
+    """Train originals and retrained models, measure methods and models, write the tables."""
+    config = trainable(supported(UnlearnConfig(*given.arguments)))
+    names = methods.chosen(config["methods"]) if config["methods"] is not None else ["ours"]
+    settings = methods.all_settings(names, config["method_args"])
+    models = other_models(config["compare_models"], *given.arguments)
+    requests(config)
+    folder = output.output_folder(config)
+    held.enter_context(output.in_one_line(folder))
+    with hidden(config):
+        init_logger(config)
+    cache = config["comparison_cache"] or Path(config["checkpoint_dir"]) / "comparison"
+    trained = TrainedSeeds(given.arguments, cache)
+    sets, seeds = forget_sets(trained.config, trained.split), config["comparison_seeds"]
+    results = Comparison(trained, settings, seeds, config["show_progress"]).run(sets, models)
+    summaries = {name: (each["interactions"], summary(each["figures"])) for name, each in results["sets"].items()}
+    title = f"{config['model']} on {config['dataset']}, {seeds} seed{'s' if seeds > 1 else ''}"
+    cutoff = 10 if 10 in config["topk"] else max(config["topk"])
+    if saved:
+        folder.mkdir(parents=True, exist_ok=True)
+        page = tables.write_compared(results, summaries, title, folder, cutoff)
+    else:
+        page = tables.compared_markdown(results, summaries, title, cutoff)
+    values = {"comparison": results, "title": title, "files": {"tables": str(folder)} if saved else {}}
+    return Result("comparison", values, page)
+
+
+def paper(given: Given) -> Result:
+    """The paper's tables and figures."""
+    if distributed.shared():
+        raise InputError("experiment trains its models in processes of its own; leave torchrun and nproc out")
+    quick = given.get("quick") is True
+    arguments = paper_arguments(given, quick)
+    config = UnlearnConfig(*arguments)
+    names = methods.chosen("all" if config["methods"] is None else config["methods"])
+    settings = methods.all_settings(names, config["method_args"])
+    folder, dataset = Path(config["output_dir"] or "results"), config["dataset"]
+    with output.in_one_line(folder):
+        cache = config["comparison_cache"] or Path(config["checkpoint_dir"]) / "comparison"
+        trained = TrainedSeeds(arguments, cache)
+        experiment = Paper(trained, settings, config["comparison_seeds"], quick, config["show_progress"])
+        page = experiment.run(folder)
+    return Result("paper", {"files": {"page": str(folder / f"{dataset}.md"), "figures": str(folder / dataset)}}, page)

@@ -1,0 +1,189 @@
+"""One model forgets: open, forget, judge, write."""
+
+import logging
+import secrets
+from contextlib import ExitStack
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+from recbole.model.abstract_recommender import AbstractRecommender
+from recbole.utils import init_logger, init_seed
+
+from recbole_unlearn import distributed
+from recbole_unlearn.data.dataset import described
+from recbole_unlearn.data.forget import ForgetRequest
+from recbole_unlearn.data.split import Split
+from recbole_unlearn.evaluation import forgetting, ranking
+from recbole_unlearn.evaluation.exposure import exposure
+from recbole_unlearn.evaluation.geometry import geometry
+from recbole_unlearn.reports import tables
+from recbole_unlearn.runs import output
+from recbole_unlearn.runs.result import Result
+from recbole_unlearn.runs.stream import Served, serve
+from recbole_unlearn.settings.config import UnlearnConfig
+from recbole_unlearn.settings.conflicts import check_cutoffs, supported, trainable
+from recbole_unlearn.settings.given import Given
+from recbole_unlearn.settings.shown import hidden, plain, public
+from recbole_unlearn.storage.files import scratch_folder
+from recbole_unlearn.trained import Checkpoint, Trained
+from recbole_unlearn.trainer import make_trainer
+from recbole_unlearn.training import new_model, train
+from recbole_unlearn.unlearner import InfluenceUnlearner
+from recbole_unlearn.unlearners.base import Unlearned
+
+
+class Run:
+    """A request that names one model: a checkpoint, or one to train.
+
+    All that can be refused is refused when it is made, before any training, and with nothing written.
+
+    Args:
+        given: the request.
+        held: takes the locks and what is to be tidied up at the end.
+        saved: whether to keep checkpoints, log and results on disk.
+    """
+
+    def __init__(self, given: Given, held: ExitStack, saved: bool = True):
+        self.given, self.held, self.saved = given, held, saved
+        self.checkpoint = Checkpoint.open(given, held)
+        config = self.checkpoint.config if self.checkpoint else trainable(supported(UnlearnConfig(*given.arguments)))
+        self.config = config
+        self.request = ForgetRequest.from_config(config)
+        self.output = output.output_folder(config)
+        output.check_paths(config, self.output, given.files, saved)
+        init_seed(config["seed"], config["reproducibility"])
+        split = Split(config)
+        self.split = split.align(self.checkpoint.log) if self.checkpoint else split
+        self.rows = self.request.rows(self.split)
+        check_cutoffs(config, self.split)
+        arguments = (given.model, given.dataset, None, plain(given.values))
+        distributed.order("open", arguments=arguments, fingerprint=self.split.fingerprint)
+        self.unlearner = self._opened(self.checkpoint) if self.checkpoint else None
+        earlier = self.checkpoint.stored if self.checkpoint else None
+        self.erasure = output.erasure_of(config, self.split, self.rows, earlier) if saved else {}
+        self.trail = output.audit_file(config["audit"], self.output) if saved else None
+        if self.unlearner:  # after what is found sooner
+            self.unlearner.check(config["show_progress"])
+        held.enter_context(output.in_one_line(self.output))
+        if saved:
+            self.output.mkdir(parents=True, exist_ok=True)  # before RecBole makes its log: it may not be possible
+        with hidden(config):
+            init_logger(config)
+            self.logger = logging.getLogger()
+            self.logger.info(str(config))
+        self.logger.info(described(self.split.train._dataset))
+
+    def _opened(self, checkpoint):
+        """The unlearner of a checkpoint, which all ranks share."""
+        shared = distributed.shared()
+        if shared:
+            distributed.order("open_unlearner", checkpoint=str(checkpoint.path), run_id=checkpoint.log.run_id)
+        return InfluenceUnlearner(checkpoint.trained(self.split), shared=shared)
+
+    def run(self) -> Result:
+        """Train if need be, forget, retrain to compare, judge all, write."""
+        with scratch_folder() as scratch:
+            folder = output.claim(self.held, self.output) if self.saved else scratch
+            self.config["checkpoint_dir"] = str(folder)
+            unlearner, seconds, trainer = self._trained(folder)
+            setup_seconds, unlearned, served = self._forget(unlearner, scratch)
+            models, seconds = self._models(unlearner, unlearned, folder, seconds)
+            files = {name: str(folder / f"{name}.pth") for name in models} if self.saved else {}
+            if files:
+                files["original"] = str(unlearner.trained.path)
+            result = Result("run", {
+                "model": self.config["model"],
+                "dataset": self.config["dataset"],
+                "forget_set": {"kind": self.request.kind, **self.split.counts(self.rows)},
+                **self._judged(trainer, models, seconds, unlearner.trained),
+                "unlearning": {**unlearned.report(), "setup_seconds": setup_seconds},
+                "guard": unlearner.check().report(),
+                "files": files,
+                "settings": public(self.config),
+                **({"stream": served.report()} if served else {}),
+            })  # fmt: skip
+            if self.saved:
+                self._write(result, folder, unlearner, unlearned, unlearner.requests if served else None)
+        return result
+
+    def _trained(self, folder: Path) -> tuple[InfluenceUnlearner, float | None, Any]:
+        """The unlearner of the original, the seconds of its training if it was trained here, and what judges."""
+        config, judges = self.config, self.config["evaluate"] != "none"
+        if self.unlearner:
+            unlearner, seconds = self.unlearner, None
+            trainer = make_trainer(config, unlearner.trained.model, trains=False) if judges else None
+        else:
+            _, trainer, seconds = train(config, self.split, folder / "model.pth")
+            unlearner = self._opened(Checkpoint.written(folder / "model.pth", config))
+            unlearner.check(config["show_progress"])
+        if trainer:
+            trainer.eval_collector.data_collect(self.split.train)
+        return unlearner, seconds, trainer
+
+    def _forget(self, unlearner: InfluenceUnlearner, scratch: Path) -> tuple[float, Unlearned, Served | None]:
+        """Seconds to load the kernels, what came out, and how a stream of requests went."""
+        start = perf_counter()
+        unlearner.warm_up()
+        setup_seconds = perf_counter() - start
+        config, served = self.config, None
+        if self.request.kind == "requests":
+            unlearner.model = unlearner.trained.copy()
+            together, every, progress = (config[key] for key in ("request_batch", "drift_every", "show_progress"))
+            served = serve(unlearner, self.request.value, scratch, together, every, progress)
+            unlearned = served.unlearned
+        else:
+            unlearned = unlearner.unlearn(self.rows, show_progress=config["show_progress"])
+            unlearner.apply(self.rows, unlearned)
+        self.logger.info(f"forgot {len(self.rows)} interactions in {unlearned.seconds:.3g} s")
+        return setup_seconds, unlearned, served
+
+    def _models(self, unlearner, unlearned, folder, seconds):
+        """Original, unlearned and, if wanted, retrained model, and the seconds that each took."""
+        models = {
+            "original": unlearner.trained.model,
+            "unlearned": unlearner.served(new_model(self.config, self.split)),
+        }
+        times = {"original": seconds, "unlearned": unlearned.seconds}
+        if self.config["compare"] == "retrain":
+            path = folder / "retrained.pth"
+            models["retrained"], _, times["retrained"] = train(
+                self.config, self.split, path, self.rows, log_negatives=False
+            )
+        return models, times
+
+    def _judged(self, trainer, models: dict[str, AbstractRecommender], seconds, trained: Trained) -> dict[str, Any]:
+        """What the models are worth: figures of each, and of all together."""
+        config, split, rows = self.config, self.split, self.rows
+        judges, judged = config["evaluate"] != "none", split.judged_without(rows)
+        evaluated, ranks = {name: {"seconds": seconds[name]} for name in models}, {}
+        for name, model in models.items() if judges else ():
+            ranks[name] = forgetting.percentiles(model, split, rows)
+            data = split if name == "original" else judged
+            figures = ranking.evaluate(trainer, model, data, config["seed"], config["show_progress"])
+            evaluated[name] = {"ranking": figures, "forget_auc": float(ranks[name].mean()), **evaluated[name]}
+            if len(split.spam):
+                evaluated[name]["exposure"] = exposure(model, split, config["topk"])
+        sentence, figures = None, None
+        if "retrained" in ranks:
+            sentence, figures = forgetting.verdict(*(ranks[name] for name in ("original", "unlearned", "retrained")))
+        return {
+            "models": evaluated,
+            "speed_up": seconds["retrained"] / seconds["unlearned"] if "retrained" in seconds else None,
+            "verdict": sentence,
+            "verdict_figures": figures,
+            "rank_histogram": {name: forgetting.histogram(each) for name, each in ranks.items()},
+            "geometry": geometry(models, trained.log, rows, trained.epochs) if judges else {},
+        }
+
+    def _write(self, result: Result, folder: Path, unlearner: InfluenceUnlearner, unlearned: Unlearned, requests):
+        """The new model last of all: whatever fails before leaves none."""
+        trained, trail, path = unlearner.trained, self.trail, folder / "unlearned.pth"
+        with output.recorded_or_gone(path):
+            output.save_unlearned(path, trained, unlearned, self.rows, self.erasure.get("inter"), unlearner.guard)
+            if trail:
+                result["audit"] = {"file": str(trail), "request": secrets.token_hex(8)}
+            tables.write(result, folder)
+            output.record(result, trained, unlearned, trail, requests)
+        output.purge(result, self.config, trained.path, self.erasure, trail)
+        tables.write(result, folder)

@@ -1,0 +1,103 @@
+"""What a request asks for that does not go together: refused in one line, before any work."""
+
+import importlib.util
+import sys
+from typing import Any
+
+from recbole.utils import ModelType
+
+from recbole_unlearn import distributed
+from recbole_unlearn.data.split import Split
+from recbole_unlearn.errors import InputError
+from recbole_unlearn.models.support import refusal
+from recbole_unlearn.settings import recbole_keys
+from recbole_unlearn.settings.config import UnlearnConfig
+from recbole_unlearn.settings.given import Given
+
+DERIVED_FORMS = ("BPR", "LightGCN")  # models that are forgotten by replay and in closed form
+
+
+def check_many(given: Given) -> None:
+    """Raises InputError where what trains many models is asked for together with what it cannot be."""
+    if not (many := given.many):
+        return
+    if distributed.shared():
+        raise InputError(f"{many[0]} trains its models in processes of its own; leave torchrun and nproc out")
+    if isinstance(given.model, type):
+        raise InputError(f"{many[0]} trains models by name, in other processes; give the name of a RecBole model")
+    if given.get("checkpoint") is not None:
+        raise InputError(f"{many[0]} trains its own models; leave checkpoint out")
+
+
+def check_purge(given: Given, saved: bool) -> None:
+    """Raises InputError where a purge is asked for that would not happen: nothing replaces an original."""
+    asked = [key for key in ("purge", "purge_dataset") if given.get(key) is True]
+    if not asked:
+        return
+    many = ["experiment"] * given.experiment + given.many
+    if many:
+        raise InputError(f"{many[0]} purges nothing; leave {' and '.join(asked)} out, or {many[0]}")
+    if not saved:
+        raise InputError(
+            f"saved=False keeps no model to replace the original; leave {' and '.join(asked)} out, or save"
+        )
+
+
+def ranks(given: Given) -> dict[str, Any]:
+    """Arguments of `distributed.joined`, from RecBole's keys and ours."""
+    names = {key: key for key in ("nproc", "world_size", "ip", "port", "offset")} | {"timeout": "rank_timeout"}
+    found = {name: given.get(key) for name, key in names.items()}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def trainable(config: UnlearnConfig) -> UnlearnConfig:
+    """The configuration. InputError where training would end in nothing that can be unlearned from."""
+    if not config["log_negatives"]:
+        raise InputError("log_negatives: False leaves nothing to unlearn from; leave it out")
+    if config["epochs"] < 1:
+        raise InputError(f"epochs must be at least 1, not {config['epochs']}")
+    if config["train_neg_sample_args"]["distribution"] == "none":
+        raise InputError("train_neg_sample_args: None trains without negatives; pairwise models need them")
+    adam = config["learner"].lower() == "adam"
+    if config["method"] == "replay" and (not adam or config["clip_grad_norm"]):
+        raise InputError("method: replay needs learner: adam and no clip_grad_norm; use method: influence")
+    replayed = config["method"] == "auto" and adam and not config["clip_grad_norm"]
+    if config["damping"] == "adam" and not adam and not replayed and config["method"] != "reoptimise":
+        raise InputError(f"damping: adam does not fit learner: {config['learner']}; use damping: scalar")
+    return config
+
+
+def supported(config: UnlearnConfig) -> UnlearnConfig:
+    """The configuration. InputError where its model cannot forget, or not in the way that it asks for."""
+    if reason := refusal(config):
+        raise InputError(reason)
+    recbole_keys.check_judged(config)
+    if config["log_wandb"] and "wandb" not in sys.modules and importlib.util.find_spec("wandb") is None:
+        raise InputError("log_wandb: True needs the package wandb, which is not installed; install it, or leave it out")
+    if config["model"] not in DERIVED_FORMS or config["unlearn_params"]:
+        _check_influence_only(config)
+    if config["purge_dataset"] and not config["purge"]:
+        raise InputError("purge_dataset: True leaves an original that fits no data; give purge: True too")
+    return config
+
+
+def _check_influence_only(config):
+    """Raises InputError for what is there for `DERIVED_FORMS` only."""
+    name = config["model"]
+    if config["method"] not in ("auto", "influence"):
+        what = f"{name} with unlearn_params" if name in DERIVED_FORMS else name
+        raise InputError(f"method: {config['method']} is not for {what}; use method: influence")
+    if config["damping"] == "adam" and config["learner"].lower() != "adam":
+        raise InputError(f"damping: adam does not fit learner: {config['learner']}; use damping: scalar")
+    if config["purge_dataset"]:
+        raise InputError(f"purge_dataset is for {' and '.join(DERIVED_FORMS)} only, not for {name}; leave it out")
+    if config["forget_spam"] is not None and config["MODEL_TYPE"] != ModelType.GENERAL:
+        raise InputError(f"forget_spam is for general models only, not for {name}")
+    if config["evaluate"] == "fidelity" and config["MODEL_TYPE"] == ModelType.SEQUENTIAL:
+        raise InputError(f"evaluate: fidelity is not for sequential models such as {name}")
+
+
+def check_cutoffs(config: UnlearnConfig, split: Split) -> None:
+    """Raises InputError where a metric's cutoff is beyond the catalogue."""
+    if (most := max(config["topk"])) >= split.n_items:
+        raise InputError(f"topk: {most} is more than the {split.n_items - 1} items of {config['dataset']}")

@@ -1,0 +1,286 @@
+"""One training to unlearn from: its model, configuration, data and log, from a checkpoint or in memory."""
+
+import copy
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from recbole.data.dataset import Dataset
+from recbole.model.abstract_recommender import AbstractRecommender
+from recbole.trainer import Trainer
+from recbole.utils import init_logger, init_seed
+
+from recbole_unlearn import distributed
+from recbole_unlearn.compat.recbole_models import checkpoint_state, class_named
+from recbole_unlearn.data import frozen_data
+from recbole_unlearn.data.split import Split
+from recbole_unlearn.devices import array, copies
+from recbole_unlearn.errors import InputError
+from recbole_unlearn.models.losses import fixed_randomness
+from recbole_unlearn.settings import keys, recbole_keys
+from recbole_unlearn.settings.config import UnlearnConfig, extended
+from recbole_unlearn.settings.conflicts import supported
+from recbole_unlearn.settings.given import Given
+from recbole_unlearn.settings.shown import hidden, plain
+from recbole_unlearn.storage import checkpoints, purging
+from recbole_unlearn.storage.files import locked
+from recbole_unlearn.storage.triple_log import TripleLog, log_path
+from recbole_unlearn.training import new_model
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint that our trainer wrote, before there is data or a model.
+
+    Attributes:
+        path: its file.
+        config: what it was trained with, and what the request says.
+        stored: its content.
+        log: its triple log.
+    """
+
+    path: Path
+    config: UnlearnConfig
+    stored: dict[str, Any]
+    log: TripleLog
+
+    @classmethod
+    def open(cls, given: Given, held: ExitStack) -> "Checkpoint | None":
+        """The checkpoint that a request names, or None; its lock goes to ``held``.
+
+        Raises:
+            InputError: what `checkpoints.load` refuses; another model or data set, another value of a key that shaped
+                the training, or what `UnlearnConfig` refuses.
+        """
+        if (named := given.get("checkpoint")) is None:
+            return None
+        if not isinstance(named, (str, Path)):
+            raise InputError(f"checkpoint must be a path, not {named!r}")
+        if distributed.leads() and (Path(named).is_file() or purging.pending(named)):
+            held.enter_context(locked(named))
+            if purging.recover(named):
+                raise InputError(
+                    f"checkpoint {named} was purged by a process that was killed; the purge is finished now"
+                )
+        stored, log = checkpoints.load(named, verify=distributed.leads())
+        return cls(Path(named), supported(_config(named, stored, log, given)), stored, log)
+
+    @classmethod
+    def written(cls, path: Path | str, config: UnlearnConfig) -> "Checkpoint":
+        """The one that a training of this configuration has just written."""
+        return cls(Path(path), config, *checkpoints.load(path))
+
+    def split(self) -> Split:
+        """The data that it was trained on, without what it has forgotten since."""
+        init_seed(self.config["seed"], self.config["reproducibility"])
+        return Split(self.config).align(self.log)
+
+    def trained(self, split: Split, seed: int | None = None) -> "Trained":
+        """The training, on its data.
+
+        ``seed`` is that of the training, for models whose structure is drawn at random; default: the configuration's.
+        """
+        model = new_model(self.config, split, seed)
+        initial = {name: array(value).copy() for name, value in model.named_parameters()}
+        load_weights(model, self.stored)
+        return Trained(model, self.config, split, self.log, self.stored, self.path, initial)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """One training to unlearn from.
+
+    Attributes:
+        model: RecBole model with the trained weights; only read.
+        config: its configuration, with our keys.
+        split: its data.
+        log: what was drawn in training.
+        stored: the other content of its checkpoint.
+        path: of the checkpoint.
+        initial: weights that the training's seed gives, by name; None where nobody knows them.
+    """
+
+    model: AbstractRecommender
+    config: UnlearnConfig
+    split: Split
+    log: TripleLog
+    stored: dict[str, Any]
+    path: Path
+    initial: dict[str, np.ndarray] | None = None
+
+    @classmethod
+    @contextmanager
+    def load(cls, path, config_file_list=None, config_dict=None, model: type | None = None) -> "Iterator[Trained]":
+        """A checkpoint, locked within the ``with`` block.
+
+        Args:
+            path: of the checkpoint that `run_unlearn` or our trainer wrote.
+            config_file_list (list of str, optional), config_dict (dict, optional): as for `run_unlearn`.
+            model: class of a model of your own.
+
+        Raises:
+            InputError: as `run_unlearn` does.
+        """
+        given = Given.read(model, None, config_file_list, {**(config_dict or {}), "checkpoint": str(path)})
+        with ExitStack() as held:
+            checkpoint = Checkpoint.open(given, held)
+            assert checkpoint
+            yield checkpoint.trained(checkpoint.split())
+
+    @classmethod
+    def of(cls, trainer: Trainer, train, valid, test, **changes: Any) -> "Trained":
+        """A model in memory that one of our trainers has trained.
+
+        Its weights are those that it has now: of the best epoch, if RecBole's ``evaluate`` has loaded them, or of the
+        last. The triple log lies where the trainer wrote it, beside ``trainer.saved_model_file``.
+
+        Args:
+            trainer: what `trainer_of`, or RecBole's ``get_trainer`` with this package imported, gave; it has fitted.
+            train, valid, test: the loaders that RecBole's ``data_preparation`` gave.
+            changes: keys of this package, such as ``method="influence"``.
+
+        Raises:
+            InputError: it has no log; other data than the log's; a value that a key cannot hold.
+        """
+        path = Path(trainer.saved_model_file)
+        if getattr(trainer, "triple_log", None) is None:
+            reason = getattr(trainer, "no_log", None) or "it was not fitted by one of our trainers, with saved=True"
+            raise InputError(f"the trainer has no triple log: {reason}")
+        stored, log = checkpoints.load(path)
+        now = copies(trainer.model.state_dict())
+        if not same_weights(now, stored["state_dict"]):  # of the last epoch, not of the best
+            state = checkpoint_state(trainer, log.n_epochs - 1)
+            tie = {"run_id": log.run_id, "epochs": log.n_epochs}
+            stored = {**copy.deepcopy(state), "state_dict": now, "triple_log": tie}
+        config = supported(extended(trainer.config, {"checkpoint": str(path), **changes}))
+        split = Split.of(config, train, valid, test).align(log)
+        with fixed_randomness(0):  # building a model sets and uses the random streams of the process
+            initial = {name: array(value).copy() for name, value in new_model(config, split).named_parameters()}
+        return cls(copy.deepcopy(trainer.model), config, split, log, stored, path, initial)
+
+    @property
+    def epochs(self) -> int:
+        """Epochs that the weights were trained for."""
+        return self.stored["triple_log"]["epochs"]
+
+    @property
+    def optimizer(self) -> dict[str, Any]:
+        """State of the optimiser, as torch gives it."""
+        return self.stored["optimizer"]
+
+    @property
+    def unlearned_before(self) -> bool:
+        """Whether the log is that of an unlearned model."""
+        return self.log.metadata["fingerprint"].get("of", self.log.n_rows) > self.log.n_rows
+
+    def copy(self, data: Dataset | None = None) -> AbstractRecommender:
+        """A model of its own with the trained weights, on ``data`` (default: the training data)."""
+        model = new_model(self.config, self.split, data=data)
+        model.load_state_dict(self.stored["state_dict"])
+        return model
+
+    def with_config(self, config: UnlearnConfig) -> "Trained":
+        """The same training with other keys."""
+        return replace(self, config=config)
+
+
+def _config(path, stored, log, given):
+    """The configuration of a checkpoint, with what a request says.
+
+    Args:
+        path: of the checkpoint, to name it.
+        stored (dict), log (TripleLog): its content, and its log (None: data that were frozen with it are not found).
+        given (Given): the request.
+
+    Raises:
+        InputError: another model or data set, another value of a key that shaped the training, or what
+            `UnlearnConfig` refuses.
+    """
+    earlier, model = stored["config"], given.model
+    name = model.__name__ if isinstance(model, type) else model
+    for key, value in (("model", name), ("dataset", given.dataset)):
+        if value is not None and value != earlier.get(key):
+            raise InputError(f"checkpoint {path} was trained with {key} {earlier.get(key)!r}, not {value!r}")
+    if not isinstance(model, type) and earlier["model"] not in recbole_keys.known_models():
+        raise InputError(
+            f"checkpoint {path} was trained with a class of your own, {earlier['model']}; give it from Python: "
+            f"run_unlearn({earlier['model']}, config_dict={{'checkpoint': ...}}) or load(..., model=...)"
+        )
+    kept = {key: value for key, value in earlier.items() if key not in (*keys.OF_RUNS, *recbole_keys.DERIVED)}
+    negatives = kept.get("train_neg_sample_args")
+    if isinstance(negatives, dict) and negatives.get("distribution") == "none":  # as RecBole writes None
+        kept["train_neg_sample_args"] = None
+    if stored.get("data") and log:
+        kept["data_path"] = str(frozen_data.folder(log.path))
+    elif earlier.get("data_path"):
+        kept["data_path"] = str(Path(earlier["data_path"]).parent)
+    arguments = model if isinstance(model, type) else earlier["model"], earlier["dataset"]
+    trained = UnlearnConfig(*arguments, None, None, kept)  # first: the last one built chooses the devices to be seen
+    config = UnlearnConfig(*arguments, None, given.values, kept)
+    _check_training(path, config, trained)
+    return config
+
+
+def _check_training(path, config, trained):
+    """Raises InputError where a request gives another value to a key that shaped the training."""
+    free = recbole_keys.FREE | set(keys.KEYS) - set(keys.OF_TRAINING)
+    for key in sorted(config.given_keys - free):
+        now, then = plain(config[key]), plain(trained[key])
+        if not recbole_keys.alike(key, now, then):
+            raise InputError(
+                f"checkpoint {path} was trained with {key} {then!r}, not {now!r}; a request cannot change it: leave it "
+                "out, or train anew"
+            )
+
+
+def same_weights(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
+    """Whether two state dicts are equal to the last bit."""
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def load_weights(model: AbstractRecommender, stored: dict[str, Any]) -> None:
+    """Give a model a checkpoint's weights; InputError where they are not of its shape."""
+    for name, value in model.state_dict().items():
+        theirs = stored["state_dict"].get(name, value).dtype
+        if theirs != value.dtype:
+            raise InputError(f"the checkpoint's weights do not fit the configuration: {name} is {theirs}")
+    try:
+        model.load_state_dict(stored["state_dict"])
+    except RuntimeError as error:
+        raise InputError(
+            f"the checkpoint's weights do not fit the configuration: {' '.join(str(error).split())}"
+        ) from None
+
+
+def load_data_and_model(model_file):
+    """RecBole's function of this name, for checkpoints of this package: originals and unlearned ones.
+
+    Of an unlearned model the data are those that it has not forgotten; without its log beside it, all of them.
+
+    Returns:
+        (configuration, model, dataset, train loader, validation loader, test loader)
+
+    Raises:
+        InputError: what `checkpoints.read` refuses, a class of the user's own, other data than the log's.
+    """
+    path = Path(model_file)
+    stored = checkpoints.read(path, logged=False)
+    tied = isinstance(stored.get("triple_log"), dict) and "run_id" in stored["triple_log"]
+    log = checkpoints.load(path)[1] if tied and log_path(path).is_dir() else None
+    name = stored["config"]["model"]
+    own = None if name in recbole_keys.known_models() else class_named(name)  # if one has been defined by now
+    config = _config(path, stored, log, Given.read(own))
+    init_seed(config["seed"], config["reproducibility"])
+    with hidden(config):
+        init_logger(config)
+    split = Split(config)
+    if log:
+        split = split.align(log)
+    model = new_model(config, split)
+    load_weights(model, stored)
+    model.load_other_parameter(stored.get("other_parameter"))
+    return config, model, split.whole_dataset(), split.train, split.valid, split.test

@@ -1,0 +1,257 @@
+"""The one class that makes a trained model forget, request after request."""
+
+import secrets
+import warnings
+from contextlib import ExitStack
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+from recbole.model.abstract_recommender import AbstractRecommender
+
+from recbole_unlearn import distributed
+from recbole_unlearn.data.forget import ForgetRequest, rows_of_pairs
+from recbole_unlearn.errors import InputError
+from recbole_unlearn.runs.output import audit_file, in_one_line, recorded_or_gone, save_unlearned
+from recbole_unlearn.settings.given import Files, Given
+from recbole_unlearn.storage import audit
+from recbole_unlearn.storage.checkpoints import check_finite
+from recbole_unlearn.storage.files import locked, sweep_scratch
+from recbole_unlearn.storage.paths import check_apart, check_written
+from recbole_unlearn.storage.triple_log import log_path
+from recbole_unlearn.trained import Checkpoint, Trained
+from recbole_unlearn.unlearners import guard
+from recbole_unlearn.unlearners.base import Unlearned, Way
+from recbole_unlearn.unlearners.choose import Auto, choose, problem_of, wanted
+
+
+class InfluenceUnlearner:
+    """Changes a model's weights to what they would be had some interactions never been there (docs/method.md).
+
+    For every pairwise model of RecBole, and classes of your own. Each request starts where the one before ended: with
+    its weights, its trajectory, and without its interactions. Nothing is written before `save`. The log was verified
+    when it was opened, and a checkpoint stays locked until `close`, or the end of a ``with`` block.
+
+    Args:
+        trained: the training to unlearn from; its model and log are only read.
+        way: one of `Replay`, `Reoptimise`, `Influence`, `PAPER`; default: what the configuration says, which is the
+            first that is valid unless it says otherwise.
+        shared: whether every rank has such an unlearner, of which it works on its share of the users. What rank 0 is
+            asked to do, the others are ordered to do likewise; all end with the same weights.
+
+    Attributes:
+        model: the RecBole model to serve; BPR's weights change in place with each request, of other models it is a new
+            object, whose graph and histories have forgotten too.
+        method: 'reoptimise', 'replay' or 'influence'; ``chosen`` says why.
+        guard (Guard): what is known of whether the log tells the training; None before `check`.
+        requests: what is on record of each request, see `audit.request_entry`.
+
+    Raises:
+        InputError: model, optimiser or weights that the way is not valid for.
+    """
+
+    def __init__(self, trained: Trained, way: "Auto | Way | None" = None, shared: bool = False):
+        self.trained, self.config, self.split, self.log = trained, trained.config, trained.split, trained.log
+        way = wanted(trained.config) if way is None else way
+        self.problem = problem_of(trained, way, shared)
+        self.way, self.chosen = choose(self.problem, way)
+        self.method = self.way.name
+        self.model: AbstractRecommender = trained.model
+        self.shared = shared and getattr(self.problem, "shared", False)
+        self.guard: guard.Guard | None = None
+        self.requests: list[dict[str, Any]] = []
+        self.held = ExitStack()
+
+    @classmethod
+    def load(
+        cls,
+        checkpoint: Path | str,
+        config_file_list: Files = None,
+        config_dict: dict[str, Any] | None = None,
+        model: type | None = None,
+        way: "Auto | Way | None" = None,
+    ) -> "InfluenceUnlearner":
+        """Open a checkpoint that `run_unlearn` or our trainer wrote.
+
+        Args:
+            checkpoint: its path.
+            config_file_list, config_dict: as for `run_unlearn`.
+            model: of a model of your own.
+            way: as for the class.
+
+        Raises:
+            InputError: as `run_unlearn` does.
+        """
+        sweep_scratch()
+        given = Given.read(model, None, config_file_list, {**(config_dict or {}), "checkpoint": str(checkpoint)})
+        with ExitStack() as held:
+            opened = Checkpoint.open(given, held)
+            assert opened
+            unlearner = cls(opened.trained(opened.split()), way)
+            unlearner.check()
+            unlearner.warm_up()
+            unlearner.held = held.pop_all()
+        return unlearner
+
+    def close(self) -> None:
+        """Give the checkpoint free."""
+        self.held.close()
+
+    def __enter__(self) -> "InfluenceUnlearner":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    @property
+    def forgotten(self) -> np.ndarray:
+        """Rows of ``split`` that requests have taken away, sorted int64."""
+        return np.flatnonzero(self.problem.absent)
+
+    @property
+    def state_dict(self) -> dict[str, Any]:
+        """The weights as they are now."""
+        return self.problem.state_dict
+
+    # -- one request
+
+    def check(self, show_progress: bool = False) -> guard.Guard:
+        """Compare the log with the training, once. InputError where it does not tell what training did."""
+        if self.guard is None:
+            self.guard = guard.check(self, show_progress)
+        return self.guard
+
+    def warm_up(self) -> None:
+        """Load (or, the very first time, compile) the kernels, so that requests are timed without."""
+        self.way.warm_up(self.problem)
+
+    def unlearn(self, rows: np.ndarray, show_progress: bool = False) -> Unlearned:
+        """What forgetting some rows of the log would give; nothing changes before `apply`.
+
+        Args:
+            rows: sorted ints; empty: the weights come back unchanged.
+        """
+        start = perf_counter()
+        rows, problem = np.asarray(rows, np.int64), self.problem
+        if len(rows) == 0:
+            details = {"chosen": self.chosen}
+            return Unlearned(dict(problem.state_dict), self.method, perf_counter() - start, details, problem.snapshots)
+        shard = problem.shard if self.shared else None
+        if shard:
+            distributed.order("unlearn", rows=rows.tolist())
+        sent = shard.bytes_summed if shard else 0
+        change = self.way.forget(problem, rows, show_progress)
+        state = problem.moved(change.step)
+        check_finite(state, "the unlearned model; raise damping_strength: the result")
+        details = {"chosen": self.chosen, **change.details}
+        if shard:
+            details |= {"ranks": shard.size, "bytes_summed_a_rank": shard.bytes_summed - sent}
+        return Unlearned(state, self.method, perf_counter() - start, details, change.snapshots)
+
+    def apply(self, rows: np.ndarray, unlearned: Unlearned) -> None:
+        """Go on from the result of a request: the next one starts where it ended, on what it left of the log."""
+        if self.shared:
+            distributed.order("apply")
+        self.problem.apply(rows, unlearned)
+
+    def served(self, model: AbstractRecommender) -> AbstractRecommender:
+        """The RecBole model to go on serving, instead of ``model``, with the weights as they are now."""
+        return self.problem.served(model)
+
+    def forget(self, *request: Any, **named: Any) -> Unlearned:
+        """Forget some interactions, now.
+
+        Args:
+            named: one of ``users``, ``items``, ``pairs`` (of tokens), ``file``, ``count``, ``rows`` (of ``split``), or
+                another kind of `forget.KINDS`, with what the key ``forget_<kind>`` takes. ``forget("users", [...])``
+                says the same.
+
+        Returns:
+            Unlearned: its ``model`` is the one to serve.
+
+        Raises:
+            InputError: unknown tokens or pairs, nothing left to forget or nothing left to model; nothing has changed.
+        """
+        if len(request) == 2 and not named:
+            named = {request[0]: request[1]}
+        elif request or len(named) != 1:
+            raise InputError("forget takes one request, such as users=['42'] or file='requests.tsv'")
+        ((kind, value),) = named.items()
+        if kind == "rows":
+            return self.forget_rows(value)
+        if kind == "pairs":
+            return self.forget_rows(rows_of_pairs(self.split, list(value), "pairs"))
+        return self.forget_rows(ForgetRequest.of(kind, value, self.config).rows(self.split))
+
+    def forget_rows(self, rows: np.ndarray) -> Unlearned:
+        """As `forget`, for rows of ``split``."""
+        self.check()
+        rows = np.unique(rows)
+        if len(rows) and not (np.issubdtype(rows.dtype, np.integer) and 0 <= rows[0] and rows[-1] < self.split.n_rows):
+            raise InputError(f"rows must be whole numbers from 0 to {self.split.n_rows - 1}, of the training data")
+        rows = rows[~self.problem.absent[rows]] if len(rows) else rows.astype(np.int64)
+        if len(rows) == 0:
+            raise InputError("every interaction of this request has been forgotten already")
+        if len(rows) + len(self.forgotten) >= self.split.n_rows:
+            raise InputError("the request would leave no training interaction to model")
+        unlearned = self.unlearn(rows)
+        self.apply(rows, unlearned)
+        unlearned.model = self.model = self.served(self.model)
+        self.requests.append(audit.request_entry(len(rows), unlearned))
+        return unlearned
+
+    # -- what is kept
+
+    def now(self, seconds: float = 0.0, details: dict[str, Any] | None = None) -> Unlearned:
+        """The model as it is now, as result of all requests together."""
+        found = {"chosen": self.chosen, **(details or {})}
+        return Unlearned(self.state_dict, self.method, seconds, found, self.problem.snapshots)
+
+    def save(self, path: Path | str) -> None:
+        """Write the checkpoint and the log as they are now: nothing that was forgotten is in them.
+
+        Then a line is added to the audit file that the key ``audit`` names, a bare name in the checkpoint's folder.
+
+        Raises:
+            InputError: there is something already, another process is writing there, the audit file is damaged, or the
+                system refuses.
+        """
+        path, original = Path(path), self.trained.path
+        _check_new(path)
+        check_written("file", path, original)
+        trail = audit_file(self.config["audit"], path.parent)
+        if trail:
+            check_written("audit", trail, original)
+            check_apart("audit", trail, {"the new file": path, "the checkpoint": original})
+        now = self.now()
+        with in_one_line(path.parent, "file"), locked(path):
+            _check_new(path)  # again, now that nobody else can be writing
+            before = trail and audit.model_checksums(original, self.trained.stored["state_dict"])
+            with recorded_or_gone(path):
+                save_unlearned(path, self.trained, now, self.forgotten, guarded=self.guard)
+                if trail:
+                    after = audit.model_checksums(path, now.state_dict)
+                    result = {"forget_set": self.split.counts(self.forgotten), "unlearning": now.report(), "models": {}}
+                    new = secrets.token_hex(8), result, self.config, before, after, self.requests
+                    audit.append(trail, audit.unlearned_record(*new))
+
+
+class UnlearnSession(InfluenceUnlearner):
+    """Old name of `InfluenceUnlearner`, for one version."""
+
+    @classmethod
+    def open(cls, checkpoint, config_file_list=None, config_dict=None, model=None):
+        """Old name of `InfluenceUnlearner.load`."""
+        warnings.warn("UnlearnSession.open is now InfluenceUnlearner.load", FutureWarning, stacklevel=2)
+        return cls.load(checkpoint, config_file_list, config_dict, model)
+
+
+load = InfluenceUnlearner.load
+
+
+def _check_new(path):
+    if log_path(path) == path:
+        raise InputError(f"{path}: .triples is the ending of a triple log; name a .pth file")
+    if path.exists() or log_path(path).exists():
+        raise InputError(f"{path} exists already; name a new file")

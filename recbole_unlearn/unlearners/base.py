@@ -1,0 +1,161 @@
+"""What problems and ways agree on.
+
+A *problem* is a model's training, seen from the rows that are to be forgotten: what they did to the loss, how curved it
+is on what remains, how it is trained again. A *way* is how to get from there to weights that have forgotten. Which way
+serves which problem, `choose` says.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Protocol
+
+import numpy as np
+import torch
+from recbole.model.abstract_recommender import AbstractRecommender
+
+from recbole_unlearn.errors import InputError
+from recbole_unlearn.trained import Trained
+
+
+@dataclass
+class Unlearned:
+    """Result of one request.
+
+    Attributes:
+        state_dict: the new weights; load them into a model of the same class.
+        method: 'reoptimise', 'replay' or 'influence'.
+        seconds: from the request to the weights, log reading included.
+        details: plain values: why this method (``chosen``), what it did, and how its solver fared.
+        snapshots: number of epochs -> flat weights that have forgotten, for the next request's trajectory.
+        model: the model to serve, once the request was applied.
+    """
+
+    state_dict: dict[str, torch.Tensor]
+    method: str
+    seconds: float
+    details: dict[str, Any]
+    snapshots: dict[int, np.ndarray] = field(default_factory=dict)
+    model: AbstractRecommender | None = None
+
+    @property
+    def why(self) -> str:
+        """In words, why it was done in this way."""
+        return self.details["chosen"]
+
+    def report(self) -> dict[str, Any]:
+        """Everything but weights, as plain values."""
+        return {"method": self.method, "seconds": self.seconds, **self.details}
+
+
+@dataclass
+class Change:
+    """What a way found.
+
+    Attributes:
+        step: change of the weights, flat or in rows, float64.
+        details, snapshots: as of `Unlearned`.
+    """
+
+    step: np.ndarray | torch.Tensor
+    details: dict[str, Any]
+    snapshots: dict[int, np.ndarray] = field(default_factory=dict)
+
+
+class Way(Protocol):
+    """A way to forget: frozen settings, and what it does with a problem."""
+
+    name: ClassVar[str]
+
+    def refuses(self, problem: Any) -> str | None:
+        """Why it is not valid for a problem, in words; None where it is."""
+
+    def warm_up(self, problem: Any) -> None:
+        """Load (or, the very first time, compile) what a request needs, so that it is timed without."""
+
+    def forget(self, problem: Any, rows: np.ndarray, show_progress: bool = False) -> Change:
+        """The change of the weights without some rows of the log (sorted int64); the problem stays as it is."""
+
+
+class Problem(ABC):
+    """A model's training, and what requests have left of it. The model and the log are only read.
+
+    Attributes:
+        trained: the training.
+        absent: rows of the log that requests before the next one have taken away, bool ``[rows]``.
+        snapshots: number of epochs -> flat weights.
+    """
+
+    name: str
+    only_influence = False  # in words, why; or False
+
+    def __init__(self, trained: Trained):
+        self.trained = trained
+        self.config, self.split, self.log = trained.config, trained.split, trained.log
+        self.epochs = trained.epochs
+        if not 1 <= self.epochs <= self.log.n_epochs:
+            raise InputError(
+                f"the checkpoint was written after epoch {self.epochs}, the triple log holds {self.log.n_epochs}; "
+                "train again"
+            )
+        self.absent = np.zeros(self.log.n_rows, bool)
+        self.snapshots: dict[int, np.ndarray] = {}
+        self.weight_decay = float(self.config["weight_decay"] or 0)
+        self.batch_rows = max(self.config["train_batch_size"] // self.log.negatives, 1)  # of training
+
+    # what a step needs, see `influence.Influence`
+
+    def check(self, way: Any) -> None:
+        """Raises InputError where a step cannot be made in this way."""
+        self.damping(way)
+
+    @abstractmethod
+    def without(self, rows: np.ndarray, way: Any) -> Any:
+        """What remains without some rows, in whatever form the other methods take it."""
+
+    @abstractmethod
+    def lost(self, after: Any, way: Any) -> torch.Tensor:
+        """Gradient of what retraining removes minus that of what it adds: z, float64 ``[size]``."""
+
+    @abstractmethod
+    def curvature(self, after: Any, way: Any) -> tuple[Any, int]:
+        """Curvature of the loss on what remains, and of how many triples it is."""
+
+    @abstractmethod
+    def damping(self, way: Any) -> torch.Tensor | float:
+        """Diagonal added to the curvature of the loss, L2 included: float64 ``[size]`` or a number."""
+
+    # state
+
+    @property
+    @abstractmethod
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """The weights as they are now."""
+
+    @property
+    def n_triples(self) -> int:
+        """Triples of an epoch that earlier requests left."""
+        return int(np.count_nonzero(~self.absent)) * self.log.negatives
+
+    @abstractmethod
+    def moved(self, step: np.ndarray | torch.Tensor) -> dict[str, torch.Tensor]:
+        """The weights with a change added."""
+
+    def apply(self, rows: np.ndarray, unlearned: Unlearned) -> None:
+        """Go on from the result of a request: the next one starts where it ended, on what it left of the log."""
+        self.absent[rows] = True
+        self.snapshots = unlearned.snapshots
+
+    @abstractmethod
+    def served(self, model: AbstractRecommender) -> AbstractRecommender:
+        """The RecBole model to go on serving, instead of ``model``, with the weights as they are now."""
+
+    def remaining(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Users and items of the rows that earlier requests left, int64, and where among them ``rows`` are."""
+        present = np.flatnonzero(~self.absent)
+        users, items = np.asarray(self.log.users, np.int64), np.asarray(self.log.items, np.int64)
+        return users[present], items[present], np.searchsorted(present, rows)
+
+    def log_epochs(self, way: Any) -> np.ndarray:
+        """Numbers of the epochs that the forgotten triples come from: the last ``way.log_epochs``."""
+        last = way.log_epochs
+        return np.arange(0 if last == "all" else max(self.epochs - last, 0), self.epochs)

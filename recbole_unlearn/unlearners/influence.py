@@ -1,0 +1,113 @@
+"""One influence-function step: the weights where the loss of what remains would be flat, to first order."""
+
+import logging
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from recbole_unlearn.errors import InputError
+from recbole_unlearn.influence.operators import Damped
+from recbole_unlearn.influence.solver import STEPS, batch_descent, conjugate_gradient
+from recbole_unlearn.settings.config import PAPER as EQUATION_7
+from recbole_unlearn.unlearners.base import Change, Problem
+
+
+@dataclass(frozen=True)
+class Influence:
+    """``theta* = theta + (H + D)^-1 z`` (UBPR, equation (7), corrected).
+
+    H is the curvature of the loss summed over the remaining triples, D the damping, and z the gradient of what
+    retraining removes (the forgotten rows' triples and their share of the L2 term) minus what it adds (forgotten items
+    drawn as negatives).
+
+    Attributes: as the keys of properties/overall.yaml; ``params`` is ``unlearn_params``.
+        forgotten_stay: whether the forgotten triples stay in H, and their edges in the graph, as in equation (7).
+    """
+
+    name: ClassVar[str] = "influence"
+    curvature: str = "gauss_newton"
+    damping: str = "adam"
+    damping_strength: float = 1.0
+    pool_return: bool = True
+    log_epochs: int | str = "all"
+    curvature_triples: int | str = "auto"
+    params: tuple[str, ...] | None = None
+    cg_tolerance: float = 1e-3
+    cg_max_iterations: int = 200
+    forgotten_stay: bool = False
+
+    @property
+    def exact(self) -> bool:
+        """Whether the curvature is the Hessian."""
+        return self.curvature == "hessian"
+
+    def refuses(self, problem: Problem) -> str | None:
+        """None: it is valid for every model. InputError where its settings are not, or the optimiser's state."""
+        problem.check(self)
+        return None
+
+    def warm_up(self, problem: Any) -> None:
+        problem.warm_up_step(self)
+
+    def forget(self, problem: Any, rows: np.ndarray, show_progress: bool = False) -> Change:
+        after = problem.without(rows, self)
+        if stops := problem.stops(self):
+            return problem.follow(stops, after, self, show_progress)
+        z = problem.lost(after, self)
+        step, report, n_triples = problem.solve(after, z, self, show_progress)
+        details = {"curvature_triples": n_triples, "step_norm": float(step.norm()), "gradient_norm": problem.norm(z)}
+        return Change(step, {**problem.details(after, step), **details, **asdict(report)})
+
+
+# As published: nothing of design beyond the paper.
+PAPER = Influence(**{key: value for key, value in EQUATION_7.items() if key != "method"}, forgotten_stay=True)
+
+
+def conjugate(way: Influence, curvature, damping, z, precondition, show_progress=False, space=None):
+    """`conjugate_gradient` on ``curvature + damping`` as the settings say, with progress shown."""
+    with tqdm(total=way.cg_max_iterations, desc="Unlearn", ncols=100, disable=not show_progress) as bar:
+
+        def progress(report):
+            bar.update()
+            bar.set_postfix_str(f"residual {report.residual:.1e}")
+
+        step, report = conjugate_gradient(
+            Damped(curvature, damping), z, precondition, way.cg_tolerance, way.cg_max_iterations, progress, space
+        )
+    return step, report
+
+
+def warn_unless_converged(report) -> None:
+    """Say in the log how a linear solve stopped, if not at its tolerance."""
+    if not report.converged:
+        logging.getLogger().warning(
+            f"conjugate gradient stopped at relative residual {report.residual:.1e} after {report.iterations} "
+            "iterations" + (": negative curvature" if report.negative_curvature else "")
+        )
+
+
+def descended(way: Influence, curvature_of, z: torch.Tensor, damping, show_progress=False, steps: int = STEPS):
+    """`batch_descent` as the settings say, with progress shown.
+
+    Raises:
+        InputError: it does not come to rest.
+    """
+    with tqdm(total=way.cg_max_iterations, desc="Unlearn", ncols=100, disable=not show_progress) as bar:
+
+        def progress(done, steps):
+            bar.total, bar.n = steps, done
+            bar.refresh()
+
+        try:
+            found = batch_descent(curvature_of, z, damping, way.cg_max_iterations, progress, steps)
+        except ValueError as error:
+            raise InputError(f"{error}; raise damping_strength or give curvature_triples a number") from error
+    if not found[1].converged:
+        logging.getLogger().warning(
+            f"the linear solve by batches has not settled: {found[1].change:.0%} from the mean of its iterates; "
+            "raise damping_strength or give curvature_triples a number"
+        )
+    return found
