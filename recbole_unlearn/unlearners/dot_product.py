@@ -17,7 +17,8 @@ from recbole_unlearn.influence import damping as damping_metrics
 from recbole_unlearn.influence.newton import Objective, flat, minimise
 from recbole_unlearn.influence.objective import gradient, pool_return, sampled_triples
 from recbole_unlearn.influence.operators import Damped, DotProductCurvature, UserTriples
-from recbole_unlearn.influence.replay import Adam, Trajectory, replay, single, touching
+from recbole_unlearn.influence.recorded import Adam, Recorded, Trajectory, single
+from recbole_unlearn.influence.replay import replay, touching
 from recbole_unlearn.influence.sharding import Shard
 from recbole_unlearn.influence.solver import preconditioner
 from recbole_unlearn.storage.checkpoints import check_finite
@@ -182,7 +183,7 @@ class InfluenceUnlearner:
             n_users, n_items = len(self.P), len(self.Q)  # true sizes: small ones might take narrower places
             ends = Trajectory([0, 1], [np.zeros((n_users + n_items) * row.size, np.float32)] * 2)
             for all_rows in (False, True):
-                replay(one, one, [neg], one, ends, n_users, n_items, self._adam(), 1, all_rows=all_rows)
+                replay(Recorded(one, one, [neg], n_users, n_items, self._adam(), 1), ends, one, all_rows)
             return
         triples = UserTriples(one.astype(np.int32), one.astype(self.log.items.dtype), neg, 1, 1)
         if self.method == "reoptimise":
@@ -288,26 +289,22 @@ class InfluenceUnlearner:
         """`replay` of the log; ``bar`` names what is shown of its progress, None: nothing."""
         log, m = self.log, self.log.negatives
         known = all(log.rates(epoch) is not None for epoch in range(self.epochs))
+        recorded = Recorded(
+            log.users,
+            log.items,
+            [log.epoch(e) for e in range(self.epochs)],
+            len(self.P),
+            len(self.Q),
+            self._adam(),
+            max(self.config["train_batch_size"] // m, 1) * m,
+            self.popularity,
+            absent,
+            steps,
+            log.rates if known else None,
+        )
         with tqdm(total=self.epochs, desc=bar, ncols=100, disable=bar is None) as progress:
-            return replay(
-                log.users,
-                log.items,
-                [log.epoch(e) for e in range(self.epochs)],
-                rows,
-                trajectory,
-                len(self.P),
-                len(self.Q),
-                self._adam(),
-                max(self.config["train_batch_size"] // m, 1) * m,
-                self.popularity,
-                self.config["seed"],
-                progress.update,
-                all_rows,
-                absent,
-                steps,
-                self.shard if self.shared and shard else None,
-                log.rates if known else None,
-            )
+            sharded = self.shard if self.shared and shard else None
+            return replay(recorded, trajectory, rows, all_rows, self.config["seed"], progress.update, sharded)
 
     def reproduction(self, show_progress=False):
         """How far replay of all rows with nothing forgotten ends from the weights, over how far training moved them.

@@ -4,11 +4,12 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from recbole_unlearn.influence.graph_replay import WARM_UP, replay_graph
+from recbole_unlearn.influence.graph_replay import WARM_UP, GraphLoss, replay_graph
 from recbole_unlearn.influence.newton import flat
 from recbole_unlearn.influence.objective import gradient, pool_return, sampled_triples
 from recbole_unlearn.influence.operators import DotProductCurvature
 from recbole_unlearn.influence.propagated import Graph, PropagatedCurvature, embedding_l2
+from recbole_unlearn.influence.recorded import Recorded
 from recbole_unlearn.training import new_model
 from recbole_unlearn.unlearners.dot_product import InfluenceUnlearner
 
@@ -51,7 +52,8 @@ class LightGCNUnlearner(InfluenceUnlearner):
         weights = np.zeros((4, self.P.shape[1]), np.float32)
         if self.method == "replay":
             neg = [np.zeros((1, 1), self.log.dtype)] * (WARM_UP + 2)  # two of them at once
-            replay_graph(one, one, neg, one[:0], weights, 2, 2, self.layers, self._adam(), 1, stride=steps)
+            recorded = Recorded(one, one, neg, 2, 2, self._adam(), 1)
+            replay_graph(recorded, weights, one[:0], GraphLoss(self.layers), stride=steps)
             return
         super().warm_up()
         Graph(one, one, 2, 2, self.layers).propagate(weights.astype(np.float64))
@@ -71,25 +73,15 @@ class LightGCNUnlearner(InfluenceUnlearner):
         """The change to the weights that are trained again, from the start, without all that was ever forgotten."""
         log, (n_users, K) = self.log, self.P.shape
         stride = max(-(-log.n_rows * log.negatives // self._batch) // MOVES, 1)
+        negatives = [log.epoch(e) for e in range(self.epochs)]
+        sizes = n_users, len(self.Q)
+        recorded = Recorded(
+            log.users, log.items, negatives, *sizes, self._adam(), self._batch, self.popularity, self.absent
+        )
+        loss = GraphLoss(self.layers, self.reg_weight, self.require_pow)
         with tqdm(total=self.epochs, desc="Unlearn", ncols=100, disable=not show_progress) as bar:
             result = replay_graph(
-                log.users,
-                log.items,
-                [log.epoch(e) for e in range(self.epochs)],
-                np.union1d(rows, np.flatnonzero(self.absent)),
-                self.snapshots[0],
-                n_users,
-                len(self.Q),
-                self.layers,
-                self._adam(),
-                self._batch,
-                self.reg_weight,
-                self.require_pow,
-                self.popularity,
-                self.config["seed"],
-                bar.update,
-                self.snapshots,
-                stride,
+                recorded, self.snapshots[0], rows, loss, self.config["seed"], bar.update, self.snapshots, stride
             )
         change = result.weights - flat(self.P, self.Q).numpy().reshape(-1, K)
         snapshots = {n: weights.ravel() for n, weights in result.snapshots.items()}
