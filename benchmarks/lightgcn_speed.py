@@ -22,8 +22,8 @@ from recbole.utils import init_seed
 
 from recbole_unlearn.data.forget import ForgetRequest
 from recbole_unlearn.data.split import Split
-from recbole_unlearn.influence.graph_replay import replay_graph
-from recbole_unlearn.influence.replay import Adam
+from recbole_unlearn.influence.graph_replay import GraphLoss, replay_graph
+from recbole_unlearn.influence.recorded import Adam, Recorded
 from recbole_unlearn.settings.config import UnlearnConfig
 from recbole_unlearn.training import new_model
 from recbole_unlearn.unlearners.propagated import MOVES
@@ -56,20 +56,13 @@ def replayed(config, split, rows, clock):
     stride = max(-(-split.n_rows // batch) // MOVES, 1)
     times = []
 
-    def run(progress):
-        return replay_graph(
-            split.users, split.items, negatives, rows, start, split.n_users,
-            split.n_items, config["n_layers"], Adam(config["learning_rate"], 0.9, 0.999, 1e-8, 0.0), batch,
-            config["reg_weight"], stride=stride, progress=progress,
-        )  # fmt: skip
-
-    one = np.ones(1, np.int64)
-    replay_graph(  # compiles
-            one, one, [one[:, None]] * 30, one[:0], np.zeros(4 * config["embedding_size"]), 2, 2, config["n_layers"],
-            Adam(1e-3, 0.9, 0.999, 1e-8, 0.0), 1, stride=2,
-        )  # fmt: skip
+    one, adam = np.ones(1, np.int64), Adam(config["learning_rate"], 0.9, 0.999, 1e-8, 0.0)
+    loss = GraphLoss(config["n_layers"], config["reg_weight"])
+    small, zero = Recorded(one, one, [one[:, None]] * 30, 2, 2, adam, 1), np.zeros(4 * config["embedding_size"])
+    replay_graph(small, zero, one[:0], loss, stride=2)  # compiles
+    recorded = Recorded(split.users, split.items, negatives, split.n_users, split.n_items, adam, batch)
     begin = clock()
-    run(lambda: times.append(clock()))
+    replay_graph(recorded, start, rows, loss, progress=lambda: times.append(clock()), stride=stride)
     return times[0] - begin, float(np.median(np.diff(times))), stride
 
 

@@ -1,7 +1,7 @@
 """Time paired replay on synthetic logs of ML-1M's shape, alone or in turns with another version of replay.py.
 
     python benchmarks/replay_speed.py                    # seconds for each shape
-    python benchmarks/replay_speed.py --against HEAD~1   # or a file; the two versions take turns
+    python benchmarks/replay_speed.py --against HEAD~1   # or a file, of the same signature; the two take turns
 
 Users' activity and items' popularity are skewed, since what replay costs depends on how many triples hold a
 forgotten item. Fewer epochs than a training has, all of them alike.
@@ -17,6 +17,7 @@ from time import perf_counter
 import numpy as np
 
 from recbole_unlearn.influence import replay as current
+from recbole_unlearn.influence.recorded import Adam, Recorded, Trajectory
 
 ROOT = Path(__file__).parents[1]
 SHAPES = {
@@ -42,7 +43,7 @@ def version(name):
 
 
 def problem(K, m, n_rows, batch_triples, forgotten, lr, epochs, seed=0):
-    """Arguments of replay, but for the classes that belong to a version."""
+    """What was recorded, weights by epoch, and the rows to forget."""
     rng = np.random.default_rng(seed)
     activity = rng.lognormal(0, 1, N_USERS - 1)
     users = np.sort(1 + rng.choice(N_USERS - 1, n_rows, p=activity / activity.sum()))
@@ -52,14 +53,14 @@ def problem(K, m, n_rows, batch_triples, forgotten, lr, epochs, seed=0):
     snapshots = range(0, epochs + 1, epochs // 2)  # of a whole training, one in four epochs has one
     weights = {n: (0.3 * rng.normal(size=(N_USERS + N_ITEMS) * K)).astype(np.float16) for n in snapshots}
     rows = np.sort(rng.choice(n_rows, forgotten, replace=False))
-    return users, pos, negatives, rows, weights, N_USERS, N_ITEMS, lr, batch_triples
+    adam = Adam(lr, 0.9, 0.999, 1e-8, 0.0)
+    return Recorded(users, pos, negatives, N_USERS, N_ITEMS, adam, batch_triples), weights, rows
 
 
-def run(module, users, pos, negatives, rows, weights, n_users, n_items, lr, batch_triples):
-    trajectory = module.Trajectory(list(weights), list(weights.values()))
-    adam = module.Adam(lr, 0.9, 0.999, 1e-8, 0.0)
+def run(module, recorded, weights, rows):
+    trajectory = Trajectory(list(weights), list(weights.values()))
     start = perf_counter()
-    result = module.replay(users, pos, negatives, rows, trajectory, n_users, n_items, adam, batch_triples)
+    result = module.replay(recorded, trajectory, rows)
     return perf_counter() - start, result
 
 

@@ -39,7 +39,8 @@ from recbole_unlearn.influence.operators import (
     UserTriples,
     logistic_curvature,
 )
-from recbole_unlearn.influence.replay import Adam, Trajectory, replay
+from recbole_unlearn.influence.recorded import Trajectory
+from recbole_unlearn.influence.replay import replay
 
 ROOT = Path(__file__).parents[1]
 ML_1M = {"n_rows": 1_000_000, "n_users": 6040, "n_items": 3706}
@@ -375,12 +376,10 @@ def measure_request(clock, forgotten, K, all_rows):
     shape = next(shape for shape in replay_speed.SHAPES.values() if shape["K"] == K)
 
     def run(shape, epochs):
-        *data, weights, n_users, n_items, lr, batch = replay_speed.problem(**shape, epochs=epochs)
+        recorded, weights, rows = replay_speed.problem(**shape, epochs=epochs)
         marks = [clock()]
-        replay(
-            *data, Trajectory(list(weights), list(weights.values())), n_users, n_items,
-            Adam(lr, 0.9, 0.999, 1e-8, 0.0), batch, all_rows=all_rows, progress=lambda: marks.append(clock()),
-        )  # fmt: skip
+        trajectory = Trajectory(list(weights), list(weights.values()))
+        replay(recorded, trajectory, rows, all_rows, progress=lambda: marks.append(clock()))
         return np.diff(marks)
 
     run({**shape, "n_rows": 2000, "forgotten": 20}, 2)  # compiles

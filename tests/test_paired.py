@@ -55,12 +55,12 @@ def test_without_rows_it_ends_where_replay_of_all_rows_does(task, make_model, tm
     absent = np.zeros(split.n_rows, bool)
     absent[rows] = True
     group, epochs = task.stored["optimizer"]["param_groups"][0], task.stored["triple_log"]["epochs"]
-    replayed = replay(
-        log.users, log.items, [log.epoch(epoch) for epoch in range(epochs)], NO_ROWS,
-        Trajectory([0, epochs], [start, original]), split.n_users, split.n_items,
+    recorded = Recorded(
+        log.users, log.items, [log.epoch(epoch) for epoch in range(epochs)], split.n_users, split.n_items,
         Adam(group["lr"], *group["betas"], group["eps"], group["weight_decay"]), batch_rows * log.negatives,
-        all_rows=True, absent=absent, steps=BatchOrder(log.order, split.data_row, batch_rows).steps,
+        absent=absent, steps=BatchOrder(log.order, split.data_row, batch_rows).steps,
     )  # fmt: skip
+    replayed = replay(recorded, Trajectory([0, epochs], [start, original]), NO_ROWS, all_rows=True)
     moved = np.linalg.norm(found - original)
     assert np.linalg.norm(found - replayed.without.ravel()) < 1e-3 * moved
     assert 0 < moved < np.linalg.norm(original - start)

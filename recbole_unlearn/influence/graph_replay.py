@@ -10,7 +10,8 @@ gradient. Its second moment needs each step's own gradient squared, on average: 
 variance, for which the first step's deviation from the mean stands.
 """
 
-from dataclasses import astuple, dataclass
+from collections.abc import Callable, Container
+from dataclasses import dataclass
 from functools import cache
 
 import numba
@@ -18,6 +19,7 @@ import numpy as np
 
 from recbole_unlearn.influence.objective import Redraw
 from recbole_unlearn.influence.propagated import Graph
+from recbole_unlearn.influence.recorded import Recorded
 from recbole_unlearn.influence.vectors import FLAGS, add_scaled, dot, exp, load, store
 
 WARM_UP = 10  # steps; Adam's moments, and the weights, change most in the first ones
@@ -88,11 +90,11 @@ def _adam(W, M, V, first, total, reg, step, stride, hyper):
 class _Training:
     """A model in training: weights ``W`` ``[nodes, K]``, Adam's moments, and a graph."""
 
-    def __init__(self, graph, start, optimizer, reg_weight, require_pow):
+    def __init__(self, graph, start, optimizer, loss):
         self.graph, self.W = graph, start.copy()
         self.M, self.V = np.zeros_like(start), np.zeros_like(start)
-        self.hyper = tuple(float(value) for value in astuple(optimizer))
-        self.reg_weight, self.require_pow = float(reg_weight), bool(require_pow)
+        self.hyper = optimizer.numbers()
+        self.reg_weight, self.require_pow = float(loss.reg_weight), bool(loss.require_pow)
         self.E, self.G, self.first, self.total = (np.empty_like(start) for _ in range(4))
         self.scaled = np.empty((2, *start.shape), np.float32)
         self.reg = np.empty(len(start))
@@ -127,51 +129,63 @@ class Retrained:
 
     Attributes:
         weights: ``[n_users + n_items, K]``, float32; users without any triple have their initial ones.
-        snapshots (dict): number of epochs -> weights after them.
-        triples (int): triples that were run through, summed over epochs.
+        snapshots: number of epochs -> weights after them.
+        triples: that were run through, summed over epochs.
     """
 
     weights: np.ndarray
-    snapshots: dict
+    snapshots: dict[int, np.ndarray]
     triples: int
 
 
+@dataclass(frozen=True)
+class GraphLoss:
+    """What a propagating model's loss is made of, beside the triples.
+
+    Attributes:
+        layers: of propagation.
+        reg_weight, require_pow: of RecBole's ``EmbLoss`` on the weights of a batch.
+    """
+
+    layers: int
+    reg_weight: float = 0.0
+    require_pow: bool = False
+
+
 def replay_graph(
-    users, pos, negatives, forgotten, start, n_users, n_items, layers, optimizer, batch_triples, reg_weight=0.0,
-    require_pow=False, popularity=None, seed=0, progress=None, snapshots=(), stride=1,
-):  # fmt: skip
+    recorded: Recorded,
+    start: np.ndarray,
+    forgotten: np.ndarray,
+    loss: GraphLoss,
+    seed: int = 0,
+    progress: Callable[[], object] | None = None,
+    snapshots: Container[int] = (),
+    stride: int = 1,
+) -> Retrained:
     """Train again from the recorded start, without some interactions.
 
     Args:
-        users, pos: anchors, int arrays ``[rows]``, grouped by user.
-        negatives: sequence of the sampled item ids of each epoch, ``[rows, m]``.
-        forgotten: sorted int array of rows.
+        recorded: the training; its absent rows count as forgotten. Batches are drawn anew, at the optimiser's rate.
         start: initial weights, flat ``[P.ravel(), Q.ravel()]``.
-        layers (int): of propagation.
-        optimizer (Adam): as in training.
-        batch_triples (int): triples of a training batch.
-        reg_weight, require_pow: of RecBole's ``EmbLoss`` on the weights of a batch.
-        popularity: sampling weight of each item id; None: uniform over 1..n_items-1.
-        seed (int): of the order of batches and the returned negatives.
-        progress (callable, optional): called after each epoch.
+        forgotten: sorted ints, rows.
+        loss: as in training.
+        seed: of the order of batches and the returned negatives.
+        progress: called after each epoch.
         snapshots: numbers of epochs after which to keep the weights.
-        stride (int): steps to make at once: two from the ``WARM_UP``-th on, three from twice as many on, up to this.
-
-    Returns:
-        Retrained
+        stride: steps to make at once: two from the ``WARM_UP``-th on, three from twice as many on, up to this.
     """
-    gone = np.zeros(len(users), bool)
+    users, pos, m, gone = np.asarray(recorded.users), np.asarray(recorded.pos), recorded.m, ~recorded.present()
     gone[forgotten] = True
-    m, rng = negatives[0].shape[1], np.random.default_rng(seed)
-    redraw = Redraw(np.asarray(users), np.asarray(pos), gone, n_items, popularity, rng)
-    users, pos = np.asarray(users)[~gone].astype(np.int64), np.asarray(pos)[~gone].astype(np.int64)
-    graph = Graph(users, pos, n_users, n_items, layers)
+    n_users, n_items, rng = recorded.n_users, recorded.n_items, np.random.default_rng(seed)
+    redraw = Redraw(users, pos, gone, n_items, recorded.popularity, rng)
+    users, pos = users[~gone].astype(np.int64), pos[~gone].astype(np.int64)
+    graph = Graph(users, pos, n_users, n_items, loss.layers)
     start = np.array(start, np.float32).reshape(n_users + n_items, -1)
-    training = _Training(graph, start, optimizer, reg_weight, require_pow)
-    per_step = max(batch_triples // m, 1)
+    training = _Training(graph, start, recorded.optimizer, loss)
+    per_step = max(recorded.batch_triples // m, 1)
     begin = m * np.append(np.arange(0, len(users), per_step), len(users))
     kept = {0: start} if 0 in snapshots else {}
-    for epoch, neg in enumerate(negatives, 1):
+    for epoch, neg in enumerate(recorded.negatives, 1):
         neg = redraw(np.asarray(neg)[~gone])
         order = rng.permutation(len(users))
         triples = np.empty((len(users), m, 3), np.int32)
@@ -183,4 +197,4 @@ def replay_graph(
             kept[epoch] = training.W.copy()
         if progress:
             progress()
-    return Retrained(training.W, kept, len(users) * m * len(negatives))
+    return Retrained(training.W, kept, len(users) * m * len(recorded.negatives))

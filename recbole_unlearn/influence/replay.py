@@ -14,30 +14,21 @@ Run for all rows, the second lane needs no first one to be compared with: in the
 that training again, bit by bit up to rounding, but for what was forgotten.
 """
 
-from dataclasses import astuple, dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import cache
 
 import numba
 import numpy as np
-import torch
 
 from recbole_unlearn.influence.objective import returning
+from recbole_unlearn.influence.recorded import Recorded, Trajectory
+from recbole_unlearn.influence.sharding import Shard
 from recbole_unlearn.influence.vectors import FLAGS, PARALLEL, add_scaled, dot, exp, load, store
 
 CHUNKS = 16  # of rows; fixed, so that the order of triples is the same whatever the number of threads
 BLOCK = 64  # rows that are passed over together where few items are touched
 FEW = 8  # items, at most, that are looked for by comparing: each costs a pass over the log, at memory speed
-
-
-@dataclass
-class Adam:
-    """Hyperparameters of the optimiser to run again, as torch.optim.Adam names them."""
-
-    lr: float
-    beta1: float
-    beta2: float
-    eps: float
-    weight_decay: float
 
 
 @numba.njit(inline="always")
@@ -306,45 +297,6 @@ def _train_epoch(K, m):
     return kernel
 
 
-def single(array):
-    """A copy in float32: torch converts float16 fifty times faster than numpy, but not from read-only memory."""
-    return torch.from_numpy(np.array(array)).float().numpy()
-
-
-@numba.njit(**PARALLEL)
-def _interpolate(start, rise, part, out):
-    for k in numba.prange(len(out)):
-        out[k] = start[k] + part * rise[k]
-
-
-class Trajectory:
-    """Weights over the course of training, interpolated between snapshots.
-
-    Args:
-        epochs: increasing ints, the first 0 (initialisation), the last the number of epochs trained.
-        weights: list of flat arrays ``[size]`` of any float type, one an epoch named.
-    """
-
-    def __init__(self, epochs, weights):
-        if len(epochs) < 2 or epochs[0] != 0 or list(epochs) != sorted(set(epochs)):
-            raise ValueError("a trajectory needs snapshots in order, of initialisation and end at least")
-        self.epochs = list(epochs)
-        self.weights = weights
-        self._interval = None  # number, start and rise of the last one used
-
-    def at(self, time, out=None):
-        """Weights at a time in epochs: float32 ``[size]``, written to ``out`` if given."""
-        k = int(np.clip(np.searchsorted(self.epochs, time, "right"), 1, len(self.epochs) - 1))
-        if self._interval is None or self._interval[0] != k:
-            start = single(self.weights[k - 1])
-            self._interval = k, start, single(self.weights[k]) - start
-        _, start, rise = self._interval
-        part = np.float32((time - self.epochs[k - 1]) / (self.epochs[k] - self.epochs[k - 1]))
-        out = np.empty_like(start) if out is None else out
-        _interpolate(start, rise, part, out)
-        return out
-
-
 @dataclass
 class Replayed:
     """Result of a replay.
@@ -352,25 +304,30 @@ class Replayed:
     Attributes:
         rows: weight rows that were replayed (users first, then ``n_users +`` item), sorted int array.
         change: final difference of the lanes on those rows, or to the recorded weights, float64 ``[rows, K]``.
-        snapshots (dict): epoch of the trajectory -> difference at that time, float32 ``[rows, K]``.
+        snapshots: epoch of the trajectory -> difference at that time, float32 ``[rows, K]``.
         untrained: which of ``rows`` are users without a triple left, bool; in the second lane their weights
             are the initialisation, but for weight decay.
         without: final weights of the second lane on ``rows``, float32.
-        triples (int): triples that were run through (those of both lanes once), summed over epochs.
+        triples: that were run through (those of both lanes once), summed over epochs.
     """
 
     rows: np.ndarray
     change: np.ndarray
-    snapshots: dict
+    snapshots: dict[int, np.ndarray]
     untrained: np.ndarray
     without: np.ndarray
     triples: int
 
 
 def replay(
-    users, pos, negatives, forgotten, trajectory, n_users, n_items, optimizer, batch_triples,
-    popularity=None, seed=0, progress=None, all_rows=False, absent=None, steps=None, shard=None, rates=None,
-):  # fmt: skip
+    recorded: Recorded,
+    trajectory: Trajectory,
+    forgotten: np.ndarray,
+    all_rows: bool = False,
+    seed: int = 0,
+    progress: Callable[[], object] | None = None,
+    shard: Shard | None = None,
+) -> Replayed | None:
     """Run the optimiser again for the rows that some interactions touch, with and without these interactions.
 
     With ``all_rows`` it is run for every row, only without the interactions: retraining from the recorded start, with
@@ -378,123 +335,181 @@ def replay(
     recorded weights.
 
     Args:
-        users, pos: anchors, int arrays ``[rows]``, grouped by user.
-        negatives: sequence of the sampled item ids of each epoch, ``[rows, m]`` unsigned.
-        forgotten: sorted int array of rows.
-        trajectory (Trajectory): over the same epochs; flat weights are ``[P.ravel(), Q.ravel()]``.
-        optimizer (Adam): as in training.
-        batch_triples (int): triples of a training batch.
-        popularity: sampling weight of each item id; None: uniform over 1..n_items-1.
-        seed (int): of the order of batches and the returned negatives.
-        progress (callable, optional): called after each epoch.
-        all_rows (bool): whether to run all rows again instead of the touched ones.
-        absent (optional): rows that earlier requests took away, bool ``[rows]``; neither lane has them.
-        steps (callable, optional): epoch -> batch that each row was in, int32 ``[rows]``, or None; default: at random.
-        shard (Shard, optional): what of the rows this rank looks through for triples; rank 0 runs the lanes.
-        rates (callable, optional): epoch -> learning rate of each of its steps, float64 ``[steps]``; default: the
-            optimiser's, always. Where there are more steps than rates, the last one holds on.
+        recorded: the training; neither lane has its absent rows. Where its batches are not known, they are random.
+        trajectory: over the same epochs; flat weights are ``[P.ravel(), Q.ravel()]``.
+        forgotten: sorted ints, rows.
+        all_rows: whether to run all rows again instead of the touched ones.
+        seed: of the order of batches and the returned negatives.
+        progress: called after each epoch.
+        shard: what of the rows this rank looks through for triples; rank 0 runs the lanes.
 
     Returns:
-        Replayed, or None on other ranks than 0
+        None on other ranks than 0.
     """
-    users, pos = np.array(users, np.uint32), np.array(pos, np.uint32)
-    forgotten = np.asarray(forgotten, np.int64)
-    if trajectory.epochs[-1] != len(negatives):
-        raise ValueError(f"negatives of {len(negatives)} epochs, but a trajectory of {trajectory.epochs[-1]}")
-    n_rows, m = len(users), negatives[0].shape[1]
-    present = np.ones(n_rows, bool) if absent is None else ~np.asarray(absent, bool)
-    n_present = int(present.sum())
-    n_weights = n_users + n_items
-    K = len(trajectory.weights[0]) // n_weights
-    n_steps = -(-n_present * m // batch_triples)
-    gone = np.zeros(n_rows, bool)
-    gone[forgotten] = True
-    some = slice(None) if n_present == n_rows else present
-    returns = _Returns(users[some], pos[some], gone[some], n_items, m, popularity)
-
-    touched_users = np.unique(users[forgotten]).astype(np.int64)
-    touched_items = np.unique(pos[forgotten]).astype(np.int64)
-    rows = np.arange(n_weights) if all_rows else np.concatenate([touched_users, n_users + touched_items])
-    n_touched = len(rows)
-    n_lanes, n_held = (1, 0) if all_rows else (2, n_weights)
-    # Places are written and read often: in two bytes where these hold them. Ranks exchange them in four.
-    place_type = np.uint16 if n_lanes * n_touched + n_weights <= 1 << 16 and not shard else np.int32
-    place = np.arange(n_lanes * n_touched, n_lanes * n_touched + n_weights, dtype=place_type)
-    place[rows] = np.arange(n_touched)
-    user_place, item_place = place[:n_users], place[n_users:]
-    touched = item_place < n_touched
-    anchored = touching(users, pos, user_place < n_touched, touched)
-    few = np.flatnonzero(touched).astype(negatives[0].dtype)
-    few = few[: len(few) if len(few) <= FEW else 0]
-    W = np.empty((n_lanes * n_touched + n_held, K), np.float32)
-    lanes, recorded = W[: n_lanes * n_touched].reshape(n_lanes, n_touched, K), W[n_lanes * n_touched :].reshape(-1)
-    lanes[:] = trajectory.at(0).reshape(-1, K)[rows]
-    M, V = np.zeros_like(lanes), np.zeros_like(lanes)
-
-    def change(time):
-        return lanes[-1].astype(np.float64) - (trajectory.at(time).reshape(-1, K) if all_rows else lanes[0])
-
-    snapshots = {0: change(0).astype(np.float32)}
-
-    own = shard.rows if shard else slice(0, n_rows)
-    chunks = np.linspace(own.start, own.stop, CHUNKS + 1).astype(np.uint64)
-    ends, counts = chunks[1:].copy(), np.empty((2, CHUNKS, n_steps), np.int64)
-    # As long as any epoch may need: what is not written to takes no memory.
-    chosen, step = np.empty(n_rows, np.uint32), np.empty(n_rows, np.uint32)
-    tables = np.empty((n_rows, 2 + m + 1), place_type), np.empty((0 if all_rows else n_rows * m, 3), place_type)
-    hyper = tuple(float(value) for value in astuple(optimizer))
-    rng = np.random.default_rng(seed)
-    total = 0
-    for epoch, neg in enumerate(negatives):
-        neg = np.ascontiguousarray(neg).view()
-        neg.flags.writeable = False  # memory-mapped or not: one compiled version
-        order = np.uint64(rng.integers(2**63))
-        known = steps(epoch) if steps else None
-        # The loss is the mean over a batch, and the last one of an epoch is smaller; at random, all are of one size.
-        if known is None:
-            known, size = np.empty(0, np.int32), np.full(n_steps, n_present * m / n_steps)
-        else:
-            size = np.maximum(np.bincount(known[present], minlength=n_steps), 1) * m
-        if len(size) > n_steps:
-            raise ValueError(f"steps name batch {len(size) - 1}, but there are {n_steps}")
-        where = chunks, chosen, step, ends
-        _select(m)(anchored, neg, present, touched, few, n_steps, order, known, *where, counts)
-        starts, next_free = zip(*map(_delimit, counts), strict=True)
-        data = anchored, users, pos, neg, user_place, item_place, gone, n_touched
-        _arrange(m)(*data, *where, np.stack(next_free), *tables)
-        user, positive, item, return_start = returns.draw(rng, n_steps)
-        parts = list(zip(tables, starts, strict=True))
+    epochs = len(recorded.negatives)
+    if trajectory.epochs[-1] != epochs:
+        raise ValueError(f"negatives of {epochs} epochs, but a trajectory of {trajectory.epochs[-1]}")
+    recorded = replace(recorded, users=np.array(recorded.users, np.uint32), pos=np.array(recorded.pos, np.uint32))
+    gone = np.zeros(len(recorded.users), bool)
+    gone[np.asarray(forgotten, np.int64)] = True
+    places = _Places(recorded, gone, all_rows, wide=shard is not None)
+    selection = _Selection(recorded, gone, places, shard)
+    lanes = _Lanes(recorded, places, trajectory)
+    returns, rng, total = selection.returns(), np.random.default_rng(seed), 0
+    snapshots = {0: lanes.change(0).astype(np.float32)}
+    for epoch in range(epochs):
+        parts, size = selection.find(epoch, np.uint64(rng.integers(2**63)))
+        returned = places.of(returns.draw(rng, selection.n_steps))
         if shard:
             parts = [shard.merge(*part) for part in parts]
             if not shard.leads:
                 continue
-        (rows_found, start), (lone, lone_start) = parts
-        total += m * int(start[-1]) + int(lone_start[-1]) + len(user)
-        returned = np.stack([user_place[user], item_place[positive], item_place[item], np.zeros_like(user)], axis=1)
-        returned = returned.astype(place_type)
-        most = max(np.diff(bounds).max() * width for bounds, width in ((start, m), (lone_start, 1), (return_start, 1)))
-        weight, before = (1 / size).astype(np.float32), epoch * n_steps
-        rate = np.full(len(size), optimizer.lr) if rates is None else rates(epoch)
-        rate = np.append(rate, np.full(max(len(size) - len(rate), 0), rate[-1]))[: len(size)]
-        if all_rows:
-            found = rows_found, start, returned, return_start, most
-            _train_epoch(K, m)(W, *found, M[0], V[0], before, weight, rate, hyper)
-        else:
-            trajectory.at(epoch + 0.5, out=recorded)
-            found = rows_found, start, lone, lone_start, returned, return_start, most
-            _replay_epoch(K, m)(W, *found, M, V, before, weight, rate, hyper)
+        total += lanes.run(epoch, [*parts, returned], size)
         if epoch + 1 in trajectory.epochs:
-            snapshots[epoch + 1] = change(epoch + 1).astype(np.float32)
+            snapshots[epoch + 1] = lanes.change(epoch + 1).astype(np.float32)
         if progress:
             progress()
     if shard and not shard.leads:
         return None
-    who = touched_users.astype(users.dtype)  # of another, all users would be converted first
-    bounds = np.searchsorted(users, who), np.searchsorted(users, who, "right")
-    left = [np.any(present[start:stop] & ~gone[start:stop]) for start, stop in zip(*bounds, strict=True)]
-    untrained = np.isin(rows, touched_users[~np.array(left, bool)])
-    without = lanes[-1].copy()
-    return Replayed(rows, change(len(negatives)), snapshots, untrained, without, total)
+    untrained = np.isin(places.rows, selection.bare_users())
+    return Replayed(places.rows, lanes.change(epochs), snapshots, untrained, lanes.now[-1].copy(), total)
+
+
+class _Places:
+    """Which weight rows are run again, and where each weight row is in the kernels' ``W``.
+
+    Attributes:
+        users: touched ones, sorted int64.
+        rows: weight rows that are run again, sorted ints.
+        lanes (int): side by side.
+        user, item: places, ``[n_users]`` and ``[n_items]``; those below ``len(rows)`` are run again.
+    """
+
+    def __init__(self, recorded, gone, all_rows, wide):
+        self.all_rows, self.lanes, n_users = all_rows, 1 if all_rows else 2, recorded.n_users
+        n_weights = n_users + recorded.n_items
+        self.users = np.unique(recorded.users[gone]).astype(np.int64)
+        items = np.unique(recorded.pos[gone]).astype(np.int64)
+        self.rows = np.arange(n_weights) if all_rows else np.concatenate([self.users, n_users + items])
+        first = self.lanes * len(self.rows)
+        # Places are written and read often: in two bytes where these hold them. Ranks exchange them in four.
+        self.dtype = np.int32 if wide or first + n_weights > 1 << 16 else np.uint16
+        place = np.arange(first, first + n_weights, dtype=self.dtype)
+        place[self.rows] = np.arange(len(self.rows))
+        self.user, self.item = place[:n_users], place[n_users:]
+
+    def of(self, returned):
+        """What `_Returns.draw` gives, as rows of one negative for the kernels, and where each step begins."""
+        user, positive, item, start = returned
+        columns = [self.user[user], self.item[positive], self.item[item], np.zeros_like(user)]
+        return np.stack(columns, axis=1).astype(self.dtype), start
+
+
+class _Selection:
+    """Finds the triples of each epoch that move a row which is run again, in order of steps."""
+
+    def __init__(self, recorded, gone, places, shard):
+        self.recorded, self.gone, self.places = recorded, gone, places
+        self.present, n_rows, m = recorded.present(), len(gone), recorded.m
+        self.n_present = int(self.present.sum())
+        self.n_steps = -(-self.n_present * m // recorded.batch_triples)
+        self.touched = places.item < len(places.rows)
+        self.anchored = touching(recorded.users, recorded.pos, places.user < len(places.rows), self.touched)
+        few = np.flatnonzero(self.touched).astype(recorded.negatives[0].dtype)
+        self.few = few[: len(few) if len(few) <= FEW else 0]
+        own = shard.rows if shard else slice(0, n_rows)
+        self.chunks = np.linspace(own.start, own.stop, CHUNKS + 1).astype(np.uint64)
+        self.ends, self.counts = self.chunks[1:].copy(), np.empty((2, CHUNKS, self.n_steps), np.int64)
+        # As long as any epoch may need: what is not written to takes no memory.
+        self.chosen, self.step = np.empty(n_rows, np.uint32), np.empty(n_rows, np.uint32)
+        n_lone = 0 if places.all_rows else n_rows * m
+        self.tables = np.empty((n_rows, 2 + m + 1), places.dtype), np.empty((n_lone, 3), places.dtype)
+
+    def find(self, epoch, order):
+        """What `_arrange` writes, each with where its steps begin, and how many triples each step has, ``[steps]``.
+
+        ``order`` is a random number, for the steps where they are not known.
+        """
+        recorded, places, m = self.recorded, self.places, self.recorded.m
+        neg = np.ascontiguousarray(recorded.negatives[epoch]).view()
+        neg.flags.writeable = False  # memory-mapped or not: one compiled version
+        known, size = self._known(epoch)
+        where = self.chunks, self.chosen, self.step, self.ends
+        drawn = self.n_steps, order, known
+        _select(m)(self.anchored, neg, self.present, self.touched, self.few, *drawn, *where, self.counts)
+        starts, next_free = zip(*map(_delimit, self.counts), strict=True)
+        data = self.anchored, recorded.users, recorded.pos, neg, places.user, places.item, self.gone, len(places.rows)
+        _arrange(m)(*data, *where, np.stack(next_free), *self.tables)
+        return list(zip(self.tables, starts, strict=True)), size
+
+    def _known(self, epoch):
+        """Step of each row, empty where not known, and triples of each step.
+
+        The loss is the mean over a batch, and the last one of an epoch is smaller; at random, all are of one size.
+        """
+        m, n_steps = self.recorded.m, self.n_steps
+        known = self.recorded.steps(epoch) if self.recorded.steps else None
+        if known is None:
+            return np.empty(0, np.int32), np.full(n_steps, self.n_present * m / n_steps)
+        size = np.maximum(np.bincount(known[self.present], minlength=n_steps), 1) * m
+        if len(size) > n_steps:
+            raise ValueError(f"steps name batch {len(size) - 1}, but there are {n_steps}")
+        return known, size
+
+    def returns(self):
+        """`_Returns` of the rows that are present."""
+        recorded, some = self.recorded, slice(None) if self.n_present == len(self.gone) else self.present
+        rows = recorded.users[some], recorded.pos[some], self.gone[some]
+        return _Returns(*rows, recorded.n_items, recorded.m, recorded.popularity)
+
+    def bare_users(self):
+        """Touched users without a row left."""
+        users, who = self.recorded.users, self.places.users
+        asked = who.astype(users.dtype)  # of another type, all users would be converted first
+        bounds = np.searchsorted(users, asked), np.searchsorted(users, asked, "right")
+        left = [np.any(self.present[start:stop] & ~self.gone[start:stop]) for start, stop in zip(*bounds, strict=True)]
+        return who[~np.array(left, bool)]
+
+
+class _Lanes:
+    """Weights of the rows that are run again, with the forgotten triples and without them, or without alone.
+
+    Attributes:
+        now: ``[lanes, rows, K]``, views of the kernels' ``W``, as are the ``held`` rows, flat.
+    """
+
+    def __init__(self, recorded, places, trajectory):
+        self.recorded, self.places, self.trajectory = recorded, places, trajectory
+        n_weights, n_rows = recorded.n_users + recorded.n_items, len(places.rows)
+        self.K = len(trajectory.weights[0]) // n_weights
+        first, n_held = places.lanes * n_rows, 0 if places.all_rows else n_weights
+        self.W = np.empty((first + n_held, self.K), np.float32)
+        self.now, self.held = self.W[:first].reshape(places.lanes, n_rows, self.K), self.W[first:].reshape(-1)
+        self.now[:] = trajectory.at(0).reshape(-1, self.K)[places.rows]
+        self.M, self.V = np.zeros_like(self.now), np.zeros_like(self.now)
+
+    def change(self, time):
+        """Difference of the lanes, or of all rows to the recorded weights at a time, float64 ``[rows, K]``."""
+        recorded = self.trajectory.at(time).reshape(-1, self.K) if self.places.all_rows else self.now[0]
+        return self.now[-1].astype(np.float64) - recorded
+
+    def run(self, epoch, parts, size):
+        """An epoch of steps of ``size`` triples; returns how many triples were run through.
+
+        ``parts`` are rows with all negatives, lone triples and returned ones, each with where its steps begin.
+        """
+        m, hyper, before = self.recorded.m, self.recorded.optimizer.numbers(), epoch * len(size)
+        (rows, start), (lone, lone_start), (returned, return_start) = parts
+        most = max(np.diff(bounds).max() * width for bounds, width in ((start, m), (lone_start, 1), (return_start, 1)))
+        weight, rate = (1 / size).astype(np.float32), self.recorded.rates_of(epoch, len(size))
+        if self.places.all_rows:
+            found = rows, start, returned, return_start, most
+            _train_epoch(self.K, m)(self.W, *found, self.M[0], self.V[0], before, weight, rate, hyper)
+        else:
+            self.trajectory.at(epoch + 0.5, out=self.held)
+            found = rows, start, lone, lone_start, returned, return_start, most
+            _replay_epoch(self.K, m)(self.W, *found, self.M, self.V, before, weight, rate, hyper)
+        return m * int(start[-1]) + int(lone_start[-1]) + len(returned)
 
 
 def _delimit(counts):

@@ -9,7 +9,8 @@ from recbole_unlearn.data import sampling
 from recbole_unlearn.data.sampling import BatchOrder
 from recbole_unlearn.errors import InputError
 from recbole_unlearn.influence.newton import flat
-from recbole_unlearn.influence.replay import Trajectory, replay
+from recbole_unlearn.influence.recorded import Recorded, Trajectory
+from recbole_unlearn.influence.replay import replay
 from recbole_unlearn.opening import open_unlearner
 from recbole_unlearn.storage import checkpoints as checkpoint
 from recbole_unlearn.storage.triple_log import TripleLog, log_path
@@ -79,10 +80,9 @@ def test_replaying_everything_without_forgetting_anything_is_the_training_again(
     batch = max(BATCH // log.negatives, 1) * log.negatives
 
     def distance(steps):
-        result = replay(
-            log.users, log.items, [log.epoch(e) for e in range(epochs)], np.empty(0, np.int64),
-            Trajectory([0, epochs], [start, end]), *sizes, unlearner._adam(), batch, all_rows=True, steps=steps,
-        )  # fmt: skip
+        negatives = [log.epoch(e) for e in range(epochs)]
+        recorded = Recorded(log.users, log.items, negatives, *sizes, unlearner._adam(), batch, steps=steps)
+        result = replay(recorded, Trajectory([0, epochs], [start, end]), np.empty(0, np.int64), all_rows=True)
         return np.linalg.norm(result.change) / np.linalg.norm(end - start)
 
     assert distance(unlearner.order.steps) < 1e-4 < 1e-2 < distance(None)

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from recbole_unlearn.influence import graph_replay as module
-from recbole_unlearn.influence.graph_replay import replay_graph
+from recbole_unlearn.influence.graph_replay import GraphLoss, replay_graph
 from recbole_unlearn.influence.propagated import Graph
-from recbole_unlearn.influence.replay import Adam
+from recbole_unlearn.influence.recorded import Adam, Recorded
 
 ADAM = Adam(lr=0.02, beta1=0.9, beta2=0.99, eps=1e-4, weight_decay=0.0)
 FLOAT32 = 1e-5
@@ -30,10 +30,12 @@ class Problem:
         self.batch, self.layers, self.settings = batch, layers, {"optimizer": ADAM, "seed": seed, **settings}
 
     def replay(self, **changes):
-        return replay_graph(
-            self.users, self.pos, self.negatives, self.forgotten, self.start, N_USERS, N_ITEMS, self.layers,
-            batch_triples=self.batch, **{**self.settings, **changes},
-        )  # fmt: skip
+        settings = {**self.settings, **changes}
+        adam = settings.pop("optimizer")
+        loss = GraphLoss(self.layers, settings.pop("reg_weight", 0.0), settings.pop("require_pow", False))
+        absent = settings.pop("absent", None)
+        recorded = Recorded(self.users, self.pos, self.negatives, N_USERS, N_ITEMS, adam, self.batch, absent=absent)
+        return replay_graph(recorded, self.start, self.forgotten, loss, **settings)
 
 
 @pytest.fixture
@@ -197,6 +199,14 @@ class TestResult:
         p = Problem(16)
         np.testing.assert_array_equal(p.replay().weights, p.replay().weights)
         assert (p.replay(seed=1).weights != p.replay(seed=2).weights).any()
+
+    def test_absent_rows_are_as_good_as_forgotten(self):
+        p = Problem(18)
+        expected = p.replay().weights
+        absent = np.isin(np.arange(60), p.forgotten[:3])
+        p.forgotten = p.forgotten[3:]
+        np.testing.assert_array_equal(p.replay(absent=absent).weights, expected)
+        assert (p.replay().weights != expected).any()
 
     def test_the_graph_matters(self, monkeypatch):
         p = Problem(17)

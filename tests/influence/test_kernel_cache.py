@@ -9,6 +9,7 @@ import torch
 from recbole_unlearn.influence import kernels
 from recbole_unlearn.influence import replay as replaying
 from recbole_unlearn.influence.operators import DotProductCurvature, UserTriples
+from recbole_unlearn.influence.recorded import Adam, Recorded, Trajectory
 
 triples = UserTriples([0, 0], np.array([0, 1], np.uint16), np.array([[1], [2]], np.uint16), 1, 3)
 operator = DotProductCurvature(triples, np.ones((1, 3)), np.ones((3, 3)), exact=True)
@@ -17,10 +18,10 @@ operator.gradient(), operator.diagonal(), operator.blocks()
 used = [kernels.number_items, kernels.linearise(3, True), kernels.curvature_product(3, True), kernels.gradient(3)]
 used += [kernels.gauss_newton_diagonal(3), kernels.gauss_newton_blocks(3)]
 
-one, ends = np.zeros(1, int), replaying.Trajectory([0, 1], [np.zeros(9, np.float32)] * 2)
+one, ends = np.zeros(1, int), Trajectory([0, 1], [np.zeros(9, np.float32)] * 2)
 for all_rows in (False, True):
-    adam = replaying.Adam(0.1, 0.9, 0.999, 1e-8, 0.0)
-    replaying.replay(one, one, [np.zeros((1, 1), np.uint16)], one, ends, 1, 2, adam, 1, all_rows=all_rows)
+    recorded = Recorded(one, one, [np.zeros((1, 1), np.uint16)], 1, 2, Adam(0.1, 0.9, 0.999, 1e-8, 0.0), 1)
+    replaying.replay(recorded, ends, one, all_rows)
 used += [replaying._select(1), replaying._arrange(1), replaying._replay_epoch(3, 1), replaying._train_epoch(3, 1)]
 print(sum(len(kernel.stats.cache_misses) for kernel in used), sum(len(kernel.stats.cache_hits) for kernel in used))
 """

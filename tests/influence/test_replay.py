@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recbole_unlearn.influence import replay as module
-from recbole_unlearn.influence.replay import Adam, Trajectory, _Returns, replay
+from recbole_unlearn.influence.recorded import Adam, Recorded, Trajectory
+from recbole_unlearn.influence.replay import _Returns, replay
 
 # Weights are of magnitude 1 and kept in float32 (epsilon 1.2e-7), and an epsilon of Adam's that is not tiny
 # beside the gradients keeps it from blowing up the rounding of those that nearly vanish.
@@ -65,12 +66,15 @@ class Problem:
     def trajectory(self):
         return Trajectory(list(self.weights), list(self.weights.values()))
 
+    def recorded(self):
+        return Recorded(
+            self.users, self.pos, self.negatives, self.n_users, self.n_items, self.adam, self.batch_triples,
+            self.popularity,
+        )  # fmt: skip
+
     def replay(self, **changes):
         p = replace(self, **changes)
-        return replay(
-            p.users, p.pos, p.negatives, p.forgotten, p.trajectory(), p.n_users, p.n_items, p.adam,
-            p.batch_triples, p.popularity, p.seed, all_rows=p.all_rows,
-        )  # fmt: skip
+        return replay(p.recorded(), p.trajectory(), p.forgotten, p.all_rows, p.seed)
 
     def returns(self):
         return _Returns(self.users, self.pos, self.gone, self.n_items, self.m, self.popularity)
@@ -521,10 +525,7 @@ class TestSnapshots:
 
 def test_progress_is_called_after_each_epoch():
     p, calls = random_problem(), []
-    replay(
-        p.users, p.pos, p.negatives, p.forgotten, p.trajectory(), p.n_users, p.n_items, p.adam,
-        p.batch_triples, progress=lambda: calls.append(1),
-    )  # fmt: skip
+    replay(p.recorded(), p.trajectory(), p.forgotten, progress=lambda: calls.append(1))
     assert len(calls) == 3
 
 

@@ -1,0 +1,108 @@
+"""What was recorded of a training, to run it again: its triples, how Adam was set, and its weights along the way."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import astuple, dataclass
+
+import numba
+import numpy as np
+import torch
+
+from recbole_unlearn.influence.vectors import PARALLEL
+
+
+@dataclass(frozen=True)
+class Adam:
+    """Hyperparameters of the optimiser to run again, as torch.optim.Adam names them."""
+
+    lr: float
+    beta1: float
+    beta2: float
+    eps: float
+    weight_decay: float
+
+    def numbers(self) -> tuple[float, ...]:
+        """The fields as kernels take them."""
+        return tuple(float(value) for value in astuple(self))
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """A training as far as it was recorded, but for its weights.
+
+    Attributes:
+        users, pos: anchors, ints ``[rows]``, grouped by user.
+        negatives: the sampled item ids of each epoch, unsigned ``[rows, m]``.
+        n_users, n_items: sizes of the id spaces.
+        optimizer: as in training.
+        batch_triples: triples of a training batch.
+        popularity: sampling weight of each item id; None: uniform over 1..n_items-1.
+        absent: rows that were taken away since, bool ``[rows]``.
+        steps: epoch -> batch that each row was in, int32 ``[rows]``, or None; default: not known.
+        rates: epoch -> learning rate of each of its steps, float64 ``[steps]``; default: the optimiser's, always.
+            Where there are more steps than rates, the last one holds on.
+    """
+
+    users: np.ndarray
+    pos: np.ndarray
+    negatives: Sequence[np.ndarray]
+    n_users: int
+    n_items: int
+    optimizer: Adam
+    batch_triples: int
+    popularity: np.ndarray | None = None
+    absent: np.ndarray | None = None
+    steps: Callable[[int], np.ndarray | None] | None = None
+    rates: Callable[[int], np.ndarray] | None = None
+
+    @property
+    def m(self) -> int:
+        """Negatives of a row."""
+        return self.negatives[0].shape[1]
+
+    def present(self) -> np.ndarray:
+        """Rows that are not absent, bool ``[rows]``."""
+        return np.ones(len(self.users), bool) if self.absent is None else ~np.asarray(self.absent, bool)
+
+    def rates_of(self, epoch: int, n_steps: int) -> np.ndarray:
+        """Learning rate of each step of an epoch, ``[n_steps]``."""
+        rates = np.full(n_steps, self.optimizer.lr) if self.rates is None else self.rates(epoch)
+        return np.append(rates, np.full(max(n_steps - len(rates), 0), rates[-1]))[:n_steps]
+
+
+def single(array: np.ndarray) -> np.ndarray:
+    """A copy in float32: torch converts float16 fifty times faster than numpy, but not from read-only memory."""
+    return torch.from_numpy(np.array(array)).float().numpy()
+
+
+@numba.njit(**PARALLEL)
+def _interpolate(start, rise, part, out):
+    for k in numba.prange(len(out)):
+        out[k] = start[k] + part * rise[k]
+
+
+class Trajectory:
+    """Weights over the course of training, interpolated between snapshots.
+
+    Args:
+        epochs: increasing, the first 0 (initialisation), the last the number of epochs trained.
+        weights: flat, ``[size]`` of any float type, one an epoch named.
+    """
+
+    def __init__(self, epochs: Sequence[int], weights: Sequence[np.ndarray]) -> None:
+        if len(epochs) < 2 or epochs[0] != 0 or list(epochs) != sorted(set(epochs)):
+            raise ValueError("a trajectory needs snapshots in order, of initialisation and end at least")
+        self.epochs = list(epochs)
+        self.weights = weights
+        self._interval: tuple[int, np.ndarray, np.ndarray] | None = None  # number, start and rise of the last one used
+
+    def at(self, time: float, out: np.ndarray | None = None) -> np.ndarray:
+        """Weights at a time in epochs: float32 ``[size]``, written to ``out`` if given."""
+        k = int(np.clip(np.searchsorted(self.epochs, time, "right"), 1, len(self.epochs) - 1))
+        if self._interval is None or self._interval[0] != k:
+            start = single(self.weights[k - 1])
+            self._interval = k, start, single(self.weights[k]) - start
+        _, start, rise = self._interval
+        part = np.float32((time - self.epochs[k - 1]) / (self.epochs[k] - self.epochs[k - 1]))
+        out = np.empty_like(start) if out is None else out
+        _interpolate(start, rise, part, out)
+        return out
