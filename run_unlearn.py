@@ -7,10 +7,11 @@ import sys
 def main(argv=None):
     from recbole_unlearn.distributed import OtherRankFailed
     from recbole_unlearn.errors import InputError
-    from recbole_unlearn.settings.config import own_options
+    from recbole_unlearn.settings.keys import KEYS
 
     options = "\n".join(
-        f"  --{key}={'' if default is None else default}\n      {meaning}" for key, default, meaning in own_options()
+        f"  --{name}={'' if key.default is None else key.default}\n      ({key.kind}) {key.meaning}"
+        for name, key in KEYS.items()
     )
     parser = argparse.ArgumentParser(
         description="Train a RecBole model (or take --checkpoint), make it forget, and compare with retraining.",
@@ -39,7 +40,6 @@ def main(argv=None):
                 raise InputError(f"--{key} is given twice; give it once")
             overrides[key] = value
         from recbole_unlearn.quick_start import run_unlearn
-        from recbole_unlearn.reports.tables import fidelity_markdown, markdown
 
         result = run_unlearn(args.model, args.dataset, (args.config_files or "").split(), overrides)
     except OtherRankFailed:  # which has said why
@@ -49,11 +49,7 @@ def main(argv=None):
         return 2
     if result is None:  # rank 0 says it
         return 0
-    if "page" in result:
-        page = result["page"]
-    else:
-        page = fidelity_markdown(result["fidelity"], result["title"]) if "fidelity" in result else markdown(result)
-    print(f"\n{page}")
+    print(f"\n{result.page}")
     for name, path in result["files"].items():
         print(f"{name}: {path}")
     return 0

@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 
 from recbole_unlearn.comparison.fidelity import METHODS, fidelity
+from recbole_unlearn.comparison.seeds import TrainedSeeds
 from recbole_unlearn.data.forget import ForgetRequest
 from recbole_unlearn.reports.tables import write_fidelity
-from recbole_unlearn.comparison.seeds import TrainedSeeds
 
 
 def forget_rows(split, kind, size, seed=2020):

@@ -3,8 +3,8 @@
     python benchmarks/golden.py --record=golden.json     # before the change
     python benchmarks/golden.py --check=golden.json      # after it, on the same machine and packages
 
-All go through `run_unlearn` and `UnlearnSession` on the bundled ml-100k with small models, so that moving code changes
-nothing here. Other machines and packages round otherwise: keep the file beside the work, not in the repository.
+All go through `run_unlearn` and `InfluenceUnlearner` on the bundled ml-100k with small models, so that
+moving code changes nothing here. Other machines and packages round otherwise: keep the file beside the work, not in the repository.
 """
 
 import argparse
@@ -14,11 +14,12 @@ import json
 import multiprocessing
 import sys
 import tempfile
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import torch
 
-from recbole_unlearn import UnlearnSession, run_unlearn
+from recbole_unlearn import InfluenceUnlearner, run_unlearn
 from recbole_unlearn.storage.audit import weights_checksum
 
 USUAL = {
@@ -93,7 +94,7 @@ def requests(folder):
     request |= {"checkpoint": str(first / "unlearned.pth"), "output_dir": str(folder / "second")}
     run_unlearn(config_dict=request)
     # its log's returning negatives are drawn from the operating system's numbers: only touched rows that none is among
-    with UnlearnSession.open(first / "model.pth", config_dict={"replay_rows": "touched"}) as session:
+    with InfluenceUnlearner.load(first / "model.pth", config_dict={"replay_rows": "touched"}) as session:
         session.forget("count", 10)
         session.forget("users", ["3"])
         served = weights_checksum(session.model.state_dict())
@@ -118,8 +119,9 @@ def main():
     expected = json.loads(Path(args.check).read_text()) if args.check else {}
     sums, wrong = {}, []
     jobs = [name for name in (*RUNS, "methods", "session") if args.only in name]
-    with multiprocessing.get_context("spawn").Pool(2, maxtasksperchild=1) as pool:
-        for name, value in itertools.chain.from_iterable(pool.imap(job, jobs, chunksize=1)):
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(2, mp_context=context, max_tasks_per_child=1) as pool:  # Python 3.11 or later
+        for name, value in itertools.chain.from_iterable(pool.map(job, jobs)):
             sums[name] = value
             same = not args.check or expected.get(name) == value
             wrong += [] if same else [name]

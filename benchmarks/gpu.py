@@ -81,11 +81,11 @@ def run_one(name, device, epochs, count, iterations):
     import torch
     from models import again, settings
 
-    from recbole_unlearn import UnlearnSession
+    from recbole_unlearn import InfluenceUnlearner
+    from recbole_unlearn.comparison.seeds import opened, quiet
     from recbole_unlearn.data.sampling import Played
     from recbole_unlearn.devices import array
     from recbole_unlearn.evaluation.forgetting import percentiles
-    from recbole_unlearn.comparison.seeds import opened, quiet
     from recbole_unlearn.training import new_model, train, train_paired
 
     found = {"epochs": epochs}
@@ -113,7 +113,7 @@ def run_one(name, device, epochs, count, iterations):
 
         start = perf_counter()
         own = where | {"pool_return": False, "show_progress": False, "state": "ERROR"}
-        with UnlearnSession.open(path, config_dict=own) as session:
+        with InfluenceUnlearner.load(path, config_dict=own) as session:
             tell(open_seconds=perf_counter() - start, guard=session.guard.distance)
             unlearned = session.forget_rows(rows)
             change = percentiles(session.model, split, rows) - before

@@ -18,11 +18,11 @@ from time import perf_counter
 import numpy as np
 import pandas as pd
 import torch
-
 from recbole_unlearn.opening import open_unlearner
+
+from recbole_unlearn.comparison.seeds import opened
 from recbole_unlearn.storage import checkpoints
 from recbole_unlearn.trainer import BPRTrainer
-from recbole_unlearn.comparison.seeds import opened
 from recbole_unlearn.training import new_model
 from recbole_unlearn.unlearners.guard import LIMIT
 

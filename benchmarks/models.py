@@ -217,9 +217,9 @@ def means_of(found):
 def opened(name, dataset, chosen, count):
     """Configuration, split, and rows to forget; InputError where the model is refused."""
     from recbole.utils import init_seed
+    from recbole_unlearn.opening import configure
 
     from recbole_unlearn.data.split import Split
-    from recbole_unlearn.opening import configure
 
     config, _, _ = configure(None, name, dataset, None, chosen | {"forget_count": count, "method": "influence"})
     init_seed(config["seed"], config["reproducibility"])
@@ -231,6 +231,7 @@ def opened(name, dataset, chosen, count):
 def trained(config, split, folder):
     """A model trained in a folder, its unlearner, and the seconds of training."""
     from recbole_unlearn.opening import open_unlearner
+
     from recbole_unlearn.storage import checkpoints as checkpoint
     from recbole_unlearn.training import train
 

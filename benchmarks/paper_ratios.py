@@ -17,13 +17,13 @@ import pandas as pd
 import torch
 from recbole.trainer.trainer import Trainer
 
+from recbole_unlearn.comparison.seeds import TrainedSeeds, Training
 from recbole_unlearn.data.forget import ForgetRequest
 from recbole_unlearn.evaluation import forgetting, ranking
 from recbole_unlearn.storage import checkpoints
 from recbole_unlearn.trainer import BPRTrainer
-from recbole_unlearn.comparison.seeds import Training, TrainedSeeds
 from recbole_unlearn.training import new_model
-from recbole_unlearn.unlearners import InfluenceUnlearner
+from recbole_unlearn.unlearner import InfluenceUnlearner
 
 RATIOS = (0.0001, 0.00015, 0.0002, 0.00025, 0.0003, 0.00035)
 

@@ -24,12 +24,12 @@ from time import perf_counter
 import numpy as np
 import pandas as pd
 import torch
+from recbole_unlearn.opening import open_unlearner
 
 from recbole_unlearn import distributed
-from recbole_unlearn.opening import open_unlearner
+from recbole_unlearn.comparison.seeds import TrainedSeeds, Training
 from recbole_unlearn.settings.config import changed
 from recbole_unlearn.storage import checkpoints
-from recbole_unlearn.comparison.seeds import Training, TrainedSeeds
 
 RATIO = 0.0002
 REQUESTS = {"influence": "request, influence step", "replay": "request, replay of touched rows"}

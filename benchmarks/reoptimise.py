@@ -31,7 +31,7 @@ from recbole_unlearn.influence.operators import UserTriples
 from recbole_unlearn.settings.config import UnlearnConfig
 from recbole_unlearn.storage import checkpoints as checkpoint
 from recbole_unlearn.training import train
-from recbole_unlearn.unlearners import InfluenceUnlearner
+from recbole_unlearn.unlearner import InfluenceUnlearner
 
 METHODS = {
     "reoptimise": {"method": "auto"},

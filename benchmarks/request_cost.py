@@ -21,12 +21,12 @@ import pandas as pd
 import torch
 from paper_ratios import stock_epoch_seconds
 
+from recbole_unlearn.comparison.seeds import TrainedSeeds, Training
 from recbole_unlearn.influence.operators import DotProductCurvature, UserTriples
-from recbole_unlearn.session import UnlearnSession
 from recbole_unlearn.storage.triple_log import log_path, snapshot_due
 from recbole_unlearn.trainer import BPRTrainer
-from recbole_unlearn.comparison.seeds import Training, TrainedSeeds
 from recbole_unlearn.training import new_model
+from recbole_unlearn.unlearner import InfluenceUnlearner
 
 RATIO = 0.0002
 
@@ -90,7 +90,7 @@ def main():
     settings = {"data_path": args.data_path, "method": "replay", "show_progress": False}
     for path in paths:
         start = perf_counter()
-        session = UnlearnSession.open(path, args.config_files.split(), settings)
+        session = InfluenceUnlearner.load(path, args.config_files.split(), settings)
         openings.append(perf_counter() - start)
         replayed.append(session.unlearner.epochs)
         for n in range(args.requests):

@@ -201,10 +201,10 @@ def _run(parts, *arguments):
 def _session(parts, checkpoint, path):
     import numpy as np
 
-    from recbole_unlearn import UnlearnSession
+    from recbole_unlearn import InfluenceUnlearner
 
     with parts.part("opening a session"):
-        session = UnlearnSession.open(checkpoint)
+        session = InfluenceUnlearner.load(checkpoint)
     with session:
         rows = np.random.default_rng(7).permutation(session.split.n_rows)[:400]
         for some in np.split(rows, 2):

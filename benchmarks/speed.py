@@ -241,12 +241,12 @@ def kernels_at(K, columns, rounds, clock):
 
 
 def solver(options):
+    from recbole_unlearn.comparison.seeds import TrainedSeeds, Training
     from recbole_unlearn.data.forget import ForgetRequest
     from recbole_unlearn.influence.solver import block_jacobi, conjugate_gradient, jacobi
     from recbole_unlearn.storage import checkpoints
-    from recbole_unlearn.comparison.seeds import Training, TrainedSeeds
     from recbole_unlearn.training import new_model
-    from recbole_unlearn.unlearners import InfluenceUnlearner
+    from recbole_unlearn.unlearner import InfluenceUnlearner
 
     rows = []
     for dataset in options.datasets.split(","):

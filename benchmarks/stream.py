@@ -12,15 +12,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from recbole_unlearn.opening import open_unlearner
 from tqdm import tqdm
 
+from recbole_unlearn.comparison.seeds import TrainedSeeds, Training
 from recbole_unlearn.data.forget import ForgetRequest
 from recbole_unlearn.evaluation import forgetting, ranking
-from recbole_unlearn.opening import open_unlearner
-from recbole_unlearn.session import UnlearnSession
 from recbole_unlearn.storage import checkpoints
 from recbole_unlearn.trainer import BPRTrainer
-from recbole_unlearn.comparison.seeds import Training, TrainedSeeds
 from recbole_unlearn.training import new_model
 
 

@@ -6,33 +6,35 @@ python docs/configuration.py
 import re
 from pathlib import Path
 
-from recbole_unlearn.settings.config import own_options, properties_dir
+from recbole_unlearn.settings.keys import KEYS, properties_dir
 
 
 def page():
     """The configuration reference, as Markdown: one table a section of the YAML file."""
-    known = {key: (default, meaning) for key, default, meaning in own_options()}
     lines = [
         "# Configuration",
         "",
         "Made from `properties/overall.yaml` by `python docs/configuration.py`. Any key can be given in a YAML file",
         "(`--config_files`), in `config_dict`, or on the command line as `--key=value`; RecBole's own keys likewise.",
-        "`properties/paper.yaml` holds the setting of the paper.",
+        "`properties/paper.yaml` holds the setting of the paper. What is *of the training* no request can change; what",
+        "is *of the model* the next request takes over where it says nothing else; all other values are those of one run.",
+        "*personal*: never written anywhere; *audited*: part of the audit record.",
     ]
-    for line in (properties_dir() / "overall.yaml").read_text("utf-8").splitlines()[2:]:
+    for line in (properties_dir() / "overall.yaml").read_text("utf-8").splitlines()[5:]:
         if line.startswith("# "):
             lines += [
                 "",
                 f"## {line[2:].rstrip('.')}",
                 "",
-                "| Key | Default | Type | Meaning |",
+                "| Key | Default | Holds | Meaning |",
                 "|:---|:---|:---|:---|",
             ]
         elif match := re.match(r"(\w+):", line):
-            default, meaning = known[match[1]]
-            kind, meaning = re.fullmatch(r"\((.*?)\) (.*)", meaning).groups()
-            shown = "" if default is None else f"`{default}`"
-            lines.append(f"| `{match[1]}` | {shown} | {kind} | {meaning.replace('|', chr(92) + '|')} |")
+            key = KEYS[match[1]]
+            shown = "" if key.default is None else f"`{key.default}`"
+            kind, meaning = (text.replace("|", chr(92) + "|") for text in (key.kind, key.meaning))
+            flags = f" *({', '.join(key.flags)})*" if key.flags else ""
+            lines.append(f"| `{key.name}` | {shown} | {kind} | {meaning}{flags} |")
     return "\n".join(lines) + "\n"
 
 

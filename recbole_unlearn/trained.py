@@ -67,7 +67,7 @@ class Checkpoint:
                     f"checkpoint {named} was purged by a process that was killed; the purge is finished now"
                 )
         stored, log = checkpoints.load(named, verify=distributed.leads())
-        return cls(Path(named), supported(_config(named, stored, log, given)), stored, log)
+        return cls(Path(named), supported(config_of(named, stored, log, given)), stored, log)
 
     @classmethod
     def written(cls, path: Path | str, config: UnlearnConfig) -> "Checkpoint":
@@ -188,13 +188,14 @@ class Trained:
         return replace(self, config=config)
 
 
-def _config(path, stored, log, given):
+def config_of(path: Path | str, stored: dict[str, Any], log: TripleLog | None, given: Given) -> UnlearnConfig:
     """The configuration of a checkpoint, with what a request says.
 
     Args:
         path: of the checkpoint, to name it.
-        stored (dict), log (TripleLog): its content, and its log (None: data that were frozen with it are not found).
-        given (Given): the request.
+        stored: its content.
+        log: its log; None: data that were frozen with it are not found.
+        given: the request.
 
     Raises:
         InputError: another model or data set, another value of a key that shaped the training, or what
@@ -273,7 +274,7 @@ def load_data_and_model(model_file):
     log = checkpoints.load(path)[1] if tied and log_path(path).is_dir() else None
     name = stored["config"]["model"]
     own = None if name in recbole_keys.known_models() else class_named(name)  # if one has been defined by now
-    config = _config(path, stored, log, Given.read(own))
+    config = config_of(path, stored, log, Given.read(own))
     init_seed(config["seed"], config["reproducibility"])
     with hidden(config):
         init_logger(config)

@@ -17,7 +17,8 @@ import recbole_unlearn  # noqa: F401  (registers the trainer, patches RecBole fo
 from recbole_unlearn.data.split import Split
 from recbole_unlearn.methods import METHODS, settings_of
 from recbole_unlearn.methods.base import Task
-from recbole_unlearn.settings.config import UnlearnConfig, properties_dir
+from recbole_unlearn.settings.config import UnlearnConfig
+from recbole_unlearn.settings.keys import properties_dir
 from recbole_unlearn.storage import checkpoints as checkpoint
 from recbole_unlearn.training import new_model, train
 

@@ -15,9 +15,9 @@ from recbole_unlearn.comparison import kept
 from recbole_unlearn.comparison.beside import beside
 from recbole_unlearn.comparison.figures import Comparison, forget_sets, summary
 from recbole_unlearn.comparison.other_models import model_arguments, other_models, train_any
+from recbole_unlearn.comparison.seeds import opened
 from recbole_unlearn.errors import InputError
 from recbole_unlearn.quick_start import run_unlearn
-from recbole_unlearn.comparison.seeds import opened
 
 SECRET_USER, SECRET_ITEM = "SECRETUSER-93", "SECRETITEM-41"
 KEYS = {

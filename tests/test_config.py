@@ -9,9 +9,10 @@ import pytest
 import yaml
 
 from recbole_unlearn.errors import InputError
-from recbole_unlearn.settings.config import UnlearnConfig, own_options, properties_dir
+from recbole_unlearn.settings.config import UnlearnConfig
+from recbole_unlearn.settings.keys import KEYS, properties_dir
 
-OWN_KEYS = [key for key, _, _ in own_options()]
+OWN_KEYS = list(KEYS)
 
 
 def build(files=None, checkpoint_config=None, **given):
@@ -314,7 +315,7 @@ def test_building_twice_does_not_repeat_a_group():
 def test_every_own_key_has_a_type_and_a_meaning():
     defaults = yaml.safe_load((properties_dir() / "overall.yaml").read_text())
     assert OWN_KEYS == list(defaults)
-    for key, default, meaning in own_options():
+    for key, default, meaning in ((key.name, key.default, key.meaning) for key in KEYS.values()):
         assert re.match(r"\((bool|int|float|str|list|dict)( or (int|float|str))?\) ['A-Z]", meaning), key
         assert default == defaults[key]
         if default is not None:

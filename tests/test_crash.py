@@ -16,16 +16,18 @@ import pytest
 import torch
 from recbole.utils import init_seed
 
-from recbole_unlearn import opening, quick_start
 from recbole_unlearn.data.split import Split
 from recbole_unlearn.errors import InputError
 from recbole_unlearn.quick_start import run_unlearn
 from recbole_unlearn.reports import tables as reporting
 from recbole_unlearn.runs import output
+from recbole_unlearn.runs import run as run_module
 from recbole_unlearn.settings.config import UnlearnConfig
 from recbole_unlearn.storage import audit, checkpoints, files, purging
 from recbole_unlearn.storage.files import locked, scratch_folder
 from recbole_unlearn.storage.triple_log import TripleLog
+from recbole_unlearn.trained import Checkpoint
+from recbole_unlearn.unlearner import InfluenceUnlearner
 
 KILLED, FAILED = 9, 3
 MODEL, UNLEARNED, INTER = Path("model.pth"), Path("out/unlearned.pth"), Path("data/tiny/tiny.inter")
@@ -48,10 +50,8 @@ def scene(make_options, data_path, tmp_path_factory):
         config = UnlearnConfig("BPR", "tiny", config_dict=make_options(**keys))
         init_seed(config["seed"], config["reproducibility"])
         split = Split(config)
-        stored, log = checkpoints.load("model.pth")
         rows = distinctive(split)[3::30]
-        _, unlearner = opening.open_unlearner(config, split, stored, log)
-        unlearned = unlearner.unlearn(rows)
+        unlearned = InfluenceUnlearner(Checkpoint.written("model.pth", config).trained(split)).unlearn(rows)
     finally:
         os.chdir(before)
     result = json.loads(json.dumps({**result, "files": {"original": "model.pth", "unlearned": str(UNLEARNED)}}))
@@ -68,16 +68,16 @@ def distinctive(split):
 def forget(scene, ready=lambda: None):
     """What run_unlearn does once the new weights are there; ``ready`` is called when nothing is written yet."""
     config, split, rows = scene["config"], scene["split"], scene["rows"]
-    stored, log = checkpoints.load(MODEL)
+    trained = Checkpoint.written(MODEL, config).trained(split)
     result = {**scene["result"], "files": dict(scene["result"]["files"]), "audit": {"request": "5" * 16}}
     ready()
     with ExitStack() as held:
         held.enter_context(locked(MODEL))
-        erasure = output.erasure_of(config, split, rows, stored)
+        erasure = output.erasure_of(config, split, rows, trained.stored)
         folder = output.claim(held, UNLEARNED.parent)
-        output.save_unlearned(UNLEARNED, stored, log, scene["unlearned"], split, rows, config, erasure["inter"])
+        output.save_unlearned(UNLEARNED, trained, scene["unlearned"], rows, erasure["inter"])
         reporting.write(result, folder)
-        output.record(result, config, MODEL, stored, scene["unlearned"], folder / "audit.jsonl")
+        output.record(result, trained, scene["unlearned"], folder / "audit.jsonl")
         output.purge(result, config, MODEL, erasure, folder / "audit.jsonl")
         reporting.write(result, folder)
 
@@ -562,7 +562,7 @@ def test_what_a_killed_run_without_files_left_is_swept_by_the_next(scene, tmp_pa
 
     fresh(scene, tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr(quick_start, "make_trainer", die)
+        patch.setattr(run_module, "make_trainer", die)
         keys = {"checkpoint": str(MODEL), "forget_count": 3, "compare": "none"}
         assert forked(lambda: run_unlearn(config_dict=keys, saved=False)) == KILLED
     (left,) = temporary.iterdir()

@@ -15,11 +15,11 @@ from recbole_unlearn import training
 from recbole_unlearn.data.split import Split
 from recbole_unlearn.errors import InputError
 from recbole_unlearn.runs.output import output_folder
-from recbole_unlearn.session import UnlearnSession
 from recbole_unlearn.settings.config import UnlearnConfig
 from recbole_unlearn.storage import audit, checkpoints, purging
 from recbole_unlearn.storage.files import Locked, locked
 from recbole_unlearn.storage.triple_log import TripleLog, log_path
+from recbole_unlearn.unlearner import InfluenceUnlearner
 
 EPOCHS, MODEL, LATER = 3, Path("out/model.pth"), Path("later.pth")
 
@@ -123,7 +123,7 @@ def session(finished, tmp_path_factory, make_options):
     for name in ("model.pth", "model.triples"):
         copy = shutil.copytree if name.endswith("triples") else shutil.copy
         copy(finished[1] / name, folder / name)
-    with inside(folder), UnlearnSession.open(folder / "model.pth", None, make_options(epochs=6)) as session:
+    with inside(folder), InfluenceUnlearner.load(folder / "model.pth", None, make_options(epochs=6)) as session:
         session.forget("count", 12)
         yield session
 
@@ -186,7 +186,7 @@ def test_a_session_keeps_others_off_while_it_is_saved(session, tmp_path, monkeyp
             pass
         tried.append(path)
 
-    monkeypatch.setattr("recbole_unlearn.session.save_unlearned", save)
+    monkeypatch.setattr("recbole_unlearn.unlearner.save_unlearned", save)
     monkeypatch.setitem(session.config.final_config_dict, "audit", None)
     session.save(tmp_path / LATER)
     assert tried == [tmp_path / LATER]

@@ -6,7 +6,7 @@ import torch
 from fake_device import GPU, FakeGPU
 from recbole.utils import init_seed
 
-from recbole_unlearn import UnlearnSession, devices
+from recbole_unlearn import InfluenceUnlearner, devices
 from recbole_unlearn.data.split import Split
 from recbole_unlearn.evaluation.forgetting import percentiles
 from recbole_unlearn.evaluation.ranking import evaluate
@@ -42,7 +42,7 @@ def forgotten(name, options, gpu, folder):
     assert {value.device for value in model.parameters()} == {device}
     found = [evaluate(trainer, model, split, 1)["full"]]
     own = {key: options[key] for key in (*QUICK, "gpu_id", "show_progress", "state") if key in options}
-    with UnlearnSession.open(folder / "model.pth", config_dict=own) as session:
+    with InfluenceUnlearner.load(folder / "model.pth", config_dict=own) as session:
         for rows in (np.arange(5, 12), np.arange(30, 33)):
             unlearned = session.forget_rows(rows)
             assert {value.device.type for value in session.model.parameters()} == {device.type}

@@ -12,7 +12,7 @@ import recbole_unlearn
 from recbole_unlearn import methods
 from recbole_unlearn.errors import InputError
 from recbole_unlearn.quick_start import run_unlearn
-from recbole_unlearn.settings.config import properties_dir
+from recbole_unlearn.settings.keys import properties_dir
 
 PAGE = Path(recbole_unlearn.__file__).resolve().parents[1] / "docs" / "comparison.md"
 

@@ -32,6 +32,7 @@ from recbole_unlearn.methods import METHODS
 from recbole_unlearn.quick_start import run_unlearn
 from recbole_unlearn.reports.pictures import figures as draw
 from recbole_unlearn.settings.config import UnlearnConfig
+from recbole_unlearn.settings.given import Given
 
 RESULTS = Path(__file__).parent.parent / "results"
 FIGURES = ("figures_1_2", "figure_3", "figure_4", "figure_5", "figure_6", "figure_7")
@@ -240,7 +241,7 @@ def test_the_printed_command_asks_for_the_same(tmp_path):
         "method_args": {"sisa": {"shards": 3}}, "experiment": "paper",
     }  # fmt: skip
     (tmp_path / "own.yaml").write_text("topk: [10]")
-    arguments = paper_arguments("LightGCN", "ml-1m", [str(tmp_path / "own.yaml")], changes, False)
+    arguments = paper_arguments(Given.read("LightGCN", "ml-1m", [str(tmp_path / "own.yaml")], changes), False)
     command = command_of(arguments, METHODS)
     assert "/home" not in command and str(tmp_path) not in command and "--quick" not in command
     options = dict(word.removeprefix("--").split("=", 1) for word in shlex.split(command)[2:])
@@ -253,5 +254,5 @@ def test_the_printed_command_asks_for_the_same(tmp_path):
 def test_settings_that_differ_from_the_papers_are_known(tmp_path):
     (tmp_path / "own.yaml").write_text("topk: [10]\nmetrics: [Hit, NDCG]")
     changes = {"learning_rate": 0.02, "data_path": str(tmp_path)}
-    arguments = paper_arguments("BPR", "ml-100k", [str(tmp_path / "own.yaml")], changes, False)
+    arguments = paper_arguments(Given.read("BPR", "ml-100k", [str(tmp_path / "own.yaml")], changes), False)
     assert other_settings(arguments, UnlearnConfig(*arguments)) == {"topk": [10], "learning_rate": 0.02}

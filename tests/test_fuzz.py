@@ -18,11 +18,12 @@ from test_bad_input import FORM, LOG, MODEL, VICTIM, scene, snapshot  # noqa: F4
 
 from recbole_unlearn.data.forget import ForgetRequest
 from recbole_unlearn.errors import InputError
-from recbole_unlearn.session import UnlearnSession
-from recbole_unlearn.settings.config import UnlearnConfig, own_options
+from recbole_unlearn.settings.config import UnlearnConfig
+from recbole_unlearn.settings.keys import KEYS as OWN
 from recbole_unlearn.settings.recbole_keys import recbole_keys
 from recbole_unlearn.storage import inter_file
 from recbole_unlearn.storage import purging as purge
+from recbole_unlearn.unlearner import InfluenceUnlearner
 
 KEYS = {"data_path": "data", "show_progress": False, "state": "ERROR", "use_gpu": False}
 QUICK = settings(
@@ -37,7 +38,7 @@ THOROUGH = settings(QUICK, max_examples=400, derandomize=False)
 def forget():
     """The weights after a request, or None if something was refused, which must be in one line."""
     try:
-        with UnlearnSession.open(MODEL, None, KEYS) as session:
+        with InfluenceUnlearner.load(MODEL, None, KEYS) as session:
             return session.forget("count", 9).state_dict
     except InputError as error:
         assert str(error) and "\n" not in str(error)
@@ -169,7 +170,7 @@ def test_no_odd_value_in_a_checkpoint_or_its_metadata_ends_in_another_error(plac
 
 
 @settings(QUICK, max_examples=60)
-@given(key=st.sampled_from(sorted({name for name, _, _ in own_options()} | recbole_keys())), value=ODD)
+@given(key=st.sampled_from(sorted(set(OWN) | recbole_keys())), value=ODD)
 def test_a_key_with_an_odd_value_is_refused_or_taken(place, key, value):
     """Of a configuration: what only a whole run can refuse, such as tokens, is tested elsewhere."""
     with inside(place[0]):

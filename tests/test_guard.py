@@ -9,15 +9,16 @@ from recbole.data import create_dataset, data_preparation
 from recbole.model.general_recommender.bpr import BPR
 from recbole.utils import get_model, get_trainer, init_seed
 
-from recbole_unlearn.data.split import Split
 from recbole_unlearn.errors import InputError
-from recbole_unlearn.opening import open_unlearner, trained_config
 from recbole_unlearn.quick_start import run_unlearn
-from recbole_unlearn.session import UnlearnSession
 from recbole_unlearn.settings.config import UnlearnConfig
+from recbole_unlearn.settings.given import Given
 from recbole_unlearn.storage import checkpoints as checkpoint
 from recbole_unlearn.storage.triple_log import TripleLog, log_path
+from recbole_unlearn.trained import Checkpoint, config_of
+from recbole_unlearn.unlearner import InfluenceUnlearner
 from recbole_unlearn.unlearners import guard
+from recbole_unlearn.unlearners.dot_product import DotProduct
 
 
 @pytest.fixture
@@ -51,10 +52,8 @@ def after_each_epoch(trainer, work):
 def reproduced(path):
     """How far replay with nothing forgotten ends from a checkpoint's weights."""
     stored, log = checkpoint.load(path)
-    config = trained_config(path, stored, log)
-    init_seed(config["seed"], config["reproducibility"])
-    split = Split(config).align(log)
-    return open_unlearner(config, split, stored, log)[1].reproduction()
+    opened = Checkpoint(path, config_of(path, stored, log, Given.read()), stored, log)
+    return DotProduct(opened.trained(opened.split())).reproduction()
 
 
 def request(path, **keys):
@@ -136,7 +135,7 @@ def test_what_no_log_holds_is_found_and_replay_refused(ready, meddle):
         request(trainer.saved_model_file)
     assert "\n" not in str(refused.value) and "method: influence" in str(refused.value)
     with pytest.raises(InputError, match="does not tell what training did"):
-        UnlearnSession.open(trainer.saved_model_file)
+        InfluenceUnlearner.load(trainer.saved_model_file)
 
 
 def test_another_optimiser_than_the_settings_say_is_refused(ready):
@@ -216,15 +215,13 @@ def test_a_loader_without_its_generator_is_still_known(ready):
 @pytest.fixture
 def counted(monkeypatch):
     """How often a replay with nothing forgotten was made: a list that grows."""
-    from recbole_unlearn.unlearners.dot_product import InfluenceUnlearner
-
-    made, reproduction = [], InfluenceUnlearner.reproduction
+    made, reproduction = [], DotProduct.reproduction
 
     def count(self, *args):
         made.append(1)
         return reproduction(self, *args)
 
-    monkeypatch.setattr(InfluenceUnlearner, "reproduction", count)
+    monkeypatch.setattr(DotProduct, "reproduction", count)
     return made
 
 
@@ -330,5 +327,5 @@ def test_an_own_model_forgets_by_its_own_loss(make_options, tmp_path):
     with pytest.raises(InputError, match="a class of your own, Doubled"):
         run_unlearn(None, None, None, again)
     assert run_unlearn(Doubled, None, None, again)["forget_set"]["users"] == 1
-    with UnlearnSession.open("again/unlearned.pth", model=Doubled) as session:
+    with InfluenceUnlearner.load("again/unlearned.pth", model=Doubled) as session:
         session.forget("users", ["u23"])

@@ -8,12 +8,12 @@ import torch
 
 from recbole_unlearn.errors import InputError
 from recbole_unlearn.quick_start import run_unlearn
-from recbole_unlearn.session import UnlearnSession
 from recbole_unlearn.storage import checkpoints
+from recbole_unlearn.trained import Trained
 from recbole_unlearn.training import train
-from recbole_unlearn.unlearners import InfluenceUnlearner, unlearner_of
-from recbole_unlearn.unlearners.any_loss import PairwiseUnlearner
-from recbole_unlearn.unlearners.propagated import LightGCNUnlearner
+from recbole_unlearn.unlearner import InfluenceUnlearner
+from recbole_unlearn.unlearners.any_loss import AnyLoss
+from recbole_unlearn.unlearners.propagated import Propagated
 
 FULL_BATCH = 10_000  # one step an epoch: the order of rows, which is not logged, does not matter
 ROWS = np.arange(20, 400, 19)
@@ -35,7 +35,7 @@ def unlearner(setting, **changes):
     split, model, stored, log = setting
     config = copy.copy(split.config)
     config.final_config_dict = {**split.config.final_config_dict, **changes}
-    return unlearner_of(model, config, split, stored, log)
+    return InfluenceUnlearner(Trained(model, config, split, log, stored, log.path))
 
 
 def weights(state):
@@ -49,12 +49,12 @@ class TestReplay:
         settings = {"train_batch_size": FULL_BATCH, "require_pow": require_pow, "epochs": 6, "eval_step": 0}
         split, model, stored, log = trained(make_split, tmp_path, **settings)
         replayer = unlearner((split, model, stored, log), method="replay")
-        user_change, item_change, details, snapshots = replayer._replay(np.empty(0, np.int64), False)
+        change = replayer.way.forget(replayer.problem, np.empty(0, np.int64))
         moved = np.abs(weights(stored["state_dict"]) - log.snapshot(0).reshape(-1, 8)).max()
         # the start is kept in float16
-        assert max(np.abs(user_change).max(), np.abs(item_change).max()) < 0.02 * moved
-        np.testing.assert_allclose(snapshots[5], log.snapshot(5), rtol=0, atol=0.02 * moved)
-        assert details["epochs"] == 6
+        assert np.abs(change.step).max() < 0.02 * moved
+        np.testing.assert_allclose(change.snapshots[5], log.snapshot(5), rtol=0, atol=0.02 * moved)
+        assert change.details["epochs"] == 6
 
     def test_forgets(self, setting):
         replayer = unlearner(setting, method="replay")
@@ -77,7 +77,7 @@ class TestReplay:
         replayer = unlearner(setting, method="replay")
         replayer.apply(ROWS[:10], replayer.unlearn(ROWS[:10]))
         together = unlearner(setting, method="replay").unlearn(ROWS)
-        assert len(replayer.served().interaction_matrix.row) == setting[0].n_rows - 10
+        assert len(replayer.served(setting[1]).interaction_matrix.row) == setting[0].n_rows - 10
         one_by_one = replayer.unlearn(ROWS[10:])
         np.testing.assert_allclose(weights(one_by_one.state_dict), weights(together.state_dict), rtol=0, atol=1e-6)
 
@@ -88,16 +88,15 @@ class TestInfluence:
         split, model, stored, log = trained(make_split, tmp_path, epochs=2, negatives="static")
         settings = {"method": "influence", "pool_return": False, "damping": "none", "curvature": "hessian"}
         ours = unlearner((split, model, stored, log), **settings)
-        ours.reg_weight = 0.0
+        ours.problem.reg_weight = 0.0
         model.reg_weight = 0.0
-        theirs = PairwiseUnlearner(model, log, stored["optimizer"], ours.config, split, ours.epochs)
-        after = theirs._without(ROWS)
-        after.model.reg_weight = 0.0
-        changed = theirs._changed(after, ROWS)
-        z = theirs._right_hand_side(theirs.view, after, ROWS, changed, theirs._log_epochs())
-        found = ours._right_hand_side(ROWS)
+        way, theirs = ours.way, AnyLoss(ours.trained)
+        after = theirs.without(ROWS, way)
+        after.view.model.reg_weight = 0.0
+        z = theirs.lost(after, way)
+        found = ours.problem.lost(ROWS, way)
         assert (found - z).norm() < 1e-3 * z.norm()
-        curvature, n_triples = theirs._curvature(after, ROWS, theirs._curvature_triples())
+        curvature, n_triples = theirs.curvature(after, way)
         assert n_triples == split.n_rows - len(ROWS)
         v = torch.randn(len(z), dtype=torch.float64, generator=torch.Generator().manual_seed(1))
         expected = curvature.matvec(v)
@@ -119,7 +118,7 @@ class TestEndToEnd:
         result = run_unlearn("LightGCN", "tiny", config_dict=settings)
         assert result["unlearning"]["method"] == chosen
         assert {"original", "unlearned"} == set(result["models"])
-        with UnlearnSession.open("out/unlearned.pth") as session:
+        with InfluenceUnlearner.load("out/unlearned.pth") as session:
             assert len(session.model.interaction_matrix.row) == session.split.n_rows
             before = session.split.n_rows
             session.forget("count", 5)
@@ -128,11 +127,8 @@ class TestEndToEnd:
     def test_what_is_for_bpr_only_is_refused(self, setting):
         with pytest.raises(InputError, match="reoptimise is not possible"):
             unlearner(setting, method="reoptimise")
-        split, model, stored, log = setting
-        with pytest.raises(InputError, match="LightGCN is not supported"):
-            InfluenceUnlearner(model, log, stored["optimizer"], split.config)
 
     def test_a_choice_of_parameters_goes_through_autograd(self, setting):
-        assert isinstance(unlearner(setting), LightGCNUnlearner)
+        assert isinstance(unlearner(setting).problem, Propagated)
         chosen = unlearner(setting, unlearn_params=["item_embedding.weight"], method="influence")
-        assert isinstance(chosen, PairwiseUnlearner)
+        assert isinstance(chosen.problem, AnyLoss)

@@ -1,5 +1,7 @@
 """Any pairwise model: losses of single rows, what they depend on, and one influence step."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -13,14 +15,14 @@ from recbole_unlearn.influence.operators import AutogradCurvature, Damped
 from recbole_unlearn.influence.solver import conjugate_gradient, jacobi
 from recbole_unlearn.models.losses import Unreduced
 from recbole_unlearn.models.view import View
-from recbole_unlearn.opening import open_unlearner
 from recbole_unlearn.quick_start import run_unlearn
 from recbole_unlearn.reports.tables import markdown
-from recbole_unlearn.session import UnlearnSession
 from recbole_unlearn.settings.config import UnlearnConfig
 from recbole_unlearn.storage import checkpoints
+from recbole_unlearn.trained import Checkpoint, Trained
 from recbole_unlearn.training import new_model, train
-from recbole_unlearn.unlearners.any_loss import PairwiseUnlearner
+from recbole_unlearn.unlearner import InfluenceUnlearner
+from recbole_unlearn.unlearners.any_loss import AnyLoss
 
 NEGATIVES = {"distribution": "uniform", "sample_num": 3, "alpha": 1.0, "dynamic": False}
 INTERACTIONS = ["user_id", "item_id", "timestamp"]
@@ -62,7 +64,8 @@ def trained(of, tmp_path):
         config, split = of(name, epochs=2, **overrides)
         train(config, split, tmp_path / "model.pth")
         stored, log = checkpoints.load(tmp_path / "model.pth")
-        return config, split, stored, log, *open_unlearner(config, split, stored, log)
+        unlearner = InfluenceUnlearner(Checkpoint(tmp_path / "model.pth", config, stored, log).trained(split))
+        return config, split, stored, log, unlearner.trained.model, unlearner
 
     return make
 
@@ -335,7 +338,7 @@ def check_histories(before, after, split, rows):
 @pytest.mark.parametrize("name", ["LightGCN", "SGL", "SimpleX", "GRU4Rec", "SASRec"])
 def test_request(trained, name):
     config, split, stored, log, model, unlearner = trained(name)
-    assert isinstance(unlearner, PairwiseUnlearner)
+    assert isinstance(unlearner.problem, AnyLoss)
     rows = some_rows(split, 20)[0]
     before = {key: value.clone() for key, value in model.state_dict().items()}
     unlearned = unlearner.unlearn(rows)
@@ -383,24 +386,25 @@ def test_training_is_followed_along_its_snapshots(trained):
     rows = some_rows(split, 20)[0]
     unlearned = unlearner.unlearn(rows)
     assert unlearned.details["stops"] == [1, 2] and unlearned.details["converged"]
-    t, D = 0.0, unlearner.damping * 2
+    way = unlearner.way
+    t, D = 0.0, unlearner.problem.damping(way) * 2
     for epoch in (1, 2):
         there = new_model(config, split)
         there.load_state_dict(model.state_dict())
         if epoch == 1:
             torch.nn.utils.vector_to_parameters(torch.tensor(log.snapshot(1).astype(np.float32)), there.parameters())
-        other = PairwiseUnlearner(there, log, stored["optimizer"], config, split)
-        after = other._without(rows)
-        z = other._right_hand_side(other.view, after, rows, other._changed(after, rows), np.arange(2))
-        curvature, count = other._curvature(after, rows, 10**9)
+        other = AnyLoss(replace(unlearner.trained, model=there))
+        every = replace(way, curvature_triples=10**9)
+        after = other.without(rows, every)
+        z = other.lost(after, every)
+        curvature, count = other.curvature(after, every)
         assert count == split.n_rows - 20
         operator, precondition = Damped(curvature, D), jacobi(curvature.diagonal(), D)
         t, report = conjugate_gradient(operator, z + D * t, precondition, 1e-6, 1000)
         assert report.converged
     change = change_of(unlearned, model.state_dict())
     assert (change - t).norm() < 0.03 * t.norm()
-    config["log_epochs"] = 2
-    once = unlearner.unlearn(rows)
+    once = InfluenceUnlearner(unlearner.trained, replace(way, log_epochs=2)).unlearn(rows)
     assert "stops" not in once.details
     assert (change_of(once, model.state_dict()) - t).norm() > 0.1 * t.norm()
 
@@ -416,7 +420,7 @@ def test_snapshots_forget_too(trained):
     assert np.isfinite(moved).all() and 0 < np.abs(moved).max() < 1
     assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
     unlearner.apply(rows, unlearned)
-    assert unlearner.snapshots is unlearned.snapshots
+    assert unlearner.problem.snapshots is unlearned.snapshots
     assert unlearner.unlearn(rows[:0]).snapshots is unlearned.snapshots
 
 
@@ -424,7 +428,7 @@ def test_snapshots_of_another_model_are_refused(trained):
     config, split, stored, log, model, _ = trained("FPMC")
     log.metadata["parameters"][0][1][0] += 1
     with pytest.raises(InputError, match="snapshots of the weights are not of this FPMC; train again"):
-        PairwiseUnlearner(model, log, stored["optimizer"], config, split)
+        AnyLoss(Trained(model, config, split, log, stored, log.path))
 
 
 def test_without_the_whole_trajectory_one_step_is_taken(trained):
@@ -466,12 +470,12 @@ def test_knowledge_aware_models_keep_their_facts(make_options, write_data, inter
     train(config, split, tmp_path / "model.pth")
     stored, log = checkpoints.load(tmp_path / "model.pth")
     assert log.n_epochs == 2 and log.n_rows == split.n_rows
-    model, unlearner = open_unlearner(config, split, stored, log)
+    unlearner = InfluenceUnlearner(Checkpoint(tmp_path / "model.pth", config, stored, log).trained(split))
     rows = some_rows(split, 15)[0]
     unlearned = unlearner.unlearn(rows)
     assert unlearned.details["converged"] and unlearned.details["rows_changed"] == 0
-    facts = unlearner.view.facts
-    after = unlearner._without(rows).facts
+    facts = unlearner.problem.view.facts
+    after = unlearner.problem.without(rows, unlearner.way).view.facts
     assert all(torch.equal(facts[key], after[key]) for key in facts)
     n = len(next(iter(unlearner.view.facts.values())))
     view, (rows, negatives) = unlearner.view, some_rows(split, n)  # as many triples as facts
@@ -503,7 +507,7 @@ def test_run_writes_a_model_and_a_log_that_have_forgotten(make_options, tmp_path
     original = checkpoints.load(tmp_path / "out" / "model.pth")[0]
     assert ("restore_user_e" in original["other_parameter"]) == (name == "LightGCN")
     assert not stored["other_parameter"]  # what the original would go on serving
-    with UnlearnSession.open(tmp_path / "out" / "unlearned.pth") as session:
+    with InfluenceUnlearner.load(tmp_path / "out" / "unlearned.pth") as session:
         session.forget("count", 5)
         session.save(tmp_path / "again.pth")
     again = checkpoints.load(tmp_path / "again.pth")[1]

@@ -12,6 +12,7 @@ from recbole.data.interaction import Interaction
 
 from recbole_unlearn.comparison.beside import beside, first_rows
 from recbole_unlearn.comparison.other_models import PLAIN, known_models, model_arguments, other_models, train_any
+from recbole_unlearn.comparison.seeds import opened
 from recbole_unlearn.compat.recbole_models import model_class
 from recbole_unlearn.data.split import Split
 from recbole_unlearn.errors import InputError
@@ -20,7 +21,6 @@ from recbole_unlearn.evaluation.forgetting import percentiles
 from recbole_unlearn.quick_start import run_unlearn
 from recbole_unlearn.settings.config import UnlearnConfig
 from recbole_unlearn.trainer import BPRTrainer
-from recbole_unlearn.comparison.seeds import opened
 from recbole_unlearn.training import new_model
 
 IN_TIME = {"split": {"LS": "valid_and_test"}, "order": "TO", "group_by": "user", "mode": "full"}

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 
+from recbole_unlearn.comparison.seeds import TrainedSeeds, Training
 from recbole_unlearn.data.sampling import BatchOrder, Played
 from recbole_unlearn.errors import InputError
-from recbole_unlearn.influence.replay import Adam, Trajectory, replay
-from recbole_unlearn.comparison.seeds import Training, TrainedSeeds
+from recbole_unlearn.influence.recorded import Adam, Recorded, Trajectory
+from recbole_unlearn.influence.replay import replay
 from recbole_unlearn.training import train_paired
 
 NO_ROWS = np.empty(0, np.int64)

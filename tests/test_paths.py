@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from test_bad_input import scene, snapshot, start  # noqa: F401  (a fixture)
 
 from recbole_unlearn.errors import InputError
-from recbole_unlearn.session import UnlearnSession
 from recbole_unlearn.storage.paths import check_kept, check_written, within
+from recbole_unlearn.unlearner import InfluenceUnlearner
 
 PURGE = "--purge=True"
 
@@ -157,7 +157,7 @@ def test_a_purge_beside_what_it_deletes_keeps_all_else(scene, tmp_path):  # noqa
 def test_a_session_saves_nothing_where_it_would_be_lost(scene, tmp_path, name):  # noqa: F811
     shutil.copytree(scene, tmp_path / "scene")
     with inside(tmp_path / "scene"):
-        with UnlearnSession.open("model.pth", config_dict={"data_path": "data"}) as session:
+        with InfluenceUnlearner.load("model.pth", config_dict={"data_path": "data"}) as session:
             session.forget("count", 2)
             before = snapshot()
             with pytest.raises(InputError):

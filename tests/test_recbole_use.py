@@ -21,10 +21,11 @@ import recbole_unlearn
 from recbole_unlearn.errors import InputError
 from recbole_unlearn.evaluation import ranking
 from recbole_unlearn.quick_start import run_unlearn
-from recbole_unlearn.session import UnlearnSession
-from recbole_unlearn.settings.shown import PERSONAL_KEYS, masked
+from recbole_unlearn.settings.keys import PERSONAL
+from recbole_unlearn.settings.shown import masked
 from recbole_unlearn.storage import checkpoints as checkpoint
 from recbole_unlearn.storage.triple_log import TripleLog, log_path
+from recbole_unlearn.unlearner import InfluenceUnlearner
 
 SEQUENTIAL = {
     "loss_type": "BPR", "train_neg_sample_args": {"distribution": "uniform", "sample_num": 1}, "hidden_size": 8,
@@ -245,7 +246,7 @@ def test_tensorboard_and_wandb_get_masked_settings_of_recboles_own_configuration
 
 
 def test_a_masked_configuration_has_no_personal_value_left(make_options):
-    config = Config("BPR", "tiny", config_dict=make_options(**dict.fromkeys(PERSONAL_KEYS, SECRET_USER)))
+    config = Config("BPR", "tiny", config_dict=make_options(**dict.fromkeys(PERSONAL, SECRET_USER)))
     assert SECRET_USER in repr(vars(config)) and SECRET_USER not in repr(vars(masked(config)))
     assert config["forget_users"] == SECRET_USER
 
@@ -320,7 +321,7 @@ def test_a_model_that_cannot_be_put_on_record_is_taken_back(make_options, monkey
         run_unlearn(config_dict=given)
     assert not Path("out").exists() or not {entry.name for entry in Path("out").iterdir()} - {"audit.jsonl"}
     assert Path("first/model.pth").is_file() and Path("first/model.triples").is_dir()
-    with UnlearnSession.open("first/model.pth") as session:
+    with InfluenceUnlearner.load("first/model.pth") as session:
         session.forget("count", 2)
         if what == "audit":
             with pytest.raises(InputError, match="No space left"):

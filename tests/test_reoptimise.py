@@ -13,7 +13,9 @@ from recbole_unlearn.errors import InputError
 from recbole_unlearn.quick_start import run_unlearn
 from recbole_unlearn.storage import checkpoints as checkpoint
 from recbole_unlearn.storage.triple_log import TripleLog
-from recbole_unlearn.unlearners.dot_product import CONVERGED, InfluenceUnlearner
+from recbole_unlearn.trained import Trained
+from recbole_unlearn.unlearner import InfluenceUnlearner
+from recbole_unlearn.unlearners.reoptimise import CONVERGED
 
 WEIGHT_DECAY = 3e-3
 # All of the data in one batch: with several, Adam at a constant rate goes on jittering about the minimum.
@@ -63,8 +65,7 @@ def unlearner_of(make_split, make_model):
         split = make_split(**{**TO_CONVERGENCE, **keys})
         model = make_model(split)
         model.load_state_dict(state["state_dict"])
-        epochs = state["triple_log"]["epochs"]
-        return InfluenceUnlearner(model, log, state["optimizer"], split.config, epochs, split.popularity())
+        return InfluenceUnlearner(Trained(model, split.config, split, log, state, folder / "model.pth"))
 
     return make
 

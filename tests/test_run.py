@@ -25,10 +25,11 @@ from recbole_unlearn import quick_start
 from recbole_unlearn.errors import InputError
 from recbole_unlearn.quick_start import run_unlearn
 from recbole_unlearn.reports.tables import markdown
-from recbole_unlearn.settings.config import own_options
+from recbole_unlearn.settings.keys import KEYS
 from recbole_unlearn.storage import checkpoints as checkpoint
 from recbole_unlearn.storage.triple_log import TripleLog
-from recbole_unlearn.unlearners import InfluenceUnlearner
+from recbole_unlearn.trained import Trained
+from recbole_unlearn.unlearner import InfluenceUnlearner
 
 ROOT = Path(recbole_unlearn.__file__).resolve().parents[1]
 SECRET_USER, SECRET_ITEM = "SECRETUSER-93", "SECRETITEM-41"
@@ -85,7 +86,7 @@ def unlearner_of(folder, make_split, make_model, **keys):
     model = make_model(split)
     model.load_state_dict(state["state_dict"])
     return (
-        InfluenceUnlearner(model, log, state["optimizer"], split.config, state["triple_log"]["epochs"]),
+        InfluenceUnlearner(Trained(model, split.config, split, log, state, Path(folder) / "model.pth")),
         model,
         split,
     )
@@ -623,7 +624,7 @@ def test_help_lists_every_own_key_with_its_meaning(capsys):
         command_line.main(["--help"])
     assert stopped.value.code == 0
     shown = capsys.readouterr().out
-    for key, default, meaning in own_options():
+    for key, default, meaning in ((key.name, key.default, key.meaning) for key in KEYS.values()):
         assert f"--{key}={'' if default is None else default}" in shown
         assert meaning in shown
 

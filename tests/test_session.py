@@ -9,10 +9,10 @@ import torch
 from recbole_unlearn.errors import InputError
 from recbole_unlearn.influence import replay
 from recbole_unlearn.quick_start import run_unlearn
-from recbole_unlearn.session import UnlearnSession
 from recbole_unlearn.storage import audit
 from recbole_unlearn.storage import checkpoints as checkpoint
-from recbole_unlearn.unlearners import InfluenceUnlearner
+from recbole_unlearn.trained import Checkpoint
+from recbole_unlearn.unlearner import InfluenceUnlearner
 
 # Where a batch is all there is, the order of batches, which is drawn anew for each log, says nothing.
 WHOLE_BATCH = {"train_batch_size": 5000, "epochs": 8}
@@ -40,13 +40,10 @@ def flat(state_dict):
 @pytest.mark.parametrize("keys", [{}, {"method": "influence"}, {"method": "replay", "replay_rows": "touched"}])
 def test_a_request_does_what_the_unlearner_does_and_the_model_serves_it(trained, make_model, keys):
     path = trained(**keys)
-    session = UnlearnSession.open(path)
+    session = InfluenceUnlearner.load(path)
     before = flat(session.model.state_dict()).clone()
     unlearned = session.forget("count", 9)
-    state, log = checkpoint.load(path)
-    model = make_model(session.split)
-    model.load_state_dict(state["state_dict"])
-    alone = InfluenceUnlearner(model, log, state["optimizer"], session.config, state["triple_log"]["epochs"])
+    alone = InfluenceUnlearner(Checkpoint.written(path, session.config).trained(session.split))
     expected = alone.unlearn(session.forgotten).state_dict
     assert torch.equal(flat(unlearned.state_dict), flat(expected))
     assert torch.equal(flat(session.model.state_dict()), flat(expected))
@@ -57,7 +54,7 @@ def test_a_request_does_what_the_unlearner_does_and_the_model_serves_it(trained,
 def test_no_request_waits_for_the_compiler(trained, replay_rows):
     negatives = {"distribution": "uniform", "sample_num": 3}
     path = trained(method="influence", embedding_size=5, train_neg_sample_args=negatives)
-    session = UnlearnSession.open(path, None, {"method": "replay", "replay_rows": replay_rows})
+    session = InfluenceUnlearner.load(path, None, {"method": "replay", "replay_rows": replay_rows})
     kernels = [replay._select(3), replay._arrange(3), replay._replay_epoch(5, 3), replay._train_epoch(5, 3)]
     loaded = [kernel.signatures for kernel in kernels]
     assert all(loaded)
@@ -69,14 +66,14 @@ def test_no_request_waits_for_the_compiler(trained, replay_rows):
 def test_requests_add_up_as_they_do_through_files(trained, keys):
     """What is saved, loaded and asked again must be what stays open, but for the rounding of saved snapshots."""
     path = trained(**WHOLE_BATCH, **keys)
-    session = UnlearnSession.open(path)
+    session = InfluenceUnlearner.load(path)
     users = session.split.token("user", [3, 8])
     start = flat(session.model.state_dict()).clone()
     session.forget("users", [users[0]])
     session.save("first.pth")
     first = flat(session.model.state_dict()).clone()
     session.forget("users", [users[1]])
-    again = UnlearnSession.open("first.pth")
+    again = InfluenceUnlearner.load("first.pth")
     assert torch.equal(flat(again.model.state_dict()), first)
     again.forget("users", [users[1]])
     second, through_files = flat(session.model.state_dict()), flat(again.model.state_dict())
@@ -86,7 +83,7 @@ def test_requests_add_up_as_they_do_through_files(trained, keys):
 
 
 def test_what_is_saved_holds_nothing_forgotten(trained):
-    session = UnlearnSession.open(trained())
+    session = InfluenceUnlearner.load(trained())
     user, item = session.split.token("user", [5])[0], session.split.token("item", [7])[0]
     session.forget("users", [user])
     session.forget("items", [item])
@@ -98,14 +95,14 @@ def test_what_is_saved_holds_nothing_forgotten(trained):
     np.testing.assert_array_equal(log.users, session.split.users[left])
     unchanged = log.epoch(0) == session.log.epoch(0)[left]
     assert unchanged.mean() > 0.9 and (np.asarray(log.epoch(0))[~unchanged] == 7).all()  # item 7 is drawable again
-    again = UnlearnSession.open("later.pth")
+    again = InfluenceUnlearner.load("later.pth")
     assert again.split.n_rows == len(left) and len(again.forgotten) == 0
 
 
 def test_what_is_saved_is_on_record_request_by_request(trained):
     path = trained(audit="trail.jsonl")
     before = [*audit.read("out/trail.jsonl").records]
-    with UnlearnSession.open(path, config_dict={"audit": "trail.jsonl"}) as session:
+    with InfluenceUnlearner.load(path, config_dict={"audit": "trail.jsonl"}) as session:
         users = session.split.token("user", [5, 6])
         weights = []
         for user in users:
@@ -124,7 +121,7 @@ def test_what_is_saved_is_on_record_request_by_request(trained):
 
 
 def test_nothing_is_saved_that_could_not_be_recorded(trained):
-    with UnlearnSession.open(trained(), config_dict={"audit": "nowhere/trail.jsonl"}) as session:
+    with InfluenceUnlearner.load(trained(), config_dict={"audit": "nowhere/trail.jsonl"}) as session:
         session.forget("count", 3)
         with pytest.raises(InputError, match="nowhere does not exist"):
             session.save("later.pth")
@@ -132,7 +129,7 @@ def test_nothing_is_saved_that_could_not_be_recorded(trained):
 
 
 def test_what_is_already_forgotten_is_said_and_nothing_changes(trained):
-    session = UnlearnSession.open(trained())
+    session = InfluenceUnlearner.load(trained())
     user = session.split.token("user", [5])[0]
     session.forget("users", [user])
     before, forgotten = flat(session.model.state_dict()).clone(), session.forgotten
@@ -145,7 +142,7 @@ def test_what_is_already_forgotten_is_said_and_nothing_changes(trained):
 
 
 def test_not_everything_can_go(trained):
-    session = UnlearnSession.open(trained())
+    session = InfluenceUnlearner.load(trained())
     everyone = session.split.token("user", np.unique(session.split.users))
     session.forget("users", everyone[:5])
     with pytest.raises(InputError, match="no training interaction"):
@@ -153,7 +150,7 @@ def test_not_everything_can_go(trained):
 
 
 def test_a_file_is_never_overwritten(trained):
-    session = UnlearnSession.open(trained())
+    session = InfluenceUnlearner.load(trained())
     session.forget("count", 3)
     with pytest.raises(InputError, match="exists already"):
         session.save("out/model.pth")
@@ -162,14 +159,14 @@ def test_a_file_is_never_overwritten(trained):
 def test_small_requests_that_touch_most_of_the_data_together_end_in_a_replay_of_all_rows(trained):
     """All rows are then as after one request for everything: what single requests leave undone does not add up."""
     path = trained(**WHOLE_BATCH)
-    with UnlearnSession.open(path) as session:
+    with InfluenceUnlearner.load(path) as session:
         chosen = [session.forget("count", n).details["all_rows"] for n in range(1, 40)]
     last = chosen.index(True) + 1
     assert 1 < last < len(chosen) and not chosen[last]
-    with UnlearnSession.open(path) as session:
+    with InfluenceUnlearner.load(path) as session:
         for n in range(1, last + 1):
             session.forget("count", n)
-    at_once = UnlearnSession.open(path)
+    at_once = InfluenceUnlearner.load(path)
     at_once.config["replay_rows"] = "all"
     at_once.unlearner.apply(session.forgotten, at_once.unlearner.unlearn(session.forgotten))
     expected = flat(at_once.unlearner.state_dict)

@@ -10,9 +10,9 @@ from recbole_unlearn.data import requests
 from recbole_unlearn.errors import InputError
 from recbole_unlearn.quick_start import run_unlearn
 from recbole_unlearn.runs.stream import RETRAIN_SHARE, advice, serve
-from recbole_unlearn.session import UnlearnSession
 from recbole_unlearn.storage import audit
 from recbole_unlearn.storage import checkpoints as checkpoint
+from recbole_unlearn.unlearner import InfluenceUnlearner
 
 
 @pytest.fixture
@@ -89,7 +89,7 @@ def test_a_file_that_is_missing_or_no_text_is_refused(tmp_path):
 @pytest.fixture
 def session(make_options):
     run_unlearn("BPR", "tiny", config_dict=make_options(compare="none", output_dir="out", forget_count=1, epochs=5))
-    with UnlearnSession.open("out/model.pth") as opened:
+    with InfluenceUnlearner.load("out/model.pth") as opened:
         yield opened
 
 

@@ -13,7 +13,7 @@ from recbole.trainer.trainer import KGATTrainer, NCLTrainer, S3RecTrainer, Tradi
 from recbole.utils import ModelType, get_model, get_trainer, init_seed
 
 from recbole_unlearn.errors import InputError
-from recbole_unlearn.settings.config import own_options
+from recbole_unlearn.settings.keys import KEYS
 from recbole_unlearn.storage.triple_log import TripleLog, log_path
 from recbole_unlearn.trainer import BPRTrainer, KnowledgeTrainer
 
@@ -33,7 +33,7 @@ def negatives(sample_num, distribution="uniform", **more):
 
 def train_stock(options, folder):
     """RecBole's own run_recbole, step by step, without anything of ours; returns the trainer after fit."""
-    own = {key for key, _, _ in own_options()}
+    own = set(KEYS)
     given = {key: value for key, value in copy.deepcopy(options).items() if key not in own}
     config = Config("BPR", "tiny", config_dict={**given, "checkpoint_dir": str(folder)})
     init_seed(config["seed"], config["reproducibility"])

@@ -4,13 +4,15 @@ import pytest
 import yaml
 
 from recbole_unlearn.errors import InputError
-from recbole_unlearn.opening import OF_TRAINING, trained_config
 from recbole_unlearn.quick_start import run_unlearn
-from recbole_unlearn.settings.config import UnlearnConfig, own_options
+from recbole_unlearn.settings.config import UnlearnConfig
+from recbole_unlearn.settings.given import Given
+from recbole_unlearn.settings.keys import KEYS, OF_TRAINING
 from recbole_unlearn.settings.recbole_keys import DERIVED, FREE, recbole_keys
 from recbole_unlearn.settings.shown import plain
+from recbole_unlearn.trained import config_of
 
-OWN = {key for key, _, _ in own_options()}
+OWN = set(KEYS)
 # RecBole derives valid_metric_bigger from valid_metric, whatever is given
 TRAININGS = sorted(recbole_keys() - FREE - OWN - {"model", "dataset", "valid_metric_bigger"})
 EXTRA = {"n_layers": 3, "my_own_key": 5}  # of other models, and of a user's own
@@ -23,7 +25,7 @@ def stored(make_options):
 
 
 def opened(stored, **given):
-    return trained_config("model.pth", stored, None, config_dict=given)
+    return config_of("model.pth", stored, None, Given.read(config_dict=given))
 
 
 def another(value):
@@ -68,7 +70,7 @@ def test_another_value_is_one_line_that_names_both(stored, tmp_path, given, wher
         (tmp_path / "r.yaml").write_text(yaml.safe_dump(given))
         files, given = [str(tmp_path / "r.yaml")], {}
     with pytest.raises(InputError, match="was trained with") as refused:
-        trained_config("model.pth", stored, None, None, None, files, given)
+        config_of("model.pth", stored, None, Given.read(None, None, files, given))
     assert key in str(refused.value) and "a request cannot change it" in str(refused.value)
 
 

@@ -24,7 +24,7 @@ def unjudged(finished, make_options, monkeypatch):
 
     for module, name in ((ranking, "evaluate"), (forgetting, "percentiles"), (geometry, "geometry")):
         monkeypatch.setattr(module, name, judge)
-    monkeypatch.setattr("recbole_unlearn.quick_start.geometry", judge)
+    monkeypatch.setattr("recbole_unlearn.runs.run.geometry", judge)
     checkpoint = str(finished[1] / "model.pth")
     keys = {"checkpoint": checkpoint, "forget_count": 25, "evaluate": "none", "output_dir": "unjudged"}
     return run_unlearn(config_dict=keys), Path("unjudged")

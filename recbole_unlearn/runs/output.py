@@ -214,7 +214,7 @@ def recorded_or_gone(path):
 
 
 def record(result: dict, trained: Trained, unlearned: Unlearned, trail: Path | None, requests=None) -> None:
-    """Write down by what a model was replaced: nothing is deleted before. ``requests``: of many, one after the other."""
+    """Write down by what a model was replaced: nothing is deleted before. ``requests``: of a stream."""
     if trail:
         before = audit.model_checksums(trained.path, trained.stored["state_dict"])
         after = audit.model_checksums(result["files"]["unlearned"], unlearned.state_dict)

@@ -1,10 +1,10 @@
-"""What a user gives, read once: files and ``config_dict``, as plain values by key. Nothing that is read can run code."""
+"""What a user gives, read once: files and ``config_dict``, by key. Nothing that is read can run code."""
 
 import ast
 import copy
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,7 +22,7 @@ MAX_VALUES = 1_000_000  # of a configuration file
 MAX_YAML = 16 << 20  # bytes of one
 # Keys whose values are text even where they look like numbers: what names users and items, and paths and names.
 TEXTS = frozenset((*keys.VERBATIM, *recbole_keys.TEXT))
-Files = list[str] | tuple[str, ...] | None
+Files = Sequence[str] | None
 
 
 @dataclass(frozen=True)

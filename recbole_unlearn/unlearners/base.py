@@ -13,7 +13,9 @@ import numpy as np
 import torch
 from recbole.model.abstract_recommender import AbstractRecommender
 
+from recbole_unlearn.data.sampling import BatchOrder
 from recbole_unlearn.errors import InputError
+from recbole_unlearn.influence.sharding import Shard
 from recbole_unlearn.trained import Trained
 
 
@@ -74,6 +76,7 @@ class Way(Protocol):
 
     def forget(self, problem: Any, rows: np.ndarray, show_progress: bool = False) -> Change:
         """The change of the weights without some rows of the log (sorted int64); the problem stays as it is."""
+        ...
 
 
 class Problem(ABC):
@@ -86,7 +89,9 @@ class Problem(ABC):
     """
 
     name: str
-    only_influence = False  # in words, why; or False
+    only_influence: str | None = None  # in words, why, where no other way is for it
+    shard: Shard  # of a problem that ranks share
+    order: BatchOrder | None = None  # of training, where replay follows it
 
     def __init__(self, trained: Trained):
         self.trained = trained

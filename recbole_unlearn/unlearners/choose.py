@@ -2,6 +2,7 @@
 
 import logging
 from dataclasses import dataclass
+from typing import Any
 
 from recbole.model.general_recommender import BPR, LightGCN
 
@@ -16,6 +17,11 @@ from recbole_unlearn.unlearners.propagated import Propagated
 from recbole_unlearn.unlearners.reoptimise import Reoptimise
 from recbole_unlearn.unlearners.replay import Replay
 
+STEP = (
+    "curvature", "damping", "damping_strength", "pool_return", "log_epochs", "curvature_triples", "cg_tolerance",
+    "cg_max_iterations",
+)  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Auto:
@@ -28,22 +34,18 @@ class Auto:
 
 def wanted(config: UnlearnConfig) -> "Auto | Reoptimise | Replay | Influence":
     """The way that a configuration asks for, with its settings."""
-    returns = config["pool_return"]
     params = config["unlearn_params"]
-    ways = {
-        "reoptimise": Reoptimise(config["reoptimise_tolerance"], config["reoptimise_max_iterations"], returns),
-        "replay": Replay(config["replay_rows"]),
-        "influence": Influence(
-            *(config[key] for key in ("curvature", "damping", "damping_strength")),
-            returns,
-            *(config[key] for key in ("log_epochs", "curvature_triples")),
-            params if params is None else (params,) if isinstance(params, str) else tuple(params),
-            *(config[key] for key in ("cg_tolerance", "cg_max_iterations")),
-            forgotten_stay=bool(config["paper"]),
+    step: dict[str, Any] = {key: config[key] for key in STEP}
+    step["params"] = params if params is None else (params,) if isinstance(params, str) else tuple(params)
+    ways: dict[str, Any] = {
+        "reoptimise": Reoptimise(
+            config["reoptimise_tolerance"], config["reoptimise_max_iterations"], config["pool_return"]
         ),
+        "replay": Replay(config["replay_rows"]),
+        "influence": Influence(**step, forgotten_stay=bool(config["paper"])),
     }
     method = "influence" if config["paper"] else config["method"]
-    return Auto(**ways) if method == "auto" else ways[method]
+    return Auto(ways["reoptimise"], ways["replay"], ways["influence"]) if method == "auto" else ways[method]
 
 
 def problem_of(trained: Trained, way: "Auto | Way", shared: bool = False) -> Problem:

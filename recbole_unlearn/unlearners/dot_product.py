@@ -45,7 +45,7 @@ class DotProduct(Problem):
         super().__init__(trained)
         log = self.log
         self.popularity = self.split.popularity()
-        self.order: BatchOrder | None = BatchOrder(log.order, self.split.data_row, self.batch_rows)
+        self.order = BatchOrder(log.order, self.split.data_row, self.batch_rows)
         self._hold(copies(trained.model.state_dict()))
         check_finite(self.state_dict, "the model")
         if len(self.P) != log.metadata["n_users"] or len(self.Q) != log.metadata["n_items"]:
@@ -143,6 +143,7 @@ class DotProduct(Problem):
         """`replay` of the log; ``bar`` names what is shown of its progress, None: nothing."""
         log, m = self.log, self.log.negatives
         known = all(log.rates(epoch) is not None for epoch in range(self.epochs))
+        rates: Any = log.rates if known else None
         recorded = Recorded(
             log.users,
             log.items,
@@ -154,7 +155,7 @@ class DotProduct(Problem):
             self.popularity,
             absent,
             steps,
-            log.rates if known else None,
+            rates,
         )
         with tqdm(total=self.epochs, desc=bar, ncols=100, disable=bar is None) as progress:
             sharded = self.shard if self.shared and shard else None
@@ -190,7 +191,7 @@ class DotProduct(Problem):
             return None
         way = max(float(np.linalg.norm(end - start)), np.finfo(np.float32).tiny)
         rounding = 0.0 if exact else float(np.linalg.norm(start) * np.finfo(np.float16).eps / 2)
-        return float(np.linalg.norm(result.change)) / way, rounding / way
+        return float(np.linalg.norm(result.change) / way), float(rounding / way)
 
     def replayed(self, rows: np.ndarray, wanted: str, show_progress: bool = False) -> Change:
         """The replayed change of the touched rows, and the recorded snapshots with the same change."""

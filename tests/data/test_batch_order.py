@@ -11,10 +11,10 @@ from recbole_unlearn.errors import InputError
 from recbole_unlearn.influence.newton import flat
 from recbole_unlearn.influence.recorded import Recorded, Trajectory
 from recbole_unlearn.influence.replay import replay
-from recbole_unlearn.opening import open_unlearner
-from recbole_unlearn.storage import checkpoints as checkpoint
 from recbole_unlearn.storage.triple_log import TripleLog, log_path
+from recbole_unlearn.trained import Checkpoint
 from recbole_unlearn.training import train
+from recbole_unlearn.unlearners.dot_product import DotProduct
 
 BATCH = 97
 
@@ -71,8 +71,8 @@ def test_an_order_that_is_not_the_recorded_one_is_not_used(trained):
 def test_replaying_everything_without_forgetting_anything_is_the_training_again(trained, make_model):
     """From the very same start, up to rounding; an order of its own ends somewhere else."""
     split, path, _ = trained
-    stored, log = checkpoint.load(path)
-    _, unlearner = open_unlearner(split.config, split, stored, log)
+    unlearner = DotProduct(Checkpoint.written(path, split.config).trained(split))
+    log = unlearner.log
     start = flat(*[p.detach().numpy() for p in make_model(split).parameters()]).numpy()
     end = flat(unlearner.P, unlearner.Q).numpy()
     sizes = len(unlearner.P), len(unlearner.Q)

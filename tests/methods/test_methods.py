@@ -11,7 +11,7 @@ import torch
 from recbole_unlearn.errors import InputError
 from recbole_unlearn.evaluation.forgetting import percentiles
 from recbole_unlearn.methods import METHODS, all_settings, chosen, settings_of
-from recbole_unlearn.settings.config import properties_dir
+from recbole_unlearn.settings.keys import properties_dir
 
 ON_GRAPHS = ("retrain", "fine_tune", "gradient_ascent", "rrl", "scif", "ifru")
 

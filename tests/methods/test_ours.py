@@ -6,16 +6,15 @@ import numpy as np
 import torch
 
 from recbole_unlearn.methods.triples import logged_triples
-from recbole_unlearn.unlearners import InfluenceUnlearner
+from recbole_unlearn.trained import Trained
+from recbole_unlearn.unlearner import InfluenceUnlearner
 
 
 def by_hand(task, rows, **keys):
     config = copy.copy(task.config)
     config.final_config_dict = {**task.config.final_config_dict, **keys}
-    epochs, split = task.stored["triple_log"]["epochs"], task.split
-    state = task.stored["optimizer"]
-    unlearner = InfluenceUnlearner(task.model(), task.log, state, config, epochs, data_row=split.data_row)
-    return unlearner.unlearn(rows)
+    trained = Trained(task.model(), config, task.split, task.log, task.stored, task.path)
+    return InfluenceUnlearner(trained).unlearn(rows)
 
 
 def test_ours_is_the_unlearner_of_this_package(task, rows, run):
