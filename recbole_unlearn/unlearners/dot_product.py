@@ -93,7 +93,7 @@ class InfluenceUnlearner:
         self.pending = self.absent.copy()  # those of them since all rows were last replayed
         self.snapshots = {n: log.snapshot(n) for n in log.snapshots if n <= epochs}
         self.method, self.chosen = self._choose_method()
-        self.damping = self._damping(optimizer_state) if self.method == "influence" else None
+        self.damping: Any = self._damping(optimizer_state) if self.method == "influence" else None
 
     def _choose_method(self):
         """The method, and in words why."""
