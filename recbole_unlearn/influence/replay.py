@@ -539,7 +539,7 @@ class _Returns:
             rest_of.append(pos[kept])
             offset += len(kept)
 
-        def joined(parts, dtype):
+        def joined(parts: list[np.ndarray], dtype: type) -> np.ndarray:
             return np.concatenate(parts).astype(dtype) if parts else np.empty(0, dtype)
 
         self.user, self.item = joined(user, np.int32), joined(item, np.int32)
