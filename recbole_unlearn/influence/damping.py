@@ -3,7 +3,9 @@
 import numpy as np
 
 
-def adam(exp_avg_sq, step, beta2, eps, learning_rate, n_triples):
+def adam(
+    exp_avg_sq: np.ndarray, step: int, beta2: float, eps: float, learning_rate: float, n_triples: float
+) -> np.ndarray:
     """The metric of early stopping under Adam: ``N (sqrt(v) + eps) / (lr * steps)``.
 
     Adam preconditions the mean gradient with ``1 / (sqrt(v) + eps)``; after ``steps`` steps of size lr, a direction of
@@ -12,8 +14,8 @@ def adam(exp_avg_sq, step, beta2, eps, learning_rate, n_triples):
 
     Args:
         exp_avg_sq: Adam's running mean of squared gradients, flat ``[size]``.
-        step (int): steps taken.
-        n_triples (int): N, triples of an epoch.
+        step: steps taken.
+        n_triples: N, triples of an epoch.
 
     Returns:
         float64 ``[size]``.

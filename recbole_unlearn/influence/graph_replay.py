@@ -19,7 +19,7 @@ import numpy as np
 
 from recbole_unlearn.influence.objective import Redraw
 from recbole_unlearn.influence.propagated import Graph
-from recbole_unlearn.influence.recorded import Recorded
+from recbole_unlearn.influence.recorded import Adam, Recorded
 from recbole_unlearn.influence.vectors import FLAGS, add_scaled, dot, exp, load, store
 
 WARM_UP = 10  # steps; Adam's moments, and the weights, change most in the first ones
@@ -87,10 +87,24 @@ def _adam(W, M, V, first, total, reg, step, stride, hyper):
             V[r, f] = second
 
 
+@dataclass(frozen=True)
+class GraphLoss:
+    """What a propagating model's loss is made of, beside the triples.
+
+    Attributes:
+        layers: of propagation.
+        reg_weight, require_pow: of RecBole's ``EmbLoss`` on the weights of a batch.
+    """
+
+    layers: int
+    reg_weight: float = 0.0
+    require_pow: bool = False
+
+
 class _Training:
     """A model in training: weights ``W`` ``[nodes, K]``, Adam's moments, and a graph."""
 
-    def __init__(self, graph, start, optimizer, loss):
+    def __init__(self, graph: Graph, start: np.ndarray, optimizer: Adam, loss: GraphLoss) -> None:
         self.graph, self.W = graph, start.copy()
         self.M, self.V = np.zeros_like(start), np.zeros_like(start)
         self.hyper = optimizer.numbers()
@@ -103,7 +117,7 @@ class _Training:
     def _propagate(self, X, out):
         self.graph.propagate(X, out, self.scaled)
 
-    def epoch(self, triples, start, stride):
+    def epoch(self, triples: np.ndarray, start: np.ndarray, stride: int) -> None:
         """Train on triples ``[n, 3]`` of nodes; steps begin and end at ``start`` ``[steps + 1]``."""
         batch = _gradient(self.W.shape[1])
         n_steps = len(start) - 1
@@ -136,20 +150,6 @@ class Retrained:
     weights: np.ndarray
     snapshots: dict[int, np.ndarray]
     triples: int
-
-
-@dataclass(frozen=True)
-class GraphLoss:
-    """What a propagating model's loss is made of, beside the triples.
-
-    Attributes:
-        layers: of propagation.
-        reg_weight, require_pow: of RecBole's ``EmbLoss`` on the weights of a batch.
-    """
-
-    layers: int
-    reg_weight: float = 0.0
-    require_pow: bool = False
 
 
 def replay_graph(

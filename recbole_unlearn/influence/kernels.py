@@ -16,6 +16,7 @@ A block of users is passed as ``(row_ptr, pos, neg, count, dist, chunk_ptr)``: t
 added to, and to be summed over chunks.
 """
 
+from collections.abc import Callable
 from functools import cache
 
 import numba
@@ -62,7 +63,7 @@ def number_items(row_ptr, pos, neg, count, dist, chunk_ptr, n_items):
 
 
 @cache
-def linearise(K, single):
+def linearise(K: int, single: bool) -> Callable[..., np.ndarray]:
     """Kernel ``(P, Q, *block, weight, h, b) -> loss [chunks]``, ``single`` for float32.
 
     At the scores x of the current weights it fills, with s = sigmoid(-x):
@@ -117,7 +118,7 @@ def linearise(K, single):
 
 
 @cache
-def curvature_product(K, exact):
+def curvature_product(K: int, exact: bool) -> Callable[..., None]:
     """Kernel ``(VP, QV, *block, h, b, out_P, out_Q)``.
 
     ``VP`` is ``[n_users, 2K]``: v_u and p_u side by side, ``QV`` is ``[n_items, 2K]``: q_k and v_k. With ``exact`` the
@@ -164,7 +165,7 @@ def curvature_product(K, exact):
 
 
 @cache
-def gradient(K):
+def gradient(K: int) -> Callable[..., None]:
     """Kernel ``(P, Q, *block, b, out_P, out_Q)``: gradient of the loss that `linearise` returns."""
 
     @numba.njit(**PARALLEL)
@@ -185,7 +186,7 @@ def gradient(K):
 
 
 @cache
-def gauss_newton_blocks(K):
+def gauss_newton_blocks(K: int) -> Callable[..., None]:
     """Kernel ``(P, Q, *block, h, out_P, out_Q)``: the K x K diagonal blocks of the Gauss-Newton matrix.
 
     ``out_P`` is ``[n_users, K, K]`` and ``out_Q`` ``[chunks, n_items, K, K]``. A negative must not be the positive of
@@ -230,7 +231,7 @@ def gauss_newton_blocks(K):
 
 
 @cache
-def gauss_newton_diagonal(K):
+def gauss_newton_diagonal(K: int) -> Callable[..., None]:
     """Kernel like `gauss_newton_blocks` for the diagonal alone: one dimension K less."""
 
     @numba.njit(**PARALLEL)

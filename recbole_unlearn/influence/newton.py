@@ -12,12 +12,13 @@ alone does not tell a minimum from a saddle; but steps that descend, and follow 
 do not end at a saddle unless they start on one.
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 
-from recbole_unlearn.influence.operators import Damped, DotProductCurvature, Sum
+from recbole_unlearn.influence.operators import BlockCurvature, Damped, DotProductCurvature, Sum, UserTriples
 from recbole_unlearn.influence.solver import Space, preconditioner
 
 # Differences of the objective below this share of it are rounding: sums of some 1e6 float64 terms.
@@ -32,13 +33,13 @@ class NewtonReport:
     """How a minimisation went. Gradient norms are of the mean objective: ``||grad|| / n_triples``.
 
     Attributes:
-        iterations (int): trust-region steps tried.
-        products (int): products with the Hessian, over all steps.
-        gradient_norm_before (float): at the start.
-        gradient_norm (float): of the weights that are returned: the certificate.
-        converged (bool): whether it is within the tolerance.
-        negative_curvature (bool): whether a direction of negative curvature was met on the way.
-        history (list of float): gradient norm after each step.
+        iterations: trust-region steps tried.
+        products: products with the Hessian, over all steps.
+        gradient_norm_before: at the start.
+        gradient_norm: of the weights that are returned: the certificate.
+        converged: whether it is within the tolerance.
+        negative_curvature: whether a direction of negative curvature was met on the way.
+        history: gradient norm after each step.
     """
 
     iterations: int = 0
@@ -47,43 +48,50 @@ class NewtonReport:
     gradient_norm: float = 0.0
     converged: bool = False
     negative_curvature: bool = False
-    history: list = field(default_factory=list)
+    history: list[float] = field(default_factory=list)
 
 
 class Objective:
     """``sum_t w_t -log sigmoid(x_t) + (l2 / 2) ||theta||^2``, with x_t = p_u . (q_i - q_j), l2 = N weight_decay.
 
     Args:
-        triples (list of UserTriples): the sets of triples that are summed over.
-        n_triples (int): N, by which gradient norms are divided too.
-        weight_decay (float): of the mean over N triples, as RecBole has it.
+        triples: the sets of triples that are summed over.
+        n_triples: N, by which gradient norms are divided too.
+        weight_decay: of the mean over N triples, as RecBole has it.
         shape: ``(n_users, n_items, K)``.
-        space (Space, optional): of the weights; default: this process holds them, and the triples, whole.
+        space: of the weights; default: this process holds them, and the triples, whole.
     """
 
-    def __init__(self, triples, n_triples, weight_decay, shape, space=None):
+    def __init__(
+        self,
+        triples: Sequence[UserTriples],
+        n_triples: int,
+        weight_decay: float,
+        shape: tuple[int, int, int],
+        space: Space | None = None,
+    ) -> None:
         self.space = space or Space()
         self.triples = triples
         self.n_triples = n_triples
         self.l2 = n_triples * weight_decay
         self.n_users, self.n_items, self.K = shape
 
-    def split(self, theta):
+    def split(self, theta: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
         """The user and item embeddings in a flat vector ``[P.ravel(), Q.ravel()]``, as views."""
         rows = np.asarray(theta).reshape(-1, self.K)
         return rows[: self.n_users], rows[self.n_users :]
 
-    def at(self, theta):
+    def at(self, theta: torch.Tensor) -> tuple[float, torch.Tensor, BlockCurvature]:
         """Value, gradient and curvature at some weights.
 
         In float64: with float32 embeddings, the smallest mean gradient norm that could be reached was 1e-9 to 4e-9
         (ml-100k, K = 8), since the rounding of the loss then hides what steps near the minimum gain.
 
         Args:
-            theta (Tensor): float64 ``[size]``.
+            theta: float64 ``[size]``.
 
         Returns:
-            (float, Tensor, Sum): value, gradient, and the exact Hessian of the loss without L2.
+            Value, gradient, and the exact Hessian of the loss without L2.
         """
         P, Q = self.split(theta)
         parts = [DotProductCurvature(t, P, Q, exact=True, dtype=np.float64) for t in self.triples]
@@ -91,26 +99,30 @@ class Objective:
         return loss.loss + self.l2 / 2 * float(self.space.dot(theta, theta)), loss.gradient() + self.l2 * theta, loss
 
 
-def flat(P, Q):
+def flat(P: np.ndarray, Q: np.ndarray) -> torch.Tensor:
     """Embeddings as one float64 vector ``[P.size + Q.size]``."""
     return torch.from_numpy(np.concatenate([np.ravel(P), np.ravel(Q)]).astype(np.float64))
 
 
-def minimise(objective, P, Q, tolerance, max_iterations, progress=None):
+def minimise(
+    objective: Objective,
+    P: np.ndarray,
+    Q: np.ndarray,
+    tolerance: float,
+    max_iterations: int,
+    progress: Callable[[NewtonReport], object] | None = None,
+) -> tuple[np.ndarray, np.ndarray, NewtonReport]:
     """Minimise an objective from given embeddings.
 
-    Of the minima that differ by a rotation of P and Q together, the one nearest to the start is returned.
+    Of the minima that differ by a rotation of P and Q together, the one nearest to the start is returned, in float64.
 
     Args:
-        objective (Objective): what to minimise.
+        objective: what to minimise.
         P, Q: embeddings to start at, float ``[n_users, K]`` and ``[n_items, K]``; left alone.
-        tolerance (float): mean gradient norm to reach. Where rounding ends progress before (near 1e-15 on ml-100k),
+        tolerance: mean gradient norm to reach. Where rounding ends progress before (near 1e-15 on ml-100k),
             it stops there.
-        max_iterations (int): trust-region steps at most.
-        progress (callable, optional): called with the report after each step.
-
-    Returns:
-        (P, Q, NewtonReport): float64 embeddings.
+        max_iterations: trust-region steps at most.
+        progress: called with the report after each step.
     """
     space = objective.space
     start = theta = flat(P, Q)
@@ -132,17 +144,11 @@ def minimise(objective, P, Q, tolerance, max_iterations, progress=None):
         report.products += model.products
         report.negative_curvature |= model.negative_curvature
         trial = objective.at(theta + model.step)
-        gain, trial_norm = value - trial[0], space.norm(trial[1])
-        if max(model.decrease, abs(gain)) > ROUNDING * abs(value):
-            ratio = gain / model.decrease
-        elif trial_norm < norm:  # the value cannot tell any more, the gradient still can
-            ratio = 1.0
-        else:
+        trial_norm = space.norm(trial[1])
+        ratio = _ratio(value, trial[0], model.decrease, trial_norm < norm)
+        if ratio is None:
             break
-        if ratio < 0.25:
-            radius = model.length / 4
-        elif ratio > 0.75 and model.at_boundary:
-            radius *= 3
+        radius = _next_radius(radius, ratio, model)
         if ratio > ACCEPTED:
             theta = theta + model.step
             value, gradient, loss = trial
@@ -159,7 +165,21 @@ def minimise(objective, P, Q, tolerance, max_iterations, progress=None):
     return *objective.split(theta), report
 
 
-def nearest_rotation(theta, start, K, space=None):
+def _ratio(before: float, after: float, predicted: float, flatter: bool) -> float | None:
+    """What a step gained over what was predicted; None where neither value nor gradient tells a gain from rounding."""
+    gain = before - after
+    if max(predicted, abs(gain)) > ROUNDING * abs(before):
+        return gain / predicted
+    return 1.0 if flatter else None  # the value cannot tell any more, the gradient still can
+
+
+def _next_radius(radius: float, ratio: float, model: "_Step") -> float:
+    if ratio < 0.25:
+        return model.length / 4
+    return 3 * radius if ratio > 0.75 and model.at_boundary else radius
+
+
+def nearest_rotation(theta: torch.Tensor, start: torch.Tensor, K: int, space: Space | None = None) -> torch.Tensor:
     """``theta`` with all rows turned together to be nearest to ``start`` (orthogonal Procrustes): no score changes."""
     space = space or Space()
     U, _, V = torch.linalg.svd(space.sum(space.once(theta).view(-1, K).T @ space.once(start).view(-1, K)))

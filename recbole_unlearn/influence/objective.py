@@ -5,6 +5,7 @@ The objective is a sum over weighted triples plus L2,
 N times the mean loss that RecBole minimises.
 """
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,11 +22,13 @@ class Triples:
     neg: np.ndarray
     weight: np.ndarray
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.users)
 
 
-def sampled_triples(users, items, negatives):
+def sampled_triples(
+    users: np.ndarray | Sequence[int], items: np.ndarray | Sequence[int], negatives: np.ndarray
+) -> Triples:
     """Triples of some rows, averaged over epochs.
 
     Args:
@@ -33,7 +36,7 @@ def sampled_triples(users, items, negatives):
         negatives: sampled item ids, ``[epochs, rows, m]``.
 
     Returns:
-        Triples: ``epochs * rows * m`` of weight ``1 / epochs``.
+        ``epochs * rows * m`` of weight ``1 / epochs``.
     """
     epochs, _, m = negatives.shape
     return Triples(
@@ -44,7 +47,9 @@ def sampled_triples(users, items, negatives):
     )
 
 
-def returning(users, items, gone, n_items, popularity=None):
+def returning(
+    users: np.ndarray, items: np.ndarray, gone: np.ndarray, n_items: int, popularity: np.ndarray | None = None
+) -> Iterator[tuple[np.integer, np.ndarray, np.ndarray, np.ndarray]]:
     """Forgotten items that come back into the negative pools of their users.
 
     Args:
@@ -54,7 +59,7 @@ def returning(users, items, gone, n_items, popularity=None):
         popularity: sampling weight of each item id, ``[n_items]``; None: uniform.
 
     Yields:
-        (user, rows that the user keeps, items that come back, probability of each in a draw of one negative)
+        User, rows that the user keeps, items that come back, probability of each in a draw of one negative.
     """
     forgetting = np.unique(users[gone])
     starts, stops = np.searchsorted(users, forgetting), np.searchsorted(users, forgetting, "right")
@@ -79,11 +84,19 @@ class Redraw:
     Called with the negatives of the remaining rows in an epoch, ``[rows, m]``, it changes and returns them.
 
     Args:
-        rng (numpy Generator): that it draws from.
+        rng: that it draws from.
         others: as for `returning`.
     """
 
-    def __init__(self, users, items, gone, n_items, popularity, rng):
+    def __init__(
+        self,
+        users: np.ndarray,
+        items: np.ndarray,
+        gone: np.ndarray,
+        n_items: int,
+        popularity: np.ndarray | None,
+        rng: np.random.Generator,
+    ) -> None:
         place = np.cumsum(~gone) - 1
         returns = list(returning(users, items, gone, n_items, popularity))
         self.rows = np.concatenate([np.empty(0, np.int64), *(place[kept] for _, kept, _, _ in returns)]).astype(
@@ -97,7 +110,7 @@ class Redraw:
         self.cumulated = np.concatenate([np.empty(0), *cumulated])
         self.rng = rng
 
-    def __call__(self, negatives):
+    def __call__(self, negatives: np.ndarray) -> np.ndarray:
         if len(self.rows):
             row, column = np.nonzero(
                 self.rng.random((len(self.rows), negatives.shape[1])) < self.chance[self.owner][:, None]
@@ -107,7 +120,14 @@ class Redraw:
         return negatives
 
 
-def pool_return(users, items, forgotten, n_items, negatives, popularity=None):
+def pool_return(
+    users: np.ndarray,
+    items: np.ndarray,
+    forgotten: np.ndarray,
+    n_items: int,
+    negatives: int,
+    popularity: np.ndarray | None = None,
+) -> Triples:
     """Triples that retraining would draw with a forgotten item as NEGATIVE of its user, in expectation an epoch.
 
     A forgotten item is no positive of its user any more, so it is back in the user's negative pool. For each
@@ -136,7 +156,7 @@ def pool_return(users, items, forgotten, n_items, negatives, popularity=None):
     return Triples(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
 
-def gradient(triples, P, Q):
+def gradient(triples: Triples, P: np.ndarray, Q: np.ndarray) -> np.ndarray:
     """Gradient of ``sum w -log sigmoid(p_u . (q_i - q_j))``: float64 ``[P.size + Q.size]``."""
     grad_P, grad_Q = np.zeros(P.shape), np.zeros(Q.shape)
     kernels.triple_gradient(P, Q, triples.users, triples.pos, triples.neg, triples.weight, grad_P, grad_Q)

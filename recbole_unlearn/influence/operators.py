@@ -4,8 +4,9 @@ A curvature is any object with ``size`` (int) and ``matvec(v) -> Tensor`` on fla
 Everything is a sum over triples (not a mean), with explicit weights.
 """
 
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -30,6 +31,32 @@ class Curvature(Protocol):
         ...
 
 
+class LossCurvature(Curvature, Protocol):
+    """Curvature of a loss of embeddings of K numbers, users' and then items'."""
+
+    K: int
+    loss: float
+
+    def gradient(self) -> torch.Tensor:
+        """Gradient of the loss, float64 ``[size]``."""
+        ...
+
+    def diagonal(self) -> torch.Tensor:
+        """Diagonal of the Gauss-Newton matrix, float64 ``[size]``."""
+        ...
+
+
+class BlockCurvature(LossCurvature, Protocol):
+    """A `LossCurvature` that knows the K x K diagonal blocks of the Gauss-Newton matrix."""
+
+    def blocks(self) -> torch.Tensor:
+        """One an embedding row: ``[n_users + n_items, K, K]``."""
+        ...
+
+
+BlockArguments = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]
+
+
 @dataclass
 class Block:
     """Triples of the users ``users`` (slice), grouped as `kernels` wants them; ``rows`` (slice) of all rows."""
@@ -42,7 +69,7 @@ class Block:
     count: np.ndarray
     dist: np.ndarray
 
-    def arguments(self, chunks):
+    def arguments(self, chunks: int) -> BlockArguments:
         """What every kernel takes, the users in so many chunks of about as many rows."""
         ends = np.searchsorted(self.row_ptr, np.linspace(0, self.row_ptr[-1], chunks + 1)[1:-1])
         chunk_ptr = np.concatenate([[0], ends, [len(self.count)]])
@@ -61,14 +88,21 @@ class UserTriples:
         neg: negatives of each row, ``[rows, m]``; any unsigned integer type that holds all item ids.
         n_users, n_items: sizes of the id spaces.
         weight: weight of each triple of a row, float ``[rows]`` or one number.
-        block_triples (int): size of a block; users are not split.
-        kept_triples (int): up to so many triples, the grouped blocks are kept in memory.
+        block_triples: size of a block; users are not split.
+        kept_triples: up to so many triples, the grouped blocks are kept in memory.
     """
 
     def __init__(
-        self, users, pos, neg, n_users, n_items, weight: float | np.ndarray = 1.0,
-        block_triples=BLOCK_TRIPLES, kept_triples=KEPT_TRIPLES,
-    ):  # fmt: skip
+        self,
+        users: np.ndarray,
+        pos: np.ndarray,
+        neg: np.ndarray,
+        n_users: int,
+        n_items: int,
+        weight: float | np.ndarray = 1.0,
+        block_triples: int = BLOCK_TRIPLES,
+        kept_triples: int = KEPT_TRIPLES,
+    ) -> None:
         self.n_users, self.n_items = n_users, n_items
         self.pos, self.neg = np.asarray(pos), np.asarray(neg)
         self.weight = np.broadcast_to(np.asarray(weight, np.float32), self.pos.shape)
@@ -79,7 +113,7 @@ class UserTriples:
         self.kept = len(self) <= kept_triples
         self._blocks = [self._block(b) for b in range(len(self.bounds) - 1)] if self.kept else None
 
-    def __len__(self):
+    def __len__(self) -> int:
         return self.neg.size
 
     def _block(self, b):
@@ -99,9 +133,9 @@ class UserTriples:
         kernels.number_items(*block.arguments(CHUNKS), self.n_items)
         return block
 
-    def blocks(self):
+    def blocks(self) -> Iterable[Block]:
         """The blocks, in order of users."""
-        return self._blocks if self.kept else (self._block(b) for b in range(len(self.bounds) - 1))
+        return self._blocks or (self._block(b) for b in range(len(self.bounds) - 1))
 
 
 class DotProductCurvature:
@@ -110,14 +144,21 @@ class DotProductCurvature:
     The vector is ``[P.ravel(), Q.ravel()]``.
 
     Args:
-        triples (UserTriples): what is summed over.
+        triples: what is summed over.
         P, Q: embeddings, ``[n_users, K]`` and ``[n_items, K]``.
-        exact (bool): the Hessian; else its Gauss-Newton part, which is positive semi-definite.
+        exact: the Hessian; else its Gauss-Newton part, which is positive semi-definite.
         dtype: of embeddings, scores and what is stored a triple: float32, or float64 for twice the memory traffic.
             Sums are float64 either way.
     """
 
-    def __init__(self, triples, P, Q, exact=False, dtype: type[np.floating] = np.float32):
+    def __init__(
+        self,
+        triples: UserTriples,
+        P: np.ndarray,
+        Q: np.ndarray,
+        exact: bool = False,
+        dtype: type[np.floating] = np.float32,
+    ) -> None:
         self.triples = triples
         self.P = np.ascontiguousarray(P, dtype)
         self.Q = np.ascontiguousarray(Q, dtype)
@@ -163,12 +204,12 @@ class DotProductCurvature:
         partial.sum(axis=0, out=result[t.n_users :])
         return result
 
-    def split(self, v):
+    def split(self, v: torch.Tensor | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The user and item parts of a flat vector, as views ``[n_users, K]`` and ``[n_items, K]``."""
         v = np.asarray(v)
         return v[: self.P.size].reshape(self.P.shape), v[self.P.size :].reshape(self.Q.shape)
 
-    def matvec(self, v):
+    def matvec(self, v: torch.Tensor) -> torch.Tensor:
         self._VP[:, : self.K], self._QV[:, self.K :] = self.split(v)
 
         def run(kernel, block, arguments, h, b, out_P, out_Q):
@@ -177,7 +218,7 @@ class DotProductCurvature:
         result = self._accumulate(kernels.curvature_product(self.K, self.exact), (self.K,), run)
         return torch.from_numpy(result.ravel())
 
-    def gradient(self):
+    def gradient(self) -> torch.Tensor:
         """Gradient of the loss, float64 ``[size]``."""
 
         def run(kernel, block, arguments, h, b, out_P, out_Q):
@@ -191,11 +232,11 @@ class DotProductCurvature:
 
         return torch.from_numpy(self._accumulate(kernel, shape, run))
 
-    def diagonal(self):
+    def diagonal(self) -> torch.Tensor:
         """Diagonal of the Gauss-Newton matrix, float64 ``[size]``."""
         return self._per_row(kernels.gauss_newton_diagonal(self.K), (self.K,)).view(-1)
 
-    def blocks(self):
+    def blocks(self) -> torch.Tensor:
         """K x K diagonal blocks of the Gauss-Newton matrix, one an embedding row: ``[n_users + n_items, K, K]``."""
         return self._per_row(kernels.gauss_newton_blocks(self.K), (self.K, self.K))
 
@@ -203,25 +244,29 @@ class DotProductCurvature:
 class Sum:
     """Sum of `DotProductCurvature` objects over different triples at the same embeddings; like one of them."""
 
-    def __init__(self, parts):
+    def __init__(self, parts: Sequence[DotProductCurvature]) -> None:
         self.parts = parts
         self.K, self.size = parts[0].K, parts[0].size
-        self.loss = sum(part.loss for part in parts)
+        self.loss: float = sum(part.loss for part in parts)
 
-    def matvec(self, v):
-        return sum(part.matvec(v) for part in self.parts)
+    def matvec(self, v: torch.Tensor) -> torch.Tensor:
+        return _sum(part.matvec(v) for part in self.parts)
 
-    def gradient(self):
-        return sum(part.gradient() for part in self.parts)
+    def gradient(self) -> torch.Tensor:
+        return _sum(part.gradient() for part in self.parts)
 
-    def diagonal(self):
-        return sum(part.diagonal() for part in self.parts)
+    def diagonal(self) -> torch.Tensor:
+        return _sum(part.diagonal() for part in self.parts)
 
-    def blocks(self):
-        return sum(part.blocks() for part in self.parts)
+    def blocks(self) -> torch.Tensor:
+        return _sum(part.blocks() for part in self.parts)
 
 
-def logistic_curvature(x, weight: float | torch.Tensor = 1.0):
+def _sum(terms: Iterable[torch.Tensor]) -> torch.Tensor:
+    return sum(terms, torch.zeros((), dtype=torch.float64))
+
+
+def logistic_curvature(x: torch.Tensor, weight: float | torch.Tensor = 1.0) -> torch.Tensor:
     """Second derivative of ``w -log sigmoid(x)`` by x, without a graph."""
     s = torch.sigmoid(x.detach())
     return weight * s * (1 - s)
@@ -231,14 +276,20 @@ class AutogradCurvature:
     """Curvature of any additive loss, by automatic differentiation, on the parameters' device; vectors stay on the CPU.
 
     Args:
-        params (list of Tensor): parameters, concatenated in this order into the flat vector; they are not changed.
+        params: parameters, concatenated in this order into the flat vector; they are not changed.
         batches: list of batches; the matrix is the sum over them.
         loss: ``loss(batch) -> scalar``, a weighted SUM over the batch.
         outputs: ``outputs(batch) -> (x, c)``: outputs of the model that the loss is convex in, and its second
             derivative by each, for the Gauss-Newton matrix ``sum c dx dx^T``; None: the exact Hessian of the loss.
     """
 
-    def __init__(self, params, batches, loss, outputs=None):
+    def __init__(
+        self,
+        params: Iterable[torch.Tensor],
+        batches: Iterable[Any],
+        loss: Callable[[Any], torch.Tensor],
+        outputs: Callable[[Any], tuple[torch.Tensor, torch.Tensor]] | None = None,
+    ) -> None:
         self.params = list(params)
         self.batches = batches
         self.loss = loss
@@ -259,14 +310,14 @@ class AutogradCurvature:
             raise ValueError("a Gauss-Newton matrix needs outputs")
         return self.outputs(batch)
 
-    def gradient(self):
+    def gradient(self) -> torch.Tensor:
         """Gradient of the summed loss, float64 ``[size]``."""
         total = torch.zeros(self.size, dtype=torch.float64)
         for batch in self.batches:
             total += self._flat(torch.autograd.grad(self.loss(batch), self.params, allow_unused=True))
         return total
 
-    def matvec(self, v):
+    def matvec(self, v: torch.Tensor) -> torch.Tensor:
         pieces = self._pieces(v)
         total = torch.zeros(self.size, dtype=torch.float64)
         for batch in self.batches:
@@ -274,7 +325,7 @@ class AutogradCurvature:
             total += self._flat(product(batch, pieces))
         return total
 
-    def diagonal(self, probes=1):
+    def diagonal(self, probes: int = 1) -> torch.Tensor:
         """Unbiased estimate of the diagonal of the Gauss-Newton matrix, float64 ``[size]``; always the same.
 
         The mean of squared gradients of ``sum +-sqrt(c) x`` with random signs (Hutchinson 1990), batch by batch.
@@ -312,10 +363,10 @@ class AutogradCurvature:
 class Damped:
     """``curvature + diag(d)``; ``d`` a float64 vector ``[size]`` or a number."""
 
-    def __init__(self, curvature, d):
+    def __init__(self, curvature: Curvature, d: float | torch.Tensor) -> None:
         self.curvature = curvature
         self.d = d
         self.size = curvature.size
 
-    def matvec(self, v):
+    def matvec(self, v: torch.Tensor) -> torch.Tensor:
         return self.curvature.matvec(v) + self.d * v

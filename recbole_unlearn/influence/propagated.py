@@ -6,12 +6,14 @@ the dot-product model in E, between two products with the symmetric ``A_bar``: `
 product with a vector takes 2 L passes over the edges, once for all triples.
 """
 
+from collections.abc import Iterable
 from functools import cache
 
 import numba
 import numpy as np
 import torch
 
+from recbole_unlearn.influence.operators import DotProductCurvature
 from recbole_unlearn.influence.vectors import FLAGS, add_scaled, load, store
 
 EPSILON = 1e-7  # RecBole adds it to every degree
@@ -57,10 +59,10 @@ class Graph:
     Args:
         users, items: int arrays ``[interactions]``; a pair that occurs twice is one edge.
         n_users, n_items: sizes of the id spaces.
-        layers (int): L.
+        layers: L.
     """
 
-    def __init__(self, users, items, n_users, n_items, layers):
+    def __init__(self, users: np.ndarray, items: np.ndarray, n_users: int, n_items: int, layers: int) -> None:
         pairs = np.unique(np.asarray(users, np.int64) * n_items + np.asarray(items, np.int64))
         users, items = pairs // n_items, n_users + pairs % n_items
         ends, others = np.concatenate([users, items]), np.concatenate([items, users])
@@ -73,13 +75,15 @@ class Graph:
         self.start = np.concatenate([[0], np.cumsum(degree)])
         self.root = (degree + EPSILON) ** -0.5
 
-    def propagate(self, X, out=None, scaled=None, parallel=True):
+    def propagate(
+        self, X: np.ndarray, out: np.ndarray | None = None, scaled: np.ndarray | None = None, parallel: bool = True
+    ) -> np.ndarray:
         """``A_bar X``.
 
         Args:
             X: float32 or float64 ``[n_users + n_items, K]``, C-contiguous.
-            out, scaled (optional): room for the result, and for ``[2, *X.shape]``.
-            parallel (bool): whether on all threads; the result is the same.
+            out, scaled: room for the result, and for ``[2, *X.shape]``.
+            parallel: whether on all threads; the result is the same.
         """
         out = np.empty_like(X) if out is None else out
         scaled = np.empty((2, *X.shape), X.dtype) if scaled is None else scaled
@@ -94,29 +98,29 @@ class PropagatedCurvature:
     Since those are linear in these, ``A_bar C A_bar`` is the Hessian where C is, and Gauss-Newton where C is.
 
     Args:
-        graph (Graph): of the propagation.
-        curvature (DotProductCurvature): C, at ``graph.propagate`` of the parameters.
+        graph: of the propagation.
+        curvature: C, at ``graph.propagate`` of the parameters.
     """
 
-    def __init__(self, graph, curvature):
+    def __init__(self, graph: Graph, curvature: DotProductCurvature) -> None:
         self.graph, self.inner = graph, curvature
         self.K, self.size = curvature.K, curvature.size
         self.loss, self.triples, self.split = curvature.loss, curvature.triples, curvature.split
         self._one, self._two = np.empty((graph.size, self.K)), np.empty((graph.size, self.K))
         self._scaled = np.empty((2, graph.size, self.K))
 
-    def matvec(self, v):
+    def matvec(self, v: torch.Tensor) -> torch.Tensor:
         self.graph.propagate(np.asarray(v).reshape(self._one.shape), self._one, self._scaled)
-        product = self.inner.matvec(self._one.reshape(-1)).numpy().reshape(self._two.shape)
+        product = self.inner.matvec(torch.from_numpy(self._one.reshape(-1))).numpy().reshape(self._two.shape)
         self.graph.propagate(product, self._two, self._scaled)
         return torch.from_numpy(self._two.ravel().copy())
 
-    def gradient(self):
+    def gradient(self) -> torch.Tensor:
         """Gradient of the loss, float64 ``[size]``."""
         inner = self.inner.gradient().numpy().reshape(self._two.shape)
         return torch.from_numpy(self.graph.propagate(inner, None, self._scaled).ravel())
 
-    def diagonal(self, seed=0):
+    def diagonal(self, seed: int = 0) -> torch.Tensor:
         """Estimate of the diagonal of ``A_bar diag(C) A_bar``, C's Gauss-Newton part; positive, float64 ``[size]``.
 
         ``sum_j A_bar_ij^2 C_jj`` is the mean of ``(A_bar sqrt(C) e)_i^2`` over random signs e (Hutchinson 1990).
@@ -130,7 +134,9 @@ class PropagatedCurvature:
         return torch.from_numpy(total.ravel() / PROBES)
 
 
-def embedding_l2(W, nodes, weight, reg_weight, batch=None):
+def embedding_l2(
+    W: np.ndarray, nodes: Iterable[np.ndarray], weight: np.ndarray, reg_weight: float, batch: int | None = None
+) -> np.ndarray:
     """RecBole's ``EmbLoss`` over triples, as factors of the embeddings in its gradient: float64 ``[nodes]``.
 
     In the scaling of a sum over triples. Squared (``require_pow``) it is a sum over triples itself, and the factors are
@@ -141,8 +147,8 @@ def embedding_l2(W, nodes, weight, reg_weight, batch=None):
         W: embeddings that the loss is of, ``[nodes, K]``.
         nodes: three int arrays ``[triples]``: users, positives, negatives, as rows of ``W``.
         weight: of each triple, ``[triples]``.
-        reg_weight (float): of the loss.
-        batch (int, optional): triples of a training batch; None: squared.
+        reg_weight: of the loss.
+        batch: triples of a training batch; None: squared.
     """
     squares = np.einsum("nk,nk->n", W, W, dtype=np.float64)
     total = np.zeros(len(W))

@@ -60,7 +60,7 @@ def _touching(users, pos, touched_users, touched_items, result):
         result[r] = touched_users[users[r]] | touched_items[pos[r]]
 
 
-def touching(users, pos, touched_users, touched_items):
+def touching(users: np.ndarray, pos: np.ndarray, touched_users: np.ndarray, touched_items: np.ndarray) -> np.ndarray:
     """Which of some interactions have a touched user or item, bool ``[rows]``.
 
     Args:
@@ -375,6 +375,9 @@ def replay(
     return Replayed(places.rows, lanes.change(epochs), snapshots, untrained, lanes.now[-1].copy(), total)
 
 
+_Part = tuple[np.ndarray, np.ndarray]  # a table in order of steps, and where each step begins in it
+
+
 class _Places:
     """Which weight rows are run again, and where each weight row is in the kernels' ``W``.
 
@@ -385,7 +388,7 @@ class _Places:
         user, item: places, ``[n_users]`` and ``[n_items]``; those below ``len(rows)`` are run again.
     """
 
-    def __init__(self, recorded, gone, all_rows, wide):
+    def __init__(self, recorded: Recorded, gone: np.ndarray, all_rows: bool, wide: bool) -> None:
         self.all_rows, self.lanes, n_users = all_rows, 1 if all_rows else 2, recorded.n_users
         n_weights = n_users + recorded.n_items
         self.users = np.unique(recorded.users[gone]).astype(np.int64)
@@ -398,7 +401,7 @@ class _Places:
         place[self.rows] = np.arange(len(self.rows))
         self.user, self.item = place[:n_users], place[n_users:]
 
-    def of(self, returned):
+    def of(self, returned: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]) -> _Part:
         """What `_Returns.draw` gives, as rows of one negative for the kernels, and where each step begins."""
         user, positive, item, start = returned
         columns = [self.user[user], self.item[positive], self.item[item], np.zeros_like(user)]
@@ -408,7 +411,7 @@ class _Places:
 class _Selection:
     """Finds the triples of each epoch that move a row which is run again, in order of steps."""
 
-    def __init__(self, recorded, gone, places, shard):
+    def __init__(self, recorded: Recorded, gone: np.ndarray, places: _Places, shard: Shard | None) -> None:
         self.recorded, self.gone, self.places = recorded, gone, places
         self.present, n_rows, m = recorded.present(), len(gone), recorded.m
         self.n_present = int(self.present.sum())
@@ -425,7 +428,7 @@ class _Selection:
         n_lone = 0 if places.all_rows else n_rows * m
         self.tables = np.empty((n_rows, 2 + m + 1), places.dtype), np.empty((n_lone, 3), places.dtype)
 
-    def find(self, epoch, order):
+    def find(self, epoch: int, order: np.uint64) -> tuple[list[_Part], np.ndarray]:
         """What `_arrange` writes, each with where its steps begin, and how many triples each step has, ``[steps]``.
 
         ``order`` is a random number, for the steps where they are not known.
@@ -456,13 +459,13 @@ class _Selection:
             raise ValueError(f"steps name batch {len(size) - 1}, but there are {n_steps}")
         return known, size
 
-    def returns(self):
+    def returns(self) -> "_Returns":
         """`_Returns` of the rows that are present."""
         recorded, some = self.recorded, slice(None) if self.n_present == len(self.gone) else self.present
         rows = recorded.users[some], recorded.pos[some], self.gone[some]
         return _Returns(*rows, recorded.n_items, recorded.m, recorded.popularity)
 
-    def bare_users(self):
+    def bare_users(self) -> np.ndarray:
         """Touched users without a row left."""
         users, who = self.recorded.users, self.places.users
         asked = who.astype(users.dtype)  # of another type, all users would be converted first
@@ -478,7 +481,7 @@ class _Lanes:
         now: ``[lanes, rows, K]``, views of the kernels' ``W``, as are the ``held`` rows, flat.
     """
 
-    def __init__(self, recorded, places, trajectory):
+    def __init__(self, recorded: Recorded, places: _Places, trajectory: Trajectory) -> None:
         self.recorded, self.places, self.trajectory = recorded, places, trajectory
         n_weights, n_rows = recorded.n_users + recorded.n_items, len(places.rows)
         self.K = len(trajectory.weights[0]) // n_weights
@@ -488,12 +491,12 @@ class _Lanes:
         self.now[:] = trajectory.at(0).reshape(-1, self.K)[places.rows]
         self.M, self.V = np.zeros_like(self.now), np.zeros_like(self.now)
 
-    def change(self, time):
+    def change(self, time: float) -> np.ndarray:
         """Difference of the lanes, or of all rows to the recorded weights at a time, float64 ``[rows, K]``."""
         recorded = self.trajectory.at(time).reshape(-1, self.K) if self.places.all_rows else self.now[0]
         return self.now[-1].astype(np.float64) - recorded
 
-    def run(self, epoch, parts, size):
+    def run(self, epoch: int, parts: list[_Part], size: np.ndarray) -> int:
         """An epoch of steps of ``size`` triples; returns how many triples were run through.
 
         ``parts`` are rows with all negatives, lone triples and returned ones, each with where its steps begin.
@@ -521,7 +524,9 @@ def _delimit(counts):
 class _Returns:
     """Draws forgotten items as negatives of their users, as often as retraining would."""
 
-    def __init__(self, users, pos, gone, n_items, m, popularity):
+    def __init__(
+        self, users: np.ndarray, pos: np.ndarray, gone: np.ndarray, n_items: int, m: int, popularity: np.ndarray | None
+    ) -> None:
         user, item, rate, first, count = [], [], [], [], []
         rest_of = []
         offset = 0
@@ -534,7 +539,7 @@ class _Returns:
             rest_of.append(pos[kept])
             offset += len(kept)
 
-        def joined(parts, dtype):
+        def joined(parts: list[np.ndarray], dtype: type) -> np.ndarray:
             return np.concatenate(parts).astype(dtype) if parts else np.empty(0, dtype)
 
         self.user, self.item = joined(user, np.int32), joined(item, np.int32)
@@ -542,7 +547,7 @@ class _Returns:
         self.first, self.count = joined(first, np.int64), joined(count, np.int64)
         self.rest = joined(rest_of, np.int32)
 
-    def draw(self, rng, n_steps):
+    def draw(self, rng: np.random.Generator, n_steps: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """Triples of one epoch in order of steps: users, positives, negatives, start of each step."""
         times = rng.poisson(self.rate)
         which = np.repeat(np.arange(len(times)), times)

@@ -10,10 +10,11 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from recbole_unlearn.influence.operators import BlockCurvature
 from recbole_unlearn.influence.solver import Space
 
 
-def user_bounds(users, n_users, size):
+def user_bounds(users: np.ndarray, n_users: int, size: int) -> np.ndarray:
     """Rank r owns the users ``bounds[r] : bounds[r + 1]``, as near to an equal number of rows as whole users allow.
 
     Args:
@@ -31,14 +32,14 @@ class Shard(Space):
     Args:
         users: user of each row of the log, int array ``[rows]``, non-decreasing.
         n_users, n_items, K: sizes.
-        rank, size (int): of torch.distributed's group; its backend must take CPU tensors.
+        rank, size: of torch.distributed's group; its backend must take CPU tensors.
 
     Attributes:
         users, rows (slice): its users, and their rows.
         bytes_summed (int): bytes that this rank has given into sums so far.
     """
 
-    def __init__(self, users, n_users, n_items, K, rank=0, size=1):
+    def __init__(self, users: np.ndarray, n_users: int, n_items: int, K: int, rank: int = 0, size: int = 1) -> None:
         bounds = user_bounds(users, n_users, size)
         self.rank, self.size = rank, size
         self.users = slice(int(bounds[rank]), int(bounds[rank + 1]))
@@ -49,49 +50,49 @@ class Shard(Space):
         self.bytes_summed = 0
 
     @property
-    def leads(self):
+    def leads(self) -> bool:
         """Whether this is rank 0, whose item rows count."""
         return self.rank == 0
 
-    def owned(self, rows):
+    def owned(self, rows: np.ndarray) -> np.ndarray:
         """Those of some rows of the log that belong to its users."""
         rows = np.asarray(rows)
         return rows[(rows >= self.rows.start) & (rows < self.rows.stop)]
 
-    def sum(self, x):
+    def sum(self, x: torch.Tensor) -> torch.Tensor:
         """Sum of a tensor over ranks, in place; the same bits on every rank."""
         if self.size > 1:
             dist.all_reduce(x)
             self.bytes_summed += x.numel() * x.element_size()
         return x
 
-    def dot(self, a, b):
+    def dot(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         return self.sum(torch.dot(self.once(a), self.once(b)))
 
-    def norm(self, v):
+    def norm(self, v: torch.Tensor) -> float:
         return v.norm().item() if self.size == 1 else self.dot(v, v).sqrt().item()
 
-    def once(self, v):
+    def once(self, v: torch.Tensor) -> torch.Tensor:
         """The part of a spread vector that counts here, so that every entry counts on one rank."""
         return v if self.leads else v[: self.n_own * self.K]
 
-    def sum_items(self, x):
+    def sum_items(self, x: torch.Tensor) -> torch.Tensor:
         """Sum over ranks of the item rows of ``x`` ``[own users + items, ...]`` (or flat), in place."""
         self.sum(x.view(self.n_own + self.n_items, -1)[self.n_own :])
         return x
 
-    def together(self, curvature):
+    def together(self, curvature: BlockCurvature) -> BlockCurvature:
         """The curvature of all ranks' triples, from that of this one's."""
         return curvature if self.size == 1 else Summed(curvature, self)
 
-    def take(self, v):
+    def take(self, v: float | torch.Tensor) -> float | torch.Tensor:
         """Its part of a whole flat vector ``[(n_users + n_items) K]``; numbers stay as they are."""
         if self.size == 1 or not isinstance(v, torch.Tensor) or v.dim() == 0:
             return v
         rows = v.view(-1, self.K)
         return torch.cat([rows[self.users], rows[self.n_users :]]).view(-1)
 
-    def whole(self, v):
+    def whole(self, v: torch.Tensor) -> torch.Tensor:
         """The whole of a spread vector, on every rank."""
         if self.size == 1:
             return v
@@ -102,13 +103,13 @@ class Shard(Space):
             rows[self.n_users :] = own[self.n_own :]
         return self.sum(rows).view(-1)
 
-    def from_leader(self, x):
+    def from_leader(self, x: torch.Tensor) -> torch.Tensor:
         """Rank 0's tensor, on every rank, in place."""
         if self.size > 1:
             dist.broadcast(x, 0)
         return x
 
-    def merge(self, table, start):
+    def merge(self, table: np.ndarray, start: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Bring together on rank 0 what the ranks have found of an epoch, ordered by steps, then ranks.
 
         Args:
@@ -152,22 +153,22 @@ class Summed:
 
     Args:
         own: `DotProductCurvature`, or `Sum` of them, over this rank's triples at its users' and all item embeddings.
-        shard (Shard)
+        shard: whose sums they are.
     """
 
-    def __init__(self, own, shard):
+    def __init__(self, own: BlockCurvature, shard: Shard) -> None:
         self.own, self.shard = own, shard
         self.K, self.size = own.K, own.size
         self.loss = shard.sum(torch.tensor(own.loss, dtype=torch.float64)).item()
 
-    def matvec(self, v):
+    def matvec(self, v: torch.Tensor) -> torch.Tensor:
         return self.shard.sum_items(self.own.matvec(v))
 
-    def gradient(self):
+    def gradient(self) -> torch.Tensor:
         return self.shard.sum_items(self.own.gradient())
 
-    def diagonal(self):
+    def diagonal(self) -> torch.Tensor:
         return self.shard.sum_items(self.own.diagonal())
 
-    def blocks(self):
+    def blocks(self) -> torch.Tensor:
         return self.shard.sum_items(self.own.blocks())

@@ -1,8 +1,13 @@
 """Linear solves that say what happened: conjugate gradient, and descent by batches of a curvature too dear for it."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
+
+from recbole_unlearn.influence.operators import BlockCurvature, Curvature, LossCurvature
+
+Preconditioner = Callable[[torch.Tensor], torch.Tensor]  # r -> M^-1 r
 
 BLOCK_JACOBI_UP_TO = 16  # K; beyond, K x K blocks cost more than the iterations they save
 
@@ -19,23 +24,23 @@ SETTLED = 0.5
 class Space:
     """Algebra of flat vectors that this process holds whole; for vectors spread over several, see `sharding.Shard`."""
 
-    def dot(self, a, b):
+    def dot(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         """Inner product, a tensor without dimensions."""
         return torch.dot(a, b)
 
-    def norm(self, v):
+    def norm(self, v: torch.Tensor) -> float:
         """Euclidean norm, a number."""
         return v.norm().item()
 
-    def sum(self, x):
+    def sum(self, x: torch.Tensor) -> torch.Tensor:
         """Sum of a tensor over processes."""
         return x
 
-    def once(self, v):
+    def once(self, v: torch.Tensor) -> torch.Tensor:
         """The entries that count here."""
         return v
 
-    def together(self, curvature):
+    def together(self, curvature: BlockCurvature) -> BlockCurvature:
         """The sum of the processes' curvatures."""
         return curvature
 
@@ -45,38 +50,41 @@ class SolveReport:
     """How a linear solve went.
 
     Attributes:
-        iterations (int): products with the matrix.
-        residual (float): final ``||A t - z|| / ||z||``, recursively updated as CG does.
-        converged (bool): whether the residual fell below the tolerance.
-        negative_curvature (bool): whether a direction with ``d^T A d <= 0`` was met; CG stops there.
-        history (list of float): relative residual after each iteration.
+        iterations: products with the matrix.
+        residual: final ``||A t - z|| / ||z||``, recursively updated as CG does.
+        converged: whether the residual fell below the tolerance.
+        negative_curvature: whether a direction with ``d^T A d <= 0`` was met; CG stops there.
+        history: relative residual after each iteration.
     """
 
     iterations: int = 0
     residual: float = 0.0
     converged: bool = True
     negative_curvature: bool = False
-    history: list = field(default_factory=list)
+    history: list[float] = field(default_factory=list)
 
 
 def conjugate_gradient(
-    operator, z, precondition=None, tolerance=1e-3, max_iterations=200, progress=None, space=None
-):  # fmt: skip
+    operator: Curvature,
+    z: torch.Tensor,
+    precondition: Preconditioner | None = None,
+    tolerance: float = 1e-3,
+    max_iterations: int = 200,
+    progress: Callable[[SolveReport], object] | None = None,
+    space: Space | None = None,
+) -> tuple[torch.Tensor, SolveReport]:
     """Solve ``A t = z`` for symmetric positive definite ``A``.
 
     On negative curvature the iterate so far is returned, as in truncated Newton methods (Steihaug 1983): zeros if it
     is met at the first direction.
 
     Args:
-        operator (Curvature): ``A``.
-        z (Tensor): float64 ``[size]``.
-        precondition (callable, optional): ``r -> M^-1 r``.
-        tolerance (float): stop at ``||r|| <= tolerance ||z||``.
-        progress (callable, optional): called with the report after each iteration.
-        space (Space, optional): of the vectors; default: this process holds them whole.
-
-    Returns:
-        (Tensor, SolveReport)
+        operator: ``A``.
+        z: float64 ``[size]``.
+        precondition: ``r -> M^-1 r``.
+        tolerance: stop at ``||r|| <= tolerance ||z||``.
+        progress: called with the report after each iteration.
+        space: of the vectors; default: this process holds them whole.
     """
     space = space or Space()
     precondition = precondition or (lambda r: r)
@@ -122,11 +130,11 @@ class DescentReport:
     """How a `batch_descent` went.
 
     Attributes:
-        iterations (int): products with the curvature of a batch, those for the rate and of runs begun anew included.
-        rate (float): of the first step.
-        change (float): distance of the result from the mean of the second half of the iterates, as a share of the
+        iterations: products with the curvature of a batch, those for the rate and of runs begun anew included.
+        rate: of the first step.
+        change: distance of the result from the mean of the second half of the iterates, as a share of the
             result, in the norm of the damping: noise and what is not settled yet.
-        converged (bool): whether it is at most `SETTLED`.
+        converged: whether it is at most `SETTLED`.
     """
 
     iterations: int = 0
@@ -135,7 +143,14 @@ class DescentReport:
     converged: bool = True
 
 
-def batch_descent(curvature_of, z, damping, max_iterations=200, progress=None, steps=STEPS):
+def batch_descent(
+    curvature_of: Callable[[int], Curvature],
+    z: torch.Tensor,
+    damping: float | torch.Tensor,
+    max_iterations: int = 200,
+    progress: Callable[[int, int], object] | None = None,
+    steps: int = STEPS,
+) -> tuple[torch.Tensor, DescentReport]:
     """Solve ``(H + D) t = z`` for a positive semi-definite H that is known a random batch at a time.
 
     ``t <- t - r D^-1 m``, with m a running mean of the gradients ``(H_b + D) t - z``, and r falling to zero. Every
@@ -144,15 +159,12 @@ def batch_descent(curvature_of, z, damping, max_iterations=200, progress=None, s
     right at once, those with much of it are soon.
 
     Args:
-        curvature_of (callable): number of the batch -> curvature of it, scaled to the whole: H in expectation.
-        z (Tensor): float64 ``[size]``.
-        damping (Tensor or float): D, above 0; ``[size]`` or a number.
-        max_iterations (int): steps at most, of the ``steps`` that it takes.
-        progress (callable, optional): called with the number of steps done and to do after each.
-        steps (int): fewer will do where D is large.
-
-    Returns:
-        (Tensor, DescentReport)
+        curvature_of: number of the batch -> curvature of it, scaled to the whole: H in expectation.
+        z: float64 ``[size]``.
+        damping: D, above 0; ``[size]`` or a number.
+        max_iterations: steps at most, of the ``steps`` that it takes.
+        progress: called with the number of steps done and to do after each.
+        steps: fewer will do where D is large.
 
     Raises:
         ValueError: z or a product is not finite, or no rate that was tried is stable.
@@ -160,60 +172,66 @@ def batch_descent(curvature_of, z, damping, max_iterations=200, progress=None, s
     report = DescentReport()
     damping = torch.as_tensor(damping, dtype=z.dtype).expand_as(z)
     start = z / damping
-
-    def norm(v):
-        return (damping * v).dot(v).sqrt().item()
-
-    length = norm(start)
+    length = _norm(start, damping)
     if length == 0:
         return start, report
     if not length < float("inf"):
         raise ValueError("the right-hand side of the linear solve is not finite")
 
-    def product(v):
+    def product(v: torch.Tensor) -> torch.Tensor:
         report.iterations += 1
         return curvature_of(report.iterations - 1).matvec(v)
 
     steps = min(steps, max_iterations)
-    largest = 1.0  # eigenvalue of D^-1 (H_b + D), by the power method
-    v = torch.randn(len(z), generator=torch.Generator().manual_seed(0), dtype=z.dtype) / damping.sqrt()
-    for _ in range(PRODUCTS_FOR_RATE):
-        v = v / norm(v)
-        Hv = product(v)
-        eigenvalue = 1 + v.dot(Hv).item()
-        if not eigenvalue < float("inf"):
-            raise ValueError("the matrix of the linear solve is not finite")
-        largest = max(largest, eigenvalue)
-        v = v + Hv / damping
-    rate = min(STABLE / largest, REACH / steps)
+    rate = min(STABLE / _largest(product, damping), REACH / steps)
     for _ in range(RESTARTS):
         report.rate = rate
         t, m, late = start, torch.zeros_like(z), torch.zeros_like(z)
         for step in range(steps):
             m = MOMENTUM * m + (1 - MOMENTUM) * (product(t) + damping * t - z)
             t = t - rate * (1 - step / steps) * m / damping
-            if not norm(t) < 2 * length:  # longer than any solution
+            if not _norm(t, damping) < 2 * length:  # longer than any solution
                 break
             if step >= steps // 2:
                 late += t / (steps - steps // 2)
             if progress:
                 progress(step + 1, steps)
         else:
-            report.change = norm(t - late) / norm(t)
+            report.change = _norm(t - late, damping) / _norm(t, damping)
             report.converged = report.change <= SETTLED
             return t, report
         rate /= 2
     raise ValueError("the linear solve by batches is not stable at any rate that was tried")
 
 
-def preconditioner(curvature, damping):
+def _norm(v: torch.Tensor, damping: torch.Tensor) -> float:
+    return (damping * v).dot(v).sqrt().item()
+
+
+def _largest(product: Callable[[torch.Tensor], torch.Tensor], damping: torch.Tensor) -> float:
+    """Largest eigenvalue of ``D^-1 (H_b + D)`` that the power method meets, at least 1."""
+    largest = 1.0
+    v = torch.randn(len(damping), generator=torch.Generator().manual_seed(0), dtype=damping.dtype) / damping.sqrt()
+    for _ in range(PRODUCTS_FOR_RATE):
+        v = v / _norm(v, damping)
+        Hv = product(v)
+        eigenvalue = 1 + v.dot(Hv).item()
+        if not eigenvalue < float("inf"):
+            raise ValueError("the matrix of the linear solve is not finite")
+        largest = max(largest, eigenvalue)
+        v = v + Hv / damping
+    return largest
+
+
+def preconditioner(curvature: LossCurvature, damping: float | torch.Tensor) -> Preconditioner:
     """Block-Jacobi or, where the blocks are large, Jacobi preconditioner of ``curvature + diag(damping)``."""
-    if curvature.K <= BLOCK_JACOBI_UP_TO and hasattr(curvature, "blocks"):
-        return block_jacobi(curvature.blocks(), damping)
+    blocks = getattr(curvature, "blocks", None)  # some have none
+    if curvature.K <= BLOCK_JACOBI_UP_TO and blocks:
+        return block_jacobi(blocks(), damping)
     return jacobi(curvature.diagonal(), damping)
 
 
-def block_jacobi(blocks, d):
+def block_jacobi(blocks: torch.Tensor, d: float | torch.Tensor) -> Preconditioner:
     """Preconditioner from K x K diagonal blocks ``[n, K, K]`` and the damping diagonal ``[n K]`` (or a number).
 
     A block that is not positive definite even so (an embedding row in fewer triples than K, without damping) is
@@ -230,7 +248,7 @@ def block_jacobi(blocks, d):
     return lambda r: torch.bmm(inverse, r.view(n, K, 1)).view(-1)
 
 
-def jacobi(diagonal, d):
+def jacobi(diagonal: torch.Tensor, d: float | torch.Tensor) -> Preconditioner:
     """Preconditioner from the diagonal ``[size]`` and the damping; zeros are replaced by one."""
     full = diagonal + d
     inverse = torch.where(full > 0, 1 / full, torch.ones_like(full))

@@ -4,6 +4,7 @@ Numba makes scalar code of short constant loops, and keeps in memory what belong
 a variable of it that a loop accumulates into stays in registers.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import numba
@@ -27,14 +28,14 @@ LLVM_FLAGS = ("reassoc", "contract", "nsz")
 class Vector(types.Type):
     """Numba type of a row of ``length`` numbers, float32 or float64."""
 
-    def __init__(self, length, element):
+    def __init__(self, length: int, element: types.Type) -> None:
         self.length, self.element = length, element
         super().__init__(f"Vector({length}, {element})")
 
 
 @extending.register_model(Vector)
 class _VectorModel(models.PrimitiveModel):
-    def __init__(self, manager, vector):
+    def __init__(self, manager: Any, vector: Vector) -> None:
         element = ir.FloatType() if vector.element == types.float32 else ir.DoubleType()
         super().__init__(manager, vector, ir.VectorType(element, vector.length))
 
@@ -46,7 +47,7 @@ def _pointer(context, builder, kind, array, row, column, vector):
     return builder.bitcast(builder.gep(view.data, [place]), context.get_value_type(vector).as_pointer())
 
 
-def intrinsic(*function, **options) -> Any:
+def intrinsic(*function: Callable, **options: Any) -> Any:
     """numba's own, whose annotations would have a call pass the typing context too."""
     return extending.intrinsic(*function, **options)
 

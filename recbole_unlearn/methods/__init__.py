@@ -1,10 +1,13 @@
 """The methods of a comparison, by name. A new one: its file here, its YAML in properties/method/, its line below."""
 
 import difflib
+from collections.abc import Iterable
+from typing import Any
 
 import yaml
 
 from recbole_unlearn.errors import InputError
+from recbole_unlearn.methods.base import Method
 from recbole_unlearn.methods.fine_tune import FineTune
 from recbole_unlearn.methods.gradient_ascent import GradientAscent
 from recbole_unlearn.methods.ifru import IFRU
@@ -18,7 +21,7 @@ from recbole_unlearn.methods.ubpr import UBPR
 from recbole_unlearn.methods.ultrare import UltraRE
 from recbole_unlearn.settings.keys import properties_dir
 
-METHODS = {
+METHODS: dict[str, type[Method]] = {
     "retrain": Retrain,
     "sisa": SISA,
     "receraser": RecEraser,
@@ -33,11 +36,8 @@ METHODS = {
 }
 
 
-def chosen(value):
+def chosen(value: object) -> list[str]:
     """Names of methods as the user gives them: ``all``, names separated by commas, or a list of them.
-
-    Returns:
-        list of str, without repetition.
 
     Raises:
         InputError: a name that no method has.
@@ -52,7 +52,7 @@ def chosen(value):
     return names
 
 
-def names_in(value, key):
+def names_in(value: object, key: str) -> list[str]:
     """A list of names, from one or from text with commas; each once."""
     names = value.split(",") if isinstance(value, str) else value
     if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) and name.strip() for name in names):
@@ -60,7 +60,7 @@ def names_in(value, key):
     return list(dict.fromkeys(name.strip() for name in names))
 
 
-def settings_of(name, changes=None):
+def settings_of(name: str, changes: dict[str, Any] | None = None) -> dict[str, Any]:
     """Settings of a method: its ``properties/method/<name>.yaml``, with the user's changes.
 
     Raises:
@@ -86,14 +86,16 @@ def settings_of(name, changes=None):
     return settings | (changes or {})
 
 
-def all_settings(names, method_args=None):
+def all_settings(
+    names: Iterable[str], method_args: dict[str, dict[str, Any] | None] | None = None
+) -> dict[str, dict[str, Any]]:
     """Settings of several methods.
 
     Args:
-        method_args (dict, optional): name -> changed settings, as in the key ``method_args``.
+        method_args: name -> changed settings, as in the key ``method_args``.
 
     Returns:
-        dict: name -> settings.
+        Name -> settings.
     """
     if not isinstance(method_args or {}, dict):
         raise InputError(f"method_args must be {{method: {{setting: value}}}}, not {method_args!r}")

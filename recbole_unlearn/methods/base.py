@@ -3,7 +3,15 @@
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+from recbole.data.dataset import Dataset
+from recbole.model.abstract_recommender import AbstractRecommender
+
+from recbole_unlearn.data.split import Split
+from recbole_unlearn.settings.config import UnlearnConfig
+from recbole_unlearn.storage.triple_log import TripleLog
 from recbole_unlearn.training import new_model
 
 
@@ -12,28 +20,28 @@ class Task:
     """One trained model, about to be asked to forget.
 
     Attributes:
-        config (UnlearnConfig): of model, training and evaluation; ``config["method_args"]`` holds settings of methods.
-        split (Split): the one split that all methods share.
-        seed (int): of the model's training, and of all that a method trains or draws.
-        stored (dict): checkpoint of the model, as `checkpoint.load` returns it; only read.
-        log (TripleLog): its log; only read.
-        path (Path): its checkpoint file.
-        folder (Path): where methods keep what they train before a request comes.
+        config: of model, training and evaluation; ``config["method_args"]`` holds settings of methods.
+        split: the one split that all methods share.
+        seed: of the model's training, and of all that a method trains or draws.
+        stored: checkpoint of the model, as `checkpoint.load` returns it; only read.
+        log: its log; only read.
+        path: its checkpoint file.
+        folder: where methods keep what they train before a request comes.
     """
 
-    config: object
-    split: object
+    config: UnlearnConfig
+    split: Split
     seed: int
-    stored: dict
-    log: object
+    stored: dict[str, Any]
+    log: TripleLog
     path: Path
     folder: Path
 
-    def model(self, data=None):
+    def model(self, data: Dataset | None = None) -> AbstractRecommender:
         """The trained weights, in a model of their own.
 
         Args:
-            data (optional): RecBole data set that the model is built on, such as ``split.remaining_dataset(rows)``;
+            data: RecBole data set that the model is built on, such as ``split.remaining_dataset(rows)``;
                 graph models take their graph from it. Default: the one that it was trained on.
         """
         model = new_model(self.config, self.split, self.seed, data)
@@ -47,48 +55,45 @@ class Forgotten:
 
     Attributes:
         model: RecBole model (or ensemble of them that RecBole's evaluators take for one).
-        seconds (float): from the request to the model; all that the method had to compute for it.
-        details (dict): plain values: what was done.
+        seconds: from the request to the model; all that the method had to compute for it.
+        details: plain values: what was done.
     """
 
-    model: object
+    model: AbstractRecommender
     seconds: float
-    details: dict = field(default_factory=dict)
+    details: dict[str, Any] = field(default_factory=dict)
 
 
 class Method(ABC):
     """One way to forget. One file a method; its settings are in ``properties/method/<name>.yaml``.
 
     Args:
-        task (Task)
-        settings (dict): of ``properties/method/<name>.yaml``, with the user's changes.
+        task: what to forget from.
+        settings: of ``properties/method/<name>.yaml``, with the user's changes.
     """
 
-    def __init__(self, task, settings):
+    def __init__(self, task: Task, settings: dict[str, Any]) -> None:
         self.task, self.settings = task, settings
 
-    def prepare(self, rows=None):
+    def prepare(self, rows: np.ndarray | None = None) -> float:
         """Train what the method needs before any request beside the model itself, or find it in ``task.folder``.
 
         Args:
-            rows (int64 array, optional): all that requests will name, which only idealised settings look at.
+            rows: int64, all that requests will name, which only idealised settings look at.
 
         Returns:
-            float: seconds that this took when it was done, loading of kernels included (0 where nothing is needed).
+            Seconds that this took when it was done, loading of kernels included (0 where nothing is needed).
         """
         return 0.0
 
-    def original(self):
+    def original(self) -> AbstractRecommender:
         """The method's model before any request; after `prepare`."""
         return self.task.model()
 
     @abstractmethod
-    def forget(self, rows, show_progress=False):
+    def forget(self, rows: np.ndarray, show_progress: bool = False) -> Forgotten:
         """Forget rows of ``task.split``; ``task`` and what `prepare` trained stay as they are.
 
         Args:
-            rows: sorted int64 array.
-
-        Returns:
-            Forgotten
+            rows: sorted int64.
         """

@@ -3,6 +3,8 @@
 import copy
 from time import perf_counter
 
+import numpy as np
+
 from recbole_unlearn.methods.base import Forgotten, Method
 from recbole_unlearn.trainer import BPRTrainer
 
@@ -14,7 +16,7 @@ class FineTune(Method):
     learned of the forgotten interactions fades as far as a few epochs let it.
     """
 
-    def forget(self, rows, show_progress=False):
+    def forget(self, rows: np.ndarray, show_progress: bool = False) -> Forgotten:
         start, task = perf_counter(), self.task
         loader = task.split.remaining(rows, task.seed)
         model = task.model(loader._dataset)

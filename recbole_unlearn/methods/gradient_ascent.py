@@ -4,8 +4,10 @@ from time import perf_counter
 
 import numpy as np
 import torch
+from recbole.model.abstract_recommender import AbstractRecommender
 
 from recbole_unlearn.devices import placed
+from recbole_unlearn.influence.objective import Triples
 from recbole_unlearn.methods.base import Forgotten, Method
 from recbole_unlearn.methods.triples import last_epochs, logged_triples, margins
 
@@ -18,7 +20,7 @@ class GradientAscent(Method):
     how far it goes.
     """
 
-    def forget(self, rows, show_progress=False):
+    def forget(self, rows: np.ndarray, show_progress: bool = False) -> Forgotten:
         start, task = perf_counter(), self.task
         model = task.model(task.split.remaining_dataset(rows)).train()
         epochs = last_epochs(task.stored, self.settings["steps"])
@@ -34,7 +36,7 @@ class GradientAscent(Method):
         return Forgotten(model.eval(), perf_counter() - start, {"steps": self.settings["steps"], "losses": losses})
 
 
-def ascent_loss(model, triples):
+def ascent_loss(model: AbstractRecommender, triples: Triples) -> torch.Tensor:
     """Minus the mean loss of triples."""
     weight = placed(model, triples.weight / np.sum(triples.weight))
     return (weight * torch.nn.functional.logsigmoid(margins(model, triples))).sum()

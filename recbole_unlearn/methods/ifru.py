@@ -22,12 +22,12 @@ class IFRU(Method):
     weight decay's share and ``damping``, per triple.
     """
 
-    def prepare(self, rows=None):
+    def prepare(self, rows: np.ndarray | None = None) -> float:
         start = perf_counter()
         load_kernels(self.task, self.settings["hessian"])
         return perf_counter() - start
 
-    def forget(self, rows, show_progress=False):
+    def forget(self, rows: np.ndarray, show_progress: bool = False) -> Forgotten:
         start, task, settings = perf_counter(), self.task, self.settings
         log, epochs = task.log, last_epochs(task.stored, settings["log_epochs"])
         kept = np.delete(np.arange(log.n_rows), rows)
@@ -54,7 +54,9 @@ class IFRU(Method):
         return Forgotten(model.eval(), perf_counter() - start, details)
 
 
-def importance(users, items, forgotten, n_users, n_items):
+def importance(
+    users: np.ndarray, items: np.ndarray, forgotten: np.ndarray, n_users: int, n_items: int
+) -> tuple[np.ndarray, np.ndarray]:
     """How much a request matters to each user and item, after one hop along the interactions.
 
     ``I_0(v) = forgotten interactions of v / deg(v)``, ``I_1(w) = sum of I_0 over w and its neighbours / deg(w)``.
@@ -64,7 +66,7 @@ def importance(users, items, forgotten, n_users, n_items):
         forgotten: rows of them.
 
     Returns:
-        (float64 ``[n_users]``, float64 ``[n_items]``)
+        Float64 ``[n_users]`` and ``[n_items]``.
     """
     user_degree, item_degree = (
         np.maximum(np.bincount(ids, minlength=n), 1) for ids, n in ((users, n_users), (items, n_items))

@@ -1,15 +1,19 @@
 """RecEraser: shards of what is alike, aggregated by attention (Chen et al., "Recommendation Unlearning", WWW 2022)."""
 
 from math import ceil
+from typing import Any
 
 import numpy as np
 import torch
+from recbole.config import Config
+from recbole.data.interaction import Interaction
 from recbole.model.init import xavier_normal_initialization
 from recbole.model.loss import BPRLoss
 from recbole.utils import init_seed
 from torch import nn
 
 from recbole_unlearn.errors import InputError
+from recbole_unlearn.methods.base import Task
 from recbole_unlearn.methods.shards import Sharded, ShardEnsemble, derived_seed, fit
 from recbole_unlearn.settings.config import changed
 
@@ -25,25 +29,25 @@ class Points:
         factors: list of (embeddings ``[entities, d]``, entity of each point, int64 ``[points]``).
     """
 
-    def __init__(self, factors):
+    def __init__(self, factors: list[tuple[np.ndarray, np.ndarray]]) -> None:
         self.factors = [(np.asarray(table, np.float64), index) for table, index in factors]
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.factors[0][1])
 
-    def at(self, points):
+    def at(self, points: np.ndarray) -> list[np.ndarray]:
         """Centroids at some of the points: list of ``[len(points), d]``, one a factor."""
         return [table[index[points]] for table, index in self.factors]
 
-    def distances(self, centroids):
+    def distances(self, centroids: list[np.ndarray]) -> np.ndarray:
         """Squared distances to centroids, float64 ``[points, centroids]``."""
-        result = 1.0
+        result = np.ones(())
         for (table, index), centroid in zip(self.factors, centroids, strict=True):
             squares = (table**2).sum(1)[:, None] - 2 * table @ centroid.T + (centroid**2).sum(1)
             result = result * np.maximum(squares, 0)[index]
         return result
 
-    def means(self, labels, centroids):
+    def means(self, labels: np.ndarray, centroids: list[np.ndarray]) -> list[np.ndarray]:
         """Mean of each cluster, dimension by dimension; an empty cluster keeps its centroid."""
         k, result = len(centroids[0]), []
         size = np.bincount(labels, minlength=k)
@@ -54,7 +58,7 @@ class Points:
         return result
 
 
-def assign(distance, capacity):
+def assign(distance: np.ndarray, capacity: int) -> np.ndarray:
     """Go through all (point, cluster) pairs, nearest first, and give each point the first cluster that has room.
 
     Needs no sorting of the pairs: nothing stands between a point and its nearest cluster until one is full. The
@@ -62,7 +66,7 @@ def assign(distance, capacity):
 
     Args:
         distance: ``[points, clusters]``.
-        capacity (int): points of a cluster, at most; ``capacity * clusters >= points``.
+        capacity: points of a cluster, at most; ``capacity * clusters >= points``.
 
     Returns:
         int64 ``[points]``: cluster of each; equally distant pairs come in any order.
@@ -84,19 +88,19 @@ def assign(distance, capacity):
         labels[late], nearest[late] = open_clusters[choice.argmin(axis=1)], choice.min(axis=1)
 
 
-def cluster(points, shards, capacity, rounds, rng):
+def cluster(points: Points, shards: int, capacity: float, rounds: int, rng: np.random.Generator) -> np.ndarray:
     """Balanced clusters by greedy assignment, as many as ``shards``, from random points as anchors.
 
     Args:
-        capacity (float): largest cluster, as a multiple of the mean.
+        capacity: largest cluster, as a multiple of the mean.
 
     Returns:
         int64 ``[points]``.
     """
-    centroids, labels = points.at(rng.choice(len(points), shards, replace=False)), None
+    centroids, labels = points.at(rng.choice(len(points), shards, replace=False)), np.empty(0, np.int64)
     for _ in range(rounds):
         before, labels = labels, assign(points.distances(centroids), ceil(capacity * len(points) / shards))
-        if before is not None and np.array_equal(before, labels):
+        if np.array_equal(before, labels):
             break
         centroids = points.means(labels, centroids)
     return labels
@@ -110,18 +114,18 @@ class Clustered(Sharded):
 
     uses_model = True
 
-    def __init__(self, task, settings):
+    def __init__(self, task: Task, settings: dict[str, Any]) -> None:
         super().__init__(task, settings)
         if settings["partition"] not in ("interaction", "user", "item"):
             kind = settings["partition"]
             raise InputError(f"{self.name}: partition must be 'interaction', 'user' or 'item', not {kind!r}")
         self.check("rounds", int, 1)
 
-    def cluster(self, points, rng):
+    def cluster(self, points: Points, rng: np.random.Generator) -> np.ndarray:
         """Cluster of each point, int64 ``[points]``."""
         raise NotImplementedError
 
-    def partition(self, rng):
+    def partition(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         split, kind = self.task.split, self.settings["partition"]
         columns = {"user": (self.pretrained[0], split.users), "item": (self.pretrained[1], split.items)}
         if kind == "interaction":
@@ -135,7 +139,7 @@ class Clustered(Sharded):
             raise InputError(f"{self.name}: {self.shards} shards of {len(points)} {kind}s; lower shards")
         return self.cluster(points, rng)[point], np.zeros(split.n_rows, np.int64)
 
-    def details(self):
+    def details(self) -> dict[str, Any]:
         kind = self.settings["partition"]
         return {"partition": f"{kind}-based, from embeddings that have seen the forget set; not made anew"}
 
@@ -150,7 +154,7 @@ class Attention(nn.Module):
     ``h . ReLU(W_A (p W_k + b_k) + b_A)``.
     """
 
-    def __init__(self, shards, size):
+    def __init__(self, shards: int, size: int) -> None:
         super().__init__()
         self.transfer = nn.Parameter(torch.empty(shards, size, size))
         self.bias = nn.Parameter(torch.zeros(shards, size))
@@ -160,13 +164,13 @@ class Attention(nn.Module):
             nn.init.xavier_normal_(weight)
         self.apply(xavier_normal_initialization)
 
-    def forward(self, parts):
+    def forward(self, parts: torch.Tensor) -> torch.Tensor:
         """``[n, shards, d]`` -> ``[n, d]``."""
         transferred = torch.einsum("nkd,kde->nke", parts, self.transfer) + self.bias
         weight = torch.softmax(self.out(torch.relu(self.hidden(transferred))), dim=1)
         return (weight * transferred).sum(1)
 
-    def norm(self):
+    def norm(self) -> torch.Tensor:
         """Half the squared norm of the transfer weights and biases."""
         return ((self.transfer**2).sum() + (self.bias**2).sum()) / 2
 
@@ -177,7 +181,9 @@ class Aggregated(ShardEnsemble):
     Trainable by RecBole's trainer; the shards' embeddings stay as they are.
     """
 
-    def __init__(self, config, user, item, dropout=0.0, regularisation=0.0):
+    def __init__(
+        self, config: Config, user: torch.Tensor, item: torch.Tensor, dropout: float = 0.0, regularisation: float = 0.0
+    ) -> None:
         super().__init__(config, user, item)
         self.user_attention = Attention(*user.shape[1:]).to(user)
         self.item_attention = Attention(*item.shape[1:]).to(item)
@@ -186,7 +192,7 @@ class Aggregated(ShardEnsemble):
         self.loss = BPRLoss()
         self.restore_user_e = self.restore_item_e = None  # RecBole's names for what evaluation keeps
 
-    def calculate_loss(self, interaction):
+    def calculate_loss(self, interaction: Interaction) -> torch.Tensor:
         self.restore_user_e = self.restore_item_e = None
         users, items = interaction[self.USER_ID], [interaction[self.ITEM_ID], interaction[self.NEG_ITEM_ID]]
         # a batch holds most of its users and items many times: aggregate each once
@@ -204,11 +210,11 @@ class Aggregated(ShardEnsemble):
                 self.restore_item_e = self.item_attention(self.item)
         return self.restore_user_e, self.restore_item_e
 
-    def full_sort_predict(self, interaction):
+    def full_sort_predict(self, interaction: Interaction) -> torch.Tensor:
         user, item = self._tables()
         return (user[interaction[self.USER_ID]] @ item.T).view(-1)
 
-    def predict(self, interaction):
+    def predict(self, interaction: Interaction) -> torch.Tensor:
         user, item = self._tables()
         return (user[interaction[self.USER_ID]] * item[interaction[self.ITEM_ID]]).sum(1)
 
@@ -218,7 +224,7 @@ class RecEraser(Clustered):
 
     name = "receraser"
 
-    def __init__(self, task, settings):
+    def __init__(self, task: Task, settings: dict[str, Any]) -> None:
         super().__init__(task, settings)
         self.check("capacity", float, 1)
         self.check("epochs", int, 1)
@@ -228,13 +234,15 @@ class RecEraser(Clustered):
         if settings["learning_rate"] is not None:
             self.check("learning_rate", float, 0)
 
-    def cluster(self, points, rng):
+    def cluster(self, points: Points, rng: np.random.Generator) -> np.ndarray:
         return cluster(points, self.shards, self.settings["capacity"], self.settings["rounds"], rng)
 
-    def empty_ensemble(self, user, item):
+    def empty_ensemble(self, user: torch.Tensor, item: torch.Tensor) -> Aggregated:
         return Aggregated(self.task.config, user, item, self.settings["dropout"], self.settings["regularisation"])
 
-    def combine(self, user, item, keep, show_progress=False):
+    def combine(
+        self, user: torch.Tensor, item: torch.Tensor, keep: np.ndarray, show_progress: bool = False
+    ) -> tuple[ShardEnsemble, dict[str, Any]]:
         task, settings = self.task, self.settings
         seed = derived_seed(task.seed, self.shards, self.slices)  # no shard has the number `shards`
         config = changed(task.config, weight_decay=0.0)

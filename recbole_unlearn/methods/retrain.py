@@ -1,5 +1,7 @@
 """Retrain: new weights on the remaining data."""
 
+import numpy as np
+
 from recbole_unlearn.devices import read
 from recbole_unlearn.methods.base import Forgotten, Method
 from recbole_unlearn.training import train
@@ -12,7 +14,7 @@ class Retrain(Method):
     new pool, which the forgotten items belong to again. Stays in ``task.folder``, without a log.
     """
 
-    def forget(self, rows, show_progress=False):
+    def forget(self, rows: np.ndarray, show_progress: bool = False) -> Forgotten:
         task = self.task
         task.folder.mkdir(parents=True, exist_ok=True)
         path = task.folder / "retrained.pth"

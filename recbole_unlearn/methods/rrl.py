@@ -4,9 +4,11 @@ from time import perf_counter
 
 import numpy as np
 import torch
+from recbole.model.abstract_recommender import AbstractRecommender
 
 from recbole_unlearn.devices import placed
-from recbole_unlearn.influence.operators import DotProductCurvature
+from recbole_unlearn.influence.objective import Triples
+from recbole_unlearn.influence.operators import AutogradCurvature, DotProductCurvature
 from recbole_unlearn.methods.base import Forgotten, Method
 from recbole_unlearn.methods.triples import curvature, last_epochs, load_kernels, logged_triples, margins
 
@@ -21,12 +23,12 @@ class RRL(Method):
     but for what lies off the diagonal. Negatives of F are those that training logged in its last epochs.
     """
 
-    def prepare(self, rows=None):
+    def prepare(self, rows: np.ndarray | None = None) -> float:
         start = perf_counter()
         load_kernels(self.task)
         return perf_counter() - start
 
-    def forget(self, rows, show_progress=False):
+    def forget(self, rows: np.ndarray, show_progress: bool = False) -> Forgotten:
         start, task, settings = perf_counter(), self.task, self.settings
         model = task.model(task.split.remaining_dataset(rows)).train()
         kept = np.delete(np.arange(task.log.n_rows), rows)
@@ -42,19 +44,21 @@ class RRL(Method):
         return Forgotten(model.eval(), perf_counter() - start, {"steps": settings["steps"]})
 
 
-def reversed_loss(model, triples):
+def reversed_loss(model: AbstractRecommender, triples: Triples) -> torch.Tensor:
     """Sum over triples of -ln sigmoid(-x): the loss as if the negative were the item that the user had chosen."""
     weight = placed(model, triples.weight)
     return -(weight * torch.nn.functional.logsigmoid(-margins(model, triples))).sum()
 
 
-def distance(model, origin, information):
+def distance(model: AbstractRecommender, origin: list[torch.Tensor], information: list[torch.Tensor]) -> torch.Tensor:
     """``sum_theta FIM_theta (theta - theta_0)^2``; ``origin`` and ``information`` are lists of tensors."""
     terms = zip(model.parameters(), origin, information, strict=True)
-    return sum((f * (value - first) ** 2).sum() for value, first, f in terms)
+    return sum(((f * (value - first) ** 2).sum() for value, first, f in terms), torch.zeros(()))
 
 
-def fisher(model, operator, probes):
+def fisher(
+    model: AbstractRecommender, operator: DotProductCurvature | AutogradCurvature, probes: int
+) -> list[torch.Tensor]:
     """Diagonal of a Gauss-Newton matrix, as a list of tensors shaped like ``model.parameters()``."""
     flat = operator.diagonal() if isinstance(operator, DotProductCurvature) else operator.diagonal(probes)
     parts = torch.split(flat, [value.numel() for value in model.parameters()])

@@ -5,10 +5,12 @@ from time import perf_counter
 
 import numpy as np
 import torch
+from recbole.model.abstract_recommender import AbstractRecommender
 
 from recbole_unlearn.devices import array
 from recbole_unlearn.methods.base import Forgotten, Method
 from recbole_unlearn.methods.triples import add_to, curvature, embedding_mask, last_epochs, logged_triples, solve_on
+from recbole_unlearn.storage.triple_log import TripleLog
 
 
 class SCIF(Method):
@@ -21,7 +23,7 @@ class SCIF(Method):
     paper has pointwise labels; sums over triples on both sides; no forgotten item returns to the negative pool.
     """
 
-    def forget(self, rows, show_progress=False):
+    def forget(self, rows: np.ndarray, show_progress: bool = False) -> Forgotten:
         start, task, settings = perf_counter(), self.task, self.settings
         log, epochs = task.log, last_epochs(task.stored, settings["log_epochs"])
         users = np.unique(log.users[rows]).astype(np.int64)
@@ -42,7 +44,9 @@ class SCIF(Method):
 
 
 @torch.no_grad()
-def change_users(model, log, users, rows, epochs, damping):
+def change_users(
+    model: AbstractRecommender, log: TripleLog, users: np.ndarray, rows: np.ndarray, epochs: np.ndarray, damping: float
+) -> None:
     """The step for BPR, user by user: no user's row is in another's Hessian."""
     P, Q = (array(part.weight).astype(np.float64) for part in (model.user_embedding, model.item_embedding))
     gone = np.zeros(log.n_rows, bool)

@@ -4,9 +4,14 @@ import hashlib
 import json
 from pathlib import Path
 from time import perf_counter
+from typing import Any
 
 import numpy as np
 import torch
+from recbole.config import Config
+from recbole.data.dataloader import AbstractDataLoader
+from recbole.data.dataset import Dataset
+from recbole.data.interaction import Interaction
 from recbole.data.utils import get_dataloader
 from recbole.model.abstract_recommender import AbstractRecommender, GeneralRecommender
 from recbole.sampler import Sampler
@@ -14,10 +19,10 @@ from recbole.utils import InputType
 from tqdm import tqdm
 
 from recbole_unlearn.compat.recbole_models import clear_caches
-from recbole_unlearn.data.split import eval_loader
+from recbole_unlearn.data.split import Split, eval_loader
 from recbole_unlearn.devices import read
 from recbole_unlearn.errors import InputError
-from recbole_unlearn.methods.base import Forgotten, Method
+from recbole_unlearn.methods.base import Forgotten, Method, Task
 from recbole_unlearn.settings.config import changed
 from recbole_unlearn.storage import checkpoints as checkpoint
 from recbole_unlearn.storage.files import locked, scratch_folder, sweep
@@ -34,7 +39,7 @@ ADVICE = "delete it: what it held will be computed again"
 class ShardSampler(Sampler):
     """RecBole's training sampler, of a shard: draws among the shard's items those that its user has not there."""
 
-    def __init__(self, dataset, distribution="uniform", alpha=1.0):
+    def __init__(self, dataset: Dataset, distribution: str = "uniform", alpha: float = 1.0) -> None:
         self.pool = np.unique(dataset.inter_feat[dataset.iid_field].numpy())
         super().__init__(["train"], [dataset], distribution, alpha)
 
@@ -42,7 +47,7 @@ class ShardSampler(Sampler):
         return self.pool[np.random.randint(0, len(self.pool), sample_num)]
 
 
-def trainable(split, rows):
+def trainable(split: Split, rows: np.ndarray) -> np.ndarray:
     """Those of a shard's rows that have a negative in the shard: of users who do not have all of the shard's items."""
     rows = np.asarray(rows, np.int64)
     while len(rows):
@@ -55,20 +60,20 @@ def trainable(split, rows):
     return rows
 
 
-def subset(split, rows):
+def subset(split: Split, rows: np.ndarray) -> Dataset:
     """RecBole data set of some training rows; ids and sizes stay."""
     data = split.train._dataset
     return data.copy(data.inter_feat[torch.from_numpy(np.sort(split.data_row[rows]))])
 
 
-def shard_loader(config, data):
+def shard_loader(config: Config, data: Dataset) -> AbstractDataLoader:
     """Training loader of a shard's data set, with shard-local negatives."""
     args = config["train_neg_sample_args"]
     sampler = ShardSampler(data, args["distribution"], args["alpha"]).set_phase("train")
     return get_dataloader(config, "train")(config, data, sampler, shuffle=config["shuffle"])
 
 
-def shard_validation(config, split, data):
+def shard_validation(config: Config, split: Split, data: Dataset) -> AbstractDataLoader | None:
     """Validation data of a shard's users, None if they have none.
 
     The items left out of the ranking are those that the user has in this shard: nothing of another shard, not even
@@ -85,15 +90,23 @@ def shard_validation(config, split, data):
     return eval_loader(config, held_out, sampler, args["sample_num"] if args else 0)
 
 
-def fit(config, model, loader, valid, epochs, patience=None, show_progress=False):
+def fit(
+    config: Config,
+    model: AbstractRecommender,
+    loader: AbstractDataLoader,
+    valid: AbstractDataLoader | None,
+    epochs: int,
+    patience: int | None = None,
+    show_progress: bool = False,
+) -> int:
     """Train with the one trainer and stopping rule; ``model`` ends with the weights of its best epoch.
 
     Args:
         valid: validation loader; None keeps the last epoch.
-        patience (int, optional): epochs without improvement before it stops; default: ``stopping_step``.
+        patience: epochs without improvement before it stops; default: ``stopping_step``.
 
     Returns:
-        int: epochs up to the best one.
+        Epochs up to the best one.
     """
     trainer = BPRTrainer(config, model)
     trainer.log_negatives = False
@@ -109,16 +122,23 @@ def fit(config, model, loader, valid, epochs, patience=None, show_progress=False
     return state["epoch"] + 1
 
 
-def train_shard(config, split, rows, seed, epochs, weights=None):
+def train_shard(
+    config: Config,
+    split: Split,
+    rows: np.ndarray,
+    seed: int,
+    epochs: int,
+    weights: dict[str, torch.Tensor] | None = None,
+) -> dict[str, torch.Tensor]:
     """Train a model on some rows and nothing else of the training data.
 
     Args:
         rows: int64 array, `trainable`.
-        seed (int): of initialisation, order and negatives.
-        weights (dict, optional): state_dict to start from.
+        seed: of initialisation, order and negatives.
+        weights: state_dict to start from.
 
     Returns:
-        dict: state_dict.
+        Its state_dict.
     """
     config = changed(config, seed=seed)
     data = subset(split, rows)
@@ -129,13 +149,13 @@ def train_shard(config, split, rows, seed, epochs, weights=None):
     return {name: value.detach().clone() for name, value in model.state_dict().items()}
 
 
-def derived_seed(*parts):
+def derived_seed(*parts: int) -> int:
     """A seed that differs for each tuple of non-negative ints."""
     return int(np.random.SeedSequence(parts).generate_state(1)[0] >> 1)
 
 
 @torch.no_grad()
-def embeddings(model):
+def embeddings(model: AbstractRecommender) -> tuple[torch.Tensor, torch.Tensor]:
     """Final user and item embeddings on the CPU, ``[n_users, d]``, ``[n_items, d]``; scores are inner products."""
     if hasattr(model, "norm_adj_matrix"):
         user, item = model.eval().forward()
@@ -145,7 +165,9 @@ def embeddings(model):
 
 
 @torch.no_grad()
-def shard_embeddings(config, split, rows, weights):
+def shard_embeddings(
+    config: Config, split: Split, rows: np.ndarray, weights: dict[str, torch.Tensor]
+) -> tuple[torch.Tensor, torch.Tensor]:
     """`embeddings` of a shard's trained model, zero for users and items without a row in the shard."""
     if not len(rows):
         size = config["embedding_size"]
@@ -166,13 +188,13 @@ class ShardEnsemble(GeneralRecommender):
     """Embeddings of all shards and a rule that makes scores of them; to RecBole's evaluators a model like any other.
 
     Args:
-        config (UnlearnConfig)
+        config: that names the fields and the device.
         user, item: ``[n_users, shards, d]`` and ``[n_items, shards, d]``, zero where a shard has no interaction.
     """
 
     input_type = InputType.PAIRWISE
 
-    def __init__(self, config, user, item):
+    def __init__(self, config: Config, user: torch.Tensor, item: torch.Tensor) -> None:
         AbstractRecommender.__init__(self)
         self.USER_ID, self.ITEM_ID = config["USER_ID_FIELD"], config["ITEM_ID_FIELD"]
         self.NEG_ITEM_ID = config["NEG_PREFIX"] + self.ITEM_ID
@@ -180,21 +202,21 @@ class ShardEnsemble(GeneralRecommender):
         self.register_buffer("user", user)
         self.register_buffer("item", item)
 
-    def full_sort_predict(self, interaction):
+    def full_sort_predict(self, interaction: Interaction) -> torch.Tensor:
         """Scores of all items for a batch of users, flat ``[users * n_items]``."""
         raise NotImplementedError
 
-    def predict(self, interaction):
+    def predict(self, interaction: Interaction) -> torch.Tensor:
         """Scores of pairs, ``[pairs]``."""
         raise NotImplementedError
 
-    def save(self, path):
+    def save(self, path: str | Path) -> None:
         """Write the ensemble atomically; `load` reads it back."""
         state = {name: value.detach() for name, value in self.state_dict().items()}
         checkpoint.save(path, {"ensemble": type(self).__name__, "state_dict": state})
 
     @classmethod
-    def load(cls, path, config):
+    def load(cls, path: str | Path, config: Config) -> "ShardEnsemble":
         """An ensemble that `save` wrote, ready to score.
 
         Raises:
@@ -219,19 +241,19 @@ class ScoreEnsemble(ShardEnsemble):
     Popularity, log(1 + interactions), is shifted and scaled to mean and spread of the scores within the shards.
     """
 
-    def __init__(self, config, user, item):
+    def __init__(self, config: Config, user: torch.Tensor, item: torch.Tensor) -> None:
         super().__init__(config, user, item)
         for name, table in (("user_in", user), ("item_in", item)):
             self.register_buffer(name, table.abs().amax(dim=2).gt(0).to(table.dtype))
         self.weight = torch.nn.Parameter(torch.ones_like(user[0, :, 0]))  # of each shard
         self.register_buffer("fallback", torch.zeros_like(item[:, 0, 0]))
 
-    def score(self, total, shards):
+    def score(self, total: torch.Tensor, shards: torch.Tensor) -> torch.Tensor:
         """Scores from the weighted sum over the shards, and the number of shards that have the pair (at least 1)."""
         return total
 
     @torch.no_grad()
-    def set_popularity(self, count):
+    def set_popularity(self, count: np.ndarray) -> None:
         """Make the fallback from the number of interactions of each item, ``[n_items]``."""
         popularity = torch.log1p(torch.as_tensor(count, dtype=torch.float64))
         mean, spread = self._moments()
@@ -247,13 +269,13 @@ class ScoreEnsemble(ShardEnsemble):
         square = torch.mul(*second_moments).sum() / pairs
         return mean.item(), (square - mean**2).clamp(min=0).sqrt().item()
 
-    def full_sort_predict(self, interaction):
+    def full_sort_predict(self, interaction: Interaction) -> torch.Tensor:
         user = interaction[self.USER_ID]
         total = (self.user[user] * self.weight[:, None]).flatten(1) @ self.item.flatten(1).T
         shards = self.user_in[user] @ self.item_in.T
         return torch.where(shards > 0, self.score(total, shards.clamp(min=1)), self.fallback).view(-1)
 
-    def predict(self, interaction):
+    def predict(self, interaction: Interaction) -> torch.Tensor:
         user, item = interaction[self.USER_ID], interaction[self.ITEM_ID]
         total = (self.user[user] * self.weight[:, None] * self.item[item]).sum((1, 2))
         shards = (self.user_in[user] * self.item_in[item]).sum(1)
@@ -280,11 +302,11 @@ class Sharded(Method):
         InputError: a model or setting that does not fit.
     """
 
-    name = None
+    name: str
     slices = 1
     uses_model = False  # whether the partition is made from the trained model's embeddings
 
-    def __init__(self, task, settings):
+    def __init__(self, task: Task, settings: dict[str, Any]) -> None:
         super().__init__(task, settings)
         if task.config["model"] not in MODELS:
             model = task.config["model"]
@@ -295,7 +317,7 @@ class Sharded(Method):
         self.shards = settings["shards"]
         self.pretrained: tuple = ()
 
-    def check(self, key, kind, low, high=float("inf")):
+    def check(self, key: str, kind: type, low: float, high: float = float("inf")) -> None:
         """Raises InputError unless a setting is a number of a kind (int, or float for any) in a range."""
         value = self.settings[key]
         kinds = (int,) if kind is int else (int, float)
@@ -304,15 +326,17 @@ class Sharded(Method):
             range_ = f"at least {low}" if high == float("inf") else f"between {low} and {high}"
             raise InputError(f"{self.name}: {key} must be {what}, {range_}, not {value!r}")
 
-    def partition(self, rng):
+    def partition(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """Divide ``task.split``'s rows.
 
         Returns:
-            (shard, slice) of each row, int64 ``[rows]``.
+            Shard and slice of each row, int64 ``[rows]``.
         """
         raise NotImplementedError
 
-    def combine(self, user, item, keep, show_progress=False):
+    def combine(
+        self, user: torch.Tensor, item: torch.Tensor, keep: np.ndarray, show_progress: bool = False
+    ) -> tuple[ShardEnsemble, dict[str, Any]]:
         """Combine the shards.
 
         Args:
@@ -320,22 +344,22 @@ class Sharded(Method):
             keep: bool ``[rows]``, the rows that remain.
 
         Returns:
-            (ShardEnsemble on the configuration's device, dict: what was done, in plain values)
+            The ensemble, on the configuration's device, and what was done, in plain values.
         """
         raise NotImplementedError
 
-    def empty_ensemble(self, user, item):
+    def empty_ensemble(self, user: torch.Tensor, item: torch.Tensor) -> ShardEnsemble:
         """The method's ensemble before `combine` has fitted anything."""
         raise NotImplementedError
 
-    def prepare(self, rows=None):
+    def prepare(self, rows: np.ndarray | None = None) -> float:
         """Train the shards and their combination, or find them in ``task.folder``.
 
         Args:
-            rows (int64 array, optional): the forget set, where the setting ``ideal`` asks for it.
+            rows: the forget set, where the setting ``ideal`` asks for it.
 
         Returns:
-            float: seconds that this took when it was done.
+            Seconds that this took when it was done.
 
         Raises:
             InputError: ``ideal`` without rows; a damaged file; another process at work in the same folder.
@@ -368,10 +392,10 @@ class Sharded(Method):
         self._original.to(self.task.config["device"]).eval()
         return seconds + more
 
-    def original(self):
+    def original(self) -> ShardEnsemble:
         return self._original
 
-    def forget(self, rows, show_progress=False):
+    def forget(self, rows: np.ndarray, show_progress: bool = False) -> Forgotten:
         start = perf_counter()
         rows = np.asarray(rows, np.int64)
         keep = np.ones(self.task.split.n_rows, bool)

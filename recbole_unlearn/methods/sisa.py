@@ -1,14 +1,18 @@
 """SISA: sharded, isolated, sliced, aggregated training (Bourtoule et al., "Machine Unlearning", S&P 2021)."""
 
-import numpy as np
+from typing import Any
 
-from recbole_unlearn.methods.shards import ScoreEnsemble, Sharded
+import numpy as np
+import torch
+
+from recbole_unlearn.methods.base import Task
+from recbole_unlearn.methods.shards import ScoreEnsemble, Sharded, ShardEnsemble
 
 
 class MeanScore(ScoreEnsemble):
     """Mean over the shards that have both user and item."""
 
-    def score(self, total, shards):
+    def score(self, total: torch.Tensor, shards: torch.Tensor) -> torch.Tensor:
         return total / shards
 
 
@@ -20,21 +24,23 @@ class SISA(Sharded):
 
     name = "sisa"
 
-    def __init__(self, task, settings):
+    def __init__(self, task: Task, settings: dict[str, Any]) -> None:
         super().__init__(task, settings)
         self.check("slices", int, 1)
         self.slices = settings["slices"]
 
-    def partition(self, rng):
+    def partition(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         n = self.task.split.n_rows
         position = rng.permutation(n)
         largest = -(-n // self.shards)
         return position % self.shards, position // self.shards * self.slices // largest
 
-    def empty_ensemble(self, user, item):
+    def empty_ensemble(self, user: torch.Tensor, item: torch.Tensor) -> MeanScore:
         return MeanScore(self.task.config, user, item)
 
-    def combine(self, user, item, keep, show_progress=False):
+    def combine(
+        self, user: torch.Tensor, item: torch.Tensor, keep: np.ndarray, show_progress: bool = False
+    ) -> tuple[ShardEnsemble, dict[str, Any]]:
         ensemble = self.empty_ensemble(user, item)
         split = self.task.split
         ensemble.set_popularity(np.bincount(split.items[keep], minlength=split.n_items))

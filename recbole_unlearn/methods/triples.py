@@ -1,40 +1,49 @@
 """Triples of any pairwise RecBole model: batches, score differences, and the curvature of their loss."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 import torch
 from recbole.data.interaction import Interaction
+from recbole.model.abstract_recommender import AbstractRecommender
 from recbole.model.loss import BPRLoss
 
 from recbole_unlearn.devices import array, placed
 from recbole_unlearn.errors import InputError
 from recbole_unlearn.influence.objective import Triples, sampled_triples
-from recbole_unlearn.influence.operators import AutogradCurvature, DotProductCurvature, UserTriples, logistic_curvature
-from recbole_unlearn.influence.solver import conjugate_gradient, preconditioner
+from recbole_unlearn.influence.operators import (
+    AutogradCurvature,
+    Curvature,
+    DotProductCurvature,
+    UserTriples,
+    logistic_curvature,
+)
+from recbole_unlearn.influence.solver import SolveReport, conjugate_gradient, preconditioner
+from recbole_unlearn.methods.base import Task
+from recbole_unlearn.storage.triple_log import TripleLog
 
 BATCH = 2**17  # triples that automatic differentiation takes at once
 
 
-def logged_triples(log, rows, epochs):
+def logged_triples(log: TripleLog, rows: np.ndarray, epochs: Sequence[int] | np.ndarray) -> Triples:
     """Triples that some rows anchor, averaged over the last logged epochs.
 
     Args:
         rows: sorted int array of rows of the log.
         epochs: numbers of the epochs.
-
-    Returns:
-        Triples
     """
     users, items = np.asarray(log.users[rows], np.int64), np.asarray(log.items[rows], np.int64)
     return sampled_triples(users, items, log.gather(rows, epochs))
 
 
-def last_epochs(stored, count):
+def last_epochs(stored: dict[str, Any], count: int) -> np.ndarray:
     """Numbers of the last ``count`` epochs of those that a checkpoint's weights were trained for."""
     trained = stored["triple_log"]["epochs"]
     return np.arange(max(trained - max(count, 1), 0), trained)
 
 
-def batch(model, triples):
+def batch(model: AbstractRecommender, triples: Triples) -> Interaction:
     """RecBole's Interaction of triples."""
     columns = {model.USER_ID: triples.users, model.ITEM_ID: triples.pos, model.NEG_ITEM_ID: triples.neg}
     return Interaction({name: torch.from_numpy(np.asarray(ids, np.int64)) for name, ids in columns.items()}).to(
@@ -42,7 +51,7 @@ def batch(model, triples):
     )
 
 
-def margins(model, triples):
+def margins(model: AbstractRecommender, triples: Triples) -> torch.Tensor:
     """Score differences x of triples, ``[n]``, differentiable; the loss of each is -log sigmoid(x).
 
     RecBole's models only return the mean loss. What they hand to its ``BPRLoss`` is caught on the way, so that this
@@ -67,7 +76,13 @@ def margins(model, triples):
     return caught[0].view(-1)
 
 
-def curvature(model, log, rows, epochs, exact=False):
+def curvature(
+    model: AbstractRecommender,
+    log: TripleLog,
+    rows: np.ndarray,
+    epochs: Sequence[int] | np.ndarray,
+    exact: bool = False,
+) -> DotProductCurvature | AutogradCurvature:
     """Curvature and gradient of the loss, summed over some rows' triples, over ``model.parameters()`` as one vector.
 
     Without L2, or other terms of the model's loss. In closed form for BPR, by automatic differentiation for others.
@@ -75,10 +90,7 @@ def curvature(model, log, rows, epochs, exact=False):
     Args:
         rows: sorted int array of rows of the log; may be empty.
         epochs: logged epochs that the triples are averaged over.
-        exact (bool): the Hessian; else its Gauss-Newton part.
-
-    Returns:
-        object with ``size``, ``matvec(v)`` and ``gradient()``.
+        exact: the Hessian; else its Gauss-Newton part.
     """
     if type(model).__name__ == "BPR":
         P, Q = (array(part.weight) for part in (model.user_embedding, model.item_embedding))
@@ -106,7 +118,7 @@ def curvature(model, log, rows, epochs, exact=False):
     return AutogradCurvature(list(model.parameters()), parts, loss, None if exact else outputs)
 
 
-def load_kernels(task, exact=False):
+def load_kernels(task: Task, exact: bool = False) -> None:
     """Load (or, the very first time, compile) the kernels, so that a request is timed without."""
     operator = curvature(task.model(), task.log, np.zeros(1, np.int64), [0], exact)
     if isinstance(operator, DotProductCurvature):
@@ -118,23 +130,27 @@ def load_kernels(task, exact=False):
 class Restricted:
     """A curvature on some entries of the vector only: ``mask C mask + damping`` there, ``damping`` elsewhere."""
 
-    def __init__(self, curvature, mask, damping):
+    def __init__(self, curvature: Curvature, mask: torch.Tensor, damping: float) -> None:
         self.curvature, self.mask, self.damping = curvature, mask, damping
         self.size = curvature.size
 
-    def matvec(self, v):
+    def matvec(self, v: torch.Tensor) -> torch.Tensor:
         return self.mask * self.curvature.matvec(self.mask * v) + self.damping * v
 
 
-def solve_on(curvature, mask, damping, z, tolerance, max_iterations):
+def solve_on(
+    curvature: DotProductCurvature | AutogradCurvature,
+    mask: torch.Tensor,
+    damping: float,
+    z: torch.Tensor,
+    tolerance: float,
+    max_iterations: int,
+) -> tuple[torch.Tensor, SolveReport]:
     """Solve ``(C + damping) t = z`` restricted to the entries where ``mask`` is 1; the others are 0.
 
     Args:
         mask: float64 ``[size]`` of zeros and ones, the same within an embedding row.
-        damping (float): added to the diagonal.
-
-    Returns:
-        (Tensor, SolveReport)
+        damping: added to the diagonal.
     """
     closed = isinstance(curvature, DotProductCurvature)
     precondition = preconditioner(curvature, damping) if closed else None
@@ -142,7 +158,9 @@ def solve_on(curvature, mask, damping, z, tolerance, max_iterations):
     return conjugate_gradient(operator, mask * z, precondition, tolerance, max_iterations)
 
 
-def embedding_mask(model, users, items):
+def embedding_mask(
+    model: AbstractRecommender, users: Sequence[int] | np.ndarray, items: Sequence[int] | np.ndarray
+) -> torch.Tensor:
     """1 at the entries of some users' and items' embedding rows, 0 elsewhere: float64, flat over the parameters.
 
     Raises:
@@ -158,7 +176,7 @@ def embedding_mask(model, users, items):
 
 
 @torch.no_grad()
-def add_to(model, step):
+def add_to(model: AbstractRecommender, step: torch.Tensor) -> None:
     """Add a flat float64 vector to ``model.parameters()``."""
     parts = torch.split(step, [value.numel() for value in model.parameters()])
     for value, part in zip(model.parameters(), parts, strict=True):

@@ -1,19 +1,23 @@
 """UltraRE: shards by optimal transport, combined by logistic regression (Li et al., "UltraRE", NeurIPS 2023)."""
 
 from math import ceil
+from typing import Any
 
 import numba
 import numpy as np
 import torch
 
 from recbole_unlearn.data.sampling import NegativeDraw
-from recbole_unlearn.methods.receraser import Clustered, assign
-from recbole_unlearn.methods.shards import ScoreEnsemble, derived_seed
+from recbole_unlearn.methods.base import Task
+from recbole_unlearn.methods.receraser import Clustered, Points, assign
+from recbole_unlearn.methods.shards import ScoreEnsemble, ShardEnsemble, derived_seed
 
 # Partition
 
 
-def transport(kernel, scale, iterations=200, tolerance=1e-3):
+def transport(
+    kernel: np.ndarray, scale: np.ndarray, iterations: int = 200, tolerance: float = 1e-3
+) -> tuple[np.ndarray, float]:
     """Sinkhorn's iterations, for a plan ``row_i * kernel_ij * scale_j`` with equal row sums and equal column sums.
 
     Args:
@@ -22,7 +26,7 @@ def transport(kernel, scale, iterations=200, tolerance=1e-3):
         tolerance: relative error of the column sums at which it stops.
 
     Returns:
-        (scale, relative error)
+        Scale and relative error.
     """
     for _ in range(iterations):
         column = scale * (kernel.T @ (1 / (kernel @ scale))) * len(scale) / len(kernel)
@@ -34,20 +38,21 @@ def transport(kernel, scale, iterations=200, tolerance=1e-3):
     return scale, error
 
 
-def transport_clusters(points, shards, entropy, rounds, rng):
+def transport_clusters(
+    points: Points, shards: int, entropy: float, rounds: int, rng: np.random.Generator
+) -> np.ndarray:
     """Balanced clusters by entropic optimal transport to centroids, which are the means of their members.
 
     The plan gives each point a probability of each cluster; the most certain are assigned first, until a cluster has
     its share, one part in ``shards``.
 
     Args:
-        points (Points)
-        entropy (float): weight of the plan's entropy, as a share of the mean cost.
+        entropy: weight of the plan's entropy, as a share of the mean cost.
 
     Returns:
         int64 ``[points]``.
     """
-    centroids, labels = points.at(rng.choice(len(points), shards, replace=False)), None
+    centroids, labels = points.at(rng.choice(len(points), shards, replace=False)), np.empty(0, np.int64)
     scale = np.ones(shards)
     for _ in range(rounds):
         cost = points.distances(centroids)
@@ -58,7 +63,7 @@ def transport_clusters(points, shards, entropy, rounds, rng):
         cost -= cost.min(axis=1, keepdims=True)
         cost += np.log(np.exp(-cost).sum(axis=1, keepdims=True))  # minus the logarithm of the probability
         before, labels = labels, assign(cost, ceil(len(points) / shards))
-        if before is not None and np.array_equal(before, labels):
+        if np.array_equal(before, labels):
             break
         centroids = points.means(labels, centroids)
     return labels
@@ -82,7 +87,9 @@ def pair_scores(user, item, users, items):
     return result
 
 
-def logistic_regression(features, labels, ridge, iterations=100, tolerance=1e-8):
+def logistic_regression(
+    features: np.ndarray, labels: np.ndarray, ridge: float, iterations: int = 100, tolerance: float = 1e-8
+) -> tuple[np.ndarray, float]:
     """Minimise the summed logistic loss + ridge / 2 * |weights|^2 by Newton's method; the intercept is free.
 
     Args:
@@ -90,7 +97,7 @@ def logistic_regression(features, labels, ridge, iterations=100, tolerance=1e-8)
         labels: bool ``[n]``.
 
     Returns:
-        (weights ``[f]``, intercept)
+        Weights ``[f]`` and intercept.
     """
     x = np.column_stack([features, np.ones(len(features))])
     penalty = np.full(x.shape[1], float(ridge))
@@ -127,18 +134,20 @@ class UltraRE(Clustered):
 
     name = "ultrare"
 
-    def __init__(self, task, settings):
+    def __init__(self, task: Task, settings: dict[str, Any]) -> None:
         super().__init__(task, settings)
         self.check("entropy", float, 1e-4)
         self.check("ridge", float, 0)
 
-    def cluster(self, points, rng):
+    def cluster(self, points: Points, rng: np.random.Generator) -> np.ndarray:
         return transport_clusters(points, self.shards, self.settings["entropy"], self.settings["rounds"], rng)
 
-    def empty_ensemble(self, user, item):
+    def empty_ensemble(self, user: torch.Tensor, item: torch.Tensor) -> WeightedScore:
         return WeightedScore(self.task.config, user, item)
 
-    def combine(self, user, item, keep, show_progress=False):
+    def combine(
+        self, user: torch.Tensor, item: torch.Tensor, keep: np.ndarray, show_progress: bool = False
+    ) -> tuple[ShardEnsemble, dict[str, Any]]:
         split, seed = self.task.split, derived_seed(self.task.seed, self.shards, self.slices)
         users, items = split.users[keep], split.items[keep]
         sampler = split.remaining(np.flatnonzero(~keep))._sampler

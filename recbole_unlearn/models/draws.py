@@ -2,11 +2,13 @@
 
 import numpy as np
 import torch
+from recbole.data.dataset import Dataset
+from recbole.model.abstract_recommender import AbstractRecommender
 
 from recbole_unlearn.devices import array
 
 
-def keep_draws(before, after, dataset):
+def keep_draws(before: AbstractRecommender, after: AbstractRecommender, dataset: Dataset) -> None:
     """Give a model built on remaining data the draws of the one that it stands for, without what is gone.
 
     A model that takes at most ``history_len`` items of a user (SimpleX) draws them anew whenever it is built, and two

@@ -6,6 +6,7 @@ the mean, so that the sum that the model makes of them is one value a triple too
 """
 
 import random
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import reduce
 from operator import add
@@ -14,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
+from recbole.model.abstract_recommender import AbstractRecommender
 
 from recbole_unlearn.compat.recbole_models import replaced
 from recbole_unlearn.devices import torch_streams
@@ -24,7 +26,7 @@ KINK = 0.02  # bandwidth of the kernel that a hinge's kink is smoothed with, in 
 
 
 @contextmanager
-def fixed_randomness(seed):
+def fixed_randomness(seed: int) -> Iterator[None]:
     """All that draws at random inside draws the same every time, and nothing outside notices."""
     python, numpy = random.getstate(), np.random.get_state()
     with torch_streams(seed):
@@ -50,23 +52,23 @@ class Unreduced:
 
     Args:
         model: RecBole model.
-        train_batch (int): triples of a batch in training.
-        sums (bool): whether the loss is a sum over the batch.
+        train_batch: triples of a batch in training.
+        sums: whether the loss is a sum over the batch.
 
     Attributes:
         knowledge (int): facts of the knowledge graph in the next batch.
         convex (list of Convex): parts of the loss, in order of the calls of loss modules since `of` was entered.
     """
 
-    def __init__(self, model, train_batch, sums=False):
+    def __init__(self, model: AbstractRecommender, train_batch: int, sums: bool = False) -> None:
         self.model, self.train_batch, self.sums = model, train_batch, sums
         self.knowledge = 0
-        self.norms = []  # mean squared norm of what each EmbLoss call sees, in order of the calls
-        self.convex = []
+        self.norms: list[float] = []  # mean squared norm of what each EmbLoss call sees, in order of the calls
+        self.convex: list[Convex] = []
         self.calibrating = False
 
     @contextmanager
-    def of(self, n):
+    def of(self, n: int) -> Iterator["Unreduced"]:
         """``n`` triples; the model's loss modules are its own again afterwards."""
         self.n, self.convex, self.calls = n, [], 0
         with ExitStack() as patches:
@@ -231,7 +233,7 @@ def _bind(forward, module):
     return lambda *args, **named: forward(module, *args, **named)
 
 
-def one_a_triple(loss, n, name):
+def one_a_triple(loss: torch.Tensor | tuple[torch.Tensor, ...], n: int, name: str) -> torch.Tensor:
     """What ``calculate_loss`` returned as one value a triple, ``[n]``; InputError where it is not."""
     loss = reduce(add, loss) if isinstance(loss, tuple) else loss
     if loss.shape != (n,):

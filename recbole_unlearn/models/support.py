@@ -3,6 +3,8 @@
 import importlib.util
 from dataclasses import dataclass
 
+from recbole.config import Config
+from recbole.model.abstract_recommender import AbstractRecommender
 from recbole.utils import InputType, ModelType
 
 from recbole_unlearn.settings.recbole_keys import recbole_name
@@ -13,12 +15,12 @@ class Traits:
     """What a model needs beyond the usual.
 
     Attributes:
-        sums (bool): its loss is a sum over the batch, where RecBole's usual one is a mean.
-        draws (int): its loss draws at random in evaluation mode too: number of fixed seeds to average over.
-        row_loss (bool): the loss of a row takes all its negatives together; otherwise it is a sum over them.
-        batch (bool): its loss ties the rows of a batch together, or is too large for more: use batches as in training.
-        curvature_triples (int): default of the key of that name, where a product is dear.
-        approximated (tuple of str): what of its training is not accounted for exactly.
+        sums: its loss is a sum over the batch, where RecBole's usual one is a mean.
+        draws: its loss draws at random in evaluation mode too: number of fixed seeds to average over.
+        row_loss: the loss of a row takes all its negatives together; otherwise it is a sum over them.
+        batch: its loss ties the rows of a batch together, or is too large for more: use batches as in training.
+        curvature_triples: default of the key of that name, where a product is dear.
+        approximated: what of its training is not accounted for exactly.
     """
 
     sums: bool = False
@@ -26,7 +28,7 @@ class Traits:
     row_loss: bool = False
     batch: bool = False
     curvature_triples: int | None = None
-    approximated: tuple = ()
+    approximated: tuple[str, ...] = ()
 
 
 GRAPH_NOISE = "random edges and neighbours: the full graph or fixed draws"
@@ -83,18 +85,18 @@ NEEDS = {"NCL": "faiss", "KGIN": "torch_scatter", "MCCLK": "torch_scatter"}
 PRELOADED = {"GRU4RecKG": ("ent_id",), "KSR": ("ent_id", "rel_id")}
 
 
-def traits(model):
+def traits(model: AbstractRecommender) -> Traits:
     """`Traits` of a model."""
     return TRAITS.get(recbole_name(type(model)), Traits())
 
 
-def refused(model_class):
+def refused(model_class: type[AbstractRecommender]) -> bool:
     """Whether a class of model can be unlearned from under no configuration."""
     pairs = getattr(model_class, "input_type", InputType.PAIRWISE) == InputType.PAIRWISE
     return recbole_name(model_class) in REFUSED or not pairs or model_class.type not in KINDS
 
 
-def refusal(config):
+def refusal(config: Config) -> str | None:
     """In one line, why a configuration's model cannot be unlearned from; None if it can."""
     reason = _refusal(config, recbole_name(config.model_class), config["MODEL_TYPE"])
     return reason and f"model {config['model']} is not supported: {reason}"

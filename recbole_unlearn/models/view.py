@@ -1,12 +1,15 @@
 """A model on one data set: the losses of rows of the triple log, as a function of its parameters."""
 
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from functools import reduce
 from operator import add
 
 import numpy as np
 import torch
+from recbole.data.dataloader import KnowledgeBasedDataLoader, TrainDataLoader
 from recbole.data.interaction import Interaction
+from recbole.model.abstract_recommender import AbstractRecommender
 from recbole.utils import ModelType
 
 from recbole_unlearn.compat.recbole_models import clear_caches
@@ -19,6 +22,8 @@ from recbole_unlearn.models.support import traits
 FACTS = 255  # of the knowledge graph in each batch
 LARGE_BATCH = 32_768  # triples; graph models propagate once a batch
 
+Batch = tuple[Interaction, torch.Tensor]  # rows, and the weight of each one's loss
+
 
 class View:
     """A model, in evaluation mode, and the training data whose graph and histories it holds.
@@ -30,11 +35,18 @@ class View:
         model: RecBole model; its parameters are not changed.
         loader: RecBole training loader of the same data.
         position: row of the loader's data set of each row of the log, int64 ``[rows]``; -1 where there is none.
-        parameters (list of str): patterns of parameter names, as ``unlearn_params``; None: all that are trained.
-        norms (list, optional): of another view, see `Unreduced.norms`: where L2 terms are to weigh the same.
+        parameters: patterns of parameter names, as ``unlearn_params``; None: all that are trained.
+        norms: of another view, see `Unreduced.norms`: where L2 terms are to weigh the same.
     """
 
-    def __init__(self, model, loader, position, parameters=None, norms=None):
+    def __init__(
+        self,
+        model: AbstractRecommender,
+        loader: TrainDataLoader | KnowledgeBasedDataLoader,
+        position: np.ndarray,
+        parameters: str | Sequence[str] | None = None,
+        norms: list[float] | None = None,
+    ) -> None:
         self.model, self.position = model.eval(), position
         self.loader = pairwise_loader(loader)
         self.dataset = loader._dataset
@@ -53,7 +65,7 @@ class View:
         else:
             self.unreduced.norms = norms
 
-    def load(self, weights):
+    def load(self, weights: Mapping[str, torch.Tensor | np.ndarray]) -> None:
         """Set the model's parameters, by name."""
         with torch.no_grad():
             for name, value in self.model.named_parameters():
@@ -78,7 +90,7 @@ class View:
             self._losses(self.interaction(rows, negatives), len(rows))
             self.unreduced.calibrating = False
 
-    def interaction(self, rows, negatives):
+    def interaction(self, rows: np.ndarray, negatives: np.ndarray) -> Interaction:
         """A batch as RecBole's loader would make it: log rows ``[B]`` with negatives ``[B, m]``."""
         data = self.dataset[self.position[rows]]
         data = self.loader.transform(self.dataset, data)
@@ -89,7 +101,7 @@ class View:
         columns = {**batch.interaction, **facts}
         return Interaction(columns).to(self.model.device)
 
-    def batches(self, rows, negatives, weight):
+    def batches(self, rows: np.ndarray, negatives: np.ndarray, weight: np.ndarray) -> list[Batch]:
         """``[(interaction, weight)]`` of all rows; ``weight``: float ``[rows]``, of a row's loss in a sum."""
         kind = self.parameters[0]
         result = []
@@ -119,16 +131,16 @@ class View:
                     losses = self._losses(copy, rows)
                 yield losses, self.unreduced.convex
 
-    def losses(self, interaction, rows):
+    def losses(self, interaction: Interaction, rows: int) -> torch.Tensor:
         """Loss of each row, ``[rows]``, averaged over the draws."""
         return reduce(add, (loss for loss, _ in self._draws(interaction, rows))) / self.traits.draws
 
-    def loss(self, batch):
+    def loss(self, batch: Batch) -> torch.Tensor:
         """Weighted sum over a batch of `batches`: a scalar."""
         interaction, weight = batch
         return (weight * self.losses(interaction, len(weight))).sum()
 
-    def outputs(self, batch):
+    def outputs(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """``(x, c)``: what `loss` is a convex function of and its second derivative by each, for Gauss-Newton matrices.
 
         How much each weighs in the loss comes by differentiating the loss by the value of each convex function.
@@ -150,7 +162,9 @@ class View:
         return torch.cat(found), torch.cat(curvatures)
 
 
-def chosen_parameters(model, patterns=None):
+def chosen_parameters(
+    model: AbstractRecommender, patterns: str | Sequence[str] | None = None
+) -> dict[str, torch.nn.Parameter]:
     """Trained parameters by name, in the model's order, whose names match one of the patterns.
 
     Raises:
