@@ -26,30 +26,28 @@ LETTER = 6.8  # mean width of a letter at 11 px, in pixels: matplotlib's font, w
 
 LIGHT = {"ink": "#1c2127", "faint": "#8b939c", "paper": "#ffffff"}
 DARK = {"ink": "#e6e9ec", "faint": "#6c757e", "paper": "#14181d"}
-STYLE = """:root{color-scheme:light dark;%s}
-@media screen and (prefers-color-scheme:dark){:root{%s}}
-.chart{font-family:system-ui,-apple-system,"Segoe UI",Roboto,sans-serif;stroke-linejoin:round}
-""" % tuple(";".join(f"--{name}:{colour}" for name, colour in theme.items()) for theme in (LIGHT, DARK))  # noqa: UP031
 
+
+def _properties(theme: dict[str, str]) -> str:
+    return ";".join(f"--{name}:{colour}" for name, colour in theme.items())
+
+
+STYLE = f""":root{{color-scheme:light dark;{_properties(LIGHT)}}}
+@media screen and (prefers-color-scheme:dark){{:root{{{_properties(DARK)}}}}}
+.chart{{font-family:system-ui,-apple-system,"Segoe UI",Roboto,sans-serif;stroke-linejoin:round}}
+"""
 SETTINGS: dict[Any, Any] = {
-    "svg.fonttype": "none", "svg.hashsalt": "recbole_unlearn", "text.parse_math": False, "font.size": 11,
-    "axes.titlesize": 12, "axes.labelsize": 11, "xtick.labelsize": 11, "ytick.labelsize": 11, "legend.fontsize": 11,
-    "text.color": LIGHT["ink"], "axes.labelcolor": LIGHT["ink"], "xtick.labelcolor": LIGHT["ink"],
-    "ytick.labelcolor": LIGHT["ink"], "xtick.major.pad": 5, "axes.edgecolor": LIGHT["faint"], "axes.facecolor": "none",
-    "axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True, "grid.color": LIGHT["faint"],
-    "grid.alpha": 0.35, "grid.linewidth": 0.7, "legend.frameon": False, "legend.handlelength": 2.2,
+    "svg.fonttype": "none", "text.parse_math": False, "font.size": 11, "xtick.major.pad": 5,
+    **dict.fromkeys(("text.color", "axes.labelcolor", "xtick.labelcolor", "ytick.labelcolor"), LIGHT["ink"]),
+    "axes.edgecolor": LIGHT["faint"], "axes.facecolor": "none", "axes.spines.top": False, "axes.spines.right": False,
+    "axes.axisbelow": True, "grid.color": LIGHT["faint"], "grid.alpha": 0.35, "grid.linewidth": 0.7,
+    "legend.frameon": False, "legend.handlelength": 2.2,
 }  # fmt: skip
 SPACE, HREF = "{http://www.w3.org/2000/svg}", "{http://www.w3.org/1999/xlink}href"
 COLOURS = {colour: f"var(--{name})" for name, colour in LIGHT.items()}
 MARKERS = {
-    "circle": "o",
-    "square": "s",
-    "diamond": "D",
-    "triangle": "^",
-    "triangle-down": "v",
-    "cross": "x",
-    "plus": "+",
-}
+    "circle": "o", "square": "s", "diamond": "D", "triangle": "^", "triangle-down": "v", "cross": "x", "plus": "+",
+}  # fmt: skip
 
 
 def panel(chart: Chart) -> str:
@@ -114,7 +112,7 @@ def _drawn(panels: Sequence[Chart], title: str, columns: int, kind: str, dpi: fl
         if shared:
             _legend(figure, handles, at(width / 2, top), width)
         file = io.BytesIO()
-        figure.savefig(file, format=kind, dpi=dpi, metadata={"Date": None} if kind == "svg" else None)
+        figure.savefig(file, format=kind, dpi=dpi)
     return file.getvalue(), said
 
 
@@ -222,7 +220,7 @@ def _where(name: str, chart: Chart, x: float, y: float) -> str:
     return f"{name}: {where}" if where else name
 
 
-# -- what matplotlib makes, as a page can hold it: no ids that clash, no styles that its security policy forbids
+# -- what matplotlib makes, as a page can hold it: no ids that clash, no styles that its policy forbids, no date
 
 
 def _svg(panels: Sequence[Chart], title: str, columns: int, alt: str) -> ElementTree.Element:

@@ -41,7 +41,7 @@ def figure(chart: Chart) -> go.Figure:
         font={"color": GREY, "size": 12},
         paper_bgcolor="rgba(0,0,0,0)",
         plot_bgcolor="rgba(0,0,0,0)",
-        margin={"l": 10, "r": 10, "t": 40, "b": 10},
+        margin={"l": 10, "r": 28, "t": 40, "b": 10},  # room for half of the last number along x
         height=360,
         showlegend=bool(chart.legend),
         legend={"orientation": "h", "y": -0.25},
