@@ -30,7 +30,7 @@ from recbole_unlearn.comparison.published import PUBLISHED, sentences
 from recbole_unlearn.errors import InputError
 from recbole_unlearn.methods import METHODS
 from recbole_unlearn.quick_start import run_unlearn
-from recbole_unlearn.reports.pictures import figures as draw
+from recbole_unlearn.reports.pictures import described as draw
 from recbole_unlearn.settings.config import UnlearnConfig
 from recbole_unlearn.settings.given import Given
 

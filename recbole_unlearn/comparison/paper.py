@@ -25,8 +25,8 @@ from recbole_unlearn.errors import InputError
 from recbole_unlearn.evaluation.geometry import embeddings, geometry, scores, turned, weight_distance
 from recbole_unlearn.methods import METHODS
 from recbole_unlearn.methods.shards import MODELS as INNER_PRODUCTS
-from recbole_unlearn.reports.pictures import figures as draw
-from recbole_unlearn.reports.pictures import interactive, png, svg
+from recbole_unlearn.reports.pictures import described as draw
+from recbole_unlearn.reports.pictures import drawn, interactive
 from recbole_unlearn.reports.tables import READ_COMPARED, compared_table, latex
 from recbole_unlearn.settings import keys
 from recbole_unlearn.settings.config import UnlearnConfig
@@ -149,9 +149,8 @@ class Paper:
         own = folder / name
         own.mkdir(parents=True, exist_ok=True)
         for stem, picture in pictures.items():
-            write_atomically(own / f"{stem}.svg", svg.draw(picture).encode())
-            if png.available():
-                png.write(picture, own / f"{stem}.png")
+            write_atomically(own / f"{stem}.svg", drawn.svg(picture).encode())
+            drawn.write_png(picture, own / f"{stem}.png")
         interactive.write(list(pictures.values()), own / "figures.html", f"UBPR's figures on {name}")
         table = self._table_3(summaries)
         for ending, text in (("csv", table.to_csv()), ("tex", latex(table)), ("json", json.dumps(results, indent=1))):
@@ -420,7 +419,7 @@ def about_distances(picture):
 
 
 def _spread(cell):
-    """What `pictures.figures` take: (mean, standard deviation or None)."""
+    """What `pictures.described` takes: (mean, standard deviation or None)."""
     return cell["mean"], cell["sd"]
 
 

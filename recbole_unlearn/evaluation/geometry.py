@@ -127,7 +127,7 @@ def geometry(models, log, rows, epochs, seed=0):
         epochs (int): epochs that the original's weights were trained for.
 
     Returns:
-        dict of plain values, for `pictures.figures`: ``pnpr`` (model -> one value a user, users in random order) and
+        dict of plain values, for `pictures.described`: ``pnpr`` (model -> one value a user, users in random order) and
         ``map`` (model -> `tsne_map`); empty where models have no embeddings or nothing is forgotten.
     """
     pairs = {name: pair for name, model in models.items() if (pair := embeddings(model)) is not None}

@@ -1,6 +1,8 @@
 """Results as tables that people can paste."""
 
 import json
+from collections.abc import Sequence
+from pathlib import Path
 
 import pandas as pd
 
@@ -8,7 +10,7 @@ from recbole_unlearn.reports import page as html_report
 from recbole_unlearn.storage.files import write_atomically
 
 
-def comparison_table(result, metrics=("hit", "ndcg")):
+def comparison_table(result: dict, metrics: Sequence[str] = ("hit", "ndcg")) -> pd.DataFrame:
     """One row a figure, one column a model.
 
     Args:
@@ -54,7 +56,7 @@ NOT_JUDGED = (
 SPAM_EXPOSURE = "Spam exposure@K: share of the users, without the spam's own, with a promoted item in their top K."
 
 
-def markdown(result):
+def markdown(result: dict) -> str:
     """The result as a Markdown page."""
     table = comparison_table(result).to_markdown(disable_numparse=True, colalign=("left",))
     forget = result["forget_set"]
@@ -85,7 +87,7 @@ def _ranked(result):
     return any(each.get("ranking", True) for each in result["models"].values())
 
 
-def guard_sentence(result):
+def guard_sentence(result: dict) -> str:
     """In words, what was checked of whether the log tells the training."""
     found = result["guard"]
     sentence = found["sentence"][:1].upper() + found["sentence"][1:]
@@ -94,7 +96,7 @@ def guard_sentence(result):
     return f"Guard: {sentence}{limit}."
 
 
-def html(result):
+def html(result: dict) -> str:
     """The result as an HTML page of its own, with pictures."""
     return html_report.page(result, comparison_table(result), _how(result["unlearning"]))
 
@@ -166,7 +168,7 @@ FIDELITY_COLUMNS = {
 }
 
 
-def fidelity_table(results):
+def fidelity_table(results: dict) -> pd.DataFrame:
     """One row a method.
 
     Args:
@@ -194,7 +196,7 @@ def fidelity_table(results):
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
-def fidelity_markdown(results, title):
+def fidelity_markdown(results: dict, title: str) -> str:
     """The table, and what it is to be read against, as a Markdown section."""
     first = results["retrained"]
     return (
@@ -206,7 +208,7 @@ def fidelity_markdown(results, title):
     )
 
 
-def latex(frame):
+def latex(frame: pd.DataFrame) -> str:
     """A DataFrame of strings as a LaTeX tabular."""
     lines = [["", *frame.columns], *([name, *row] for name, row in zip(frame.index, frame.values, strict=True))]
     body = "\n".join(
@@ -215,7 +217,7 @@ def latex(frame):
     return f"\\begin{{tabular}}{{l{'r' * len(frame.columns)}}}\n{body}\n\\end{{tabular}}\n"
 
 
-def write_fidelity(results, title, folder, name="fidelity"):
+def write_fidelity(results: dict, title: str, folder: Path, name: str = "fidelity") -> str:
     """Write NAME.md, .csv, .tex and .json; returns the Markdown."""
     page, frame = fidelity_markdown(results, title), fidelity_table(results)
     for ending, text in (
@@ -236,7 +238,7 @@ READ_COMPARED = (
 )
 
 
-def compared_table(figures, cutoff=10):
+def compared_table(figures: dict, cutoff: int = 10) -> pd.DataFrame:
     """One row a method or model; ranking metrics at one cutoff.
 
     Args:
@@ -274,7 +276,7 @@ def _compared_cell(row, key, name):
     return text + (f" ({delta:+.4f})" if delta is not None and name != "retrain" else "")
 
 
-def compared_markdown(results, summaries, title, cutoff=10):
+def compared_markdown(results: dict, summaries: dict, title: str, cutoff: int = 10) -> str:
     """All forget sets' tables, and how to read them, as a Markdown page.
 
     Args:
@@ -290,7 +292,7 @@ def compared_markdown(results, summaries, title, cutoff=10):
     return "\n".join(lines)
 
 
-def write_compared(results, summaries, title, folder, cutoff=10):
+def write_compared(results: dict, summaries: dict, title: str, folder: Path, cutoff: int = 10) -> str:
     """Write comparison.md, .csv (every figure), .tex and .json (every seed); returns the Markdown.
 
     Args:
@@ -315,7 +317,7 @@ def write_compared(results, summaries, title, folder, cutoff=10):
     return page
 
 
-def write(result, folder):
+def write(result: dict, folder: Path) -> None:
     """Write result.json, result.md and report.html."""
     write_atomically(folder / "result.json", json.dumps(result, indent=1).encode())
     write_atomically(folder / "result.md", markdown(result).encode())

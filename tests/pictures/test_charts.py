@@ -1,9 +1,12 @@
-"""Pictures: one description, three drawers; legible colours, round ticks, nothing outside, and the values as given."""
+"""Pictures: one description, two drawers; legible colours, round ticks, nothing outside, and the values as given."""
 
 import json
 import math
 import re
+import subprocess
+import sys
 from itertools import combinations
+from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
@@ -12,9 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from recbole_unlearn import methods
-from recbole_unlearn.reports.pictures import figures, interactive, png, svg
+from recbole_unlearn.reports.pictures import described, drawn, interactive
 from recbole_unlearn.reports.pictures.chart import LOOKS, Axis, Chart, Picture, Series, looks, ticks
 
+ROOT = Path(__file__).parents[2]
 METHODS = tuple(methods.METHODS)
 RATIOS = (0.010, 0.015, 0.020, 0.025, 0.030, 0.035)
 CURVES = {
@@ -23,19 +27,19 @@ CURVES = {
 TIMES = {m: [10.0 ** (n - 3), 2 * 10.0 ** (n - 3)] for n, m in enumerate(METHODS[:6])}
 MAP = {"user": [0.5, 0.5], "positives": [[0.4, 0.5], [0.6, 0.5]], "negatives": [[0.1, 0.1], [0.9, 0.9], [1, 0]]}
 PICTURES = {
-    "ranks": figures.rank_histogram({"original": [0] * 19 + [40], "unlearned": [2] * 20, "retrained": [1, 3] * 10}),
-    "map": figures.embedding_map({"original": MAP, "unlearned": MAP, "retrained": MAP}),
-    "pnpr": figures.pnpr({"original": [2.0, 3.0, 1.5], "unlearned": [1.1, 1.0, 0.9]}),
-    "convergence": figures.convergence({"conjugate gradient": [0.5**n for n in range(60)]}, tolerance=1e-3),
-    "times": figures.running_times(TIMES),
-    "cutoffs": figures.cutoff_curves({f"{ratio:.3f} %": CURVES for ratio in RATIOS}),
-    "ratios": figures.ratio_curves({m: dict.fromkeys(RATIOS, 0.1) for m in METHODS}, "seconds", "Time", log=True),
-    "weights": figures.weight_distances(
+    "ranks": described.rank_histogram({"original": [0] * 19 + [40], "unlearned": [2] * 20, "retrained": [1, 3] * 10}),
+    "map": described.embedding_map({"original": MAP, "unlearned": MAP, "retrained": MAP}),
+    "pnpr": described.pnpr({"original": [2.0, 3.0, 1.5], "unlearned": [1.1, 1.0, 0.9]}),
+    "convergence": described.convergence({"conjugate gradient": [0.5**n for n in range(60)]}, tolerance=1e-3),
+    "times": described.running_times(TIMES),
+    "cutoffs": described.cutoff_curves({f"{ratio:.3f} %": CURVES for ratio in RATIOS}),
+    "ratios": described.ratio_curves({m: dict.fromkeys(RATIOS, 0.1) for m in METHODS}, "seconds", "Time", log=True),
+    "weights": described.weight_distances(
         {"all": {"U/O": {r: (r, r / 10) for r in RATIOS}, "R/O": {r: 2.0 for r in RATIOS}}, "one": {"U/R": {0.01: 0.3}}}
     ),
-    "negatives": figures.negatives_curves({"HR@10": {"retrain": {1: 0.5, 2: 0.6}}, "NDCG@10": {"retrain": {1: 0.3}}}),
-    "stream": figures.stream_times([1, 1, 5], [0.1, 0.2, 3.0]),
-    "drift": figures.drift(
+    "negatives": described.negatives_curves({"HR@10": {"retrain": {1: 0.5, 2: 0.6}}, "NDCG@10": {"retrain": {1: 0.3}}}),
+    "stream": described.stream_times([1, 1, 5], [0.1, 0.2, 3.0]),
+    "drift": described.drift(
         [{"requests": n, "forget_auc_unlearned": 0.5, "forget_auc_retrained": 0.5 + n / 100} for n in (5, 10)],
         "forget_auc", "forget-set AUC",
     ),
@@ -77,10 +81,8 @@ def lab(colour, blindness):
 
 def test_every_colour_is_legible_on_light_and_on_dark():
     for look in LOOKS:
-        for paper in (svg.LIGHT, svg.DARK):
-            background = re.search(r"--paper:(#\w+)", paper)[1]
-            background = "#ffffff" if background == "#fff" else background
-            assert contrast(look.colour, background) >= 3, look
+        for theme in (drawn.LIGHT, drawn.DARK):
+            assert contrast(look.colour, theme["paper"]) >= 3, look
 
 
 @pytest.mark.parametrize("blindness", BLIND)
@@ -140,15 +142,22 @@ SPACE = "{http://www.w3.org/2000/svg}"
 @pytest.mark.parametrize("name", PICTURES)
 def test_an_svg_file_is_whole_in_itself_and_nothing_leaves_it(name):
     picture = PICTURES[name]
-    text = svg.draw(picture)
+    text = drawn.svg(picture)
     root = ElementTree.fromstring(text)
     assert "href" not in text and "url(" not in text and "<script" not in text
     assert root.get("aria-label").startswith(picture.title) and picture.panels[0].alt in root.get("aria-label")
     width, height = float(root.get("width")), float(root.get("height"))
-    for group in root.iter(f"{SPACE}g"):
-        across, down = map(float, re.findall(r"[\d.]+", group.get("transform")))
-        for each in group.iter(f"{SPACE}text"):
-            assert 0 <= across + float(each.get("x")) <= width and 0 <= down + float(each.get("y")) <= height
+    for each in root.iter(f"{SPACE}text"):
+        across, down = float(each.get("x")), float(each.get("y"))
+        # 5 px a letter, which most fonts need more than
+        length = 5 * len(each.text) / (1 if each.get("text-anchor", "start") in ("start", "end") else 2)
+        if "transform" in each.attrib:  # upwards
+            assert 0 <= across <= width and length <= down <= height - length
+        else:
+            assert (
+                0 if each.get("text-anchor", "start") == "start" else length
+            ) <= across <= width and 0 <= down <= height
+            assert each.get("text-anchor") == "end" or across + length <= width
     words = " ".join(root.itertext())
     for chart in picture.panels:
         for label in (chart.title, chart.x.label, chart.y.label, *(chart.y.categories or ())):
@@ -158,7 +167,7 @@ def test_an_svg_file_is_whole_in_itself_and_nothing_leaves_it(name):
 def test_every_point_is_drawn_where_it_belongs():
     x, y = [1.0, 2.0, 4.0], [10.0, 100.0, 1000.0]
     chart = Chart("", Axis("x"), Axis("y", log=True), [Series("a", x, y, LOOKS[0], "points")], "alt")
-    root = ElementTree.fromstring(svg.panel(chart))
+    root = ElementTree.fromstring(drawn.panel(chart))
     places = [path.get("transform") for path in root.iter("path") if path.get("transform")]
     places = np.array([[float(n) for n in re.findall(r"-?[\d.]+", place)] for place in places])
     assert len(places) == 3
@@ -173,22 +182,60 @@ def test_what_has_no_place_on_an_axis_is_left_out():
         Series("a", [1, 2, 3, 4], [0.0, 1.0, math.inf, math.nan], LOOKS[0], "points"),
         Series("b", [], [], LOOKS[1]),
     ]
-    text = svg.panel(Chart("", Axis(), Axis(log=True), series, ""))
+    text = drawn.panel(Chart("", Axis(), Axis(log=True), series, ""))
     assert text.count("<title>") == 1 and "nan" not in text and "inf" not in text
 
 
 def test_names_are_text_not_markup():
-    name = "<script>alert(1)</script>&"
+    name = "<script>alert(1)</script>& $x$"
     chart = Chart(name, Axis(name), Axis(name), [Series(name, [1], [1], LOOKS[0])] * 2, f'"{name}')
-    assert "<script" not in svg.panel(chart)
+    text = drawn.panel(chart)
+    assert "<script" not in text and name in [each.text for each in ElementTree.fromstring(text).iter("text")]
     assert "<script>alert" not in interactive.page([Picture(name, [chart])], name)
 
 
-# -- what the builders make of figures
+@pytest.mark.parametrize("name", PICTURES)
+def test_a_page_can_hold_a_picture_many_times_and_forbid_inline_styles(name):
+    for chart in PICTURES[name].panels:
+        elements = list(ElementTree.fromstring(drawn.panel(chart)).iter())
+        assert not {"id", "style"} & {key for each in elements for key in each.attrib}
+        assert {each.tag for each in elements} <= {"svg", "path", "text", "title"}
+        # what is neither a series nor white or black takes the page's colours
+        colours = {each.get(paint) for each in elements for paint in ("fill", "stroke")} - {None, "none"}
+        assert colours <= {"var(--ink)", "var(--faint)", *(series.look.colour for series in chart.series)}
+
+
+def test_the_same_picture_is_the_same_file_whatever_the_settings_of_matplotlib(tmp_path):
+    import matplotlib
+
+    def files():
+        drawn.write_png(PICTURES["weights"], tmp_path / "picture.png", dpi=40)
+        return drawn.svg(PICTURES["weights"]), (tmp_path / "picture.png").read_bytes()
+
+    first = files()
+    with matplotlib.rc_context({"font.size": 30, "svg.fonttype": "path", "axes.grid": True, "svg.hashsalt": None}):
+        before = dict(matplotlib.rcParams)
+        assert files() == first
+        assert dict(matplotlib.rcParams) == before
+
+
+def test_matplotlib_is_imported_by_the_first_picture_and_pyplot_never():
+    script = """
+import sys
+import recbole_unlearn.reports.tables
+from recbole_unlearn.reports.pictures import described, drawn
+assert "matplotlib" not in sys.modules
+drawn.svg(described.running_times({"ours": 1.0}))
+assert "matplotlib" in sys.modules and "matplotlib.pyplot" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, cwd=ROOT)
+
+
+# -- what the describers make of figures
 
 
 def test_the_histogram_shows_shares_as_an_outline():
-    (chart,) = figures.rank_histogram({"unlearned": [1, 3], "retrained": [4, 0]}).panels
+    (chart,) = described.rank_histogram({"unlearned": [1, 3], "retrained": [4, 0]}).panels
     assert chart.series[0].x == [0, 0, 0.5, 0.5, 1, 1]
     assert chart.series[0].y == [0, 0.25, 0.25, 0.75, 0.75, 0]
     assert chart.series[0].fill and not chart.series[1].fill
@@ -196,21 +243,21 @@ def test_the_histogram_shows_shares_as_an_outline():
 
 
 def test_users_keep_their_column_in_every_model():
-    (chart,) = figures.pnpr({"original": [1.0, 3.0, 2.0], "unlearned": [10.0, 30.0, 20.0]}).panels
+    (chart,) = described.pnpr({"original": [1.0, 3.0, 2.0], "unlearned": [10.0, 30.0, 20.0]}).panels
     assert chart.series[0].y == [3, 2, 1] and chart.series[1].y == [30, 20, 10]
-    (chart,) = figures.pnpr({"original": list(range(100))}, most=12).panels
+    (chart,) = described.pnpr({"original": list(range(100))}, most=12).panels
     assert len(chart.series[0].y) == 12 and chart.series[0].y[0] == 99 and chart.series[0].y[-1] == 0
 
 
 def test_times_are_medians_with_their_range_slowest_below():
-    (chart,) = figures.running_times({"ours": [3.0, 1.0, 2.0], "retrain": 50.0}).panels
+    (chart,) = described.running_times({"ours": [3.0, 1.0, 2.0], "retrain": 50.0}).panels
     assert chart.y.categories == ("retrain 50 s", "ours 2 s")
     ours = next(series for series in chart.series if series.name == "ours")
     assert (ours.x, ours.y, ours.low, ours.high) == ([2.0], [1], [1.0], [3.0])
 
 
 def test_curves_carry_mean_and_spread():
-    picture = figures.cutoff_curves({"0.010 %": {"ours": {1: (0.2, 0.1), 10: (0.4, 0.1)}}}, "HR")
+    picture = described.cutoff_curves({"0.010 %": {"ours": {1: (0.2, 0.1), 10: (0.4, 0.1)}}}, "HR")
     (series,) = picture.panels[0].series
     assert series.x == [1, 10] and series.y == [0.2, 0.4]
     assert series.low == pytest.approx([0.1, 0.3]) and series.high == pytest.approx([0.3, 0.5])
@@ -223,19 +270,18 @@ def test_curves_carry_mean_and_spread():
 @pytest.mark.parametrize("name", PICTURES)
 def test_plotly_is_given_the_same_values(name):
     for chart in PICTURES[name].panels:
-        drawn = json.loads(interactive.figure(chart).to_json())
-        for series, trace in zip(chart.series, drawn["data"], strict=False):
+        shown = json.loads(interactive.figure(chart).to_json())
+        for series, trace in zip(chart.series, shown["data"], strict=False):
             assert trace["name"] == series.name
             assert trace["x"] == pytest.approx(list(series.x))
             if series.kind != "bars":
                 assert trace["y"] == pytest.approx(list(series.y))
-        assert drawn["layout"]["xaxis"]["title"].get("text", "") == chart.x.label
+        assert shown["layout"]["xaxis"]["title"].get("text", "") == chart.x.label
 
 
 def test_a_png_shows_something(tmp_path):
-    pytest.importorskip("matplotlib")
     from matplotlib.image import imread
 
     for name in ("times", "map", "ranks", "negatives"):
-        png.write(PICTURES[name], tmp_path / "picture.png", dpi=40)
+        drawn.write_png(PICTURES[name], tmp_path / "picture.png", dpi=40)
         assert imread(tmp_path / "picture.png")[..., :3].std() > 0.02, name

@@ -1,7 +1,7 @@
 """What a picture shows, whatever draws it: panels, axes, series, and how a series looks."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 
@@ -43,7 +43,7 @@ PLACES = {
 }  # fmt: skip
 
 
-def looks(names):
+def looks(names: Iterable[str]) -> dict[str, Look]:
     """A `Look` for each name: the usual one of methods that have one and meet nobody else's, else one still free."""
     taken, result = set(), {}
     for name in names:
@@ -72,12 +72,12 @@ class Axis:
 
     label: str = ""
     log: bool = False
-    limits: tuple | None = None
-    categories: tuple | None = None
+    limits: tuple[float, float] | None = None
+    categories: tuple[str, ...] | None = None
     marks: bool = True
     percent: bool = False
 
-    def text(self, value):
+    def text(self, value: float) -> str:
         """A value as it stands along the axis."""
         return f"{100 * value:.6g} %" if self.percent else f"{value:,.6g}"
 
@@ -95,12 +95,12 @@ class Series:
     """
 
     name: str
-    x: Sequence
-    y: Sequence
+    x: Sequence[float]
+    y: Sequence[float]
     look: Look
     kind: str = "curve"
-    low: Sequence | None = None
-    high: Sequence | None = None
+    low: Sequence[float] | None = None
+    high: Sequence[float] | None = None
     fill: bool = False
     size: float = 1
 
@@ -118,17 +118,17 @@ class Chart:
     title: str
     x: Axis
     y: Axis
-    series: Sequence
+    series: Sequence[Series]
     alt: str
     level: float | None = None
 
     @property
-    def legend(self):
+    def legend(self) -> list[str]:
         """Names of the series, each once; empty where nothing needs a legend."""
         names = list(dict.fromkeys(series.name for series in self.series))
         return names if len(names) > 1 and not self.y.categories else []
 
-    def limits(self, which):
+    def limits(self, which: str) -> tuple[float, float]:
         """(low, high) of the 'x' or the 'y' axis."""
         axis = getattr(self, which)
         if axis.limits:
@@ -158,17 +158,17 @@ class Picture:
     """A titled set of panels; ``columns`` of them side by side where there is room."""
 
     title: str
-    panels: Sequence
+    panels: Sequence[Chart]
     columns: int = 1
 
     @property
-    def legend(self):
+    def legend(self) -> list[str]:
         """Names of a legend that serves all of several panels; empty where each needs, or has, its own."""
         legends = [chart.legend for chart in self.panels]
         return legends[0] if len(legends) > 1 and all(each == legends[0] for each in legends) else []
 
 
-def ticks(low, high, log=False, most=5):
+def ticks(low: float, high: float, log: bool = False, most: int = 5) -> list[float]:
     """Round numbers from ``low`` to ``high``, at most about ``most``."""
     if log:
         first, last = math.ceil(math.log10(low) - 1e-9), math.floor(math.log10(high) + 1e-9)

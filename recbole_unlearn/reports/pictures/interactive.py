@@ -1,12 +1,16 @@
 """Pictures as one interactive page, drawn with Plotly (a dependency of RecBole), which the page carries with it."""
 
+from collections.abc import Sequence
 from html import escape
 from math import log10
+from pathlib import Path
 
 import plotly.graph_objects as go
+from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from recbole_unlearn.reports.pictures.chart import ticks
+from recbole_unlearn.reports.pictures.chart import Chart, Picture, ticks
+from recbole_unlearn.reports.templates import render
 from recbole_unlearn.storage.files import write_atomically
 
 GREY = "#767b80"  # of text and lines: legible on white and on near black
@@ -17,38 +21,10 @@ SYMBOLS = {
     "plus": "cross-thin-open",
 }
 MODES = {"line": "lines", "curve": "lines+markers", "points": "markers"}
-PAGE = """<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; script-src 'unsafe-inline'; \
-style-src 'unsafe-inline'; img-src data: blob:; base-uri 'none'; form-action 'none'">
-<link rel="icon" href="data:,">
-<title>{title}</title>
-<style>
-:root{{color-scheme:light dark}}
-body{{font-family:system-ui,sans-serif;max-width:80rem;margin:1rem auto;padding:0 .75rem}}
-.panels{{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,21rem),1fr));gap:.5rem}}
-.panels>div{{min-width:0}}
-</style>
-<script>{plotly}</script>
-</head>
-<body>
-<h1>{title}</h1>
-{pictures}
-<script>
-// after the whole page is laid out: a panel is as wide as it then is
-for (const [id, shown] of Object.entries({figures}))
-  Plotly.newPlot(id, shown.data, shown.layout, {{responsive: true, displaylogo: false}});
-</script>
-</body>
-</html>
-"""
 
 
-def figure(chart):
-    """One chart as a plotly ``Figure``."""
+def figure(chart: Chart) -> go.Figure:
+    """One chart, for Plotly to draw."""
     result = go.Figure()
     named = set()
     for series in chart.series:
@@ -65,7 +41,7 @@ def figure(chart):
         font={"color": GREY, "size": 12},
         paper_bgcolor="rgba(0,0,0,0)",
         plot_bgcolor="rgba(0,0,0,0)",
-        margin={"l": 10, "r": 10, "t": 40, "b": 10},
+        margin={"l": 10, "r": 28, "t": 40, "b": 10},  # room for half of the last number along x
         height=360,
         showlegend=bool(chart.legend),
         legend={"orientation": "h", "y": -0.25},
@@ -75,21 +51,19 @@ def figure(chart):
     return result
 
 
-def page(pictures, title):
-    """All pictures as one HTML page (str) that needs nothing from outside; plotly.js makes it some 5 MB."""
-    parts, drawn = [], []
-    for number, picture in enumerate(pictures):
-        parts.append(f'<h2>{escape(picture.title)}</h2>\n<div class="panels">')
-        for place, chart in enumerate(picture.panels):
-            name = f"picture-{number}-{place}"
-            parts.append(f'<div id="{name}" role="img" aria-label="{escape(chart.alt)}"></div>')
-            drawn.append(f'"{name}":{figure(chart).to_json()}')
-        parts.append("</div>")
-    shown = "{" + ",".join(drawn).replace("</", "<\\/") + "}"
-    return PAGE.format(title=escape(title), plotly=get_plotlyjs(), pictures="\n".join(parts), figures=shown)
+def page(pictures: Sequence[Picture], title: str) -> str:
+    """All pictures as one HTML page that needs nothing from outside; plotly.js makes it some 5 MB."""
+    figures = ",".join(f"[{','.join(figure(chart).to_json() for chart in each.panels)}]" for each in pictures)
+    return render(
+        "interactive.html.jinja",
+        title=title,
+        pictures=pictures,
+        plotly=Markup(get_plotlyjs()),
+        figures=Markup("[" + figures.replace("</", "<\\/") + "]"),
+    )
 
 
-def write(pictures, path, title):
+def write(pictures: Sequence[Picture], path: Path | str, title: str) -> None:
     """Write `page` to a file."""
     write_atomically(path, page(pictures, title).encode())
 

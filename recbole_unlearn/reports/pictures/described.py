@@ -3,14 +3,17 @@
 Where a value may come with its spread over seeds, it is either a number or a pair (mean, standard deviation).
 """
 
+from collections.abc import Collection, Mapping, Sequence
 from statistics import median
 
 from recbole_unlearn.reports.pictures.chart import LOOKS, Axis, Chart, Picture, Series, looks
 
 RANK_BINS = 20
+Value = float | tuple[float, float | None] | list[float]
+Curves = Mapping[str, Mapping[float, Value]]  # name -> {x: value}
 
 
-def rank_histogram(counts):
+def rank_histogram(counts: Mapping[str, Sequence[int]]) -> Picture:
     """How the forgotten interactions rank, in each model.
 
     Args:
@@ -41,7 +44,7 @@ def _middle(counts):
     return sum((k + 0.5) / n * count for k, count in enumerate(counts)) / max(sum(counts), 1)
 
 
-def embedding_map(maps):
+def embedding_map(maps: Mapping[str, Mapping]) -> Picture:
     """t-SNE of one user, some of its positives and their negatives, one panel a model (Figure 4 of the paper).
 
     Args:
@@ -68,7 +71,7 @@ def embedding_map(maps):
     return Picture("A forgotten user, three of its items and their negatives (t-SNE)", panels, len(panels))
 
 
-def pnpr(values, most=12):
+def pnpr(values: Mapping[str, Sequence[float]], most: int = 12) -> Picture:
     """Ratio of the distances to negatives and to positives, user by user (Figure 5 of the paper).
 
     Args:
@@ -97,7 +100,9 @@ def pnpr(values, most=12):
     return Picture("Distance of the forgotten items from their users", [chart])
 
 
-def convergence(histories, tolerance=None, label="relative residual"):
+def convergence(
+    histories: Mapping[str, Sequence[float]], tolerance: float | None = None, label: str = "relative residual"
+) -> Picture:
     """How a solver came down, iteration by iteration.
 
     Args:
@@ -116,7 +121,9 @@ def convergence(histories, tolerance=None, label="relative residual"):
     return Picture("Convergence of the solver", [chart])
 
 
-def running_times(seconds, title="Running time"):
+def running_times(
+    seconds: Mapping[str, float | list[float] | tuple[float, ...]], title: str = "Running time"
+) -> Picture:
     """A bar a method, from the fastest, on a logarithmic scale (Figure 3 of the paper, over all ratios).
 
     Args:
@@ -149,7 +156,7 @@ def _curves(values, look_of, title, x, y):
     return Chart(title, x, y, series, f"{y.label} against {x.label}{', ' + title if title else ''}: {ranges}.")
 
 
-def cutoff_curves(values, metric="NDCG", title=None):
+def cutoff_curves(values: Mapping[str, Curves], metric: str = "NDCG", title: str | None = None) -> Picture:
     """HR@K or NDCG@K of several methods, one panel a forget ratio (Figures 1 and 2 of the paper).
 
     Args:
@@ -160,7 +167,7 @@ def cutoff_curves(values, metric="NDCG", title=None):
     return Picture(title or f"{metric}@K by forget ratio", panels, min(3, len(panels)))
 
 
-def ratio_curves(values, label, title, log=False):
+def ratio_curves(values: Curves, label: str, title: str, log: bool = False) -> Picture:
     """Anything against the forget ratio (Figure 3: running time, with ``log=True``).
 
     Args:
@@ -169,7 +176,7 @@ def ratio_curves(values, label, title, log=False):
     return Picture(title, [_curves(values, looks(values), "", Axis("forget ratio (%)"), Axis(label, log=log))])
 
 
-def weight_distances(values, scores=()):
+def weight_distances(values: Mapping[str, Curves], scores: Collection[str] = ()) -> Picture:
     """l2 distances between the weights of models (Figure 6 of the paper), logarithmic unless one is 0.
 
     Args:
@@ -189,7 +196,7 @@ def weight_distances(values, scores=()):
     return Picture("Weight distances", panels, min(2, len(panels)))
 
 
-def negatives_curves(values):
+def negatives_curves(values: Mapping[str, Curves]) -> Picture:
     """HR and NDCG against the number of negatives an interaction (Figure 7 of the paper), one panel a metric.
 
     Args:
@@ -202,7 +209,7 @@ def negatives_curves(values):
     return Picture("Number of negatives", panels, min(2, len(panels)))
 
 
-def drift(comparisons, key, label):
+def drift(comparisons: Sequence[Mapping[str, float]], key: str, label: str) -> Picture:
     """A stream's model beside retrained ones, on the way.
 
     Args:
@@ -218,7 +225,7 @@ def drift(comparisons, key, label):
     )
 
 
-def stream_times(requests, seconds):
+def stream_times(requests: Sequence[int], seconds: Sequence[float]) -> Picture:
     """Seconds of each batch of a stream.
 
     Args:
