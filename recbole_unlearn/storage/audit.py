@@ -15,18 +15,18 @@ import os
 import re
 import secrets
 import sys
-from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 
 import recbole
 import torch
+from filelock import lock_descriptor
 
 from recbole_unlearn.errors import InputError
 from recbole_unlearn.settings.shown import public
 from recbole_unlearn.storage import checkpoints
-from recbole_unlearn.storage.files import fcntl, sync_folder
+from recbole_unlearn.storage.files import sync_folder
 from recbole_unlearn.storage.triple_log import log_path
 
 FORMAT = "recbole_unlearn audit 1"
@@ -114,7 +114,8 @@ def append(path, record):
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     new = not path.exists()
-    with open(path, "a+b", buffering=0) as f, _alone(f):
+    with open(path, "a+b", buffering=0) as f:
+        lock_descriptor(f.fileno(), poll_interval=0.01)  # ends with the file's closing
         f.seek(0)
         content = f.read()
         trail = _parse(content, path)
@@ -134,13 +135,6 @@ def append(path, record):
     if new:
         sync_folder(path.parent)
     return hashlib.sha256(line).hexdigest()
-
-
-@contextmanager
-def _alone(file):
-    if fcntl:
-        fcntl.flock(file, fcntl.LOCK_EX)  # ends with the file's closing
-    yield
 
 
 def weights_checksum(state_dict):

@@ -11,13 +11,11 @@ import time
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from filelock import lock_descriptor
+
 from recbole_unlearn.errors import InputError
 
-try:
-    import fcntl
-except ImportError:  # Windows: no advisory locks, everything else works
-    fcntl = None
-
+WINDOWS = os.name == "nt"
 STARTED = time.time()
 TEMPORARY = re.compile(r"\..+\.(\d+)\.tmp")
 SCRATCH = f".recbole_unlearn.{platform.node()}."  # other machines, whose processes we cannot see, may share the folder
@@ -38,6 +36,8 @@ def temporary_path(path):
 
 def sync_folder(folder):
     """Make renames and deletions in a folder survive a power cut."""
+    if WINDOWS:  # which opens no folders
+        return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -156,7 +156,7 @@ def _alive(pid, entry):
     """Whether the process that built ``entry`` still runs."""
     if pid == os.getpid():  # or did, before us, under the same number, as is usual in containers
         return entry.lstat().st_mtime >= STARTED
-    if os.name == "nt":  # where signal 0, by which others are asked, is Ctrl-C
+    if WINDOWS:  # where signal 0, by which others are asked, is Ctrl-C
         return True
     try:
         os.kill(pid, 0)
@@ -181,33 +181,37 @@ def locked(path):
     try:
         yield
     finally:
-        if name:
+        if name and not WINDOWS:
             name.unlink(missing_ok=True)  # while it is still locked: see _lock
         if descriptor is not None:
             os.close(descriptor)
+        if name and WINDOWS:  # which deletes no open file, ours or the next holder's
+            with suppress(OSError):
+                name.unlink()
 
 
 def _lock(path):
-    """(descriptor, lock file to delete afterwards or None)."""
-    if fcntl is None:
-        return None, None
+    """(descriptor, lock file to delete afterwards or None).
+
+    Not `filelock.FileLock`: it leaves its file there, and cannot lock a checkpoint that may only be read.
+    """
     name = path.with_name(f".{path.name}.lock")
     while True:
         own = name
         try:
-            descriptor = os.open(name, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+            descriptor = os.open(name, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
         except OSError:  # a folder that we may only read: the checkpoint itself will not be replaced, so lock that
-            if not path.is_file():
+            if WINDOWS or not path.is_file():  # a file that is locked on Windows cannot be read
                 return None, None
             descriptor, own = os.open(path, os.O_RDONLY), None
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(descriptor)
-            raise Locked(f"another process is working on {path}; wait until it has finished") from None
+            free = lock_descriptor(descriptor, blocking=False)
         except OSError:  # a file system without locks
             os.close(descriptor)
             return None, None
+        if not free:
+            os.close(descriptor)
+            raise Locked(f"another process is working on {path}; wait until it has finished")
         # the holder before us may have deleted the file between our opening and our locking it
         try:
             if not own or os.path.samestat(os.fstat(descriptor), os.stat(own)):
