@@ -27,7 +27,7 @@ from recbole_unlearn.unlearners import SUPPORTED, unlearner_of
 OF_TRAINING = ("negatives", "log_negatives")  # own keys that shape a training
 
 
-def configure(held, model, dataset, config_file_list, config_dict):
+def configure(held, model, dataset, config_file_list, config_dict) -> tuple[UnlearnConfig, Any, Any]:
     """Configuration, and checkpoint and log if one was named; the checkpoint's lock goes to ``held`` (ExitStack)."""
     if config_dict is not None and not isinstance(config_dict, Mapping):
         raise InputError("config_dict must be a dict")

@@ -129,7 +129,7 @@ class UnlearnSession:
         now = Unlearned(unlearner.state_dict, unlearner.method, 0.0, {"chosen": unlearner.chosen}, unlearner.snapshots)
         with in_one_line(path.parent, "file"), locked(path):
             _check_new(path)  # again, now that nobody else can be writing
-            before = trail and audit.model_checksums(self.config["checkpoint"], self.stored["state_dict"])
+            before = audit.model_checksums(self.config["checkpoint"], self.stored["state_dict"]) if trail else {}
             with recorded_or_gone(path):
                 save_unlearned(path, self.stored, self.log, now, self.split, rows, self.config, guarded=self.guard)
                 if trail:

@@ -1,11 +1,13 @@
 """What ties a checkpoint and its log to a data set."""
 
 import hashlib
+from collections.abc import Iterable
 
 import numpy as np
+from recbole.data.dataset import Dataset
 
 
-def fingerprint(dataset):
+def fingerprint(dataset: Dataset) -> dict[str, str]:
     """Checksums of a built RecBole data set.
 
     Returns:
@@ -22,11 +24,11 @@ def fingerprint(dataset):
     }
 
 
-def rows_checksum(users, items):
+def rows_checksum(users: np.ndarray, items: np.ndarray) -> str:
     """sha256 of interactions in order: int arrays ``[rows]``."""
     return hashlib.sha256(np.stack([users, items]).astype("<i8").tobytes()).hexdigest()
 
 
-def tokens_checksum(tokens):
+def tokens_checksum(tokens: Iterable[str]) -> str:
     """sha256 of a list of tokens, by id from 0 (padding) on."""
     return hashlib.sha256("\n".join(map(str, tokens)).encode()).hexdigest()

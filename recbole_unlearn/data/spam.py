@@ -4,14 +4,19 @@ Shilling attacks are often modelled by new fake users. Here existing accounts ar
 tastes, ids and sizes of the data set stay, and the unlearned model loads wherever the clean one does.
 """
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 
 from recbole_unlearn.data.forget import rarest
 from recbole_unlearn.data.tokens import ids
 from recbole_unlearn.errors import InputError
 
+if TYPE_CHECKING:
+    from recbole_unlearn.data.split import Split
 
-def draw_spam(split, accounts, promoted, seed):
+
+def draw_spam(split: "Split", accounts: int, promoted: int | list[str], seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Interactions between each of some random accounts and each of the promoted items.
 
     Args:

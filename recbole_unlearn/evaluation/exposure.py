@@ -1,11 +1,15 @@
 """What spam reaches: how many users are recommended a promoted item."""
 
-import numpy as np
+from collections.abc import Sequence
 
+import numpy as np
+from recbole.model.abstract_recommender import AbstractRecommender
+
+from recbole_unlearn.data.split import Split
 from recbole_unlearn.evaluation.forgetting import scores
 
 
-def exposure(model, split, topk):
+def exposure(model: AbstractRecommender, split: Split, topk: Sequence[int]) -> dict[str, float]:
     """Share of the genuine users whose top-K holds an item that ``split.spam`` promotes.
 
     Genuine users are those who do not spread the spam; what they were trained with is not recommended to them.

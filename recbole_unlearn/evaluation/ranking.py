@@ -1,12 +1,28 @@
 """RecBole's own evaluators on the held-out interactions, under full and sampled ranking."""
 
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
 import numpy as np
+from recbole.model.abstract_recommender import AbstractRecommender
+
+from recbole_unlearn.data.split import Split
+
+if TYPE_CHECKING:
+    from recbole.trainer import Trainer
 
 SAMPLED = 99  # negatives a held-out item, as in the NCF and UBPR papers
 PROTOCOLS = {"full": 0, f"uni{SAMPLED}": SAMPLED}
 
 
-def evaluate(trainer, model, split, seed, show_progress=False, protocols=PROTOCOLS):
+def evaluate(
+    trainer: "Trainer",
+    model: AbstractRecommender,
+    split: Split,
+    seed: int,
+    show_progress: bool = False,
+    protocols: Mapping[str, int] = PROTOCOLS,
+) -> dict[str, dict[str, float]]:
     """Metrics of ``model`` on the test data under each protocol.
 
     RecBole redraws the sampled negatives at every call; here numpy's stream is set to ``seed`` before and restored

@@ -4,6 +4,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from recbole_unlearn.storage.triple_log import TripleLog
 from recbole_unlearn.training import new_model
 
 
@@ -25,7 +26,7 @@ class Task:
     split: object
     seed: int
     stored: dict
-    log: object
+    log: TripleLog
     path: Path
     folder: Path
 

@@ -8,8 +8,10 @@ import shutil
 import stat
 import tempfile
 import time
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 from filelock import lock_descriptor
 
@@ -28,13 +30,13 @@ class Locked(InputError):
     """Another process is working on a file."""
 
 
-def temporary_path(path):
+def temporary_path(path: Path | str) -> Path:
     """Name beside ``path`` under which this process builds it; `sweep` knows it by its form."""
     path = Path(path)
     return path.with_name(f".{path.name}.{os.getpid()}.tmp")
 
 
-def sync_folder(folder):
+def sync_folder(folder: Path | str) -> None:
     """Make renames and deletions in a folder survive a power cut."""
     if WINDOWS:  # which opens no folders
         return
@@ -46,7 +48,7 @@ def sync_folder(folder):
 
 
 @contextmanager
-def replacing(path, keep_mode=False):
+def replacing(path: Path | str, keep_mode: bool = False) -> Iterator[BinaryIO]:
     """A binary file to write that takes the place of ``path`` on leaving: a reader, or a crash, sees old or new.
 
     Args:
@@ -67,20 +69,20 @@ def replacing(path, keep_mode=False):
         temporary.unlink(missing_ok=True)
 
 
-def write_atomically(path, data):
+def write_atomically(path: Path | str, data: bytes) -> None:
     """Write ``data`` (bytes) so that a reader, or a crash, sees the old file or the new one, never half of it."""
     with replacing(path) as f:
         f.write(data)
 
 
-def check_regular(path):
+def check_regular(path: Path | str) -> None:
     """Raises OSError where a path is there and is no plain file: a device has no end, a pipe waits for ever."""
     mode = os.stat(path).st_mode  # of what a link points to
     if not stat.S_ISREG(mode):
         raise OSError(errno.EINVAL, "it is no plain file", str(path))
 
 
-def read_whole(path, limit=MAX_BYTES):
+def read_whole(path: Path | str, limit: int = MAX_BYTES) -> bytes:
     """Content of a plain file, bytes.
 
     Raises:
@@ -94,12 +96,12 @@ def read_whole(path, limit=MAX_BYTES):
     return content
 
 
-def read_text(path, limit=MAX_BYTES):
+def read_text(path: Path | str, limit: int = MAX_BYTES) -> str:
     """As `read_whole`: text in UTF-8, with or without a byte order mark; UnicodeDecodeError for other bytes."""
     return read_whole(path, limit).decode("utf-8-sig")
 
 
-def remove(path):
+def remove(path: Path | str) -> None:
     """Delete a file or a folder, if it is there; a link is deleted itself, never what it points to."""
     path = Path(path)
     if path.is_dir() and not path.is_symlink():
@@ -108,14 +110,14 @@ def remove(path):
         path.unlink(missing_ok=True)
 
 
-def sweep(folder):
+def sweep(folder: Path | str) -> None:
     """Delete what killed processes left half built (``.NAME.PID.tmp``)."""
     for entry in _left_behind(folder):
         remove(entry)
 
 
 @contextmanager
-def scratch_folder():
+def scratch_folder() -> Iterator[Path]:
     """A private folder among the system's temporary ones, deleted on leaving; by `sweep_scratch` if we are killed."""
     folder = Path(tempfile.mkdtemp(prefix=SCRATCH, suffix=f".{os.getpid()}.tmp"))
     try:
@@ -124,7 +126,7 @@ def scratch_folder():
         remove(folder)
 
 
-def sweep_scratch():
+def sweep_scratch() -> None:
     """Delete the `scratch_folder`s of killed processes: models and logs may lie in them, forgotten rows included."""
     with suppress(OSError):  # no temporary folder at all: whoever needs one will say so
         for entry in _left_behind(tempfile.gettempdir(), SCRATCH):
@@ -132,7 +134,7 @@ def sweep_scratch():
                 remove(entry)
 
 
-def is_debris(entry):
+def is_debris(entry: Path) -> bool:
     """Whether a folder's entry is nothing to be kept: a temporary, a lock, a log that never got its checkpoint."""
     return entry.name.startswith(".") and entry.name.endswith((".tmp", ".lock", ".pending"))
 
@@ -168,7 +170,7 @@ def _alive(pid, entry):
 
 
 @contextmanager
-def locked(path):
+def locked(path: Path | str) -> Iterator[None]:
     """Keep every other process off ``path`` (a checkpoint; it need not exist yet).
 
     The kernel drops the lock when its process ends, however it ends, so a killed one locks nobody out.
