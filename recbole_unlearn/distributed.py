@@ -71,10 +71,10 @@ def joined(
         nproc, world_size, ip, port, offset: RecBole's: ranks of this machine, of all machines (-1: of this one alone),
             where rank 0 listens, and the first rank of this machine. This process becomes that one, and starts the
             others of its machine.
-        timeout (int): seconds to wait for another rank in a collective call.
+        timeout: seconds to wait for another rank in a collective call.
 
     Yields:
-        bool: whether this process leads; if not, let it `follower.follow`.
+        Whether this process leads; if not, let it `follower.follow`.
 
     Raises:
         InputError: ranks that do not come, or are lost; arguments that make no sense.

@@ -34,7 +34,7 @@ def column_types(data: Dataset, ending: str) -> dict[str, str]:
 
 
 def read_columns(data: Dataset, ending: str, fields: Sequence[str]) -> pd.DataFrame:
-    """Some columns of the file, or of all its benchmark parts, as text: DataFrame ``[lines, fields]``."""
+    """Some columns of the file, or of all its benchmark parts, as text, ``[lines, fields]``."""
     types = column_types(data, ending)
     columns = {f"{field}:{types[field]}": field for field in fields}
     # index_col: else pandas takes the first column for an index where lines are longer than the header, and shifts all

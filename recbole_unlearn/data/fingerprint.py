@@ -11,7 +11,7 @@ def fingerprint(dataset: Dataset) -> dict[str, str]:
     """Checksums of a built RecBole data set.
 
     Returns:
-        dict of sha256 hex digests: ``users`` and ``items`` of the id maps (token of every id), ``rows`` of the
+        sha256 hex digests: ``users`` and ``items`` of the id maps (token of every id), ``rows`` of the
         interactions in log order (ids, grouped by user).
     """
     users = dataset.inter_feat[dataset.uid_field].numpy()
@@ -25,7 +25,7 @@ def fingerprint(dataset: Dataset) -> dict[str, str]:
 
 
 def rows_checksum(users: np.ndarray, items: np.ndarray) -> str:
-    """sha256 of interactions in order: int arrays ``[rows]``."""
+    """sha256 of interactions in order: ids, ``[rows]``."""
     return hashlib.sha256(np.stack([users, items]).astype("<i8").tobytes()).hexdigest()
 
 

@@ -28,9 +28,9 @@ class ForgetRequest:
     """What to forget, as the user says it. Select the rows with :meth:`rows`.
 
     Attributes:
-        kind (str): one of `KINDS`; the key is ``forget_<kind>``.
+        kind: one of `KINDS`; the key is ``forget_<kind>``.
         value: what the key holds, as its reader in `STRATEGIES` returns it.
-        seed (int): of every random draw.
+        seed: of every random draw.
     """
 
     kind: str
@@ -74,7 +74,7 @@ class ForgetRequest:
         return cls(kind, value, seed)
 
     def rows(self, split: "Split") -> np.ndarray:
-        """Rows of ``split.users`` / ``split.items`` to forget: sorted int64 array.
+        """Rows of ``split.users`` / ``split.items`` to forget: int64, sorted.
 
         Raises:
             InputError: unknown tokens, pairs that are not training interactions, an empty set, or one that leaves

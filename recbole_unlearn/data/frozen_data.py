@@ -42,8 +42,7 @@ class Frozen:
     """A split without some rows, to be written.
 
     Args:
-        split (Split): the split.
-        rows: sorted int array of the training rows to leave out.
+        rows: the training rows to leave out, sorted.
 
     Attributes:
         fingerprint (dict): of the training data, as the frozen data set gives it.

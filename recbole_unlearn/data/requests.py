@@ -24,7 +24,7 @@ def read(path: Path | str) -> pd.DataFrame:
     An empty item means all interactions of the user, an empty user all of the item.
 
     Returns:
-        DataFrame of str columns ``user``, ``item`` and a column ``time``, in order of time (else of lines).
+        Columns of text ``user``, ``item`` and a column ``time``, in order of time (else of lines).
     """
     try:
         text = io.StringIO(read_text(path), newline="")  # csv knows the ends of lines; str.splitlines has others too
@@ -62,17 +62,13 @@ def read(path: Path | str) -> pd.DataFrame:
 
 
 def batches(table: pd.DataFrame, together: int = 1) -> list[pd.DataFrame]:
-    """Requests to serve at once: those of one time, and ``together`` times' worth of them.
-
-    Returns:
-        list of DataFrames.
-    """
+    """Requests to serve at once: those of one time, and ``together`` times' worth of them."""
     times = table["time"].ne(table["time"].shift()).cumsum() - 1
     return [group for _, group in table.groupby(times // together)]
 
 
 def rows_of(split: "Split", table: pd.DataFrame) -> list[np.ndarray]:
-    """Training rows that each request names: list of int64 arrays; empty for what was never trained on.
+    """Training rows that each request names, int64; empty for what was never trained on.
 
     Raises:
         InputError: a token that the data set does not know.

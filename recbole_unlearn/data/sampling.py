@@ -248,9 +248,9 @@ class Played:
 
     Args:
         loader: RecBole's, as the training had it before its first epoch.
-        log (TripleLog): of the training.
+        log: of the training.
         data_row: row in the loader's data set of each row of the log, int64 ``[rows]``.
-        forgotten: rows of the log to leave out, int array.
+        forgotten: rows of the log to leave out.
 
     Raises:
         InputError: while it is gone through: the batches are not those of the log.
@@ -330,8 +330,8 @@ class BatchOrder:
     Args:
         recorded: of each epoch ``[seed, epochs drawn before with it, checksum of the batches]``, or without the epochs
             where the seed was its own, or without the seed where rows came in order; None: not known.
-        data_row: row in RecBole's training data of each row, int array ``[rows]``.
-        batch_rows (int): rows of a batch.
+        data_row: row in RecBole's training data of each row, ``[rows]``.
+        batch_rows: rows of a batch.
     """
 
     def __init__(self, recorded: Sequence[list[int] | None], data_row: np.ndarray, batch_rows: int) -> None:

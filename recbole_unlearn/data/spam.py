@@ -20,12 +20,12 @@ def draw_spam(split: "Split", accounts: int, promoted: int | list[str], seed: in
     """Interactions between each of some random accounts and each of the promoted items.
 
     Args:
-        split (Split): clean.
-        accounts (int): drawn among the users who have none of the items, in training or held out.
-        promoted (int or list of str): number of rarest items, or item tokens.
+        split: clean.
+        accounts: drawn among the users who have none of the items, in training or held out.
+        promoted: number of rarest items, or item tokens.
 
     Returns:
-        (users, items): int64 ``[accounts * items]`` each.
+        Users and items, int64 ``[accounts * items]`` each.
 
     Raises:
         InputError: unknown item, more rare items than there are, too few users.

@@ -68,7 +68,7 @@ def rebuild_histories(part: SequentialDataset, data: SequentialDataset, rows: np
     Args:
         part: RecBole sequential data set that holds some rows of another.
         data: the other one.
-        rows: which these are, ascending int array.
+        rows: which these are, ascending.
         gone: which rows of ``data`` are gone, bool array.
     """
     columns, whole, limit = part.inter_feat.interaction, data.inter_feat, data.max_item_list_len
@@ -189,7 +189,7 @@ class Split:
         return data.id2token(data.uid_field if field == "user" else data.iid_field, ids)
 
     def pairs(self, rows: np.ndarray) -> list[tuple[str, str]]:
-        """(user token, item token) of training rows, as a list."""
+        """(user token, item token) of training rows."""
         tokens = (self.token("user", self.users[rows]), self.token("item", self.items[rows]))
         return [(str(user), str(item)) for user, item in zip(*tokens, strict=True)]
 
@@ -200,8 +200,8 @@ class Split:
         Ids, sizes, validation and test data stay; the forgotten items become drawable negatives of their users.
 
         Args:
-            forgotten: int array of rows (of `users`, `items`); may be empty.
-            seed (int, optional): of the order of the rows; default: the configuration's.
+            forgotten: rows (of `users`, `items`); may be empty.
+            seed: of the order of the rows; default: the configuration's.
         """
         config = changed(self.config, seed=self.config["seed"] if seed is None else seed)
         rest = self.remaining_dataset(forgotten)
@@ -220,7 +220,7 @@ class Split:
         """RecBole data set of the training interactions without some rows, in histories neither.
 
         Args:
-            forgotten: int array of rows; may be empty.
+            forgotten: rows; may be empty.
         """
         gone = np.zeros(len(self.train._dataset), bool)
         gone[self.data_row[forgotten]] = True
@@ -276,11 +276,8 @@ class Split:
     def queries(self, rows: np.ndarray) -> Interaction:
         """Interactions to score some rows by, had they never been: the users, with what else is in their histories.
 
-        Args:
-            rows: int array of rows.
-
         Returns:
-            Interaction of as many rows.
+            As many rows.
         """
         data = self.train._dataset
         if not self.sequential:
@@ -369,7 +366,7 @@ class Split:
         """Items of each user in training, validation and test.
 
         Returns:
-            function: user id -> int array of item ids of that user.
+            User id -> ids of that user's items.
         """
         users, items = [self.users], [self.items]
         for loader in (self.valid, self.test):

@@ -57,10 +57,10 @@ def read_tokens(key: str, value: Any, commas: bool = True) -> TakenApart:
     """Tokens that a key names, as text.
 
     Args:
-        key (str): the key's name.
+        key: the key's name.
         value: text of a token, or of several (a list in brackets, or with commas between); or a list, set or array of
             them.
-        commas (bool): whether commas separate.
+        commas: whether commas separate.
 
     Raises:
         InputError: it names nobody, or holds something that is no text and no whole number.

@@ -15,10 +15,10 @@ def exposure(model: AbstractRecommender, split: Split, topk: Sequence[int]) -> d
     Genuine users are those who do not spread the spam; what they were trained with is not recommended to them.
 
     Args:
-        topk (list of int): values of K.
+        topk: values of K.
 
     Returns:
-        dict: ``exposure@K`` -> share, for each K.
+        ``exposure@K`` -> share, for each K.
     """
     spam = np.isin(np.arange(split.n_rows), split.spam)
     promoted = np.unique(split.items[spam])

@@ -67,7 +67,7 @@ def percentiles(
 
     Args:
         rows: rows of ``split`` (before forgetting).
-        seen (callable, optional): items that each user had, as `Split.seen` returns it; default: those of ``split``.
+        seen: items that each user had, as `Split.seen` returns it; default: those of ``split``.
 
     Returns:
         float64 ``[len(rows)]``, ties counted half.
@@ -93,7 +93,7 @@ def percentiles(
 
 
 def histogram(ranks: np.ndarray, bins: int = 20) -> list[int]:
-    """Number of percentiles in each of equally wide bins from 0 to 1, as a list."""
+    """Number of percentiles in each of equally wide bins from 0 to 1."""
     return np.histogram(ranks, bins, (0, 1))[0].tolist()
 
 
@@ -107,7 +107,7 @@ def verdict(original: np.ndarray, unlearned: np.ndarray, retrained: np.ndarray) 
         original, unlearned, retrained: percentiles of the same pairs.
 
     Returns:
-        (str, dict): the sentence, and the figures in it, with ``outcome``: 'alike', 'not yet', 'over-forgotten' or
+        The sentence, and the figures in it, with ``outcome``: 'alike', 'not yet', 'over-forgotten' or
         'too small'.
     """
     auc = [float(np.mean(x)) for x in (original, unlearned, retrained)]

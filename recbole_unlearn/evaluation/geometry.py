@@ -62,7 +62,7 @@ def turned(first: Pair, second: Pair) -> Pair:
     Scores are inner products: such a map changes none of them (orthogonal Procrustes).
 
     Returns:
-        float64 ``(P, Q)``.
+        Both, float64.
     """
     own, other = (np.concatenate(pair).astype(np.float64) for pair in (first, second))
     left, _, right = np.linalg.svd(own.T @ other)
@@ -108,11 +108,11 @@ def tsne_map(
     A map shows who is near whom; where, how large, and how two maps lie to each other mean nothing.
 
     Args:
-        user (int): id.
+        user: id.
         items, negatives: ids, ``[n]`` and ``[m]``.
 
     Returns:
-        dict of lists, rounded: ``user`` [x, y], ``positives`` ``[n, 2]``, ``negatives`` ``[m, 2]``.
+        Rounded: ``user`` [x, y], ``positives`` ``[n, 2]``, ``negatives`` ``[m, 2]``.
     """
     from sklearn.manifold import TSNE  # here: it costs a moment that not every run needs
 
@@ -132,13 +132,13 @@ def geometry(
     """PNPR of every user that loses something, and a map of the one that loses most, without saying who is who.
 
     Args:
-        models (dict): name -> RecBole model.
-        log (TripleLog): of the original's training; its negatives are those that the forgotten rows met.
-        rows: sorted int array of forgotten rows of the log.
-        epochs (int): epochs that the original's weights were trained for.
+        models: name -> RecBole model.
+        log: of the original's training; its negatives are those that the forgotten rows met.
+        rows: of the log, the forgotten ones, sorted.
+        epochs: epochs that the original's weights were trained for.
 
     Returns:
-        dict of plain values, for `pictures.figures`: ``pnpr`` (model -> one value a user, users in random order) and
+        Plain values, for `pictures.figures`: ``pnpr`` (model -> one value a user, users in random order) and
         ``map`` (model -> `tsne_map`); empty where models have no embeddings or nothing is forgotten.
     """
     pairs = {name: pair for name, model in models.items() if (pair := embeddings(model)) is not None}

@@ -30,10 +30,10 @@ def evaluate(
 
     Args:
         trainer: a RecBole trainer of the same configuration; its ``evaluate`` does the work.
-        protocols (dict): name -> sampled negatives a held-out item, 0 for full ranking.
+        protocols: name -> sampled negatives a held-out item, 0 for full ranking.
 
     Returns:
-        dict: protocol -> {metric: value}; empty where nothing was held out for the test.
+        Protocol -> {metric: value}; empty where nothing was held out for the test.
     """
     if not len(split.test._dataset):
         return {}

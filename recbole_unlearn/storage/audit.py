@@ -58,9 +58,9 @@ class Trail:
     """A checked audit file.
 
     Attributes:
-        records (list of dict): in order.
-        head (str): SHA-256 of the last line; write it down elsewhere, and cutting off the end becomes visible too.
-        torn (int): bytes of a last line that a crash cut off; 0 if there is none.
+        records: in order.
+        head: SHA-256 of the last line; write it down elsewhere, and cutting off the end becomes visible too.
+        torn: bytes of a last line that a crash cut off; 0 if there is none.
     """
 
     records: list[dict[str, Any]]
@@ -106,12 +106,12 @@ def _parse(content, path):
 
 
 def append(path: Path | str, record: Mapping[str, Any]) -> str:
-    """Add a record (dict of plain values), synced to disk. A last line that a crash had torn is removed first.
+    """Add a record of plain values, synced to disk. A last line that a crash had torn is removed first.
 
     Two processes may append to one file; each waits for the other.
 
     Returns:
-        str: SHA-256 of the new line.
+        SHA-256 of the new line.
 
     Raises:
         AuditError: the file was changed or damaged before.
@@ -190,7 +190,7 @@ def request_entry(interactions: int, unlearned: "Unlearned") -> dict[str, Any]:
     No figures of its solver: of a request for one interaction they would narrow down which.
 
     Args:
-        interactions (int): newly forgotten.
+        interactions: newly forgotten.
         unlearned (Unlearned): its outcome.
     """
     return {
@@ -213,11 +213,11 @@ def unlearned_record(
     """The record of one request. Figures are rounded: exact ones could tell which interaction a small request named.
 
     Args:
-        request_id (str): free of anything personal.
-        result (dict): of ``run_unlearn``.
+        request_id: free of anything personal.
+        result: of ``run_unlearn``.
         config: the run's configuration.
-        before, after (dict): `model_checksums`.
-        requests (list of dict, optional): where they were many: `request_entry` of each, in order.
+        before, after: `model_checksums`.
+        requests: where they were many: `request_entry` of each, in order.
     """
     unlearning = result["unlearning"]
     return {
@@ -257,7 +257,7 @@ def _coarse(value):
 
 
 def purged_record(request_id: str, purged: list[str]) -> dict[str, Any]:
-    """The record that a request's original was deleted; ``purged`` (list of str): what was."""
+    """The record that a request's original was deleted; ``purged``: what was."""
     return {"event": "purged", "request": request_id, "time": now(), "purged": purged}
 
 
@@ -275,9 +275,6 @@ def versions() -> dict[str, str]:
 
 def verify(path: Path | str, files: Iterable[Path | str] = ()) -> Trail:
     """Check an audit file's chain, and that checkpoints are unlearned models that it records, with their logs whole.
-
-    Returns:
-        Trail
 
     Raises:
         InputError: a file cannot be read.

@@ -39,11 +39,11 @@ def save_with_log(path: Path | str, state: dict[str, Any], write_log: Callable[[
     then replaces the old one. That is the moment from which on the new pair holds.
 
     Args:
-        state (dict): with ``state["triple_log"]["run_id"]``.
-        write_log: function path -> None that writes a whole log there.
+        state: with ``state["triple_log"]["run_id"]``.
+        write_log: writes a whole log to a path.
 
     Returns:
-        TripleLog, in its place.
+        The log, in its place.
     """
     path = Path(path)
     pending = _pending(path, state["triple_log"]["run_id"])
@@ -92,7 +92,7 @@ def read(path: Path | str, logged: bool = True) -> dict[str, Any]:
     """Content of a checkpoint file: plain values and tensors.
 
     Args:
-        logged (bool): whether it must have been trained with a triple log.
+        logged: whether it must have been trained with a triple log.
 
     Raises:
         InputError: missing, truncated, foreign or unsafe file; NaN weights; no log.
@@ -196,10 +196,7 @@ def load(path: Path | str, verify: bool = True) -> tuple[dict[str, Any], TripleL
     """A checkpoint that our trainer wrote, and its triple log.
 
     Args:
-        verify (bool): whether to compare all of the log with its checksums.
-
-    Returns:
-        (dict, TripleLog)
+        verify: whether to compare all of the log with its checksums.
 
     Raises:
         InputError: missing, truncated, foreign or unsafe file; NaN weights; a log of another run.

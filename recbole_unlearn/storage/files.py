@@ -52,7 +52,7 @@ def replacing(path: Path | str, keep_mode: bool = False) -> Iterator[BinaryIO]:
     """A binary file to write that takes the place of ``path`` on leaving: a reader, or a crash, sees old or new.
 
     Args:
-        keep_mode (bool): whether the new file takes over the permissions of the one that it replaces.
+        keep_mode: whether the new file takes over the permissions of the one that it replaces.
     """
     path = Path(path)
     temporary = temporary_path(path)

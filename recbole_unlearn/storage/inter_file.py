@@ -78,7 +78,7 @@ def remove_pairs(path: Path, form: Mapping[str, Any], pairs: Iterable[tuple[str,
     Call it holding the file's lock.
 
     Args:
-        form (dict): of `reading`.
+        form: of `reading`.
     """
     pairs = set(pairs)
     sweep(path.parent)

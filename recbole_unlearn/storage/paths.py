@@ -16,9 +16,9 @@ def check_written(key: str, path: Path | str, checkpoint: Path | str | None = No
     """Raises InputError where something written at ``path`` would be part of a checkpoint or a log, or be swept away.
 
     Args:
-        key (str): what the path was given as.
+        key: what the path was given as.
         path: of a file or folder to be written, which need not exist.
-        checkpoint (optional): the one that the run starts from.
+        checkpoint: the one that the run starts from.
     """
     path = Path(path)
     for part in {*Path(os.path.abspath(path)).parts, *Path(os.path.realpath(path)).parts}:
@@ -45,7 +45,7 @@ def check_apart(key: str, path: Path | str, others: Mapping[str, Path | str | No
     """Raises InputError where two paths are one file.
 
     Args:
-        others (dict): what each was given as -> path, or None.
+        others: what each was given as -> path, or None.
     """
     for other, theirs in others.items():
         if theirs is not None and _same(path, theirs):

@@ -35,8 +35,8 @@ def check(
     """Raises InputError where `purge` could not delete all that it should; changes nothing.
 
     Args:
-        path (optional): checkpoint; None if it is still to be trained.
-        inter, config, pairs (optional): as in `purge`.
+        path: checkpoint; None if it is still to be trained.
+        inter, config, pairs: as in `purge`.
     """
     for each in (*([Path(path), log_path(path)] if path else []), *([inter] if inter else [])):
         if each.is_symlink() or (each.is_file() and each.stat().st_nlink > 1):
@@ -72,9 +72,9 @@ def purge(
 
     Args:
         path: checkpoint.
-        inter (Path, optional): RecBole's interactions file that the lines of ``pairs`` leave first.
-        config (optional): configuration that ``inter`` was read with.
-        pairs (list of (user token, item token)): what was forgotten.
+        inter: RecBole's interactions file that the lines of ``pairs`` leave first.
+        config: configuration that ``inter`` was read with.
+        pairs: what was forgotten.
     """
     journal: dict = {"inter": None}
     if inter:
@@ -106,7 +106,7 @@ def recover(path: Path | str) -> bool:
     Call it holding the checkpoint's lock. It need not exist.
 
     Returns:
-        bool: whether a purge was finished, that is, the checkpoint is gone now.
+        Whether a purge was finished, that is, the checkpoint is gone now.
     """
     path = Path(path)
     if not log_path(path).is_symlink():

@@ -56,7 +56,7 @@ def snapshot_due(n_epochs: int) -> bool:
 
 
 def start_of(parameters: Mapping[str, ArrayLike]) -> list[list[Any]]:
-    """What tells weights (dict: name -> array) from others, whatever rounded their last bits: sum and norm of each."""
+    """What tells weights, by name, from others, whatever rounded their last bits: sum and norm of each."""
     arrays = {name: np.asarray(value, np.float64) for name, value in parameters.items()}
     return [[name, float(value.sum()), float(np.linalg.norm(value))] for name, value in arrays.items()]
 
@@ -301,9 +301,9 @@ class TripleLog:
         """Add a complete epoch.
 
         Args:
-            negatives: int array ``[rows, negatives]`` of item ids, none of them 0.
-            order (optional): how to recompute the order of batches, see `sampling.BatchOrder`.
-            rates (optional): learning rate of each step of the optimiser, ``[steps]``.
+            negatives: item ids ``[rows, negatives]``, none of them 0.
+            order: how to recompute the order of batches, see `sampling.BatchOrder`.
+            rates: learning rate of each step of the optimiser, ``[steps]``.
         """
         negatives = np.ascontiguousarray(negatives, dtype=self.dtype)
         if negatives.shape != (self.n_rows, self.negatives) or (self.n_rows and negatives.min() == 0):
@@ -351,7 +351,7 @@ class TripleLog:
         """Keep the weights after ``n_epochs`` epochs (0: the initialisation).
 
         Args:
-            parameters (dict): name -> float array, in the order of the flat vector.
+            parameters: by name, in the order of the flat vector.
         """
         shapes = [[name, list(value.shape)] for name, value in parameters.items()]
         if self.metadata["parameters"] not in (None, shapes):
@@ -465,10 +465,10 @@ class TripleLog:
         The copy appears under its final name only when complete.
 
         Args:
-            snapshots (dict, optional): number of epochs -> weights that have forgotten, flat; without them the copy
+            snapshots: number of epochs -> weights that have forgotten, flat; without them the copy
                 has none, since the recorded ones were trained on the forgotten rows.
-            popularity (optional): sampling weight of each item id, ``[n_items]``; None: uniform.
-            repeatable (bool): users' own items were drawn as negatives all along (RecBole's ``repeatable``).
+            popularity: sampling weight of each item id, ``[n_items]``; None: uniform.
+            repeatable: users' own items were drawn as negatives all along (RecBole's ``repeatable``).
         """
         path = Path(path)
         keep = np.ones(self.n_rows, dtype=bool)
