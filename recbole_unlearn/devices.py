@@ -3,27 +3,32 @@
 Everything else names no device: it makes tensors beside others (``zeros_like``, ``.to(other)``), or through this.
 """
 
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
+from recbole.model.abstract_recommender import AbstractRecommender
 
 
-def array(tensor):
+def array(tensor: torch.Tensor) -> np.ndarray:
     """A tensor as numpy array, whatever its device; of one on the CPU the same memory."""
     return tensor.detach().cpu().numpy()
 
 
-def copies(state_dict):
+def copies(state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Copies on the CPU of all tensors of a state dict, by name."""
     return {name: value.detach().cpu().clone() for name, value in state_dict.items()}
 
 
-def placed(model, values):
+def placed(model: AbstractRecommender, values: np.ndarray) -> torch.Tensor:
     """An array as float32 tensor on a model's device."""
     return torch.from_numpy(values).to(model.device, torch.float32)
 
 
-def read(path):
+def read(path: Path | str) -> Any:
     """The content of a file that this package wrote, on the CPU: ``load_state_dict`` takes it to a model's device.
 
     So what was trained on a GPU is read where there is none.
@@ -32,7 +37,7 @@ def read(path):
 
 
 @contextmanager
-def torch_streams(seed):
+def torch_streams(seed: int) -> Iterator[None]:
     """torch's random streams as after ``torch.manual_seed(seed)``; those before come back, the GPUs' too.
 
     Streams of GPUs that nothing has used yet are left alone: to look at them would start CUDA.
@@ -46,7 +51,7 @@ def torch_streams(seed):
 
 
 @contextmanager
-def without_cudnn():
+def without_cudnn() -> Iterator[None]:
     """cuDNN's recurrent layers have no second derivatives, and in evaluation not even first ones; torch's own have."""
     before = torch.backends.cudnn.enabled
     torch.backends.cudnn.enabled = False

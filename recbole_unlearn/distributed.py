@@ -14,6 +14,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
@@ -40,33 +41,40 @@ class OtherRankFailed(InputError):
     """Another rank has failed, and has said why."""
 
 
-def rank_and_size():
+def rank_and_size() -> tuple[int, int]:
     """This process's rank, and how many there are."""
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
 
-def leads():
+def leads() -> bool:
     """Whether this is rank 0, or the only process."""
     return rank_and_size()[0] == 0
 
 
-def shared():
+def shared() -> bool:
     """Whether `joined` holds, so that orders reach somebody."""
     return _store is not None
 
 
 @contextmanager
-def joined(nproc=1, world_size=-1, ip="localhost", port="5678", offset=0, timeout=1800):
+def joined(
+    nproc: int = 1,
+    world_size: int = -1,
+    ip: str = "localhost",
+    port: str | int = "5678",
+    offset: int = 0,
+    timeout: int = 1800,
+) -> Iterator[bool]:
     """Be one of several ranks for the length of a ``with`` block, if torchrun or the arguments say that there are any.
 
     Args:
         nproc, world_size, ip, port, offset: RecBole's: ranks of this machine, of all machines (-1: of this one alone),
             where rank 0 listens, and the first rank of this machine. This process becomes that one, and starts the
             others of its machine.
-        timeout (int): seconds to wait for another rank in a collective call.
+        timeout: seconds to wait for another rank in a collective call.
 
     Yields:
-        bool: whether this process leads; if not, let it `follower.follow`.
+        Whether this process leads; if not, let it `follower.follow`.
 
     Raises:
         InputError: ranks that do not come, or are lost; arguments that make no sense.
@@ -101,7 +109,7 @@ def joined(nproc=1, world_size=-1, ip="localhost", port="5678", offset=0, timeou
                 child.kill()
 
 
-def order(name, **arguments):
+def order(name: str, **arguments: Any) -> None:
     """Tell the other ranks to take part in something; nothing happens on these, or where there are none."""
     if shared() and leads():
         if _store.add("failures", 0):
@@ -109,7 +117,7 @@ def order(name, **arguments):
         _publish({"name": name, "arguments": arguments})
 
 
-def orders():
+def orders() -> Iterator[tuple[str, dict[str, Any]]]:
     """What rank 0 orders, as (name, arguments), until it has finished. Raises OtherRankFailed where it fails."""
     for n in itertools.count():
         key = f"order {n}"
@@ -128,7 +136,7 @@ def orders():
         yield given["name"], given["arguments"]
 
 
-def share(value, device="cpu"):
+def share(value: Any, device: torch.device | str = "cpu") -> Any:
     """Rank 0's value (of plain lists, dicts, numbers, strings) on every rank. Collective."""
     if not dist.is_initialized():
         return value
@@ -141,14 +149,14 @@ def share(value, device="cpu"):
     return json.loads(bytes(text.cpu().numpy()))
 
 
-def same_draws(device="cpu"):
+def same_draws(device: torch.device | str = "cpu") -> None:
     """Go on drawing from rank 0's numpy stream on every rank. Collective."""
     state = np.random.get_state(legacy=False)
     state["state"]["key"] = state["state"]["key"].tolist()
     np.random.set_state(share(state, device))
 
 
-def gather(array, device="cpu"):
+def gather(array: np.ndarray, device: torch.device | str = "cpu") -> np.ndarray:
     """Bring an array together on rank 0, of which each rank holds some entries and zeros elsewhere. Collective."""
     if dist.is_initialized():
         as_bytes = torch.from_numpy(array.reshape(-1).view(np.uint8))
@@ -158,17 +166,17 @@ def gather(array, device="cpu"):
     return array
 
 
-def mean(numbers, device="cpu"):
+def mean(numbers: float | tuple[float, ...], device: torch.device | str = "cpu") -> float | tuple[float, ...]:
     """Mean over ranks of a number, or of a tuple of them. Collective."""
     if not dist.is_initialized():
         return numbers
     total = torch.tensor(numbers, dtype=torch.float64, device=device)
     dist.all_reduce(total)
     total /= dist.get_world_size()
-    return tuple(total.tolist()) if isinstance(numbers, tuple) else total.item()
+    return tuple(total.tolist()) if isinstance(numbers, tuple) else float(total)
 
 
-def barrier():
+def barrier() -> None:
     """Go on when all ranks are here. Collective."""
     if dist.is_initialized():
         dist.barrier()

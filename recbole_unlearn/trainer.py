@@ -27,7 +27,7 @@ from recbole_unlearn.models.support import refusal, refused
 from recbole_unlearn.settings.recbole_keys import known_models
 from recbole_unlearn.storage.checkpoints import save
 from recbole_unlearn.storage.files import remove
-from recbole_unlearn.storage.triple_log import TripleLog, log_path, smallest_uint, snapshot_due, start_of
+from recbole_unlearn.storage.triple_log import Training, TripleLog, log_path, smallest_uint, snapshot_due, start_of
 
 
 class _Recorded:
@@ -189,20 +189,18 @@ class _Logging(Trainer):
         if self.optimizer.state:
             self._give_up("its optimiser had taken steps before, by a fit that saved nothing for instance")
             return
-        self.triple_log = TripleLog.create(
-            log_path(self.saved_model_file),
-            users[order],
-            items[order],
-            dataset.user_num,
-            dataset.item_num,
-            train_data.times,
-            static,
-            self.config["seed"],
-            fingerprint(dataset),
-            secrets.token_hex(8),
-            type(self.optimizer).__name__,
-            start_of(self._weights()),
+        training = Training(
+            run_id=secrets.token_hex(8),
+            fingerprint=fingerprint(dataset),
+            n_users=dataset.user_num,
+            n_items=dataset.item_num,
+            negatives=train_data.times,
+            static=static,
+            seed=self.config["seed"],
+            optimizer=type(self.optimizer).__name__,
+            start=start_of(self._weights()),
         )
+        self.triple_log = TripleLog.create(log_path(self.saved_model_file), users[order], items[order], training)
         self._snapshot()
 
     def _equip(self, loader, static):

@@ -1,6 +1,7 @@
 """Killed at every step of unlearn, save, record and purge: the next start finds the old state or the new one."""
 
 import builtins
+import errno
 import json
 import os
 import resource
@@ -14,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from filelock import lock_descriptor
 from recbole.utils import init_seed
 
 from recbole_unlearn.data.split import Split
@@ -493,6 +495,46 @@ def test_in_a_read_only_folder_the_checkpoint_itself_is_locked(scene, tmp_path, 
     holder(MODEL)
     with pytest.raises(InputError, match="another process"), locked(MODEL):
         pass
+
+
+def test_where_the_file_system_has_no_locks_work_goes_on_without(tmp_path, monkeypatch):
+    def refuse(descriptor, blocking):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(files, "lock_descriptor", refuse)
+    with locked(tmp_path / "a.pth"), locked(tmp_path / "a.pth"):
+        pass
+
+
+def test_where_open_files_cannot_be_deleted_the_lock_is_closed_first(tmp_path, monkeypatch):
+    """As on Windows."""
+    real, opened = Path.unlink, []
+
+    def unlink(path, missing_ok=False):
+        if any(os.path.samestat(os.fstat(each), path.stat()) for each in opened if is_open(each)):
+            raise PermissionError(13, "used by another process", str(path))
+        real(path, missing_ok)
+
+    def lock(descriptor, blocking):
+        opened.append(descriptor)
+        return lock_descriptor(descriptor, blocking=blocking)
+
+    monkeypatch.setattr(files, "WINDOWS", True)
+    monkeypatch.setattr(files, "lock_descriptor", lock)
+    monkeypatch.setattr(Path, "unlink", unlink)
+    with locked(tmp_path / "a.pth"):
+        with pytest.raises(InputError, match="another process"), locked(tmp_path / "a.pth"):
+            pass
+        assert list(tmp_path.glob(".*"))
+    assert len(opened) == 2 and not list(tmp_path.glob(".*"))
+
+
+def is_open(descriptor):
+    try:
+        os.fstat(descriptor)
+    except OSError:
+        return False
+    return True
 
 
 def test_a_lock_is_never_held_twice_however_fast_it_changes_hands(tmp_path):

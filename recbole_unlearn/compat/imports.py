@@ -32,7 +32,7 @@ class _Late:
         return self.real()(*arguments, **options)
 
 
-def import_recbole():
+def import_recbole() -> None:
     """Import `MODULES` with stand-ins for scikit-learn, which are taken out of ``sys.modules`` again at once."""
     if "sklearn" in sys.modules or any(name in sys.modules for name in MODULES):
         return

@@ -278,7 +278,7 @@ def _patch_modules():
     sys.meta_path.insert(0, _Finder)
 
 
-def apply():
+def apply() -> None:
     """Patch RecBole and scipy for the installed versions."""
     if _Finder not in sys.meta_path:
         _patch_modules()

@@ -1,14 +1,19 @@
 """RecBole's model classes, and what of a model is kept and served: names of RecBole's that we rely on."""
 
+from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 import torch
 from recbole.model.abstract_recommender import AbstractRecommender
 
 from recbole_unlearn.settings.shown import PLAIN, public
 
+if TYPE_CHECKING:
+    from recbole.trainer import Trainer
 
-def class_named(name, base=AbstractRecommender):
+
+def class_named(name: str, base: type = AbstractRecommender) -> type | None:
     """The class of this name derived from RecBole's recommenders, wherever it was defined; None: there is none."""
     for each in base.__subclasses__():
         if found := each if each.__name__ == name else class_named(name, each):
@@ -16,7 +21,7 @@ def class_named(name, base=AbstractRecommender):
     return None
 
 
-def model_class(name):
+def model_class(name: str) -> type:
     """RecBole's ``get_model`` without a side effect: importing sine.py turns anomaly detection on, up to 5x slower."""
     from recbole.utils import get_model
 
@@ -28,7 +33,7 @@ def model_class(name):
 
 
 @contextmanager
-def replaced(owner, **attributes):
+def replaced(owner: Any, **attributes: Any) -> Iterator[None]:
     """Other attributes of an object or a class, its methods included, for a while."""
     kind = type if isinstance(owner, type) else object  # not the object's own: a module would register parameters
     before = {name: vars(owner)[name] for name in attributes if name in vars(owner)}
@@ -43,7 +48,7 @@ def replaced(owner, **attributes):
             kind.__setattr__(owner, name, value)
 
 
-def checkpoint_state(trainer, epoch):
+def checkpoint_state(trainer: "Trainer", epoch: int) -> dict[str, Any]:
     """What RecBole's ``Trainer._save_checkpoint`` stores, in a form that loads with ``weights_only=True``.
 
     RecBole pickles its ``Config`` object, which torch >= 2.6 refuses to load; here it is a plain dict. Of the
@@ -69,7 +74,7 @@ def checkpoint_state(trainer, epoch):
 CACHES = ("restore_user_e", "restore_item_e", "restore_entity_e")
 
 
-def clear_caches(model):
+def clear_caches(model: AbstractRecommender) -> None:
     """Drop the embeddings that graph models keep between ``full_sort_predict`` calls; they outlive a weight change."""
     for name in CACHES:
         if getattr(model, name, None) is not None:

@@ -1,8 +1,10 @@
 """Columns of RecBole's atomic files that the data set need not have loaded: what training sees stays as it is."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
+from recbole.data.dataset import Dataset
 
 from recbole_unlearn.errors import InputError
 
@@ -14,7 +16,7 @@ def _paths(data, ending):
     return [Path(data.dataset_path) / f"{name}.{ending}" for name in names]
 
 
-def column_types(data, ending):
+def column_types(data: Dataset, ending: str) -> dict[str, str]:
     """Field -> type ('token', 'token_seq', 'float', 'float_seq') of a data set's ``.inter`` or ``.item`` file.
 
     Raises:
@@ -31,8 +33,8 @@ def column_types(data, ending):
     return dict(name.split(":") for name in names)
 
 
-def read_columns(data, ending, fields):
-    """Some columns of the file, or of all its benchmark parts, as text: DataFrame ``[lines, fields]``."""
+def read_columns(data: Dataset, ending: str, fields: Sequence[str]) -> pd.DataFrame:
+    """Some columns of the file, or of all its benchmark parts, as text, ``[lines, fields]``."""
     types = column_types(data, ending)
     columns = {f"{field}:{types[field]}": field for field in fields}
     # index_col: else pandas takes the first column for an index where lines are longer than the header, and shifts all

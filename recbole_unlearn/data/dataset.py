@@ -5,6 +5,7 @@ this package builds a `Split` (`faster`): what a stock script builds, and may pi
 """
 
 import threading
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
 import numpy as np
@@ -31,7 +32,7 @@ _users = 0  # of the context: sessions may open in several threads
 
 
 @contextmanager
-def faster():
+def faster() -> Iterator[None]:
     """RecBole builds and indexes data by the functions below, for a while."""
     global _users
     with _lock:
@@ -120,16 +121,16 @@ class UsedItems:
         items: int32.
     """
 
-    def __init__(self, ptr, items):
+    def __init__(self, ptr: np.ndarray, items: np.ndarray) -> None:
         self.ptr, self.items, self._sets = ptr, items, {}
 
     @classmethod
-    def of(cls, keys, n_users, n_items):
+    def of(cls, keys: np.ndarray, n_users: int, n_items: int) -> "UsedItems":
         """From sorted distinct ``user * n_items + item``."""
         ptr = np.searchsorted(keys, np.arange(n_users + 1, dtype=np.int64) * n_items)
         return cls(ptr, (keys % n_items).astype(np.int32))
 
-    def keys(self, n_items):
+    def keys(self, n_items: int) -> np.ndarray:
         users = np.repeat(np.arange(len(self), dtype=np.int64), np.diff(self.ptr))
         users *= n_items
         users += self.items
@@ -197,7 +198,7 @@ class Ragged:
         known: users that have an entry, bool ``[users]``.
     """
 
-    def __init__(self, keys, known, n_items):
+    def __init__(self, keys: np.ndarray, known: np.ndarray, n_items: int) -> None:
         self.ptr = np.searchsorted(keys, np.arange(len(known) + 1, dtype=np.int64) * n_items)
         self.items, self.known = keys % n_items, known
 
@@ -271,7 +272,7 @@ def _mean_count(field):
     return property(mean)
 
 
-def described(dataset):
+def described(dataset: Dataset) -> str:
     """A built data set in RecBole's words."""
     with replaced(
         Dataset, avg_actions_of_users=_mean_count("uid_field"), avg_actions_of_items=_mean_count("iid_field")

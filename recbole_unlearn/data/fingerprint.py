@@ -1,15 +1,17 @@
 """What ties a checkpoint and its log to a data set."""
 
 import hashlib
+from collections.abc import Iterable
 
 import numpy as np
+from recbole.data.dataset import Dataset
 
 
-def fingerprint(dataset):
+def fingerprint(dataset: Dataset) -> dict[str, str]:
     """Checksums of a built RecBole data set.
 
     Returns:
-        dict of sha256 hex digests: ``users`` and ``items`` of the id maps (token of every id), ``rows`` of the
+        sha256 hex digests: ``users`` and ``items`` of the id maps (token of every id), ``rows`` of the
         interactions in log order (ids, grouped by user).
     """
     users = dataset.inter_feat[dataset.uid_field].numpy()
@@ -22,11 +24,11 @@ def fingerprint(dataset):
     }
 
 
-def rows_checksum(users, items):
-    """sha256 of interactions in order: int arrays ``[rows]``."""
+def rows_checksum(users: np.ndarray, items: np.ndarray) -> str:
+    """sha256 of interactions in order: ids, ``[rows]``."""
     return hashlib.sha256(np.stack([users, items]).astype("<i8").tobytes()).hexdigest()
 
 
-def tokens_checksum(tokens):
+def tokens_checksum(tokens: Iterable[str]) -> str:
     """sha256 of a list of tokens, by id from 0 (padding) on."""
     return hashlib.sha256("\n".join(map(str, tokens)).encode()).hexdigest()

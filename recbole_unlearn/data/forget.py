@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from datetime import date, datetime, timezone
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
+from recbole.config import Config
 
 from recbole_unlearn.data import requests
 from recbole_unlearn.data.atomic_file import column_types, read_columns
@@ -17,15 +19,18 @@ from recbole_unlearn.data.tokens import ids, nearest, read_tokens
 from recbole_unlearn.errors import InputError
 from recbole_unlearn.storage.files import read_text
 
+if TYPE_CHECKING:
+    from recbole_unlearn.data.split import Split
+
 
 @dataclass(frozen=True)
 class ForgetRequest:
     """What to forget, as the user says it. Select the rows with :meth:`rows`.
 
     Attributes:
-        kind (str): one of `KINDS`; the key is ``forget_<kind>``.
+        kind: one of `KINDS`; the key is ``forget_<kind>``.
         value: what the key holds, as its reader in `STRATEGIES` returns it.
-        seed (int): of every random draw.
+        seed: of every random draw.
     """
 
     kind: str
@@ -33,7 +38,7 @@ class ForgetRequest:
     seed: int = 2020
 
     @classmethod
-    def from_config(cls, config):
+    def from_config(cls, config: Config) -> "ForgetRequest":
         """The one request that the ``forget_*`` keys state; without any, and without a checkpoint, ``forget_ratio``'s.
 
         Raises:
@@ -56,7 +61,7 @@ class ForgetRequest:
         raise InputError(f"give exactly one of {', '.join(keys.values())}; {found}")
 
     @classmethod
-    def of(cls, kind, value, config):
+    def of(cls, kind: str, value: object, config: Config) -> "ForgetRequest":
         """The request that the key ``forget_<kind>`` states with this value; InputError for a bad one."""
         if kind not in STRATEGIES:
             raise InputError(f"cannot forget {kind!r}; what to forget is one of {', '.join(KINDS)}")
@@ -68,8 +73,8 @@ class ForgetRequest:
             raise InputError(f"forget_seed must be a whole number of at least 0; got {seed!r}")
         return cls(kind, value, seed)
 
-    def rows(self, split):
-        """Rows of ``split.users`` / ``split.items`` to forget: sorted int64 array.
+    def rows(self, split: "Split") -> np.ndarray:
+        """Rows of ``split.users`` / ``split.items`` to forget: int64, sorted.
 
         Raises:
             InputError: unknown tokens, pairs that are not training interactions, an empty set, or one that leaves
@@ -162,7 +167,7 @@ def _spam(key, value, config):
     return value
 
 
-def spammers(config):
+def spammers(config: Config) -> tuple[int, int | list[str]] | None:
     """(number of accounts, promoted items) of ``forget_spam``; None where it is not given.
 
     The items are a number of rarest ones, or a list of tokens.
@@ -231,7 +236,7 @@ def _extreme(what, ids, count, rng, most):
     return present[order[:count]]
 
 
-def rarest(split, count, rng):
+def rarest(split: "Split", count: int, rng: np.random.Generator) -> np.ndarray:
     """Ids of the items with the fewest training interactions, at least one each."""
     return _extreme("items", split.items, count, rng, most=False)
 

@@ -8,19 +8,24 @@ users and items of whom nothing is left have lost their names.
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+from recbole.config import Config
 from recbole.data.dataset import Dataset
 from recbole.utils import FeatureType
 
 from recbole_unlearn.data.fingerprint import tokens_checksum
 from recbole_unlearn.storage.files import write_atomically
 
+if TYPE_CHECKING:
+    from recbole_unlearn.data.split import Split
+
 PARTS = ("train", "valid", "test")
 
 
-def settings(config):
+def settings(config: Config) -> dict[str, Any]:
     """The configuration under which the frozen data set is read."""
     inter = config["load_col"]["inter"]
     columns = {"inter": inter if inter == "*" else list(inter)}
@@ -28,7 +33,7 @@ def settings(config):
     return {"benchmark_filename": list(PARTS), "load_col": columns, **done}
 
 
-def folder(log):
+def folder(log: Path | str) -> Path:
     """``data_path`` of the data set frozen in a log's folder."""
     return Path(log) / "data"
 
@@ -37,14 +42,13 @@ class Frozen:
     """A split without some rows, to be written.
 
     Args:
-        split (Split): the split.
-        rows: sorted int array of the training rows to leave out.
+        rows: the training rows to leave out, sorted.
 
     Attributes:
         fingerprint (dict): of the training data, as the frozen data set gives it.
     """
 
-    def __init__(self, split, rows):
+    def __init__(self, split: "Split", rows: np.ndarray) -> None:
         self.split = split
         data = split.train._dataset
         keep = np.delete(np.arange(split.n_rows), rows)
@@ -69,7 +73,7 @@ class Frozen:
                 tokens[n] = f"[forgotten {n}]"
         return tokens[1:]
 
-    def write(self, log):
+    def write(self, log: Path | str) -> None:
         """Write the data set into a log's folder."""
         config = self.split.config
         target = folder(log) / config["dataset"]
@@ -91,7 +95,7 @@ def _frame(data, rows):
     return pd.DataFrame(columns)
 
 
-def is_frozen(config):
+def is_frozen(config: Config) -> bool:
     """Whether the configuration's data set is a frozen one."""
     return bool(config["benchmark_filename"]) and (Path(config["data_path"]) / "tokens.json").is_file()
 

@@ -42,7 +42,7 @@ class LinkedDataset(KnowledgeBasedDataset):
         self.field2id_token[self.entity_field], self.field2token_id[self.entity_field] = tokens, token_ids
 
 
-def checksum(folder, name):
+def checksum(folder: Path | str, name: str) -> str:
     """sha256 over the ``.kg`` and ``.link`` files of a data set.
 
     Raises:

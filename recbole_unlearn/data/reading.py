@@ -1,6 +1,8 @@
 """Reads RecBole's atomic files by pandas' C engine instead of its Python engine, where both give the same table."""
 
 import codecs
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -11,7 +13,7 @@ EXACT = 2**53  # whole numbers below are read alike by every way of reading them
 _stock = pd.read_csv
 
 
-def read_csv(path, **options):
+def read_csv(path: Path | str, **options: Any) -> pd.DataFrame:
     """``pandas.read_csv`` with the options that RecBole's ``Dataset._load_feat`` gives it."""
     table = _quick(path, **options) if options.keys() == _OPTIONS else None
     return _stock(path, **options) if table is None else table

@@ -2,6 +2,8 @@
 
 import csv
 import io
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -10,8 +12,11 @@ from recbole_unlearn.data.tokens import ids
 from recbole_unlearn.errors import InputError
 from recbole_unlearn.storage.files import read_text
 
+if TYPE_CHECKING:
+    from recbole_unlearn.data.split import Split
 
-def read(path):
+
+def read(path: Path | str) -> pd.DataFrame:
     """Requests of a CSV file with the columns user, item and, if wanted, time; tokens as in the .inter file.
 
     They are taken as they stand: spaces after a comma aside, and those only outside quotes.
@@ -19,7 +24,7 @@ def read(path):
     An empty item means all interactions of the user, an empty user all of the item.
 
     Returns:
-        DataFrame of str columns ``user``, ``item`` and a column ``time``, in order of time (else of lines).
+        Columns of text ``user``, ``item`` and a column ``time``, in order of time (else of lines).
     """
     try:
         text = io.StringIO(read_text(path), newline="")  # csv knows the ends of lines; str.splitlines has others too
@@ -56,18 +61,14 @@ def read(path):
     return table.drop(columns="line").sort_values("time", kind="stable", ignore_index=True)
 
 
-def batches(table, together=1):
-    """Requests to serve at once: those of one time, and ``together`` times' worth of them.
-
-    Returns:
-        list of DataFrames.
-    """
+def batches(table: pd.DataFrame, together: int = 1) -> list[pd.DataFrame]:
+    """Requests to serve at once: those of one time, and ``together`` times' worth of them."""
     times = table["time"].ne(table["time"].shift()).cumsum() - 1
     return [group for _, group in table.groupby(times // together)]
 
 
-def rows_of(split, table):
-    """Training rows that each request names: list of int64 arrays; empty for what was never trained on.
+def rows_of(split: "Split", table: pd.DataFrame) -> list[np.ndarray]:
+    """Training rows that each request names, int64; empty for what was never trained on.
 
     Raises:
         InputError: a token that the data set does not know.

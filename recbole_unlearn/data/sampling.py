@@ -1,22 +1,28 @@
 """Draws RecBole's training negatives and batches faster, bit for bit the same."""
 
 import zlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
 
 import numba
 import numpy as np
 import torch
+from recbole.data.dataloader import TrainDataLoader
 from recbole.data.interaction import Interaction
 from recbole.sampler import Sampler
+from recbole.sampler.sampler import AbstractSampler
 
 from recbole_unlearn.data.dataset import UsedItems
 from recbole_unlearn.errors import InputError
-from recbole_unlearn.storage.triple_log import MOST_DRAWN
+from recbole_unlearn.storage.triple_log import MOST_DRAWN, TripleLog
 
 ROW = "triple_row"
 FILTER_BITS = 2**29  # 64 MiB
 
+Batch = TypeVar("Batch")
 
-def used_items(sampler, n_users):
+
+def used_items(sampler: AbstractSampler, n_users: int) -> tuple[np.ndarray, np.ndarray]:
     """Items that ``sampler`` never draws for each user, as CSR: ``ptr`` ``[n_users + 1]`` and sorted ``items``."""
     if isinstance(sampler.used_ids, UsedItems):
         return sampler.used_ids.ptr, sampler.used_ids.items
@@ -98,7 +104,9 @@ def _fill(values, stream, users, counts, bits, ptr, items, n_items):
 
 
 @numba.njit(cache=True, nogil=True)
-def record(rows, negatives, number, position, drawn, step):
+def record(
+    rows: np.ndarray, negatives: np.ndarray, number: int, position: np.ndarray, drawn: np.ndarray, step: np.ndarray
+) -> None:
     """Note a batch down: ``negatives`` ``[m, n]`` of ``rows`` ``[n]`` in ``drawn``, its number in ``step``.
 
     ``position``: row -> place in ``drawn`` ``[rows, m]`` and ``step`` ``[rows]``.
@@ -117,7 +125,7 @@ def record(rows, negatives, number, position, drawn, step):
 class NegativeDraw:
     """RecBole's ``AbstractSampler.sample_by_key_ids`` with the membership test compiled: same draws, same stream."""
 
-    def __init__(self, sampler, n_users):
+    def __init__(self, sampler: AbstractSampler, n_users: int) -> None:
         self.sampler = sampler
         ptr, items = used_items(sampler, n_users)
         self.used = _filter(ptr, items, sampler.item_num), ptr, items, sampler.item_num
@@ -132,7 +140,7 @@ class NegativeDraw:
             n = _refill(values, pending, self.sampler.sampling(n), users, *self.used)
         return values
 
-    def one_by_one(self, users, counts):
+    def one_by_one(self, users: np.ndarray, counts: np.ndarray) -> np.ndarray:
         """``counts`` items (int64 ``[n]``) for each of ``users`` in turn, as by a call for each; for uniform samplers.
 
         Uniform draws are one stream however they are split into calls: all are drawn at once, then numpy's stream is
@@ -156,7 +164,7 @@ class PairwiseCollate:
     negatives); the triples are those that stock RecBole would have drawn.
     """
 
-    def __init__(self, loader, table=None):
+    def __init__(self, loader: TrainDataLoader, table: np.ndarray | None = None) -> None:
         features = loader._dataset.inter_feat
         self.fields = (loader.uid_field, loader.iid_field, loader.neg_item_id)
         self.users = features[loader.uid_field].numpy()
@@ -166,7 +174,7 @@ class PairwiseCollate:
         self.table = table
 
     @staticmethod
-    def fits(loader):
+    def fits(loader: TrainDataLoader) -> bool:
         """Whether the loader's batches can be made this way."""
         dataset = loader._dataset
         return (
@@ -179,7 +187,7 @@ class PairwiseCollate:
             and not loader.is_sequential
         )
 
-    def draw_table(self):
+    def draw_table(self) -> np.ndarray:
         """Negatives for every row, drawn once: int64 ``[rows, negatives]``."""
         return self.draw(self.users, self.negatives).reshape(self.negatives, -1).T.copy()
 
@@ -196,7 +204,9 @@ class PairwiseCollate:
         return Interaction(batch)
 
 
-def batches(loader, collate, step=None):
+def batches(
+    loader: TrainDataLoader, collate: Callable[[np.ndarray], Batch], step: int | None = None
+) -> Iterator[Batch]:
     """What iterating ``loader`` with ``collate`` yields, without torch's loop over single rows.
 
     ``step``: rows of a batch; default: the loader's.
@@ -238,15 +248,15 @@ class Played:
 
     Args:
         loader: RecBole's, as the training had it before its first epoch.
-        log (TripleLog): of the training.
+        log: of the training.
         data_row: row in the loader's data set of each row of the log, int64 ``[rows]``.
-        forgotten: rows of the log to leave out, int array.
+        forgotten: rows of the log to leave out.
 
     Raises:
         InputError: while it is gone through: the batches are not those of the log.
     """
 
-    def __init__(self, loader, log, data_row, forgotten):
+    def __init__(self, loader: TrainDataLoader, log: TripleLog, data_row: np.ndarray, forgotten: np.ndarray) -> None:
         self.loader, self.log, self.epoch = loader, log, 0
         self.position = np.empty(len(data_row), np.int64)  # row of the data set -> row of the log
         self.position[data_row] = np.arange(len(data_row))
@@ -255,7 +265,7 @@ class Played:
         self.collate = PairwiseCollate(loader)
 
     @staticmethod
-    def fits(loader):
+    def fits(loader: TrainDataLoader) -> bool:
         """Whether a loader's batches are made of ids alone, so that the log holds all of them."""
         return not hasattr(loader, "general_dataloader") and PairwiseCollate.fits(loader)
 
@@ -279,10 +289,10 @@ class Played:
 class OrderNote:
     """Notes down, epoch by epoch, how to draw the order of batches again: entries of `BatchOrder`."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._generator, self._seed, self._drawn = None, None, 0
 
-    def begin(self, loader):
+    def begin(self, loader: TrainDataLoader) -> list[int] | None:
         """Before an epoch of a loader: what its order will be drawn from."""
         generator = loader.generator
         if not loader.shuffle:
@@ -295,12 +305,12 @@ class OrderNote:
         if self._drawn is None:
             return None
         self._drawn += 1
-        return [self._seed, self._drawn - 1]
+        return [generator.initial_seed(), self._drawn - 1]
 
     @staticmethod
-    def end(begun, steps):
+    def end(begun: list[int] | None, steps: np.ndarray) -> list[int] | None:
         """The entry, after the epoch: ``steps`` is the batch of each row, int32 ``[rows]``."""
-        return None if begun is None else [*begun, zlib.crc32(steps)]
+        return None if begun is None else [*begun, zlib.crc32(steps.data)]
 
 
 def _epochs_drawn(n, generator):
@@ -320,19 +330,19 @@ class BatchOrder:
     Args:
         recorded: of each epoch ``[seed, epochs drawn before with it, checksum of the batches]``, or without the epochs
             where the seed was its own, or without the seed where rows came in order; None: not known.
-        data_row: row in RecBole's training data of each row, int array ``[rows]``.
-        batch_rows (int): rows of a batch.
+        data_row: row in RecBole's training data of each row, ``[rows]``.
+        batch_rows: rows of a batch.
     """
 
-    def __init__(self, recorded, data_row, batch_rows):
+    def __init__(self, recorded: Sequence[list[int] | None], data_row: np.ndarray, batch_rows: int) -> None:
         self.recorded, self.data_row, self.batch_rows = recorded, data_row, batch_rows
         self._generator, self._drawn = None, 0
 
-    def steps(self, epoch):
+    def steps(self, epoch: int) -> np.ndarray | None:
         """Batch of each row in an epoch, int32 ``[rows]``; None where it cannot be told."""
-        if self.recorded[epoch] is None:
+        if (recorded := self.recorded[epoch]) is None:
             return None
-        *drawn_from, checksum = self.recorded[epoch]
+        *drawn_from, checksum = recorded
         order = self._order(*drawn_from)
         batch = np.empty(len(order), np.int32)
         batch[order] = np.arange(len(order), dtype=np.int32) // self.batch_rows

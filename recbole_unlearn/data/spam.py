@@ -4,23 +4,28 @@ Shilling attacks are often modelled by new fake users. Here existing accounts ar
 tastes, ids and sizes of the data set stay, and the unlearned model loads wherever the clean one does.
 """
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 
 from recbole_unlearn.data.forget import rarest
 from recbole_unlearn.data.tokens import ids
 from recbole_unlearn.errors import InputError
 
+if TYPE_CHECKING:
+    from recbole_unlearn.data.split import Split
 
-def draw_spam(split, accounts, promoted, seed):
+
+def draw_spam(split: "Split", accounts: int, promoted: int | list[str], seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Interactions between each of some random accounts and each of the promoted items.
 
     Args:
-        split (Split): clean.
-        accounts (int): drawn among the users who have none of the items, in training or held out.
-        promoted (int or list of str): number of rarest items, or item tokens.
+        split: clean.
+        accounts: drawn among the users who have none of the items, in training or held out.
+        promoted: number of rarest items, or item tokens.
 
     Returns:
-        (users, items): int64 ``[accounts * items]`` each.
+        Users and items, int64 ``[accounts * items]`` each.
 
     Raises:
         InputError: unknown item, more rare items than there are, too few users.

@@ -1,16 +1,26 @@
 """One frozen split of a RecBole data set, and what remains of it without a forget set."""
 
 import copy
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any, TypeAlias
 
 import numpy as np
 import pandas as pd
 import torch
+from recbole.config import Config
 from recbole.data import create_dataset, data_preparation
-from recbole.data.dataloader import FullSortEvalDataLoader, NegSampleEvalDataLoader
+from recbole.data.dataloader import (
+    FullSortEvalDataLoader,
+    KnowledgeBasedDataLoader,
+    NegSampleEvalDataLoader,
+    TrainDataLoader,
+)
+from recbole.data.dataset import Dataset, SequentialDataset
 from recbole.data.interaction import Interaction
 from recbole.data.utils import create_samplers, get_dataloader
 from recbole.sampler import RepeatableSampler, Sampler
+from recbole.sampler.sampler import AbstractSampler
 from recbole.utils import ModelType
 
 from recbole_unlearn.data.dataset import faster
@@ -22,9 +32,12 @@ from recbole_unlearn.data.spam import draw_spam
 from recbole_unlearn.errors import InputError
 from recbole_unlearn.settings.config import changed
 from recbole_unlearn.storage.files import check_regular, scratch_folder
+from recbole_unlearn.storage.triple_log import TripleLog
+
+EvalLoader: TypeAlias = FullSortEvalDataLoader | NegSampleEvalDataLoader
 
 
-def eval_loader(config, dataset, sampler, sampled=0):
+def eval_loader(config: Config, dataset: Dataset, sampler: AbstractSampler, sampled: int = 0) -> EvalLoader:
     """A RecBole evaluation loader: full ranking, or ``sampled`` uniform negatives a positive.
 
     Either way a batch holds at most ``eval_batch_size`` scores (RecBole's own rule would give one user a batch in
@@ -41,12 +54,12 @@ def eval_loader(config, dataset, sampler, sampled=0):
         return NegSampleEvalDataLoader(config, dataset, sampler, shuffle=False)
 
 
-def pairwise_loader(loader):
+def pairwise_loader(loader: TrainDataLoader | KnowledgeBasedDataLoader) -> TrainDataLoader:
     """The loader of users, items and negatives: of knowledge-aware models' two the first, else the one there is."""
     return getattr(loader, "general_dataloader", loader)
 
 
-def rebuild_histories(part, data, rows, gone):
+def rebuild_histories(part: SequentialDataset, data: SequentialDataset, rows: np.ndarray, gone: np.ndarray) -> None:
     """Take from histories what is gone, in place.
 
     RecBole writes histories into the rows (``item_id_list`` and the like) before it splits the data. A user's
@@ -55,7 +68,7 @@ def rebuild_histories(part, data, rows, gone):
     Args:
         part: RecBole sequential data set that holds some rows of another.
         data: the other one.
-        rows: which these are, ascending int array.
+        rows: which these are, ascending.
         gone: which rows of ``data`` are gone, bool array.
     """
     columns, whole, limit = part.inter_feat.interaction, data.inter_feat, data.max_item_list_len
@@ -94,7 +107,7 @@ class Split:
     """
 
     @faster()
-    def __init__(self, config):
+    def __init__(self, config: Config) -> None:
         self.config = config
         with scratch_folder() as empty:
             # RecBole unpickles data set and loader caches that it finds in checkpoint_dir: show it an empty one
@@ -175,34 +188,34 @@ class Split:
         self.spam = np.flatnonzero(self.data_row >= len(data))
 
     @property
-    def n_rows(self):
+    def n_rows(self) -> int:
         return len(self.users)
 
-    def test_loader(self, sampled):
+    def test_loader(self, sampled: int) -> EvalLoader:
         """The test data under full ranking (``sampled=0``) or against ``sampled`` negatives; built once."""
         if sampled not in self._test_loaders:
             self._test_loaders[sampled] = eval_loader(self.config, self.test._dataset, self.test._sampler, sampled)
         return self._test_loaders[sampled]
 
-    def token(self, field, ids):
+    def token(self, field: str, ids: np.ndarray) -> np.ndarray:
         """RecBole tokens of user (``field='user'``) or item ids."""
         data = self.train._dataset
         return data.id2token(data.uid_field if field == "user" else data.iid_field, ids)
 
-    def pairs(self, rows):
-        """(user token, item token) of training rows, as a list."""
+    def pairs(self, rows: np.ndarray) -> list[tuple[str, str]]:
+        """(user token, item token) of training rows."""
         tokens = (self.token("user", self.users[rows]), self.token("item", self.items[rows]))
         return [(str(user), str(item)) for user, item in zip(*tokens, strict=True)]
 
     @faster()
-    def remaining(self, forgotten, seed=None):
+    def remaining(self, forgotten: np.ndarray, seed: int | None = None) -> TrainDataLoader | KnowledgeBasedDataLoader:
         """A new training loader without some rows, with the negative pool that retraining would have.
 
         Ids, sizes, validation and test data stay; the forgotten items become drawable negatives of their users.
 
         Args:
-            forgotten: int array of rows (of `users`, `items`); may be empty.
-            seed (int, optional): of the order of the rows; default: the configuration's.
+            forgotten: rows (of `users`, `items`); may be empty.
+            seed: of the order of the rows; default: the configuration's.
         """
         config = changed(self.config, seed=self.config["seed"] if seed is None else seed)
         rest = self.remaining_dataset(forgotten)
@@ -217,35 +230,35 @@ class Split:
         samplers = (sampler, facts._sampler) if facts else (sampler,)
         return get_dataloader(config, "train")(config, rest, *samplers, shuffle=config["shuffle"])
 
-    def remaining_dataset(self, forgotten):
+    def remaining_dataset(self, forgotten: np.ndarray) -> Dataset:
         """RecBole data set of the training interactions without some rows, in histories neither.
 
         Args:
-            forgotten: int array of rows; may be empty.
+            forgotten: rows; may be empty.
         """
         gone = np.zeros(len(self.train._dataset), bool)
         gone[self.data_row[forgotten]] = True
         return self._part(np.flatnonzero(~gone), gone)
 
-    def positions_without(self, forgotten):
+    def positions_without(self, forgotten: np.ndarray) -> np.ndarray:
         """Row of `remaining_dataset` of each row of the log, int64 ``[rows]``; -1 of the forgotten ones."""
         keep = np.ones(self.n_rows, bool)
         keep[self.data_row[forgotten]] = False
         return np.where(keep, np.cumsum(keep) - 1, -1)[self.data_row]
 
-    def counts(self, rows):
+    def counts(self, rows: np.ndarray) -> dict[str, int]:
         """How much some rows are: ``interactions``, ``of`` how many, of how many ``users`` and ``items``."""
         users, items = (len(np.unique(ids[rows])) for ids in (self.users, self.items))
         return {"interactions": len(rows), "of": self.n_rows, "users": users, "items": items}
 
-    def whole_dataset(self):
+    def whole_dataset(self) -> Dataset:
         """One RecBole data set of all interactions: training, validation, test."""
         parts = [loader._dataset for loader in (self.train, self.valid, self.test)]
         columns = [part.inter_feat.interaction for part in parts]
         return parts[0].copy(Interaction({name: torch.cat([each[name] for each in columns]) for name in columns[1]}))
 
     @faster()
-    def judged_without(self, forgotten):
+    def judged_without(self, forgotten: np.ndarray) -> "Split":
         """This split with nothing of some rows in the histories of its validation and test data.
 
         Itself for models without histories in the data.
@@ -265,7 +278,7 @@ class Split:
             setattr(split, name, self._resized(getattr(self, name), dataset=judged))
         return split
 
-    def first_items_kept(self, forgotten):
+    def first_items_kept(self, forgotten: np.ndarray) -> int:
         """Users whose histories begin, in the row of no target, with an item of which all rows are forgotten."""
         data = self.train._dataset
         wholly = np.setdiff1d(self.items[forgotten], np.delete(self.items, forgotten))
@@ -274,14 +287,11 @@ class Split:
         left = np.delete(self.users, forgotten)
         return len(np.intersect1d(self.users[alone & np.isin(first, wholly)], left))
 
-    def queries(self, rows):
+    def queries(self, rows: np.ndarray) -> Interaction:
         """Interactions to score some rows by, had they never been: the users, with what else is in their histories.
 
-        Args:
-            rows: int array of rows.
-
         Returns:
-            Interaction of as many rows.
+            As many rows.
         """
         data = self.train._dataset
         if not self.sequential:
@@ -302,16 +312,16 @@ class Split:
         return part
 
     @property
-    def sequential(self):
+    def sequential(self) -> bool:
         """Whether rows hold the history before their item."""
         return self.config["MODEL_TYPE"] == ModelType.SEQUENTIAL
 
     @property
-    def repeatable(self):
+    def repeatable(self) -> bool:
         """Whether an item that a user has is drawn as this user's negative too: RecBole's ``repeatable``."""
         return not isinstance(pairwise_loader(self.train)._sampler, Sampler)
 
-    def fingerprint_without(self, forgotten):
+    def fingerprint_without(self, forgotten: np.ndarray | Sequence[int]) -> dict[str, Any]:
         """Fingerprint of the training data without some rows; remembers of how many.
 
         Their checksum would tell what is forgotten: of a single interaction by trying all.
@@ -320,7 +330,7 @@ class Split:
         of = self.fingerprint.get("of", self.n_rows)
         return {**self.fingerprint, "rows": rows_checksum(self.users[keep], self.items[keep]), "of": of}
 
-    def align(self, log):
+    def align(self, log: TripleLog) -> "Split":
         """This split without the rows that were already forgotten, according to the log of an unlearned model.
 
         Raises:
@@ -353,7 +363,7 @@ class Split:
         split.fingerprint = theirs
         return split
 
-    def popularity(self):
+    def popularity(self) -> np.ndarray | None:
         """Sampling weight of each item id, ``[n_items]``; None where negatives are uniform."""
         args = self.config["train_neg_sample_args"]
         if args["distribution"] != "popularity":
@@ -366,11 +376,11 @@ class Split:
             np.add.at(count, items, 1)
         return count ** args["alpha"]
 
-    def seen(self):
+    def seen(self) -> Callable[[int], np.ndarray]:
         """Items of each user in training, validation and test.
 
         Returns:
-            function: user id -> int array of item ids of that user.
+            User id -> ids of that user's items.
         """
         users, items = [self.users], [self.items]
         for loader in (self.valid, self.test):

@@ -4,12 +4,17 @@ import ast
 import difflib
 import numbers
 import re
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 import yaml
 
 from recbole_unlearn.errors import InputError
+
+if TYPE_CHECKING:
+    from recbole_unlearn.data.split import Split
 
 NOBODY = ("", "none", "null", "~")  # texts, in any case, in which a key of tokens names nobody
 _PIECE = re.compile(r"""\s*('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|[-+.\d][\w.+:-]*)\s*""")
@@ -26,7 +31,7 @@ class TakenApart(list):
     text: str | None = None
 
 
-def split_list(text):
+def split_list(text: str) -> list[str] | None:
     """Texts of a list as people type it, ``['a', 12_34]``: of quoted ones the content, numbers as they stand.
 
     Returns:
@@ -48,14 +53,14 @@ def split_list(text):
         return None
 
 
-def read_tokens(key, value, commas=True):
+def read_tokens(key: str, value: Any, commas: bool = True) -> TakenApart:
     """Tokens that a key names, as text.
 
     Args:
-        key (str): the key's name.
+        key: the key's name.
         value: text of a token, or of several (a list in brackets, or with commas between); or a list, set or array of
             them.
-        commas (bool): whether commas separate.
+        commas: whether commas separate.
 
     Raises:
         InputError: it names nobody, or holds something that is no text and no whole number.
@@ -83,7 +88,7 @@ def _text(key, value):
     raise InputError(f"{key} holds {value!r}, which is no text any more; put the token in quotes, as it is in the data")
 
 
-def ids(split, field, tokens):
+def ids(split: "Split", field: str, tokens: Sequence[str]) -> np.ndarray:
     """Ids of user (``field='user'``) or item tokens, int64 ``[tokens]``; InputError for one that the data set lacks."""
     data = split.train._dataset
     known = data.field2token_id[data.uid_field if field == "user" else data.iid_field]
@@ -125,7 +130,7 @@ def _as_numbers(token):
     return found
 
 
-def nearest(token, known):
+def nearest(token: str, known: Iterable[str]) -> str:
     """Text that names the known token most like one that is not known, or nothing."""
     near = difflib.get_close_matches(token, list(known)[:100_000], n=1)
     return f"; did you mean {str(near[0])!r}?" if near and near[0] != token else ""

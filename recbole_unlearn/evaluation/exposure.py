@@ -1,20 +1,24 @@
 """What spam reaches: how many users are recommended a promoted item."""
 
-import numpy as np
+from collections.abc import Sequence
 
+import numpy as np
+from recbole.model.abstract_recommender import AbstractRecommender
+
+from recbole_unlearn.data.split import Split
 from recbole_unlearn.evaluation.forgetting import scores
 
 
-def exposure(model, split, topk):
+def exposure(model: AbstractRecommender, split: Split, topk: Sequence[int]) -> dict[str, float]:
     """Share of the genuine users whose top-K holds an item that ``split.spam`` promotes.
 
     Genuine users are those who do not spread the spam; what they were trained with is not recommended to them.
 
     Args:
-        topk (list of int): values of K.
+        topk: values of K.
 
     Returns:
-        dict: ``exposure@K`` -> share, for each K.
+        ``exposure@K`` -> share, for each K.
     """
     spam = np.isin(np.arange(split.n_rows), split.spam)
     promoted = np.unique(split.items[spam])

@@ -1,16 +1,23 @@
 """How the forget set ranks: two-sided evidence of forgetting."""
 
+from collections.abc import Callable, Iterator
+from typing import Any
+
 import numpy as np
 import torch
 from recbole.data.interaction import Interaction
+from recbole.model.abstract_recommender import AbstractRecommender
 
 from recbole_unlearn.compat.recbole_models import clear_caches
+from recbole_unlearn.data.split import Split
 from recbole_unlearn.devices import array
 from recbole_unlearn.models.losses import fixed_randomness
 
 
 @torch.no_grad()
-def scores(model, users, field, batch=256):
+def scores(
+    model: AbstractRecommender, users: np.ndarray, field: str, batch: int = 256
+) -> Iterator[tuple[slice, np.ndarray]]:
     """Scores of all items for some users, float32 ``[len(users), n_items]``, a batch of users at a time.
 
     Yields:
@@ -20,7 +27,9 @@ def scores(model, users, field, batch=256):
 
 
 @torch.no_grad()
-def query_scores(model, queries, batch=256):
+def query_scores(
+    model: AbstractRecommender, queries: Interaction, batch: int = 256
+) -> Iterator[tuple[slice, np.ndarray]]:
     """As `scores`, for an Interaction of users (with their histories, for sequential models)."""
     model.eval()
     clear_caches(model)
@@ -46,7 +55,9 @@ def _by_pairs(model, interaction, pairs=32_768):
     return torch.cat(rows)
 
 
-def percentiles(model, split, rows, seen=None):
+def percentiles(
+    model: AbstractRecommender, split: Split, rows: np.ndarray, seen: Callable[[int], np.ndarray] | None = None
+) -> np.ndarray:
     """Rank percentile of each forgotten pair among the items that its user never had.
 
     1 means that the forgotten item scores above all of them, 0.5 is chance. The mean over the pairs is the
@@ -56,7 +67,7 @@ def percentiles(model, split, rows, seen=None):
 
     Args:
         rows: rows of ``split`` (before forgetting).
-        seen (callable, optional): items that each user had, as `Split.seen` returns it; default: those of ``split``.
+        seen: items that each user had, as `Split.seen` returns it; default: those of ``split``.
 
     Returns:
         float64 ``[len(rows)]``, ties counted half.
@@ -81,12 +92,12 @@ def percentiles(model, split, rows, seen=None):
     return result
 
 
-def histogram(ranks, bins=20):
-    """Number of percentiles in each of equally wide bins from 0 to 1, as a list."""
+def histogram(ranks: np.ndarray, bins: int = 20) -> list[int]:
+    """Number of percentiles in each of equally wide bins from 0 to 1."""
     return np.histogram(ranks, bins, (0, 1))[0].tolist()
 
 
-def verdict(original, unlearned, retrained):
+def verdict(original: np.ndarray, unlearned: np.ndarray, retrained: np.ndarray) -> tuple[str, dict[str, Any]]:
     """One sentence: whether the forget set now looks like the retrained model's.
 
     The unlearned and the retrained percentiles are compared pair by pair; they look alike if their mean difference
@@ -96,7 +107,7 @@ def verdict(original, unlearned, retrained):
         original, unlearned, retrained: percentiles of the same pairs.
 
     Returns:
-        (str, dict): the sentence, and the figures in it, with ``outcome``: 'alike', 'not yet', 'over-forgotten' or
+        The sentence, and the figures in it, with ``outcome``: 'alike', 'not yet', 'over-forgotten' or
         'too small'.
     """
     auc = [float(np.mean(x)) for x in (original, unlearned, retrained)]

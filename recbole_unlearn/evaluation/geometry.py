@@ -1,17 +1,24 @@
 """Where a user, what it had and what it never had lie in embedding space, before and after forgetting."""
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import numpy as np
 import torch
+from recbole.model.abstract_recommender import AbstractRecommender
 
 from recbole_unlearn.compat.recbole_models import clear_caches
 from recbole_unlearn.devices import array
+from recbole_unlearn.storage.triple_log import TripleLog
 
 RECENT = 10  # epochs, at most, whose negatives stand for all: later ones are what the final weights answer to
 POSITIVES = 3  # of a user in its map, as in the paper
 NEGATIVES = 15  # a positive in the map
 
+Pair = tuple[np.ndarray, np.ndarray]  # embeddings of users and items
 
-def embeddings(model):
+
+def embeddings(model: AbstractRecommender) -> Pair | None:
     """User and item embeddings of a model, float32 ``[users, K]`` and ``[items, K]``; None if it has no such pair.
 
     Those that it scores by: of a graph model the propagated ones, of RecEraser's ensemble the aggregated ones. An
@@ -31,10 +38,10 @@ def embeddings(model):
         pair = [state.get(f"{kind}_embedding.weight") for kind in ("user", "item")]
     if any(each is None or each.ndim != 2 for each in pair) or pair[0].shape[1] != pair[1].shape[1]:
         return None
-    return tuple(array(each) for each in pair)
+    return array(pair[0]), array(pair[1])
 
 
-def weight_distance(first, second):
+def weight_distance(first: Sequence[np.ndarray], second: Sequence[np.ndarray]) -> float:
     """l2 distance of two models' embeddings, ``((P, Q), (P, Q))`` (UBPR, Figure 6).
 
     Between models of the same initialisation: rotating P and Q together changes no score, but the distance. Where
@@ -43,19 +50,19 @@ def weight_distance(first, second):
     return float(np.sqrt(sum(np.sum((a.astype(np.float64) - b) ** 2) for a, b in zip(first, second, strict=True))))
 
 
-def models_distance(first, second):
+def models_distance(first: AbstractRecommender, second: AbstractRecommender) -> float | None:
     """`weight_distance` of two RecBole models or ensembles; None where one has no `embeddings`."""
-    pairs = [embeddings(model) for model in (first, second)]
-    return None if None in pairs else weight_distance(*pairs)
+    own, other = embeddings(first), embeddings(second)
+    return None if own is None or other is None else weight_distance(own, other)
 
 
-def turned(first, second):
+def turned(first: Pair, second: Pair) -> Pair:
     """The first pair of embeddings, both mapped by the orthogonal matrix that brings them nearest to the second.
 
     Scores are inner products: such a map changes none of them (orthogonal Procrustes).
 
     Returns:
-        float64 ``(P, Q)``.
+        Both, float64.
     """
     own, other = (np.concatenate(pair).astype(np.float64) for pair in (first, second))
     left, _, right = np.linalg.svd(own.T @ other)
@@ -63,13 +70,13 @@ def turned(first, second):
     return own[: len(first[0])], own[len(first[0]) :]
 
 
-def scores(pair, users, items):
+def scores(pair: Pair, users: np.ndarray, items: np.ndarray) -> np.ndarray:
     """Scores of pairs of users and items by embeddings, float64 ``[n]``."""
     P, Q = pair
     return np.einsum("nk,nk->n", P[users], Q[items], dtype=np.float64)
 
 
-def pnpr(P, Q, users, items, negatives):
+def pnpr(P: np.ndarray, Q: np.ndarray, users: np.ndarray, items: np.ndarray, negatives: np.ndarray) -> np.ndarray:
     """Positive-negative proximity ratio (UBPR, Figure 5) of pairs: mean distance to negatives over that to the item.
 
     Above 1: the user is nearer to the item than to what it never had; about 1: no difference.
@@ -87,23 +94,25 @@ def pnpr(P, Q, users, items, negatives):
     return far / np.maximum(near, np.finfo(np.float32).tiny)
 
 
-def by_user(users, values):
+def by_user(users: np.ndarray, values: np.ndarray) -> np.ndarray:
     """Mean of the values of each user, in the order of the user ids."""
     _, place = np.unique(users, return_inverse=True)
     return np.bincount(place, values) / np.bincount(place)
 
 
-def tsne_map(P, Q, user, items, negatives, seed=0):
+def tsne_map(
+    P: np.ndarray, Q: np.ndarray, user: int, items: np.ndarray, negatives: np.ndarray, seed: int = 0
+) -> dict[str, list]:
     """Two-dimensional map of a user, items and negatives by t-SNE, scaled to the unit square.
 
     A map shows who is near whom; where, how large, and how two maps lie to each other mean nothing.
 
     Args:
-        user (int): id.
+        user: id.
         items, negatives: ids, ``[n]`` and ``[m]``.
 
     Returns:
-        dict of lists, rounded: ``user`` [x, y], ``positives`` ``[n, 2]``, ``negatives`` ``[m, 2]``.
+        Rounded: ``user`` [x, y], ``positives`` ``[n, 2]``, ``negatives`` ``[m, 2]``.
     """
     from sklearn.manifold import TSNE  # here: it costs a moment that not every run needs
 
@@ -117,14 +126,16 @@ def tsne_map(P, Q, user, items, negatives, seed=0):
     return {"user": places[0], "positives": places[1 : 1 + len(items)], "negatives": places[1 + len(items) :]}
 
 
-def geometry(models, log, rows, epochs, seed=0):
+def geometry(
+    models: Mapping[str, AbstractRecommender], log: TripleLog, rows: np.ndarray, epochs: int, seed: int = 0
+) -> dict[str, Any]:
     """PNPR of every user that loses something, and a map of the one that loses most, without saying who is who.
 
     Args:
-        models (dict): name -> RecBole model.
-        log (TripleLog): of the original's training; its negatives are those that the forgotten rows met.
-        rows: sorted int array of forgotten rows of the log.
-        epochs (int): epochs that the original's weights were trained for.
+        models: name -> RecBole model.
+        log: of the original's training; its negatives are those that the forgotten rows met.
+        rows: of the log, the forgotten ones, sorted.
+        epochs: epochs that the original's weights were trained for.
 
     Returns:
         dict of plain values, for `pictures.described`: ``pnpr`` (model -> one value a user, users in random order) and
@@ -147,5 +158,5 @@ def geometry(models, log, rows, epochs, seed=0):
     for name, (P, Q) in pairs.items():
         ratios[name] = np.round(by_user(users, pnpr(P, Q, users, items, negatives))[order], 4).tolist()
         if len(others) > 1 and P.shape[1] > 1:  # one dimension has no map
-            maps[name] = tsne_map(P, Q, users[own[0]], items[own], others, seed)
+            maps[name] = tsne_map(P, Q, int(users[own[0]]), items[own], others, seed)
     return {"pnpr": ratios, "map": maps}

@@ -1,12 +1,28 @@
 """RecBole's own evaluators on the held-out interactions, under full and sampled ranking."""
 
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
 import numpy as np
+from recbole.model.abstract_recommender import AbstractRecommender
+
+from recbole_unlearn.data.split import Split
+
+if TYPE_CHECKING:
+    from recbole.trainer import Trainer
 
 SAMPLED = 99  # negatives a held-out item, as in the NCF and UBPR papers
 PROTOCOLS = {"full": 0, f"uni{SAMPLED}": SAMPLED}
 
 
-def evaluate(trainer, model, split, seed, show_progress=False, protocols=PROTOCOLS):
+def evaluate(
+    trainer: "Trainer",
+    model: AbstractRecommender,
+    split: Split,
+    seed: int,
+    show_progress: bool = False,
+    protocols: Mapping[str, int] = PROTOCOLS,
+) -> dict[str, dict[str, float]]:
     """Metrics of ``model`` on the test data under each protocol.
 
     RecBole redraws the sampled negatives at every call; here numpy's stream is set to ``seed`` before and restored
@@ -14,10 +30,10 @@ def evaluate(trainer, model, split, seed, show_progress=False, protocols=PROTOCO
 
     Args:
         trainer: a RecBole trainer of the same configuration; its ``evaluate`` does the work.
-        protocols (dict): name -> sampled negatives a held-out item, 0 for full ranking.
+        protocols: name -> sampled negatives a held-out item, 0 for full ranking.
 
     Returns:
-        dict: protocol -> {metric: value}; empty where nothing was held out for the test.
+        Protocol -> {metric: value}; empty where nothing was held out for the test.
     """
     if not len(split.test._dataset):
         return {}

@@ -7,6 +7,7 @@ out, so it is enough to count the items that score higher than each held-out one
 import itertools
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
+from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
 import numba
@@ -23,6 +24,10 @@ from tqdm import tqdm
 
 from recbole_unlearn.data.dataset import Ragged
 from recbole_unlearn.data.sampling import NegativeDraw
+from recbole_unlearn.data.split import EvalLoader
+
+if TYPE_CHECKING:
+    from recbole.trainer import Trainer
 
 BLOCK = 2**18  # scores at a time, and PAIRS for pairs: they stay in the processor's cache
 PAIRS = 2**13
@@ -43,12 +48,12 @@ class RankedLoader:
     Iterating over it ranks all users and hands the collector the finished ``rec.topk``; it yields no batch.
     """
 
-    def __init__(self, trainer, loader, show_progress=False):
+    def __init__(self, trainer: "Trainer", loader: EvalLoader, show_progress: bool = False) -> None:
         self.trainer, self.loader, self.show_progress = trainer, loader, show_progress
         self._dataset = loader._dataset
 
     @staticmethod
-    def fits(trainer, loader):
+    def fits(trainer: "Trainer", loader: EvalLoader) -> bool:
         """Whether this gives what RecBole gives: top-K metrics of a general recommender, all items or uniform ones."""
         config, model = trainer.config, trainer.model
         if (

@@ -15,20 +15,26 @@ import os
 import re
 import secrets
 import sys
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import recbole
 import torch
+from filelock import lock_descriptor
+from recbole.config import Config
 
 from recbole_unlearn.errors import InputError
 from recbole_unlearn.settings.keys import AUDITED
 from recbole_unlearn.settings.shown import public
 from recbole_unlearn.storage import checkpoints
-from recbole_unlearn.storage.files import fcntl, sync_folder
+from recbole_unlearn.storage.files import sync_folder
 from recbole_unlearn.storage.triple_log import log_path
+
+if TYPE_CHECKING:
+    from recbole_unlearn.unlearners.common import Unlearned
 
 FORMAT = "recbole_unlearn audit 1"
 GENESIS = hashlib.sha256(FORMAT.encode()).hexdigest()
@@ -50,17 +56,17 @@ class Trail:
     """A checked audit file.
 
     Attributes:
-        records (list of dict): in order.
-        head (str): SHA-256 of the last line; write it down elsewhere, and cutting off the end becomes visible too.
-        torn (int): bytes of a last line that a crash cut off; 0 if there is none.
+        records: in order.
+        head: SHA-256 of the last line; write it down elsewhere, and cutting off the end becomes visible too.
+        torn: bytes of a last line that a crash cut off; 0 if there is none.
     """
 
-    records: list
+    records: list[dict[str, Any]]
     head: str
     torn: int
 
 
-def read(path):
+def read(path: Path | str) -> Trail:
     """Read an audit file and check its chain.
 
     Raises:
@@ -97,13 +103,13 @@ def _parse(content, path):
     return Trail(records, head, len(torn))
 
 
-def append(path, record):
-    """Add a record (dict of plain values), synced to disk. A last line that a crash had torn is removed first.
+def append(path: Path | str, record: Mapping[str, Any]) -> str:
+    """Add a record of plain values, synced to disk. A last line that a crash had torn is removed first.
 
     Two processes may append to one file; each waits for the other.
 
     Returns:
-        str: SHA-256 of the new line.
+        SHA-256 of the new line.
 
     Raises:
         AuditError: the file was changed or damaged before.
@@ -112,7 +118,8 @@ def append(path, record):
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     new = not path.exists()
-    with open(path, "a+b", buffering=0) as f, _alone(f):
+    with open(path, "a+b", buffering=0) as f:
+        lock_descriptor(f.fileno(), poll_interval=0.01)  # ends with the file's closing
         f.seek(0)
         content = f.read()
         trail = _parse(content, path)
@@ -134,24 +141,17 @@ def append(path, record):
     return hashlib.sha256(line).hexdigest()
 
 
-@contextmanager
-def _alone(file):
-    if fcntl:
-        fcntl.flock(file, fcntl.LOCK_EX)  # ends with the file's closing
-    yield
-
-
-def weights_checksum(state_dict):
+def weights_checksum(state_dict: Mapping[str, torch.Tensor]) -> str:
     """SHA-256 of a state dict: of each entry's name, type, shape and bytes, in order of name."""
     digest = hashlib.sha256()
     for name in sorted(state_dict):
         value = state_dict[name].detach().cpu().contiguous()
         digest.update(f"{name}\0{value.dtype}\0{list(value.shape)}\0".encode())
-        digest.update(value.reshape(-1).view(torch.uint8).numpy())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
-def file_checksum(path):
+def file_checksum(path: Path | str) -> str:
     """SHA-256 of a file."""
     digest = hashlib.sha256()
     with open(path, "rb") as f:
@@ -160,7 +160,7 @@ def file_checksum(path):
     return digest.hexdigest()
 
 
-def model_checksums(path, state_dict):
+def model_checksums(path: Path | str, state_dict: Mapping[str, torch.Tensor]) -> dict[str, str]:
     """Checksums of a model: of its weights, of the checkpoint file that holds them, and of its triple log."""
     return {
         "weights": weights_checksum(state_dict),
@@ -174,7 +174,7 @@ def _log_checksum(folder):
     return file_checksum(folder / "metadata.json")
 
 
-def weight_settings(kept):
+def weight_settings(kept: Mapping[str, Any]) -> dict[str, Any]:
     """Those of a run's settings that its weights depend on: `SETTINGS`, and what RecBole lists as its model's own."""
     file = Path(recbole.__path__[0]) / "properties" / "model" / f"{kept['model']}.yaml"
     listed = re.findall(r"^(\w+)\s*:", file.read_text("utf-8"), re.MULTILINE) if file.is_file() else []
@@ -182,13 +182,13 @@ def weight_settings(kept):
     return {key: kept[key] for key in dict.fromkeys([*SETTINGS, *own]) if key in kept}
 
 
-def request_entry(interactions, unlearned):
+def request_entry(interactions: int, unlearned: "Unlearned") -> dict[str, Any]:
     """One of many requests on an open model, for the record of the model that is saved in the end.
 
     No figures of its solver: of a request for one interaction they would narrow down which.
 
     Args:
-        interactions (int): newly forgotten.
+        interactions: newly forgotten.
         unlearned (Unlearned): its outcome.
     """
     return {
@@ -200,15 +200,22 @@ def request_entry(interactions, unlearned):
     }
 
 
-def unlearned_record(request_id, result, config, before, after, requests=None):
+def unlearned_record(
+    request_id: str,
+    result: Mapping[str, Any],
+    config: Config,
+    before: Mapping[str, str],
+    after: Mapping[str, str],
+    requests: list[dict[str, Any]] | None = None,
+) -> dict[str, Any]:
     """The record of one request. Figures are rounded: exact ones could tell which interaction a small request named.
 
     Args:
-        request_id (str): free of anything personal.
-        result (dict): of ``run_unlearn``.
+        request_id: free of anything personal.
+        result: of ``run_unlearn``.
         config: the run's configuration.
-        before, after (dict): `model_checksums`.
-        requests (list of dict, optional): where they were many: `request_entry` of each, in order.
+        before, after: `model_checksums`.
+        requests: where they were many: `request_entry` of each, in order.
     """
     unlearning = result["unlearning"]
     return {
@@ -247,16 +254,16 @@ def _coarse(value):
     return type(value)(float(f"{value:.2g}"))
 
 
-def purged_record(request_id, purged):
-    """The record that a request's original was deleted; ``purged`` (list of str): what was."""
+def purged_record(request_id: str, purged: list[str]) -> dict[str, Any]:
+    """The record that a request's original was deleted; ``purged``: what was."""
     return {"event": "purged", "request": request_id, "time": now(), "purged": purged}
 
 
-def now():
+def now() -> str:
     return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
-def versions():
+def versions() -> dict[str, str]:
     """Installed versions of what the result depends on."""
     from recbole_unlearn import __version__
 
@@ -264,11 +271,8 @@ def versions():
     return {"recbole_unlearn": __version__, **installed}
 
 
-def verify(path, files=()):
+def verify(path: Path | str, files: Iterable[Path | str] = ()) -> Trail:
     """Check an audit file's chain, and that checkpoints are unlearned models that it records, with their logs whole.
-
-    Returns:
-        Trail
 
     Raises:
         InputError: a file cannot be read.
@@ -297,7 +301,7 @@ def verify(path, files=()):
     return trail
 
 
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m recbole_unlearn.storage.audit", description=(__doc__ or "").split("\n\n")[0], allow_abbrev=False
     )

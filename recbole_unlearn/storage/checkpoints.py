@@ -5,7 +5,9 @@ import glob
 import os
 import re
 import zipfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -14,14 +16,14 @@ from recbole_unlearn.storage.files import remove, replacing, sync_folder
 from recbole_unlearn.storage.triple_log import TripleLog, log_path
 
 
-def check_finite(state_dict, what):
+def check_finite(state_dict: Mapping[str, torch.Tensor], what: str) -> None:
     """Raises InputError if a tensor of ``state_dict`` holds NaN or infinity."""
     for name, value in state_dict.items():
         if torch.is_floating_point(value) and not torch.isfinite(value).all():
             raise InputError(f"{what} holds NaN or infinite values in {name}; it cannot be used")
 
 
-def save(path, state):
+def save(path: Path | str, state: dict[str, Any]) -> None:
     """Write a checkpoint atomically; raises OSError where it cannot be written."""
     with replacing(path) as f:
         try:
@@ -30,18 +32,18 @@ def save(path, state):
             raise OSError(errno.EIO, f"writing failed ({' '.join(str(error).split())[:80]})", str(path)) from error
 
 
-def save_with_log(path, state, write_log):
+def save_with_log(path: Path | str, state: dict[str, Any], write_log: Callable[[Path], object]) -> TripleLog:
     """Write a checkpoint and its log as one: a reader, or a crash at any moment, finds the old pair or the new one.
 
     The log is written beside the old one, under a name that holds its run; the checkpoint, which names the run,
     then replaces the old one. That is the moment from which on the new pair holds.
 
     Args:
-        state (dict): with ``state["triple_log"]["run_id"]``.
-        write_log: function path -> None that writes a whole log there.
+        state: with ``state["triple_log"]["run_id"]``.
+        write_log: writes a whole log to a path.
 
     Returns:
-        TripleLog, in its place.
+        The log, in its place.
     """
     path = Path(path)
     pending = _pending(path, state["triple_log"]["run_id"])
@@ -55,7 +57,7 @@ def save_with_log(path, state, write_log):
     return TripleLog.open(log_path(path))
 
 
-def settle(path, state=None):
+def settle(path: Path | str, state: dict[str, Any] | None = None) -> None:
     """Finish or undo a `save_with_log` that was cut off; ``state``: the checkpoint's content, None if there is none."""
     path = Path(path)
     if state is not None and (valid := _log_folder(path, state)) != log_path(path):
@@ -66,7 +68,7 @@ def settle(path, state=None):
         remove(entry)
 
 
-def unsettled(path):
+def unsettled(path: Path | str) -> bool:
     """Whether a `save_with_log` was cut off before it had tidied up."""
     path = Path(path)
     return any(path.parent.glob(f".{glob.escape(log_path(path).name)}.*.pending"))
@@ -86,11 +88,11 @@ def _log_folder(path, state):
     return log_path(path)
 
 
-def read(path, logged=True):
+def read(path: Path | str, logged: bool = True) -> dict[str, Any]:
     """Content of a checkpoint file: plain values and tensors.
 
     Args:
-        logged (bool): whether it must have been trained with a triple log.
+        logged: whether it must have been trained with a triple log.
 
     Raises:
         InputError: missing, truncated, foreign or unsafe file; NaN weights; no log.
@@ -190,14 +192,11 @@ def _is_name(value):
     return isinstance(value, str) and re.fullmatch(r"[^/\\\0\n]+", value) is not None and value not in (".", "..")
 
 
-def load(path, verify=True):
+def load(path: Path | str, verify: bool = True) -> tuple[dict[str, Any], TripleLog]:
     """A checkpoint that our trainer wrote, and its triple log.
 
     Args:
-        verify (bool): whether to compare all of the log with its checksums.
-
-    Returns:
-        (dict, TripleLog)
+        verify: whether to compare all of the log with its checksums.
 
     Raises:
         InputError: missing, truncated, foreign or unsafe file; NaN weights; a log of another run.

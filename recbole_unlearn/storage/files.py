@@ -8,16 +8,16 @@ import shutil
 import stat
 import tempfile
 import time
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
+
+from filelock import lock_descriptor
 
 from recbole_unlearn.errors import InputError
 
-try:
-    import fcntl
-except ImportError:  # Windows: no advisory locks, everything else works
-    fcntl = None
-
+WINDOWS = os.name == "nt"
 STARTED = time.time()
 TEMPORARY = re.compile(r"\..+\.(\d+)\.tmp")
 SCRATCH = f".recbole_unlearn.{platform.node()}."  # other machines, whose processes we cannot see, may share the folder
@@ -30,14 +30,16 @@ class Locked(InputError):
     """Another process is working on a file."""
 
 
-def temporary_path(path):
+def temporary_path(path: Path | str) -> Path:
     """Name beside ``path`` under which this process builds it; `sweep` knows it by its form."""
     path = Path(path)
     return path.with_name(f".{path.name}.{os.getpid()}.tmp")
 
 
-def sync_folder(folder):
+def sync_folder(folder: Path | str) -> None:
     """Make renames and deletions in a folder survive a power cut."""
+    if WINDOWS:  # which opens no folders
+        return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -46,11 +48,11 @@ def sync_folder(folder):
 
 
 @contextmanager
-def replacing(path, keep_mode=False):
+def replacing(path: Path | str, keep_mode: bool = False) -> Iterator[BinaryIO]:
     """A binary file to write that takes the place of ``path`` on leaving: a reader, or a crash, sees old or new.
 
     Args:
-        keep_mode (bool): whether the new file takes over the permissions of the one that it replaces.
+        keep_mode: whether the new file takes over the permissions of the one that it replaces.
     """
     path = Path(path)
     temporary = temporary_path(path)
@@ -67,20 +69,20 @@ def replacing(path, keep_mode=False):
         temporary.unlink(missing_ok=True)
 
 
-def write_atomically(path, data):
+def write_atomically(path: Path | str, data: bytes) -> None:
     """Write ``data`` (bytes) so that a reader, or a crash, sees the old file or the new one, never half of it."""
     with replacing(path) as f:
         f.write(data)
 
 
-def check_regular(path):
+def check_regular(path: Path | str) -> None:
     """Raises OSError where a path is there and is no plain file: a device has no end, a pipe waits for ever."""
     mode = os.stat(path).st_mode  # of what a link points to
     if not stat.S_ISREG(mode):
         raise OSError(errno.EINVAL, "it is no plain file", str(path))
 
 
-def read_whole(path, limit=MAX_BYTES):
+def read_whole(path: Path | str, limit: int = MAX_BYTES) -> bytes:
     """Content of a plain file, bytes.
 
     Raises:
@@ -94,12 +96,12 @@ def read_whole(path, limit=MAX_BYTES):
     return content
 
 
-def read_text(path, limit=MAX_BYTES):
+def read_text(path: Path | str, limit: int = MAX_BYTES) -> str:
     """As `read_whole`: text in UTF-8, with or without a byte order mark; UnicodeDecodeError for other bytes."""
     return read_whole(path, limit).decode("utf-8-sig")
 
 
-def remove(path):
+def remove(path: Path | str) -> None:
     """Delete a file or a folder, if it is there; a link is deleted itself, never what it points to."""
     path = Path(path)
     if path.is_dir() and not path.is_symlink():
@@ -108,14 +110,14 @@ def remove(path):
         path.unlink(missing_ok=True)
 
 
-def sweep(folder):
+def sweep(folder: Path | str) -> None:
     """Delete what killed processes left half built (``.NAME.PID.tmp``)."""
     for entry in _left_behind(folder):
         remove(entry)
 
 
 @contextmanager
-def scratch_folder():
+def scratch_folder() -> Iterator[Path]:
     """A private folder among the system's temporary ones, deleted on leaving; by `sweep_scratch` if we are killed."""
     folder = Path(tempfile.mkdtemp(prefix=SCRATCH, suffix=f".{os.getpid()}.tmp"))
     try:
@@ -124,7 +126,7 @@ def scratch_folder():
         remove(folder)
 
 
-def sweep_scratch():
+def sweep_scratch() -> None:
     """Delete the `scratch_folder`s of killed processes: models and logs may lie in them, forgotten rows included."""
     with suppress(OSError):  # no temporary folder at all: whoever needs one will say so
         for entry in _left_behind(tempfile.gettempdir(), SCRATCH):
@@ -132,7 +134,7 @@ def sweep_scratch():
                 remove(entry)
 
 
-def is_debris(entry):
+def is_debris(entry: Path) -> bool:
     """Whether a folder's entry is nothing to be kept: a temporary, a lock, a log that never got its checkpoint."""
     return entry.name.startswith(".") and entry.name.endswith((".tmp", ".lock", ".pending"))
 
@@ -156,7 +158,7 @@ def _alive(pid, entry):
     """Whether the process that built ``entry`` still runs."""
     if pid == os.getpid():  # or did, before us, under the same number, as is usual in containers
         return entry.lstat().st_mtime >= STARTED
-    if os.name == "nt":  # where signal 0, by which others are asked, is Ctrl-C
+    if WINDOWS:  # where signal 0, by which others are asked, is Ctrl-C
         return True
     try:
         os.kill(pid, 0)
@@ -168,7 +170,7 @@ def _alive(pid, entry):
 
 
 @contextmanager
-def locked(path):
+def locked(path: Path | str) -> Iterator[None]:
     """Keep every other process off ``path`` (a checkpoint; it need not exist yet).
 
     The kernel drops the lock when its process ends, however it ends, so a killed one locks nobody out.
@@ -181,33 +183,37 @@ def locked(path):
     try:
         yield
     finally:
-        if name:
+        if name and not WINDOWS:
             name.unlink(missing_ok=True)  # while it is still locked: see _lock
         if descriptor is not None:
             os.close(descriptor)
+        if name and WINDOWS:  # which deletes no open file, ours or the next holder's
+            with suppress(OSError):
+                name.unlink()
 
 
 def _lock(path):
-    """(descriptor, lock file to delete afterwards or None)."""
-    if fcntl is None:
-        return None, None
+    """(descriptor, lock file to delete afterwards or None).
+
+    Not `filelock.FileLock`: it leaves its file there, and cannot lock a checkpoint that may only be read.
+    """
     name = path.with_name(f".{path.name}.lock")
     while True:
         own = name
         try:
-            descriptor = os.open(name, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+            descriptor = os.open(name, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
         except OSError:  # a folder that we may only read: the checkpoint itself will not be replaced, so lock that
-            if not path.is_file():
+            if WINDOWS or not path.is_file():  # a file that is locked on Windows cannot be read
                 return None, None
             descriptor, own = os.open(path, os.O_RDONLY), None
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(descriptor)
-            raise Locked(f"another process is working on {path}; wait until it has finished") from None
+            free = lock_descriptor(descriptor, blocking=False)
         except OSError:  # a file system without locks
             os.close(descriptor)
             return None, None
+        if not free:
+            os.close(descriptor)
+            raise Locked(f"another process is working on {path}; wait until it has finished")
         # the holder before us may have deleted the file between our opening and our locking it
         try:
             if not own or os.path.samestat(os.fstat(descriptor), os.stat(own)):

@@ -1,8 +1,11 @@
 """Removing interactions from RecBole's ``.inter`` file."""
 
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import recbole
+from recbole.config import Config
 
 from recbole_unlearn.errors import InputError
 from recbole_unlearn.storage.files import replacing, sweep
@@ -14,7 +17,7 @@ UNPLAIN = (
 )  # fmt: skip
 
 
-def reading(config):
+def reading(config: Config) -> dict[str, Any]:
     """What it takes to read the file, as plain values."""
     return {
         "separator": config["field_separator"],
@@ -23,7 +26,7 @@ def reading(config):
     }
 
 
-def plain_path(config):
+def plain_path(config: Config) -> Path:
     """Path of the data set's ``.inter`` file.
 
     Raises:
@@ -44,7 +47,7 @@ def plain_path(config):
     return path
 
 
-def check(path, config, pairs):
+def check(path: Path, config: Config, pairs: Iterable[tuple[str, str]]) -> None:
     """Raises InputError unless every pair is found in the file: a pair that is not found could not be removed."""
     pairs, found = set(pairs), set()
     for _, pair in _lines(path, reading(config)):
@@ -57,25 +60,25 @@ def check(path, config, pairs):
         )
 
 
-def seal(path):
+def seal(path: Path) -> list[int]:
     """What tells this file, as it is now, from any other: its status changes by kernel's clock alone."""
     status = path.stat()
     return [status.st_size, status.st_ino, status.st_ctime_ns]
 
 
-def names_any(path, form, pairs):
+def names_any(path: Path, form: Mapping[str, Any], pairs: Iterable[tuple[str, str]]) -> bool:
     """Whether the file names one of these (user token, item token)."""
     pairs = set(pairs)
     return any(pair in pairs for _, pair in _lines(path, form))
 
 
-def remove_pairs(path, form, pairs):
+def remove_pairs(path: Path, form: Mapping[str, Any], pairs: Iterable[tuple[str, str]]) -> None:
     """Replace the file, atomically, by one without the lines of these (user token, item token); all else stays.
 
     Call it holding the file's lock.
 
     Args:
-        form (dict): of `reading`.
+        form: of `reading`.
     """
     pairs = set(pairs)
     sweep(path.parent)

@@ -1,6 +1,7 @@
 """What is written must outlive what is deleted: no path of a run lies in, is, or leads into what a purge takes away."""
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 from recbole_unlearn.errors import InputError
@@ -11,13 +12,13 @@ from recbole_unlearn.storage.triple_log import log_path
 OUTPUT_NAMES = ("model.pth", "unlearned.pth", "retrained.pth", "result.json", "result.md", "report.html", "drift.pth")
 
 
-def check_written(key, path, checkpoint=None):
+def check_written(key: str, path: Path | str, checkpoint: Path | str | None = None) -> None:
     """Raises InputError where something written at ``path`` would be part of a checkpoint or a log, or be swept away.
 
     Args:
-        key (str): what the path was given as.
+        key: what the path was given as.
         path: of a file or folder to be written, which need not exist.
-        checkpoint (optional): the one that the run starts from.
+        checkpoint: the one that the run starts from.
     """
     path = Path(path)
     for part in {*Path(os.path.abspath(path)).parts, *Path(os.path.realpath(path)).parts}:
@@ -33,18 +34,18 @@ def check_written(key, path, checkpoint=None):
             raise InputError(f"{key} {path} lies in {folder}, a triple log; name another place")
 
 
-def check_kept(key, path, checkpoint):
+def check_kept(key: str, path: Path | str, checkpoint: Path | str) -> None:
     """Raises InputError where a purge of ``checkpoint`` would take ``path`` away, which is not its own to delete."""
     for owned, what in _owned(checkpoint):
         if within(path, owned):
             raise InputError(f"purge would delete {key} {path}: it lies in {owned}, {what}; move it elsewhere")
 
 
-def check_apart(key, path, others):
+def check_apart(key: str, path: Path | str, others: Mapping[str, Path | str | None]) -> None:
     """Raises InputError where two paths are one file.
 
     Args:
-        others (dict): what each was given as -> path, or None.
+        others: what each was given as -> path, or None.
     """
     for other, theirs in others.items():
         if theirs is not None and _same(path, theirs):
@@ -65,7 +66,7 @@ def _owned(checkpoint):
     ]
 
 
-def within(path, owner):
+def within(path: Path | str, owner: Path | str) -> bool:
     """Whether a path is another one or lies in it: as it is written, through links, or under another name."""
     for spell in (os.path.abspath, os.path.realpath):
         if Path(spell(path)).is_relative_to(spell(owner)):

@@ -14,8 +14,11 @@ import json
 import os
 import shutil
 import zipfile
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
+
+from recbole.config import Config
 
 from recbole_unlearn.errors import InputError
 from recbole_unlearn.storage import checkpoints, inter_file
@@ -23,12 +26,17 @@ from recbole_unlearn.storage.files import Locked, locked, remove, sweep, sync_fo
 from recbole_unlearn.storage.triple_log import log_path
 
 
-def check(path=None, inter=None, config=None, pairs=()):
+def check(
+    path: Path | str | None = None,
+    inter: Path | None = None,
+    config: Config | None = None,
+    pairs: Iterable[tuple[str, str]] = (),
+) -> None:
     """Raises InputError where `purge` could not delete all that it should; changes nothing.
 
     Args:
-        path (optional): checkpoint; None if it is still to be trained.
-        inter, config, pairs (optional): as in `purge`.
+        path: checkpoint; None if it is still to be trained.
+        inter, config, pairs: as in `purge`.
     """
     for each in (*([Path(path), log_path(path)] if path else []), *([inter] if inter else [])):
         if each.is_symlink() or (each.is_file() and each.stat().st_nlink > 1):
@@ -57,14 +65,16 @@ def check(path=None, inter=None, config=None, pairs=()):
         inter_file.check(inter, config, pairs)
 
 
-def purge(path, inter=None, config=None, pairs=()):
+def purge(
+    path: Path | str, inter: Path | None = None, config: Config | None = None, pairs: Iterable[tuple[str, str]] = ()
+) -> None:
     """Delete a checkpoint and its log; killed at any moment, `recover` finishes it.
 
     Args:
         path: checkpoint.
-        inter (Path, optional): RecBole's interactions file that the lines of ``pairs`` leave first.
-        config (optional): configuration that ``inter`` was read with.
-        pairs (list of (user token, item token)): what was forgotten.
+        inter: RecBole's interactions file that the lines of ``pairs`` leave first.
+        config: configuration that ``inter`` was read with.
+        pairs: what was forgotten.
     """
     journal: dict = {"inter": None}
     if inter:
@@ -85,18 +95,18 @@ def purge(path, inter=None, config=None, pairs=()):
         raise
 
 
-def pending(path):
+def pending(path: Path | str) -> bool:
     """Whether a purge of this checkpoint was begun and not finished."""
     return Path(path).name not in ("", "..") and _journal(path).is_file()
 
 
-def recover(path):
+def recover(path: Path | str) -> bool:
     """Bring a checkpoint that a killed process was working on to its old state or its new one, and tidy up.
 
     Call it holding the checkpoint's lock. It need not exist.
 
     Returns:
-        bool: whether a purge was finished, that is, the checkpoint is gone now.
+        Whether a purge was finished, that is, the checkpoint is gone now.
     """
     path = Path(path)
     if not log_path(path).is_symlink():
@@ -110,7 +120,7 @@ def recover(path):
     return purged
 
 
-def tidy(folder):
+def tidy(folder: Path | str) -> None:
     """Finish the purges that killed processes left unfinished in a folder, and delete what they left lying about."""
     try:
         sweep(folder)
@@ -142,7 +152,7 @@ def _finish(path):
     journal = _read(file)
     inter = Path(journal["inter"]) if journal["inter"] is not None else None
     sealed = inter is not None and inter.is_file() and inter_file.seal(inter) == journal["seal"]
-    if sealed:
+    if inter is not None and sealed:
         with locked(inter):
             inter_file.remove_pairs(inter, journal["format"], journal["pairs"])
     elif inter is not None and inter.is_file() and inter_file.names_any(inter, journal["format"], journal["pairs"]):

@@ -14,10 +14,14 @@ import os
 import shutil
 import tokenize
 import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from recbole_unlearn.errors import InputError
 from recbole_unlearn.influence.objective import Redraw
@@ -33,17 +37,17 @@ ROUNDED = 1e-5  # of a norm, by which sums and norms of the same weights may dif
 SNAPSHOT_SPACING = 1.5  # each snapshot at least this much later than the one before; 1.2 is no better (measured)
 
 
-def log_path(checkpoint):
+def log_path(checkpoint: Path | str) -> Path:
     """Folder of the triple log that belongs to a checkpoint file."""
     return Path(checkpoint).with_suffix(".triples")
 
 
-def smallest_uint(largest):
+def smallest_uint(largest: int) -> np.dtype:
     """Smallest unsigned numpy dtype that holds ``largest``."""
     return np.dtype(np.min_scalar_type(int(largest)))
 
 
-def snapshot_due(n_epochs):
+def snapshot_due(n_epochs: int) -> bool:
     """Whether the weights are kept after this many epochs: 0, 1, 2, 3, 5, 8, 12, ..., 1.5 times later each."""
     due = 0
     while due < n_epochs:
@@ -51,13 +55,13 @@ def snapshot_due(n_epochs):
     return due == n_epochs
 
 
-def start_of(parameters):
-    """What tells weights (dict: name -> array) from others, whatever rounded their last bits: sum and norm of each."""
+def start_of(parameters: Mapping[str, ArrayLike]) -> list[list[Any]]:
+    """What tells weights, by name, from others, whatever rounded their last bits: sum and norm of each."""
     arrays = {name: np.asarray(value, np.float64) for name, value in parameters.items()}
     return [[name, float(value.sum()), float(np.linalg.norm(value))] for name, value in arrays.items()]
 
 
-def same_start(first, second):
+def same_start(first: list[list[Any]], second: list[list[Any]]) -> bool:
     """Whether two results of `start_of` are of the same weights."""
     if [name for name, _, _ in first] != [name for name, _, _ in second]:
         return False
@@ -141,6 +145,31 @@ def _is_rate(entry):
     return type(steps) is int and steps >= 0 and (rate is None or type(rate) is float and 0 <= rate < math.inf)
 
 
+@dataclass(frozen=True)
+class Training:
+    """What a log says of the training that it is of, besides its interactions.
+
+    Attributes:
+        run_id: its name, which is part of paths.
+        fingerprint: of its data, see `data.fingerprint`.
+        n_users, n_items: sizes of the id spaces, padding id 0 included.
+        negatives: of a row and epoch.
+        static: whether every epoch has the same ones.
+        optimizer: its class's name, such as Adam; None: not known.
+        start: what `start_of` says of the first weights; None: not known.
+    """
+
+    run_id: str
+    fingerprint: dict[str, Any]
+    n_users: int
+    n_items: int
+    negatives: int
+    static: bool = False
+    seed: int | None = None
+    optimizer: str | None = None
+    start: list[list[Any]] | None = None
+
+
 class TripleLog:
     """A triple log on disk.
 
@@ -150,7 +179,7 @@ class TripleLog:
         negatives (int): negatives per row and epoch.
     """
 
-    def __init__(self, path, metadata):
+    def __init__(self, path: Path | str, metadata: dict[str, Any]) -> None:
         self.path = Path(path)
         self.metadata = metadata
         self.n_rows = metadata["rows"]
@@ -161,45 +190,39 @@ class TripleLog:
         self.items = _load(self.path / "items.npy", [self.n_rows], np.dtype(metadata["item_dtype"]))
 
     @classmethod
-    def create(
-        cls, path, users, items, n_users, n_items, negatives, static, seed, fingerprint, run_id,
-        optimizer=None, start=None,
-    ):  # fmt: skip
-        """Start an empty log. ``users`` and ``items`` (int arrays ``[rows]``) must be grouped by user, ascending.
-
-        ``optimizer`` is its class's name, such as Adam; ``start`` what `start_of` says of the first weights.
-        """
-        path = Path(path)
-        if (np.diff(np.asarray(users).astype(np.int64)) < 0).any():
+    def create(cls, path: Path | str, users: ArrayLike, items: ArrayLike, training: Training) -> "TripleLog":
+        """Start an empty log. ``users`` and ``items`` (ids, ``[rows]``) must be grouped by user, ascending."""
+        path, users, items = Path(path), np.asarray(users), np.asarray(items)
+        if (np.diff(users.astype(np.int64)) < 0).any():
             raise ValueError("anchors must be sorted by user")
         path.mkdir(parents=True, exist_ok=True)
         for old in (*path.glob("epoch-*.npy"), *path.glob("weights-*.npy"), *path.glob("rates-*.npy")):
             old.unlink()
-        user_dtype, item_dtype = smallest_uint(n_users - 1), smallest_uint(n_items - 1)
+        user_dtype, item_dtype = smallest_uint(training.n_users - 1), smallest_uint(training.n_items - 1)
         metadata = {
             "format": FORMAT,
             "version": VERSION,
-            "run_id": run_id,
+            "run_id": training.run_id,
             "rows": len(users),
-            "n_users": int(n_users),
-            "n_items": int(n_items),
-            "negatives": int(negatives),
-            "static": bool(static),
-            "seed": None if seed is None else int(seed),
-            "fingerprint": fingerprint,
+            "n_users": int(training.n_users),
+            "n_items": int(training.n_items),
+            "negatives": int(training.negatives),
+            "static": bool(training.static),
+            "seed": None if training.seed is None else int(training.seed),
+            "fingerprint": training.fingerprint,
             "user_dtype": user_dtype.str,
             "item_dtype": item_dtype.str,
             "negative_dtype": item_dtype.str,
             "n_epochs": 0,
             "order": [],
-            "optimizer": optimizer,
-            "start": start,
+            "optimizer": training.optimizer,
+            "start": training.start,
             "rates": [],
             "snapshots": [],
             "parameters": None,
             "crc32": {
-                "users.npy": _save(path / "users.npy", np.asarray(users).astype(user_dtype)),
-                "items.npy": _save(path / "items.npy", np.asarray(items).astype(item_dtype)),
+                "users.npy": _save(path / "users.npy", users.astype(user_dtype)),
+                "items.npy": _save(path / "items.npy", items.astype(item_dtype)),
             },
         }
         log = cls(path, metadata)
@@ -207,7 +230,7 @@ class TripleLog:
         return log
 
     @classmethod
-    def open(cls, path):
+    def open(cls, path: Path | str) -> "TripleLog":
         """Open a log and check that it is whole (sizes, types, epoch files; not yet the checksums, see `verify`).
 
         Raises:
@@ -248,15 +271,15 @@ class TripleLog:
         return log
 
     @property
-    def n_epochs(self):
+    def n_epochs(self) -> int:
         return self.metadata["n_epochs"]
 
     @property
-    def run_id(self):
+    def run_id(self) -> str:
         return self.metadata["run_id"]
 
     @property
-    def nbytes(self):
+    def nbytes(self) -> int:
         """Bytes on disk."""
         return sum(file.stat().st_size for file in self.path.iterdir())
 
@@ -272,13 +295,15 @@ class TripleLog:
         self.metadata["crc32"]["metadata.json"] = self._metadata_crc()
         write_atomically(self.path / "metadata.json", json.dumps(self.metadata, indent=1).encode())
 
-    def append(self, negatives, order=None, rates=None):
+    def append(
+        self, negatives: ArrayLike, order: list[int] | None = None, rates: Sequence[float] | np.ndarray | None = None
+    ) -> None:
         """Add a complete epoch.
 
         Args:
-            negatives: int array ``[rows, negatives]`` of item ids, none of them 0.
-            order (optional): how to recompute the order of batches, see `sampling.BatchOrder`.
-            rates (optional): learning rate of each step of the optimiser, ``[steps]``.
+            negatives: item ids ``[rows, negatives]``, none of them 0.
+            order: how to recompute the order of batches, see `sampling.BatchOrder`.
+            rates: learning rate of each step of the optimiser, ``[steps]``.
         """
         negatives = np.ascontiguousarray(negatives, dtype=self.dtype)
         if negatives.shape != (self.n_rows, self.negatives) or (self.n_rows and negatives.min() == 0):
@@ -302,7 +327,7 @@ class TripleLog:
         self.metadata["crc32"][file.name] = _save(file, rates)
         return [None, len(rates)]
 
-    def rates(self, epoch):
+    def rates(self, epoch: int) -> np.ndarray | None:
         """Learning rate of each of an epoch's steps, float64 ``[steps]``; None: not known."""
         entry = self._rates[epoch]
         if entry is None:
@@ -318,15 +343,15 @@ class TripleLog:
         return self.path / f"rates-{epoch:05d}.npy"
 
     @property
-    def optimizer(self):
+    def optimizer(self) -> str | None:
         """Name of the class of the optimiser that trained; None: not known."""
         return self.metadata.get("optimizer")
 
-    def add_snapshot(self, n_epochs, parameters):
+    def add_snapshot(self, n_epochs: int, parameters: Mapping[str, np.ndarray]) -> None:
         """Keep the weights after ``n_epochs`` epochs (0: the initialisation).
 
         Args:
-            parameters (dict): name -> float array, in the order of the flat vector.
+            parameters: by name, in the order of the flat vector.
         """
         shapes = [[name, list(value.shape)] for name, value in parameters.items()]
         if self.metadata["parameters"] not in (None, shapes):
@@ -338,30 +363,30 @@ class TripleLog:
         self.metadata["snapshots"] = sorted({*self.metadata["snapshots"], n_epochs})
         self._write_metadata()
 
-    def snapshot(self, n_epochs):
+    def snapshot(self, n_epochs: int) -> np.ndarray:
         """Weights after ``n_epochs`` epochs, memory-mapped, float16 ``[size]``."""
         size = sum(math.prod(shape) for _, shape in self.metadata["parameters"])
         return _load(self._weights_file(n_epochs), [size], np.dtype(np.float16))
 
-    def named(self, flat):
+    def named(self, flat: np.ndarray) -> dict[str, np.ndarray]:
         """Flat weights of a snapshot, by name and in their shapes."""
         parts = np.split(flat, np.cumsum([math.prod(shape) for _, shape in self.metadata["parameters"]])[:-1])
         return {n: part.reshape(shape) for (n, shape), part in zip(self.metadata["parameters"], parts, strict=True)}
 
     @property
-    def order(self):
+    def order(self) -> list[list[int] | None]:
         """For each epoch how to recompute the order of batches, see `sampling.BatchOrder`; None: not known."""
         return self.metadata.get("order") or [None] * self.n_epochs
 
     @property
-    def snapshots(self):
+    def snapshots(self) -> list[int]:
         """Numbers of epochs after which there is a snapshot, ascending."""
         return self.metadata["snapshots"]
 
     def _weights_file(self, n_epochs):
         return self.path / f"weights-{n_epochs:05d}.npy"
 
-    def truncate(self, n_epochs):
+    def truncate(self, n_epochs: int) -> None:
         """Keep the first ``n_epochs`` only (training continued past the epoch that the checkpoint holds)."""
         kept = {self._file(epoch).name for epoch in range(n_epochs)}
         self.metadata["snapshots"] = [n for n in self.snapshots if n <= n_epochs]
@@ -376,17 +401,17 @@ class TripleLog:
             if file.name not in kept:
                 file.unlink()
 
-    def epoch(self, epoch):
+    def epoch(self, epoch: int) -> np.ndarray:
         """Negatives of one epoch, memory-mapped, ``[rows, negatives]``."""
         return _load(self._file(epoch), [self.n_rows, self.negatives], self.dtype)
 
-    def gather(self, rows, epochs):
+    def gather(self, rows: np.ndarray, epochs: Sequence[int] | np.ndarray) -> np.ndarray:
         """Negatives of some rows in some epochs, ``[len(epochs), len(rows), negatives]``."""
         if self.static:
             return np.repeat(self.epoch(0)[rows][None], len(epochs), axis=0)
         return np.stack([self.epoch(e)[rows] for e in epochs])
 
-    def verify(self):
+    def verify(self) -> None:
         """Check every column against its checksum and every id against its range.
 
         Raises:
@@ -422,7 +447,16 @@ class TripleLog:
         if self.metadata["crc32"].get("metadata.json", self._metadata_crc()) != self._metadata_crc():  # old logs: none
             raise InputError(f"triple log: {self.path / 'metadata.json'} does not match its checksum; train again")
 
-    def without(self, rows, path, run_id, fingerprint, snapshots=None, popularity=None, repeatable=False):
+    def without(
+        self,
+        rows: np.ndarray | Sequence[int],
+        path: Path | str,
+        run_id: str,
+        fingerprint: dict[str, Any],
+        snapshots: Mapping[int, np.ndarray] | None = None,
+        popularity: np.ndarray | None = None,
+        repeatable: bool = False,
+    ) -> "TripleLog":
         """Write a copy in which the given rows, anchors and negatives alike, do not occur; returns the new log.
 
         Redrawn negatives become what a retrained model's log would hold: forgotten items are drawn for their users as
@@ -431,10 +465,10 @@ class TripleLog:
         The copy appears under its final name only when complete.
 
         Args:
-            snapshots (dict, optional): number of epochs -> weights that have forgotten, flat; without them the copy
+            snapshots: number of epochs -> weights that have forgotten, flat; without them the copy
                 has none, since the recorded ones were trained on the forgotten rows.
-            popularity (optional): sampling weight of each item id, ``[n_items]``; None: uniform.
-            repeatable (bool): users' own items were drawn as negatives all along (RecBole's ``repeatable``).
+            popularity: sampling weight of each item id, ``[n_items]``; None: uniform.
+            repeatable: users' own items were drawn as negatives all along (RecBole's ``repeatable``).
         """
         path = Path(path)
         keep = np.ones(self.n_rows, dtype=bool)
@@ -442,20 +476,10 @@ class TripleLog:
         building = temporary_path(path)
         remove(building)
         try:
-            copy = TripleLog.create(
-                building,
-                np.asarray(self.users)[keep],
-                np.asarray(self.items)[keep],
-                self.metadata["n_users"],
-                self.metadata["n_items"],
-                self.negatives,
-                self.static,
-                self.metadata["seed"],
-                fingerprint,
-                run_id,
-                self.optimizer,
-            )
             users, items, n_items = np.array(self.users), np.array(self.items), self.metadata["n_items"]
+            sizes = self.metadata["n_users"], n_items, self.negatives
+            training = Training(run_id, fingerprint, *sizes, self.static, self.metadata["seed"], self.optimizer)
+            copy = TripleLog.create(building, users[keep], items[keep], training)
             rng = np.random.default_rng()  # unseeded: with the seed, returned items could be told from drawn ones
             redraw = Redraw(users, items, ~keep, n_items, popularity, rng)
             for epoch in range(self.n_epochs):

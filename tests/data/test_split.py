@@ -10,7 +10,7 @@ from recbole.sampler import Sampler
 
 from recbole_unlearn.data.fingerprint import rows_checksum
 from recbole_unlearn.errors import InputError
-from recbole_unlearn.storage.triple_log import TripleLog
+from recbole_unlearn.storage.triple_log import Training, TripleLog
 
 
 def pairs_of(loader):
@@ -41,18 +41,8 @@ def drawn(loader, epochs=60):
 
 def make_log(split, path, rows=()):
     """An original's log without ``rows``, as an unlearned model carries it."""
-    log = TripleLog.create(
-        path / "log",
-        split.users,
-        split.items,
-        split.n_users,
-        split.n_items,
-        1,
-        False,
-        0,
-        split.fingerprint,
-        "original",
-    )
+    training = Training("original", split.fingerprint, split.n_users, split.n_items, negatives=1)
+    log = TripleLog.create(path / "log", split.users, split.items, training)
     log.append(split.items[:, None] % (split.n_items - 1) + 1)
     if not len(rows):
         return log

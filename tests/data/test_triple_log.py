@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from recbole_unlearn.errors import InputError
 from recbole_unlearn.storage import triple_log
-from recbole_unlearn.storage.triple_log import TripleLog
+from recbole_unlearn.storage.triple_log import Training, TripleLog
 
 PRINT = {"users": "a", "items": "b", "rows": "c"}
 
@@ -28,7 +28,7 @@ def make(path, epochs=3, rows=11, n_users=9, n_items=40, negatives=2, static=Fal
     """A log with random content, and what was put into it."""
     rng = np.random.default_rng(seed + 1)
     users, items = anchors(rows, n_users, n_items, seed)
-    log = TripleLog.create(path, users, items, n_users, n_items, negatives, static, 2020, PRINT, "run-1")
+    log = TripleLog.create(path, users, items, Training("run-1", PRINT, n_users, n_items, negatives, static, 2020))
     drawn = [rng.integers(1, n_items, (rows, negatives)) for _ in range(1 if static else epochs)]
     for epoch in range(epochs):
         log.append(drawn[0 if static else epoch])
@@ -129,7 +129,7 @@ def test_creating_a_log_over_an_older_one_leaves_none_of_its_epochs(tmp_path):
 )
 def test_columns_use_the_smallest_integer_type_that_holds_the_ids(tmp_path, largest, dtype):
     items = np.array([1, largest])
-    log = TripleLog.create(tmp_path / "log", [1, 2], items, 3, largest + 1, 1, False, 0, PRINT, "r")
+    log = TripleLog.create(tmp_path / "log", [1, 2], items, Training("r", PRINT, 3, largest + 1, 1))
     log.append([[largest], [1]])
     log = read_back(tmp_path / "log")
     assert log.items.dtype == log.epoch(0).dtype == np.dtype(dtype)
@@ -179,7 +179,7 @@ def test_append_refuses_an_epoch_with_an_undrawn_negative(tmp_path):
 
 def test_anchors_that_are_not_grouped_by_user_are_refused(tmp_path):
     with pytest.raises(ValueError):
-        TripleLog.create(tmp_path / "log", [2, 1], [1, 1], 3, 3, 1, False, 0, PRINT, "r")
+        TripleLog.create(tmp_path / "log", [2, 1], [1, 1], Training("r", PRINT, 3, 3, 1))
 
 
 def test_nbytes_is_what_lies_on_disk(tmp_path):
@@ -630,7 +630,7 @@ def test_forgotten_items_are_among_the_negatives_as_often_as_a_retrained_models_
     weight = np.ones(8) if popularity is None else popularity
     users, items = np.array([1] * 202 + [2] * 100), np.array([2, 3, *[1] * 200, *[6] * 100])
     rng, epochs, m = np.random.default_rng(5), 20, 4
-    log = TripleLog.create(tmp_path / "log", users, items, 3, 8, m, False, 0, PRINT, "r")
+    log = TripleLog.create(tmp_path / "log", users, items, Training("r", PRINT, 3, 8, m))
     pool = np.arange(4, 8)  # what user 1 had not interacted with
     for _ in range(epochs):
         drawn = rng.choice(pool, (302, m), p=weight[pool] / weight[pool].sum())
@@ -647,7 +647,7 @@ def test_forgotten_items_are_among_the_negatives_as_often_as_a_retrained_models_
 
 def test_without_leaves_nothing_of_the_forgotten_rows(tmp_path):
     users, items = np.array([1, 1, 2, 7, 7]), np.array([3, 4, 3, 201, 202])
-    log = TripleLog.create(tmp_path / "log", users, items, 9, 300, 1, False, 0, PRINT, "r")
+    log = TripleLog.create(tmp_path / "log", users, items, Training("r", PRINT, 9, 300, 1))
     log.append([[11], [12], [13], [214], [215]])
     log.append([[21], [22], [23], [224], [225]])
     log.without([3, 4], tmp_path / "new", "s", PRINT)
