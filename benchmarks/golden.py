@@ -4,7 +4,8 @@
     python benchmarks/golden.py --check=golden.json      # after it, on the same machine and packages
 
 All go through `run_unlearn` and `InfluenceUnlearner` on the bundled ml-100k with small models, so that
-moving code changes nothing here. Other machines and packages round otherwise: keep the file beside the work, not in the repository.
+moving code changes nothing here. Other machines and packages round otherwise: keep the file beside the work, not in the
+repository; where several environments share a checkout, give each a NUMBA_CACHE_DIR.
 """
 
 import argparse

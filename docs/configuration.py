@@ -16,8 +16,8 @@ def page():
         "",
         "Made from `properties/overall.yaml` by `python docs/configuration.py`. Any key can be given in a YAML file",
         "(`--config_files`), in `config_dict`, or on the command line as `--key=value`; RecBole's own keys likewise.",
-        "`properties/paper.yaml` holds the setting of the paper. What is *of the training* no request can change; what",
-        "is *of the model* the next request takes over where it says nothing else; all other values are those of one run.",
+        "`properties/paper.yaml` holds the setting of the paper. What is *of the training* no request changes; what",
+        "is *of the model* the next one takes over where it says nothing else; all other values are those of one run.",
         "*personal*: never written anywhere; *audited*: part of the audit record.",
     ]
     for line in (properties_dir() / "overall.yaml").read_text("utf-8").splitlines()[5:]:

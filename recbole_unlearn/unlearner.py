@@ -227,7 +227,7 @@ class InfluenceUnlearner:
         now = self.now()
         with in_one_line(path.parent, "file"), locked(path):
             _check_new(path)  # again, now that nobody else can be writing
-            before = trail and audit.model_checksums(original, self.trained.stored["state_dict"])
+            before = audit.model_checksums(original, self.trained.stored["state_dict"]) if trail else {}
             with recorded_or_gone(path):
                 save_unlearned(path, self.trained, now, self.forgotten, guarded=self.guard)
                 if trail:

@@ -2,8 +2,11 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
 
 RUN = """
 import sys, warnings
@@ -38,7 +41,7 @@ with warnings.catch_warnings():
 assert nceplrec.randomized_svd is sklearn.utils.extmath.randomized_svd
 """
 REQUEST = """
-from recbole_unlearn import quick_start, session
+from recbole_unlearn import quick_start, unlearner
 assert not {"sklearn", "scipy.stats", "torch._dynamo"} & set(sys.modules)
 """
 
@@ -56,7 +59,7 @@ def test_where_scikit_learn_is_there_already_nothing_stands_in():
 
 
 def run(code):
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
 
 

@@ -100,7 +100,7 @@ class TestInfluence:
         assert n_triples == split.n_rows - len(ROWS)
         v = torch.randn(len(z), dtype=torch.float64, generator=torch.Generator().manual_seed(1))
         expected = curvature.matvec(v)
-        assert (ours._curvature(ROWS)[0].matvec(v) - expected).norm() < 1e-3 * expected.norm()
+        assert (ours.problem.curvature(ROWS, way)[0].matvec(v) - expected).norm() < 1e-3 * expected.norm()
 
     @pytest.mark.parametrize("settings", [{}, {"damping": "scalar"}, {"paper": True, "damping": "scalar"}])
     def test_forgets(self, setting, settings):

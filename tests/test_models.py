@@ -22,7 +22,7 @@ from recbole_unlearn.storage import checkpoints
 from recbole_unlearn.trained import Checkpoint, Trained
 from recbole_unlearn.training import new_model, train
 from recbole_unlearn.unlearner import InfluenceUnlearner
-from recbole_unlearn.unlearners.any_loss import AnyLoss
+from recbole_unlearn.unlearners.any_loss import After, AnyLoss
 
 NEGATIVES = {"distribution": "uniform", "sample_num": 3, "alpha": 1.0, "dynamic": False}
 INTERACTIONS = ["user_id", "item_id", "timestamp"]
@@ -164,17 +164,17 @@ def test_z_is_the_gradient_of_what_the_objective_loses(trained, name):
     """Against central differences of the objective itself, in float64, the structure included."""
     config, split, stored, log, model, unlearner = trained(name)
     rows = some_rows(split, 9)[0]
-    before = View(in_double(unlearner.view.model), split.train, split.data_row)
-    unlearner.view, unlearner.config.final_config_dict["log_epochs"] = before, 1
-    after = unlearner._without(rows)
+    problem, way = unlearner.problem, replace(unlearner.way, log_epochs=1)
+    problem.view = before = View(in_double(problem.view.model), split.train, split.data_row)
+    after = problem.without(rows, way).view
     after = View(in_double(after.model), after.loader, after.position, None, before.unreduced.norms)
-    changed = unlearner._changed(after, rows)
-    z = unlearner._right_hand_side(unlearner.view, after, rows, changed, unlearner._log_epochs())
+    epochs = problem.log_epochs(way)
+    z = problem.lost(After(rows, after, problem.changed(after, rows, epochs)), way)
 
     everything = np.arange(log.n_rows)
     kept = np.setdiff1d(everything, rows)
     negatives = np.asarray(log.epoch(log.n_epochs - 1), np.int64)
-    returned = unlearner._pool_return(rows, unlearner._log_epochs()) if not split.repeatable else None
+    returned = problem.returned(rows, epochs) if not split.repeatable else None
 
     def objective(view, chosen, drawn, weight):
         return sum(float(view.loss(batch)) for batch in view.batches(chosen, drawn, weight))
@@ -302,8 +302,8 @@ def test_graph_and_probe(trained):
     for name, expected, overrides in cases:
         config, split, stored, log, model, unlearner = trained(name, **{"checkpoint_dir": name, **overrides})
         rows = some_rows(split, 5)[0]
-        after = unlearner._without(rows)
-        changed = unlearner._changed(after, rows)
+        found = unlearner.problem.without(rows, unlearner.way)
+        after, changed = found.view, found.changed
         kept = np.setdiff1d(np.arange(split.n_rows), rows)
         own = kept[np.isin(split.users[kept], split.users[rows])]
         if expected == "all":
@@ -322,7 +322,7 @@ def test_a_shallow_graph_ties_few_rows_and_is_noticed(trained):
     popularity = np.bincount(split.items, minlength=split.n_items)
     for item in np.flatnonzero((popularity > 1) & (popularity < 6))[:5]:
         row = np.flatnonzero(split.items == item)[:1]
-        assert len(unlearner._changed(unlearner._without(row), row)) == split.n_rows - 1
+        assert len(unlearner.problem.without(row, unlearner.way).changed) == split.n_rows - 1
 
 
 def check_histories(before, after, split, rows):
@@ -354,7 +354,7 @@ def test_request(trained, name):
     unlearner.apply(rows, unlearned)
     more = np.setdiff1d(some_rows(split, 20, 1)[0], rows)
     assert unlearner.unlearn(more).details["converged"]
-    assert len(unlearner.view.dataset) == split.n_rows - len(rows)
+    assert len(unlearner.problem.view.dataset) == split.n_rows - len(rows)
 
 
 def test_curvature_of_all_triples_by_batches(trained, monkeypatch):
@@ -363,9 +363,9 @@ def test_curvature_of_all_triples_by_batches(trained, monkeypatch):
     rows = some_rows(split, 20)[0]
     steps = {}
     for wanted, batch in ((10**9, None), (40, None), ("all", 1024), ("all", 128)):
-        config["curvature_triples"] = wanted
+        way = replace(unlearner.way, curvature_triples=wanted)
         monkeypatch.setattr("recbole_unlearn.unlearners.any_loss.BATCH_TRIPLES", batch)
-        unlearned = unlearner.unlearn(rows)
+        unlearned = InfluenceUnlearner(unlearner.trained, way).unlearn(rows)
         change = [value - model.state_dict()[key] for key, value in unlearned.state_dict.items()]
         steps[wanted, batch] = torch.cat([c.view(-1) for c in change]).double()
         assert unlearned.details["converged"]
@@ -433,15 +433,12 @@ def test_snapshots_of_another_model_are_refused(trained):
 
 def test_without_the_whole_trajectory_one_step_is_taken(trained):
     unlearner = trained("FPMC", log_epochs=1)[-1]
-    assert unlearner._stops() == []
-    unlearner.config["log_epochs"] = "all"
-    assert unlearner._stops() == [1, 2]
+    problem, whole = unlearner.problem, replace(unlearner.way, log_epochs="all")
+    assert problem.stops(unlearner.way) == [] and problem.stops(whole) == [1, 2]
     for key, value in (("damping", "scalar"), ("curvature_triples", 500), ("curvature", "hessian")):
-        before, unlearner.config[key] = unlearner.config[key], value
-        assert unlearner._stops() == []
-        unlearner.config[key] = before
-    del unlearner.snapshots[0]  # a log without
-    assert unlearner._stops() == []
+        assert problem.stops(replace(whole, **{key: value})) == []
+    del problem.snapshots[0]  # a log without
+    assert problem.stops(whole) == []
 
 
 @pytest.mark.parametrize("overrides", [{"curvature": "hessian"}, {"damping": "none"}, {"damping_strength": 0.0}])
@@ -449,7 +446,7 @@ def test_curvature_by_batches_needs_a_positive_definite_system(trained, override
     with pytest.raises(InputError, match="curvature_triples: all needs"):
         trained("GRU4Rec", curvature_triples="all", **overrides)
     unlearner = trained("SASRec", **overrides)[-1]  # whose default is `all`
-    assert unlearner._curvature_triples() == 8192
+    assert unlearner.problem.curvature_triples(unlearner.way) == 8192
 
 
 @pytest.mark.parametrize("name", ["CKE", "CFKG", "KGCN"])
@@ -477,8 +474,8 @@ def test_knowledge_aware_models_keep_their_facts(make_options, write_data, inter
     facts = unlearner.problem.view.facts
     after = unlearner.problem.without(rows, unlearner.way).view.facts
     assert all(torch.equal(facts[key], after[key]) for key in facts)
-    n = len(next(iter(unlearner.view.facts.values())))
-    view, (rows, negatives) = unlearner.view, some_rows(split, n)  # as many triples as facts
+    n = len(next(iter(facts.values())))
+    view, (rows, negatives) = unlearner.problem.view, some_rows(split, n)  # as many triples as facts
     batch = view.interaction(rows, negatives)
     total = view.losses(batch, len(rows)).sum()
     assert any(

@@ -111,8 +111,8 @@ def test_auto_replays_a_model_that_was_stopped_early(early):
 def test_the_gradient_is_compared_with_its_l2_part(converged, early, unlearner_of):
     for (_, folder), below in ((converged, True), (early, False)):
         unlearner = unlearner_of(folder)
-        theta = np.concatenate([unlearner.P.ravel(), unlearner.Q.ravel()])
-        norm = mean_gradient_norm(unlearner.state_dict, unlearner.log, np.array([], int), len(unlearner.Q))
+        theta = unlearner.problem.spread().numpy()
+        norm = mean_gradient_norm(unlearner.state_dict, unlearner.log, np.array([], int), unlearner.split.n_items)
         share = norm / (WEIGHT_DECAY * np.linalg.norm(theta))
         assert (share <= CONVERGED) == below
         assert f"{share:.1e} of its L2 part" in unlearner.chosen
@@ -186,7 +186,7 @@ def test_the_certificate_can_be_recomputed_from_the_checkpoint(converged, unlear
 def test_without_the_return_to_the_pool_there_are_fewer_triples(converged, unlearner_of):
     rows = np.array([3, 4, 90])
     unlearner = unlearner_of(converged[1], pool_return=False)
-    assert len(unlearner._objective(rows).triples) == 1
+    assert len(unlearner.problem.objective(rows, returns=False).triples) == 1
     whole, alone = unlearner_of(converged[1]).unlearn(rows), unlearner.unlearn(rows)
     weight = "user_embedding.weight"
     assert alone.details["converged"] and not torch.equal(whole.state_dict[weight], alone.state_dict[weight])
@@ -196,7 +196,7 @@ def test_a_user_that_is_forgotten_as_a_whole_ends_at_zero(converged, unlearner_o
     unlearner = unlearner_of(converged[1])
     user = split.users[0]
     weight = unlearner.unlearn(np.flatnonzero(split.users == user)).state_dict["user_embedding.weight"]
-    assert np.abs(unlearner.P[user]).max() > 0.1 and weight[user].abs().max() < 1e-6
+    assert np.abs(unlearner.problem.P[user]).max() > 0.1 and weight[user].abs().max() < 1e-6
 
 
 def test_too_few_iterations_are_reported(converged, unlearner_of, caplog):

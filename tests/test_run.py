@@ -624,9 +624,9 @@ def test_help_lists_every_own_key_with_its_meaning(capsys):
         command_line.main(["--help"])
     assert stopped.value.code == 0
     shown = capsys.readouterr().out
-    for key, default, meaning in ((key.name, key.default, key.meaning) for key in KEYS.values()):
-        assert f"--{key}={'' if default is None else default}" in shown
-        assert meaning in shown
+    for name, key in KEYS.items():
+        assert f"--{name}={'' if key.default is None else key.default}" in shown
+        assert key.meaning in shown
 
 
 @pytest.mark.parametrize(

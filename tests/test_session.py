@@ -13,6 +13,7 @@ from recbole_unlearn.storage import audit
 from recbole_unlearn.storage import checkpoints as checkpoint
 from recbole_unlearn.trained import Checkpoint
 from recbole_unlearn.unlearner import InfluenceUnlearner
+from recbole_unlearn.unlearners.replay import Replay
 
 # Where a batch is all there is, the order of batches, which is drawn anew for each log, says nothing.
 WHOLE_BATCH = {"train_batch_size": 5000, "epochs": 8}
@@ -133,7 +134,7 @@ def test_what_is_already_forgotten_is_said_and_nothing_changes(trained):
     user = session.split.token("user", [5])[0]
     session.forget("users", [user])
     before, forgotten = flat(session.model.state_dict()).clone(), session.forgotten
-    with pytest.raises(InputError, match="already forgotten"):
+    with pytest.raises(InputError, match="has been forgotten already"):
         session.forget("users", [user])
     with pytest.raises(InputError, match="unknown user token"):
         session.forget("users", ["nobody"])
@@ -166,8 +167,6 @@ def test_small_requests_that_touch_most_of_the_data_together_end_in_a_replay_of_
     with InfluenceUnlearner.load(path) as session:
         for n in range(1, last + 1):
             session.forget("count", n)
-    at_once = InfluenceUnlearner.load(path)
-    at_once.config["replay_rows"] = "all"
-    at_once.unlearner.apply(session.forgotten, at_once.unlearner.unlearn(session.forgotten))
-    expected = flat(at_once.unlearner.state_dict)
+    at_once = InfluenceUnlearner.load(path, way=Replay("all"))
+    expected = flat(at_once.forget(rows=session.forgotten).state_dict)
     torch.testing.assert_close(flat(session.model.state_dict()), expected, rtol=0, atol=1e-6)

@@ -39,7 +39,7 @@ def extended(config: Config, changes: Mapping[str, Any]) -> "UnlearnConfig":
         if key not in keys.OWN or key in keys.OF_TRAINING:
             raise InputError(f"{key} is no key that forgetting takes; it takes {', '.join(sorted(keys.OWN))}")
     new = copy.copy(config) if isinstance(config, UnlearnConfig) else UnlearnConfig.__new__(UnlearnConfig)
-    vars(new).update({"_checkpoint_config": {}, "_given_by_files": set(), **vars(config)})
+    new.__dict__.update({"_checkpoint_config": {}, "_given_by_files": set(), **vars(config)})
     defaults = {name: key.default for name, key in keys.KEYS.items() if name in keys.OWN}
     new.final_config_dict = {**defaults, **config.final_config_dict, **changes}
     new.external_config_dict = {**config.external_config_dict, **changes}

@@ -34,7 +34,7 @@ from recbole_unlearn.storage.files import sync_folder
 from recbole_unlearn.storage.triple_log import log_path
 
 if TYPE_CHECKING:
-    from recbole_unlearn.unlearners.common import Unlearned
+    from recbole_unlearn.unlearners.base import Unlearned
 
 FORMAT = "recbole_unlearn audit 1"
 GENESIS = hashlib.sha256(FORMAT.encode()).hexdigest()

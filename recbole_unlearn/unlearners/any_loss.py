@@ -151,7 +151,7 @@ class AnyLoss(Problem):
 
     def without(self, rows: np.ndarray, way: Influence) -> After:
         view = self._without(rows)
-        return After(rows, view, self._changed(view, rows, self.log_epochs(way)))
+        return After(rows, view, self.changed(view, rows, self.log_epochs(way)))
 
     def norm(self, v: torch.Tensor) -> float:
         return float(v.norm())
@@ -173,7 +173,7 @@ class AnyLoss(Problem):
     def stops(self, way: Influence) -> list[int]:
         """Numbers of epochs after which the weights and the curvature are looked at; empty: one step at the last."""
         whole = 0 in self.snapshots and way.log_epochs == "all"
-        if not whole or way.damping != "adam" or self._curvature_triples(way) != "all":
+        if not whole or way.damping != "adam" or self.curvature_triples(way) != "all":
             return []
         wanted = [self.epochs * k / STOPS for k in range(1, STOPS)]
         near = {min(self.snapshots, key=lambda n: abs(n - each)) for each in wanted}
@@ -217,7 +217,7 @@ class AnyLoss(Problem):
     def solve(self, after: After, z: torch.Tensor, way: Influence, show_progress: bool = False):
         """``(H + D)^-1 z``, how it was found, and of how many triples H is."""
         damping = self.damping(way)
-        if self._curvature_triples(way) == "all":
+        if self.curvature_triples(way) == "all":
             batches = self._batches(after.view, self.log_epochs(way))
             step, report = descended(way, batches, z, damping, show_progress)
             return step, report, self._triples_of(after.view, report.iterations)
@@ -294,12 +294,12 @@ class AnyLoss(Problem):
         lost = len(rows) * (1 if before.traits.row_loss else log.negatives)
         z += lost * self.weight_decay * theta
         if way.pool_return and not self.split.repeatable:
-            kept, drawn, returned, weight = self._pool_return(rows, epochs)
+            kept, drawn, returned, weight = self.returned(rows, epochs)
             # a forgotten item is drawn instead of another
             z -= self._gradient(after, kept, returned, weight) - self._gradient(after, kept, drawn, weight)
         return z
 
-    def _pool_return(self, rows, epochs):
+    def returned(self, rows, epochs):
         """Rows in which retraining would draw forgotten items, their negatives as logged and then, and how often."""
         log = self.log
         present = np.flatnonzero(~self.absent)
@@ -317,7 +317,7 @@ class AnyLoss(Problem):
         returned[np.arange(len(kept)), np.arange(len(kept)) % log.negatives] = item
         return kept, drawn, returned, weight
 
-    def _changed(self, after, rows, epochs):
+    def changed(self, after: View, rows: np.ndarray, epochs: np.ndarray) -> np.ndarray:
         """Remaining rows whose loss is another on what remains, with the same weights and negatives: sorted array.
 
         By trying: a graph ties all rows together, a user's history those of the user; most models hold no data. A
@@ -359,7 +359,7 @@ class AnyLoss(Problem):
         damped = torch.as_tensor(self.damping(way)).min() > 0
         return not way.exact and way.damping != "none" and bool(damped)
 
-    def _curvature_triples(self, way):
+    def curvature_triples(self, way: Influence) -> int | str:
         """How many triples the curvature is of: a number or 'all'."""
         wanted = way.curvature_triples
         if wanted != "auto":
@@ -394,7 +394,7 @@ class AnyLoss(Problem):
     def curvature(self, after: After, way: Influence) -> tuple[AutogradCurvature, int]:
         """Curvature of so many remaining triples at most, those of the users concerned first; and of how many."""
         rows, view = after.rows, after.view
-        wanted = max(int(self._curvature_triples(way)) // self.log.negatives, 1)
+        wanted = max(int(self.curvature_triples(way)) // self.log.negatives, 1)
         kept = np.flatnonzero(view.position >= 0)
         own = np.isin(self.log.users[kept], np.unique(self.log.users[rows]))
         concerned, others = _spread(kept[own], max(wanted // 2, 1)), _spread(kept[~own], wanted - wanted // 2)

@@ -50,7 +50,8 @@ def wanted(config: UnlearnConfig) -> "Auto | Reoptimise | Replay | Influence":
 
 def problem_of(trained: Trained, way: "Auto | Way", shared: bool = False) -> Problem:
     """The problem that a training is; ``shared``: whether every rank has such a one, see `DotProduct`."""
-    params = getattr(getattr(way, "influence", way), "params", None)
+    step = way.influence if isinstance(way, Auto) else way
+    params = step.params if isinstance(step, Influence) else None
     kind = {BPR: DotProduct, LightGCN: Propagated}.get(type(trained.model), AnyLoss) if not params else AnyLoss
     if kind is AnyLoss:
         return AnyLoss(trained, params)

@@ -110,9 +110,10 @@ class DotProduct(Problem):
         n_users, n_items = len(self.P), len(self.Q)  # true sizes: small ones might take narrower places
         ends = Trajectory([0, 1], [np.zeros((n_users + n_items) * row.size, np.float32)] * 2)
         for all_rows in (False, True):
-            replay(Recorded(one, one, [neg], n_users, n_items, self._adam(), 1), ends, one, all_rows)
+            replay(Recorded(one, one, [neg], n_users, n_items, self.adam(), 1), ends, one, all_rows)
 
-    def _adam(self):
+    def adam(self) -> Adam:
+        """The optimiser of the training."""
         group = self.trained.optimizer["param_groups"][0]
         beta1, beta2 = group["betas"]
         return Adam(group["lr"], beta1, beta2, group["eps"], group["weight_decay"])
@@ -150,7 +151,7 @@ class DotProduct(Problem):
             [log.epoch(e) for e in range(self.epochs)],
             len(self.P),
             len(self.Q),
-            self._adam(),
+            self.adam(),
             self.batch_rows * m,
             self.popularity,
             absent,

@@ -49,7 +49,7 @@ class Propagated(DotProduct):
     def warm_up_replay(self) -> None:
         one, weights = np.ones(1, np.int64), np.zeros((4, self.P.shape[1]), np.float32)
         neg = [np.zeros((1, 1), self.log.dtype)] * (WARM_UP + 2)  # two of them at once
-        recorded = Recorded(one, one, neg, 2, 2, self._adam(), 1)
+        recorded = Recorded(one, one, neg, 2, 2, self.adam(), 1)
         replay_graph(recorded, weights, one[:0], GraphLoss(self.layers), stride=2)
 
     def warm_up_step(self, way: Influence) -> None:
@@ -75,7 +75,7 @@ class Propagated(DotProduct):
         negatives = [log.epoch(e) for e in range(self.epochs)]
         sizes = n_users, len(self.Q)
         recorded = Recorded(
-            log.users, log.items, negatives, *sizes, self._adam(), self._batch, self.popularity, self.absent
+            log.users, log.items, negatives, *sizes, self.adam(), self._batch, self.popularity, self.absent
         )
         loss = GraphLoss(self.layers, self.reg_weight, self.require_pow)
         with tqdm(total=self.epochs, desc="Unlearn", ncols=100, disable=not show_progress) as bar:

@@ -81,7 +81,7 @@ def test_replaying_everything_without_forgetting_anything_is_the_training_again(
 
     def distance(steps):
         negatives = [log.epoch(e) for e in range(epochs)]
-        recorded = Recorded(log.users, log.items, negatives, *sizes, unlearner._adam(), batch, steps=steps)
+        recorded = Recorded(log.users, log.items, negatives, *sizes, unlearner.adam(), batch, steps=steps)
         result = replay(recorded, Trajectory([0, epochs], [start, end]), np.empty(0, np.int64), all_rows=True)
         return np.linalg.norm(result.change) / np.linalg.norm(end - start)
 
