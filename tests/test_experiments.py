@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 import run_unlearn as command_line
-from recbole_unlearn import training
+from recbole_unlearn.comparison import seeds
 from recbole_unlearn.comparison.figures import Comparison, summary
 from recbole_unlearn.comparison.paper import (
     ABOUT_DISTANCES,
@@ -115,7 +115,7 @@ def test_it_goes_on_where_it_stopped(done, monkeypatch, capsys):
         raise AssertionError("measured again")
 
     monkeypatch.setattr(Comparison, "_measure", measured)
-    monkeypatch.setattr(training, "ProcessPoolExecutor", measured)
+    monkeypatch.setattr(seeds, "ProcessPoolExecutor", measured)
     arguments = [f"--{key}={value}" for key, value in keys.items() if key != "quick"]
     assert command_line.main([*arguments, "--quick", "-d", "ml-100k"]) == 0
     assert result["page"] in capsys.readouterr().out

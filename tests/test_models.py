@@ -165,8 +165,8 @@ def test_z_is_the_gradient_of_what_the_objective_loses(trained, name):
     config, split, stored, log, model, unlearner = trained(name)
     rows = some_rows(split, 9)[0]
     problem, way = unlearner.problem, replace(unlearner.way, log_epochs=1)
-    problem.view = before = View(in_double(problem.view.model), split.train, split.data_row)
     after = problem.without(rows, way).view
+    problem.view = before = View(in_double(problem.view.model), split.train, split.data_row)
     after = View(in_double(after.model), after.loader, after.position, None, before.unreduced.norms)
     epochs = problem.log_epochs(way)
     z = problem.lost(After(rows, after, problem.changed(after, rows, epochs)), way)

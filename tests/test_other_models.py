@@ -101,7 +101,7 @@ class _Here:
 
 
 def test_all_kinds_of_models_stand_in_one_table(given, tmp_path, monkeypatch):
-    monkeypatch.setattr("recbole_unlearn.training.ProcessPoolExecutor", _Here)
+    monkeypatch.setattr("recbole_unlearn.comparison.seeds.ProcessPoolExecutor", _Here)
     keys = given(
         methods="ours", compare_models="CKE,FPMC,FM", forget_count=20, comparison_cache=str(tmp_path / "cache")
     )

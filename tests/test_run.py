@@ -21,10 +21,11 @@ from recbole.utils import init_logger, init_seed
 
 import recbole_unlearn
 import run_unlearn as command_line
-from recbole_unlearn import quick_start
 from recbole_unlearn.errors import InputError
 from recbole_unlearn.quick_start import run_unlearn
 from recbole_unlearn.reports.tables import markdown
+from recbole_unlearn.runs import many
+from recbole_unlearn.runs import run as one
 from recbole_unlearn.settings.keys import KEYS
 from recbole_unlearn.storage import checkpoints as checkpoint
 from recbole_unlearn.storage.triple_log import TripleLog
@@ -498,7 +499,8 @@ def test_the_names_of_logs_do_not_tell_who_is_forgotten(run, split, tmp_path, mo
         init_logger(config)
         raise Enough
 
-    monkeypatch.setattr(quick_start, "init_logger", start)
+    for module in (many, one):
+        monkeypatch.setattr(module, "init_logger", start)
     hashes = []
     for n, user in enumerate((SECRET_USER, str(split.token("user", 5)))):
         (tmp_path / str(n)).mkdir()

@@ -17,6 +17,8 @@ from recbole_unlearn.unlearners.propagated import Propagated
 from recbole_unlearn.unlearners.reoptimise import Reoptimise
 from recbole_unlearn.unlearners.replay import Replay
 
+IN_CLOSED_FORM = {BPR: DotProduct, LightGCN: Propagated}  # these classes alone: one derived may score otherwise
+# Keys of a step that have the name of `Influence`'s settings.
 STEP = (
     "curvature", "damping", "damping_strength", "pool_return", "log_epochs", "curvature_triples", "cg_tolerance",
     "cg_max_iterations",
@@ -52,10 +54,9 @@ def problem_of(trained: Trained, way: "Auto | Way", shared: bool = False) -> Pro
     """The problem that a training is; ``shared``: whether every rank has such a one, see `DotProduct`."""
     step = way.influence if isinstance(way, Auto) else way
     params = step.params if isinstance(step, Influence) else None
-    kind = {BPR: DotProduct, LightGCN: Propagated}.get(type(trained.model), AnyLoss) if not params else AnyLoss
-    if kind is AnyLoss:
+    if params or type(trained.model) not in IN_CLOSED_FORM:
         return AnyLoss(trained, params)
-    return kind(trained, shared)
+    return IN_CLOSED_FORM[type(trained.model)](trained, shared)
 
 
 def choose(problem: Problem, way: "Auto | Way") -> tuple[Way, str]:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from recbole_unlearn.comparison import fidelity as module
-from recbole_unlearn.comparison.fidelity import View, ceiling, compare, overlap
+from recbole_unlearn.comparison.fidelity import Seen, ceiling, compare, overlap
 from recbole_unlearn.quick_start import run_unlearn
 
 
@@ -14,7 +14,7 @@ def view(rng, shift=0.0, pairs=60):
     margin = rng.normal(size=pairs) + shift
     top = np.stack([rng.choice(40, 10, replace=False) for _ in range(5)])
     percentile = 1 / (1 + np.exp(-margin))
-    return View(percentile, margin, rng.random(pairs), top, top.copy(), {"hit@10": rng.random()})
+    return Seen(percentile, margin, rng.random(pairs), top, top.copy(), {"hit@10": rng.random()})
 
 
 def test_overlap_counts_common_items_whatever_their_order():
@@ -32,7 +32,7 @@ def test_ceiling_is_one_without_noise_and_near_the_true_correlation_with_it():
 
 
 def test_membership_is_the_probability_that_a_forgotten_pair_ranks_above_a_held_out_one():
-    v = View(np.array([0.9, 0.5]), np.zeros(2), np.array([0.5, 0.1]), None, None, {})
+    v = Seen(np.array([0.9, 0.5]), np.zeros(2), np.array([0.5, 0.1]), None, None, {})
     assert v.membership == (1 + 1 + 0.5 + 1) / 4
 
 
