@@ -12,19 +12,21 @@ import argparse
 import json
 import logging
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
 
 import numpy as np
 import pandas as pd
 import torch
-from recbole_unlearn.opening import open_unlearner
 
 from recbole_unlearn.comparison.seeds import opened
-from recbole_unlearn.storage import checkpoints
+from recbole_unlearn.trained import Checkpoint
 from recbole_unlearn.trainer import BPRTrainer
 from recbole_unlearn.training import new_model
+from recbole_unlearn.unlearner import InfluenceUnlearner
 from recbole_unlearn.unlearners.guard import LIMIT
+from recbole_unlearn.unlearners.replay import Replay
 
 PAPER = {"embedding_size": 8, "learning_rate": 0.01, "train_neg_sample_args": {"sample_num": 4}}
 SETTINGS = {
@@ -110,14 +112,12 @@ def distance(config, split, other, seed, folder):
     start = perf_counter()
     trainer.fit(loader, verbose=False)
     trained = perf_counter() - start
-    stored, log = checkpoints.load(trainer.saved_model_file)
-    _, unlearner = open_unlearner(config, split, stored, log, seed=seed)
+    opened = Checkpoint.written(trainer.saved_model_file, config).trained(split, seed)
+    unlearner = InfluenceUnlearner(opened, Replay("all"))
     unlearner.warm_up()
     start = perf_counter()
-    (far, _), checked = unlearner.reproduction(), perf_counter() - start
-    unlearner.initial = None
-    rounded, _ = unlearner.reproduction()
-    unlearner.config["replay_rows"] = "all"
+    (far, _), checked = unlearner.problem.reproduction(), perf_counter() - start
+    rounded, _ = InfluenceUnlearner(replace(opened, initial=None), Replay("all")).problem.reproduction()
     return far, rounded, checked / trained, checked / unlearner.unlearn(np.arange(200)).seconds
 
 

@@ -217,11 +217,13 @@ def means_of(found):
 def opened(name, dataset, chosen, count):
     """Configuration, split, and rows to forget; InputError where the model is refused."""
     from recbole.utils import init_seed
-    from recbole_unlearn.opening import configure
 
     from recbole_unlearn.data.split import Split
+    from recbole_unlearn.settings.config import UnlearnConfig
+    from recbole_unlearn.settings.conflicts import supported
 
-    config, _, _ = configure(None, name, dataset, None, chosen | {"forget_count": count, "method": "influence"})
+    keys = chosen | {"forget_count": count, "method": "influence"}
+    config = supported(UnlearnConfig(name, dataset, None, keys))
     init_seed(config["seed"], config["reproducibility"])
     split = Split(config)
     logging.getLogger().setLevel(logging.ERROR)
@@ -230,15 +232,14 @@ def opened(name, dataset, chosen, count):
 
 def trained(config, split, folder):
     """A model trained in a folder, its unlearner, and the seconds of training."""
-    from recbole_unlearn.opening import open_unlearner
-
-    from recbole_unlearn.storage import checkpoints as checkpoint
+    from recbole_unlearn.trained import Checkpoint
     from recbole_unlearn.training import train
+    from recbole_unlearn.unlearner import InfluenceUnlearner
 
     config["checkpoint_dir"] = folder
     path = Path(folder) / "model.pth"
     original, _, seconds = train(config, split, path)
-    _, unlearner = open_unlearner(config, split, *checkpoint.load(path))
+    unlearner = InfluenceUnlearner(Checkpoint.written(path, config).trained(split))
     unlearner.warm_up()
     return original, unlearner, seconds
 
@@ -314,9 +315,9 @@ def repeats(config, split, unlearner, original):
     def flat(model):
         return parameters_to_vector(model.parameters()).detach().double().numpy()
 
-    recorded = unlearner.snapshots.get(1)
+    recorded = unlearner.problem.snapshots.get(1)
     recorded = flat(original) if recorded is None else np.asarray(recorded, np.float64)
-    epochs = 1 if 1 in unlearner.snapshots else unlearner.epochs
+    epochs = 1 if 1 in unlearner.problem.snapshots else unlearner.problem.epochs
     ours = flat(again(config, split, unlearner.log, np.empty(0, np.int64), epochs))
     return float(np.linalg.norm(ours - recorded) / np.linalg.norm(recorded - flat(new_model(config, split))))
 
@@ -349,7 +350,7 @@ def run_seed(name, dataset, epochs, count, seed, changes):
         judged = {"original": original, "unlearned": model, "retrained": retrained}
         distance = None if KINDS[name] == "knowledge-aware" else repeats(config, split, unlearner, original)
         if distance is not None and distance < REPEATS:
-            judged["paired"] = again(config, split, unlearner.log, rows, unlearner.epochs)
+            judged["paired"] = again(config, split, unlearner.log, rows, unlearner.problem.epochs)
         result = {
             "auc": {key: float(percentiles(each, split, rows).mean()) for key, each in judged.items()},
             "repeats": distance,

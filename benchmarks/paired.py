@@ -13,6 +13,7 @@ import json
 import os
 import tempfile
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
 
@@ -40,16 +41,17 @@ def run(name, dataset, epochs, count, seed, variants, check):
     """Figures of one model of one seed."""
     from recbole_unlearn.evaluation.forgetting import percentiles
     from recbole_unlearn.training import new_model
+    from recbole_unlearn.unlearner import InfluenceUnlearner
 
     with training(name, dataset, epochs, count, seed) as (config, split, rows, original, unlearner, seconds):
         found = {"train_seconds": seconds, "unlearned": {}}
         asked = {"original": percentiles(original, split, rows)}
         model = new_model(config, split, data=split.remaining_dataset(rows))
         for variant in variants:
-            config["log_epochs"] = epochs if variant == ONE_STEP else "all"
-            triples = "all" if variant == ONE_STEP else variant
-            config["curvature_triples"] = int(triples) if triples.isdecimal() else triples
-            result = unlearner.unlearn(rows)
+            triples = "all" if variant == ONE_STEP else int(variant) if variant.isdecimal() else variant
+            last = epochs if variant == ONE_STEP else "all"
+            way = replace(unlearner.way, log_epochs=last, curvature_triples=triples)
+            result = InfluenceUnlearner(unlearner.trained, way).unlearn(rows)
             model.load_state_dict(result.state_dict)
             asked[variant] = percentiles(model, split, rows)
             report = {key: value for key, value in result.report().items() if key != "history"}

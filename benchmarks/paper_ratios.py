@@ -20,7 +20,7 @@ from recbole.trainer.trainer import Trainer
 from recbole_unlearn.comparison.seeds import TrainedSeeds, Training
 from recbole_unlearn.data.forget import ForgetRequest
 from recbole_unlearn.evaluation import forgetting, ranking
-from recbole_unlearn.storage import checkpoints
+from recbole_unlearn.trained import Checkpoint
 from recbole_unlearn.trainer import BPRTrainer
 from recbole_unlearn.training import new_model
 from recbole_unlearn.unlearner import InfluenceUnlearner
@@ -76,14 +76,13 @@ def main():
     for ratio, rows in requests.items():
         figures = {"original": [], "unlearned": [], "retrained": []}
         for run, retraining in zip(originals, retrainings[ratio], strict=True):
-            stored, log = checkpoints.load(trained.path(run))
-            model.load_state_dict(stored["state_dict"])
-            unlearner = InfluenceUnlearner(model, log, stored["optimizer"], config, stored["triple_log"]["epochs"])
+            unlearner = InfluenceUnlearner(Checkpoint.written(trained.path(run), config).trained(split))
+            original = unlearner.trained.stored["state_dict"]
             unlearner.warm_up()
             unlearned = unlearner.unlearn(rows)
             seconds.append(unlearned.seconds)
             retrained = torch.load(trained.path(retraining), weights_only=True)["state_dict"]
-            for name, state in zip(figures, (stored["state_dict"], unlearned.state_dict, retrained), strict=True):
+            for name, state in zip(figures, (original, unlearned.state_dict, retrained), strict=True):
                 figures[name].append(measure(state, rows))
         row = {"interactions": str(len(rows))}
         for k, metric in enumerate(("HR@10", "NDCG@10", "forget-set AUC")):

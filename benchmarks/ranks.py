@@ -24,12 +24,13 @@ from time import perf_counter
 import numpy as np
 import pandas as pd
 import torch
-from recbole_unlearn.opening import open_unlearner
 
 from recbole_unlearn import distributed
 from recbole_unlearn.comparison.seeds import TrainedSeeds, Training
 from recbole_unlearn.settings.config import changed
 from recbole_unlearn.storage import checkpoints
+from recbole_unlearn.trained import Checkpoint
+from recbole_unlearn.unlearner import InfluenceUnlearner
 
 RATIO = 0.0002
 REQUESTS = {"influence": "request, influence step", "replay": "request, replay of touched rows"}
@@ -65,11 +66,12 @@ def work(args):
         split, path = trained.split, trained.path(Training(trained.config["seed"], (), True))
         for method in REQUESTS:
             config, stored = changed(trained.config, method=method), checkpoints.load(path, verify=False)
-            unlearners[method] = open_unlearner(config, split, *stored, path)[1]
+            opened = Checkpoint(path, config, *stored).trained(split)
+            unlearners[method] = InfluenceUnlearner(opened, shared=distributed.shared())
             unlearners[method].warm_up()
         rows = np.random.default_rng(1).choice(split.n_rows, max(round(RATIO * split.n_rows), 1), replace=False)
         rows = np.sort(rows)
-        curvature, n_triples = unlearners["influence"]._curvature(rows)
+        curvature, n_triples = unlearners["influence"].problem.curvature(rows, unlearners["influence"].way)
         vector = torch.ones(curvature.size, dtype=torch.float64)
         functions = {PRODUCT: (partial(curvature.matvec, vector), args.products)}
         functions |= {REQUESTS[method]: (partial(each.unlearn, rows), 1) for method, each in unlearners.items()}

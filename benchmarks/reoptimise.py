@@ -15,6 +15,7 @@ at the float32 weights that a method returns.
 import argparse
 import logging
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
 
@@ -29,17 +30,19 @@ from recbole_unlearn.influence.newton import Objective, flat, minimise, nearest_
 from recbole_unlearn.influence.objective import pool_return
 from recbole_unlearn.influence.operators import UserTriples
 from recbole_unlearn.settings.config import UnlearnConfig
-from recbole_unlearn.storage import checkpoints as checkpoint
+from recbole_unlearn.trained import Checkpoint
 from recbole_unlearn.training import train
 from recbole_unlearn.unlearner import InfluenceUnlearner
+from recbole_unlearn.unlearners.choose import Auto
+from recbole_unlearn.unlearners.influence import PAPER, Influence
 
-METHODS = {
-    "reoptimise": {"method": "auto"},
-    "one step, equation (7)": {"paper": True},
-    "one step, Hessian, pool return": {"method": "influence", "curvature": "hessian", "damping": "none"},
-    "one step, Gauss-Newton, pool return": {"method": "influence", "damping": "none"},
-}
 EXACT_STEP = {"cg_tolerance": 1e-6, "cg_max_iterations": 1000}
+METHODS = {
+    "reoptimise": Auto(),
+    "one step, equation (7)": replace(PAPER, **EXACT_STEP),
+    "one step, Hessian, pool return": Influence(curvature="hessian", damping="none", **EXACT_STEP),
+    "one step, Gauss-Newton, pool return": Influence(damping="none", **EXACT_STEP),
+}
 
 
 class Exact:
@@ -107,7 +110,7 @@ def finish(log, P, Q, weight_decay):
 
 def rows_of_table(seed, unlearners, rows, log, weight_decay):
     """The exact minimum without some rows, and each method beside it, as Markdown rows."""
-    first = next(iter(unlearners.values()))
+    first = next(iter(unlearners.values())).problem
     start, K = flat(first.P, first.Q), first.P.shape[1]
     exact = Exact(log, rows, start, len(first.P), len(first.Q), weight_decay)
     clock = perf_counter()
@@ -160,15 +163,14 @@ def main():
         config = UnlearnConfig("BPR", "ml-100k", config_dict=options)
         init_seed(config["seed"], config["reproducibility"])
         split = Split(config)
-        model, _, _ = train(config, split, path)
-        state, log = checkpoint.load(path)
+        train(config, split, path)
+        trained = Checkpoint.written(path, config).trained(split)
+        model, log = trained.model, trained.log
         P, Q = finish(log, *(weight.detach().numpy() for weight in model.parameters()), args.weight_decay)
         model.load_state_dict({"user_embedding.weight": torch.tensor(P), "item_embedding.weight": torch.tensor(Q)})
-        unlearners = {}
-        for name, keys in METHODS.items():
-            config = UnlearnConfig("BPR", "ml-100k", config_dict={**options, **EXACT_STEP, **keys})
-            unlearners[name] = InfluenceUnlearner(model, log, state["optimizer"], config, state["triple_log"]["epochs"])
-            unlearners[name].warm_up()
+        unlearners = {name: InfluenceUnlearner(trained, way) for name, way in METHODS.items()}
+        for unlearner in unlearners.values():
+            unlearner.warm_up()
         print(f"{args.forget_count} of {log.n_rows} interactions forgotten; {unlearners['reoptimise'].chosen}.\n")
         print("| set | method | error of change | score-change correlation | gradient norm | seconds | products |")
         print("|---|---|---|---|---|---|---|")

@@ -92,21 +92,21 @@ def main():
         start = perf_counter()
         session = InfluenceUnlearner.load(path, args.config_files.split(), settings)
         openings.append(perf_counter() - start)
-        replayed.append(session.unlearner.epochs)
+        replayed.append(session.problem.epochs)
         for n in range(args.requests):
             rng = np.random.default_rng(n)
             for times, count in ((requests, max(round(RATIO * split.n_rows), 1)), (single, 1)):
                 rows = np.sort(rng.choice(split.n_rows, count, replace=False))
-                times.append(session.unlearner.unlearn(rows).seconds)
+                times.append(session.unlearn(rows).seconds)
         session.close()
         # in turn, so that a slow spell of the machine meets both
         stock += [stock_epoch_seconds(config, split, 1) for _ in range(-(-args.epochs // len(paths)))]
-    log, stored = session.log, session.stored
+    log, stored = session.log, session.trained.stored
 
     triples = UserTriples(
         log.users, np.array(log.items), np.ascontiguousarray(log.epoch(0)), split.n_users, split.n_items
     )
-    curvature = DotProductCurvature(triples, session.unlearner.P, session.unlearner.Q)
+    curvature = DotProductCurvature(triples, session.problem.P, session.problem.Q)
     vector = torch.randn(curvature.size, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     curvature.matvec(vector)
     products = [seconds(lambda: curvature.matvec(vector)) for _ in range(args.requests)]

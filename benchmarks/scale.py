@@ -139,28 +139,29 @@ def _peak():
 def watch(parts):
     """Time everything that a user of this size waits for."""
     with parts.part("imports"):
-        from recbole_unlearn import quick_start, session
+        from recbole_unlearn import unlearner
         from recbole_unlearn.data import dataset as faster
         from recbole_unlearn.data import split
         from recbole_unlearn.evaluation import forgetting, ranking, ranks
+        from recbole_unlearn.runs import output
         from recbole_unlearn.trainer import BPRTrainer
-        from recbole_unlearn.unlearners.dot_product import InfluenceUnlearner
     parts.watch(faster, "read_csv", "reading the file")
     parts.watch(split, "create_dataset", "reading, filtering, numbering")
     parts.watch(split, "data_preparation", "splitting, samplers, loaders")
     parts.watch(split.Split, "__init__", "all of the data")
     parts.watch(BPRTrainer, "_train_epoch", "an epoch with its log")
     parts.watch(BPRTrainer, "_valid_epoch", "validation")
-    parts.watch(InfluenceUnlearner, "warm_up", "warming up")
-    parts.watch(InfluenceUnlearner, "unlearn", "the request")
+    parts.watch(unlearner.InfluenceUnlearner, "warm_up", "warming up")
+    parts.watch(unlearner.InfluenceUnlearner, "unlearn", "the request")
     parts.watch(ranks.RankedLoader, "_full", "of judging and validation: full ranking")
     _beside(parts, ranks.RankedLoader)
     parts.watch(ranks.RankedLoader, "_sampled", "of judging: 99 sampled")
     parts.watch(ranking, "evaluate", "judging a model, both protocols")
     parts.watch(forgetting, "percentiles", "forget-set AUC of a model")
-    parts.watch(quick_start, "save_unlearned", "saving model and log")
-    parts.watch(session, "save_unlearned", "saving model and log")
-    parts.watch(quick_start, "record_and_purge", "audit and purge")
+    for owner in (output, unlearner):
+        parts.watch(owner, "save_unlearned", "saving model and log")
+    parts.watch(output, "record", "audit")
+    parts.watch(output, "purge", "purge")
 
 
 def _beside(parts, loader):

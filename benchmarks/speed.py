@@ -244,8 +244,7 @@ def solver(options):
     from recbole_unlearn.comparison.seeds import TrainedSeeds, Training
     from recbole_unlearn.data.forget import ForgetRequest
     from recbole_unlearn.influence.solver import block_jacobi, conjugate_gradient, jacobi
-    from recbole_unlearn.storage import checkpoints
-    from recbole_unlearn.training import new_model
+    from recbole_unlearn.trained import Checkpoint
     from recbole_unlearn.unlearner import InfluenceUnlearner
 
     rows = []
@@ -255,17 +254,12 @@ def solver(options):
         config, split = trained.config, trained.split
         run = Training(config["seed"], (), True)
         trained.train([run])
-        stored, log = checkpoints.load(trained.path(run))
-        model = new_model(config, split)
-        model.load_state_dict(stored["state_dict"])
-        unlearner = InfluenceUnlearner(model, log, stored["optimizer"], config, stored["triple_log"]["epochs"])
+        unlearner = InfluenceUnlearner(Checkpoint.written(trained.path(run), config).trained(split))
+        problem, way = unlearner.problem, unlearner.way
         for ratio in (0.0001, 0.00035):
             forgotten = ForgetRequest("ratio", ratio).rows(split)
-            z, curvature, damping = (
-                unlearner._right_hand_side(forgotten),
-                unlearner._curvature(forgotten)[0],
-                unlearner.damping,
-            )
+            after = problem.without(forgotten, way)
+            z, (curvature, _), damping = problem.lost(after, way), problem.curvature(after, way), problem.damping(way)
             kinds = {
                 "none": lambda curvature, damping: None,
                 "Jacobi": lambda curvature, damping: jacobi(curvature.diagonal(), damping),

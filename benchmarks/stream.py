@@ -12,15 +12,15 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from recbole_unlearn.opening import open_unlearner
 from tqdm import tqdm
 
 from recbole_unlearn.comparison.seeds import TrainedSeeds, Training
 from recbole_unlearn.data.forget import ForgetRequest
 from recbole_unlearn.evaluation import forgetting, ranking
-from recbole_unlearn.storage import checkpoints
+from recbole_unlearn.trained import Checkpoint
 from recbole_unlearn.trainer import BPRTrainer
 from recbole_unlearn.training import new_model
+from recbole_unlearn.unlearner import InfluenceUnlearner
 
 
 def main():
@@ -56,15 +56,15 @@ def main():
 
     figures, seconds, replays = {"original": [], "unlearned": [], "retrained": []}, [], []
     for original, retrained in zip(originals, retrainings, strict=True):
-        stored, log = checkpoints.load(trained.path(original))
-        session = UnlearnSession(config, split, stored, log, *open_unlearner(config, split, stored, log))
+        session = InfluenceUnlearner(Checkpoint.written(trained.path(original), config).trained(split))
+        session.warm_up()
         replays.append(0)
         for row in tqdm(order, "Requests", ncols=100):
             served = session.forget_rows([row])
             seconds.append(served.seconds)
             replays[-1] += served.details["all_rows"]
-        figures["original"].append(measure(stored["state_dict"]))
-        figures["unlearned"].append(measure(session.unlearner.state_dict))
+        figures["original"].append(measure(session.trained.stored["state_dict"]))
+        figures["unlearned"].append(measure(session.state_dict))
         figures["retrained"].append(measure(torch.load(trained.path(retrained), weights_only=True)["state_dict"]))
     table = {}
     for name in figures["original"][0]:
