@@ -17,7 +17,7 @@ import pandas as pd
 import torch
 from recbole.trainer.trainer import Trainer
 
-from recbole_unlearn.comparison.seeds import TrainedSeeds, Training
+from recbole_unlearn.comparison.seeds import SeedRun, TrainedSeeds
 from recbole_unlearn.data.forget import ForgetRequest
 from recbole_unlearn.evaluation import forgetting, ranking
 from recbole_unlearn.trained import Checkpoint
@@ -57,9 +57,9 @@ def main():
     )
     config, split = trained.config, trained.split
     requests = {ratio: ForgetRequest("ratio", ratio).rows(split) for ratio in RATIOS}
-    originals = [Training(config["seed"] + n, (), True) for n in range(args.seeds)]
+    originals = [SeedRun(config["seed"] + n, (), True) for n in range(args.seeds)]
     retrainings = {
-        ratio: [Training(config["seed"] + n, tuple(map(int, rows))) for n in range(args.seeds)]
+        ratio: [SeedRun(config["seed"] + n, tuple(map(int, rows))) for n in range(args.seeds)]
         for ratio, rows in requests.items()
     }
     trained.train(originals + sum(retrainings.values(), []))

@@ -26,7 +26,7 @@ import pandas as pd
 import torch
 
 from recbole_unlearn import distributed
-from recbole_unlearn.comparison.seeds import TrainedSeeds, Training
+from recbole_unlearn.comparison.seeds import SeedRun, TrainedSeeds
 from recbole_unlearn.settings.config import changed
 from recbole_unlearn.storage import checkpoints
 from recbole_unlearn.trained import Checkpoint
@@ -63,7 +63,7 @@ def work(args):
     answers, sys.stdout = sys.stdout, sys.stderr
     with distributed.joined(timeout=600) as leading:
         trained, unlearners = open_data(args), {}
-        split, path = trained.split, trained.path(Training(trained.config["seed"], (), True))
+        split, path = trained.split, trained.path(SeedRun(trained.config["seed"], (), True))
         for method in REQUESTS:
             config, stored = changed(trained.config, method=method), checkpoints.load(path, verify=False)
             opened = Checkpoint(path, config, *stored).trained(split)
@@ -141,7 +141,7 @@ def main():
     if args.worker:
         return work(args)
     trained = open_data(args)
-    trained.train([Training(trained.config["seed"], (), True)])
+    trained.train([SeedRun(trained.config["seed"], (), True)])
     sys.argv[1:] = given
     groups = [Group(int(size)) for size in args.sizes.split(",")]
     found = {group.size: [] for group in groups}

@@ -21,7 +21,7 @@ import pandas as pd
 import torch
 from paper_ratios import stock_epoch_seconds
 
-from recbole_unlearn.comparison.seeds import TrainedSeeds, Training
+from recbole_unlearn.comparison.seeds import SeedRun, TrainedSeeds
 from recbole_unlearn.influence.operators import DotProductCurvature, UserTriples
 from recbole_unlearn.storage.triple_log import log_path, snapshot_due
 from recbole_unlearn.trainer import BPRTrainer
@@ -81,7 +81,7 @@ def main():
         ("BPR", args.dataset, args.config_files.split(), {"data_path": args.data_path, "method": "replay"}), args.cache
     )
     config, split = trained.config, trained.split
-    paths = trained.train([Training(config["seed"] + n, (), True) for n in range(args.seeds)])
+    paths = trained.train([SeedRun(config["seed"] + n, (), True) for n in range(args.seeds)])
     output = Path(args.output)
     output.mkdir(parents=True, exist_ok=True)
 

@@ -241,7 +241,7 @@ def kernels_at(K, columns, rounds, clock):
 
 
 def solver(options):
-    from recbole_unlearn.comparison.seeds import TrainedSeeds, Training
+    from recbole_unlearn.comparison.seeds import SeedRun, TrainedSeeds
     from recbole_unlearn.data.forget import ForgetRequest
     from recbole_unlearn.influence.solver import block_jacobi, conjugate_gradient, jacobi
     from recbole_unlearn.trained import Checkpoint
@@ -252,7 +252,7 @@ def solver(options):
         settings = {"data_path": options.data_path, "method": "influence"}
         trained = TrainedSeeds(("BPR", dataset, [str(ROOT / "properties/paper.yaml")], settings), options.cache)
         config, split = trained.config, trained.split
-        run = Training(config["seed"], (), True)
+        run = SeedRun(config["seed"], (), True)
         trained.train([run])
         unlearner = InfluenceUnlearner(Checkpoint.written(trained.path(run), config).trained(split))
         problem, way = unlearner.problem, unlearner.way

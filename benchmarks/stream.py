@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from recbole_unlearn.comparison.seeds import TrainedSeeds, Training
+from recbole_unlearn.comparison.seeds import SeedRun, TrainedSeeds
 from recbole_unlearn.data.forget import ForgetRequest
 from recbole_unlearn.evaluation import forgetting, ranking
 from recbole_unlearn.trained import Checkpoint
@@ -41,8 +41,8 @@ def main():
     rows = ForgetRequest("count", args.requests).rows(split)
     order = np.random.default_rng(1).permutation(rows)
     first = config["seed"]
-    originals = [Training(first + n, (), True) for n in range(args.seeds)]
-    retrainings = [Training(first + n, tuple(map(int, rows))) for n in range(args.seeds)]
+    originals = [SeedRun(first + n, (), True) for n in range(args.seeds)]
+    retrainings = [SeedRun(first + n, tuple(map(int, rows))) for n in range(args.seeds)]
     trained.train(originals + retrainings)
     model = new_model(config, split)
     trainer = BPRTrainer(config, model)

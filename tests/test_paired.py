@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from recbole_unlearn.comparison.seeds import TrainedSeeds, Training
+from recbole_unlearn.comparison.seeds import SeedRun, TrainedSeeds
 from recbole_unlearn.data.sampling import BatchOrder, Played
 from recbole_unlearn.errors import InputError
 from recbole_unlearn.influence.recorded import Adam, Recorded, Trajectory
@@ -100,8 +100,8 @@ def test_other_batches_than_the_logs_are_refused(task):
 
 def test_it_is_kept_beside_the_retrained_model_of_the_same_rows(make_options, tmp_path):
     trained = TrainedSeeds(("BPR", "tiny", [], make_options()), tmp_path / "cache", 1)
-    runs = [Training(seed, rows, paired=paired) for seed in (3, 4) for rows in ((), (4, 9)) for paired in (False, True)]
-    assert len({trained.path(run) for run in [*runs, Training(3, (), True)]}) == len(runs) + 1
+    runs = [SeedRun(seed, rows, paired=paired) for seed in (3, 4) for rows in ((), (4, 9)) for paired in (False, True)]
+    assert len({trained.path(run) for run in [*runs, SeedRun(3, (), True)]}) == len(runs) + 1
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="processes are pinned on Linux only")

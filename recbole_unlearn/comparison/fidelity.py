@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from recbole_unlearn.comparison.seeds import Training, quiet
+from recbole_unlearn.comparison.seeds import SeedRun, quiet
 from recbole_unlearn.devices import read
 from recbole_unlearn.evaluation.forgetting import scores
 from recbole_unlearn.evaluation.ranking import evaluate
@@ -243,8 +243,8 @@ def fidelity(trained, rows, seeds=6, methods=None, show_progress=True):
         raise ValueError("fidelity needs at least 3 seeds")
     config, split = trained.config, trained.split
     first, forgotten = config["seed"], tuple(int(r) for r in rows)
-    originals = [Training(first + n, (), True) for n in range(seeds)]
-    retrainings = [Training(first + n, forgotten) for n in range(seeds)]
+    originals = [SeedRun(first + n, (), True) for n in range(seeds)]
+    retrainings = [SeedRun(first + n, forgotten) for n in range(seeds)]
     trained.train(originals + retrainings, show_progress)
     with quiet():
         observer = Observer(config, split, rows)

@@ -18,7 +18,7 @@ import recbole_unlearn
 from recbole_unlearn.comparison.beside import Beside, beside, first_rows
 from recbole_unlearn.comparison.kept import measured_by, prepared_by
 from recbole_unlearn.comparison.other_models import model_arguments, train_any
-from recbole_unlearn.comparison.seeds import TrainedSeeds, Training, opened, quiet
+from recbole_unlearn.comparison.seeds import SeedRun, TrainedSeeds, opened, quiet
 from recbole_unlearn.compat.recbole_models import model_class
 from recbole_unlearn.data.forget import ForgetRequest
 from recbole_unlearn.devices import read
@@ -129,10 +129,10 @@ class Comparison:
         return {"seeds": self.seeds, "settings": self.settings, "models": list(models), "sets": results}
 
     def _original_run(self, seed):
-        return Training(seed, (), True)
+        return SeedRun(seed, (), True)
 
     def retrain_run(self, seed, rows, paired=False):
-        return Training(seed, tuple(int(row) for row in rows), paired=paired)
+        return SeedRun(seed, tuple(int(row) for row in rows), paired=paired)
 
     # -- what is kept
 

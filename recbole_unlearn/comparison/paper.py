@@ -18,7 +18,7 @@ import yaml
 
 from recbole_unlearn.comparison.figures import DISTANCE, ORIGINAL, RETRAIN, Comparison, summary
 from recbole_unlearn.comparison.published import METRICS, PROTOCOL, PUBLISHED, from_retrain, sentences
-from recbole_unlearn.comparison.seeds import TrainedSeeds, Training, quiet
+from recbole_unlearn.comparison.seeds import SeedRun, TrainedSeeds, quiet
 from recbole_unlearn.data.forget import KINDS, ForgetRequest
 from recbole_unlearn.data.sampling import Played
 from recbole_unlearn.errors import InputError
@@ -208,7 +208,7 @@ class Paper:
 
     def _models(self, rows):
         """Models of the first seed: original, retrained without ``rows``, and as ours and UBPR unlearn them."""
-        original, retrained = Training(self.seed, (), True), Training(self.seed, tuple(int(row) for row in rows))
+        original, retrained = SeedRun(self.seed, (), True), SeedRun(self.seed, tuple(int(row) for row in rows))
         self.trained.train([original, retrained], self.show_progress)
         retrained = self.comparison.retrained(self.seed, rows).model
         return {"original": self._original(), "retrained": retrained, **self._unlearned(rows)}

@@ -33,7 +33,7 @@ def quiet():
 
 
 @dataclass(frozen=True)
-class Training:
+class SeedRun:
     """One model to train: a seed, the rows to leave out (sorted tuple; empty: the original), and whether to log.
 
     A ``paired`` one is `train_paired` with the seed's original, which must be there already.
@@ -91,7 +91,7 @@ class TrainedSeeds:
             context = multiprocessing.get_context("spawn")
             with ProcessPoolExecutor(self.processes, context, _start_worker, (self.arguments,)) as pool:
                 jobs = [
-                    pool.submit(_train_worker, run, str(path), str(self.path(Training(run.seed, (), True))))
+                    pool.submit(_train_worker, run, str(path), str(self.path(SeedRun(run.seed, (), True))))
                     for path, run in missing.items()
                 ]
                 for job in tqdm(as_completed(jobs), "Train", len(jobs), ncols=100, disable=not show_progress):
