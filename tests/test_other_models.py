@@ -28,20 +28,6 @@ FACTS = 300
 
 
 @pytest.fixture(scope="module")
-def linked_path(tmp_path_factory, write_data, interactions):
-    """``data_path`` of the tiny data set with a knowledge graph that knows half of the items."""
-    path = write_data(tmp_path_factory.mktemp("linked"), "tiny", interactions)
-    items, rng = sorted({item for _, item, _ in interactions})[::2], np.random.default_rng(5)
-    heads, tails = rng.choice(items, FACTS), rng.integers(9, size=FACTS)
-    facts = [f"m.{head}\tr{n % 3}\tt{tail}" for n, (head, tail) in enumerate(zip(heads, tails, strict=True))]
-    links = [f"{item}\tm.{item}" for item in items]
-    folder = Path(path) / "tiny"
-    (folder / "tiny.kg").write_text("\n".join(["head_id:token\trelation_id:token\ttail_id:token", *facts]) + "\n")
-    (folder / "tiny.link").write_text("\n".join(["item_id:token\tentity_id:token", *links]) + "\n")
-    return path
-
-
-@pytest.fixture(scope="module")
 def given(linked_path, make_options):
     """Function (**keys) -> config_dict on this data set, the last two interactions of each user held out."""
 

@@ -1,0 +1,156 @@
+"""What a user writes, as it stands in the design of this package, for every kind of model."""
+
+import numpy as np
+import pytest
+import torch
+from recbole.config import Config
+from recbole.data import create_dataset, data_preparation
+from recbole.model.general_recommender import BPR
+from recbole.utils import get_model, get_trainer, init_seed
+
+import recbole_unlearn as ru
+from recbole_unlearn.errors import InputError
+from recbole_unlearn.settings.config import UnlearnConfig
+
+COLUMNS = {"inter": ["user_id", "item_id", "timestamp"]}
+FACTS = ["head_id", "relation_id", "tail_id"]
+
+
+class Own(BPR):
+    """A model of the user's own, whose loss is another."""
+
+    def calculate_loss(self, interaction):
+        return 2 * super().calculate_loss(interaction)
+
+
+MODELS = {
+    "BPR": {},
+    "LightGCN": {"n_layers": 2},
+    "NGCF": {"hidden_size_list": [8]},
+    "CKE": {"kg_embedding_size": 8, "load_col": {**COLUMNS, "kg": FACTS, "link": ["item_id", "entity_id"]}},
+    "GRU4Rec": {
+        "loss_type": "BPR", "hidden_size": 8, "MAX_ITEM_LIST_LENGTH": 6, "load_col": COLUMNS,
+        "train_neg_sample_args": {"distribution": "uniform", "sample_num": 1},
+    },
+    "Own": {},
+}  # fmt: skip
+
+
+@pytest.fixture
+def prepared(linked_path, make_options):
+    """Function (name, kind of configuration, **keys) -> (config, model, train, valid, test), as RecBole's users do."""
+
+    def make(name, kind=Config, **keys):
+        given = make_options(data_path=linked_path, **{**MODELS[name], **keys})
+        config = kind(Own if name == "Own" else name, "tiny", config_dict=given)
+        init_seed(config["seed"], config["reproducibility"])
+        dataset = create_dataset(config)
+        loaders = data_preparation(config, dataset)
+        init_seed(config["seed"], config["reproducibility"])
+        model = (Own if name == "Own" else get_model(name))(config, loaders[0]._dataset).to(config["device"])
+        return config, model, *loaders
+
+    return make
+
+
+def flat(state):
+    return torch.cat([value.ravel().double() for value in state.values()])
+
+
+@pytest.mark.parametrize("kind", [Config, UnlearnConfig], ids=["RecBole's", "ours"])
+@pytest.mark.parametrize("name", MODELS)
+def test_the_lines_of_the_readme(prepared, name, kind):
+    config, model, train, valid, test = prepared(name, kind)
+    own = Own if name == "Own" else None
+
+    trainer = ru.trainer_of(config, model)
+    trainer.fit(train, valid)
+
+    before = flat(model.state_dict())
+    unlearner = ru.InfluenceUnlearner(ru.Trained.of(trainer, train, valid, test))
+    gone = unlearner.forget(users=["u17"])
+    assert gone.model is unlearner.model and gone.seconds > 0 and gone.why
+    assert gone.method == ("replay" if name in ("BPR", "LightGCN") else "influence")
+    assert not torch.equal(flat(gone.model.state_dict()), before)
+    assert torch.equal(flat(model.state_dict()), before)  # the user's own model stays
+    pair = tuple(str(unlearner.split.token(kind, ids[:1])[0]) for kind, ids in
+                 (("user", unlearner.split.users), ("item", unlearner.split.items)))  # fmt: skip
+    unlearner.forget(pairs=[pair])
+    assert len(unlearner.requests) == 2
+    unlearner.save("v2.pth")
+
+    with ru.load("v2.pth", model=own) as reopened:
+        assert torch.equal(flat(reopened.model.state_dict()), flat(unlearner.model.state_dict()))
+        assert reopened.split.n_rows == unlearner.split.n_rows - len(unlearner.forgotten)
+        reopened.forget(count=3)
+        with pytest.raises(InputError, match="u17"):  # of whom nothing is known any more
+            reopened.forget(users=["u17"])
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_in_memory_and_from_the_checkpoint_are_one(prepared, name):
+    """Of the best epoch's weights, which RecBole's ``evaluate`` loads; recbole's ``get_trainer`` gives the trainer."""
+    config, model, train, valid, test = prepared(name)
+    trainer = get_trainer(config["MODEL_TYPE"], config["model"])(config, model)
+    trainer.fit(train, valid, verbose=False)
+    trainer.evaluate(test)
+    rows = np.arange(0, 40, 4)
+    inside = ru.InfluenceUnlearner(ru.Trained.of(trainer, train, valid, test)).forget(rows=rows)
+    with ru.load(trainer.saved_model_file, model=Own if name == "Own" else None) as unlearner:
+        outside = unlearner.forget(rows=rows)
+    assert torch.equal(flat(inside.state_dict), flat(outside.state_dict))
+
+
+def test_ways_are_values(prepared):
+    config, model, train, valid, test = prepared("BPR")
+    trainer = ru.trainer_of(config, model)
+    trainer.fit(train, valid, verbose=False)
+    trained = ru.Trained.of(trainer, train, valid, test)
+    ways = (ru.Replay(rows="all"), ru.Replay(rows="touched"), ru.Influence(damping="scalar"), ru.PAPER)
+    found = [ru.InfluenceUnlearner(trained, way).unlearn(np.arange(9)) for way in ways]
+    assert [each.method for each in found] == ["replay", "replay", "influence", "influence"]
+    assert len({flat(each.state_dict).sum().item() for each in found}) == 4
+    asked = ru.Trained.of(trainer, train, valid, test, replay_rows="all")
+    same = ru.InfluenceUnlearner(asked).unlearn(np.arange(9))
+    assert torch.equal(flat(same.state_dict), flat(found[0].state_dict))
+    with pytest.raises(InputError, match="reoptimise is not possible: negatives were redrawn"):
+        ru.InfluenceUnlearner(trained, ru.Reoptimise())
+
+
+def test_the_last_epochs_weights_are_forgotten_from_too(prepared):
+    """Without RecBole's ``evaluate`` the model has the last epoch's weights, the checkpoint the best one's."""
+    config, model, train, valid, test = prepared("BPR", epochs=8, learning_rate=0.3, stopping_step=20)
+    trainer = ru.trainer_of(config, model)
+    trainer.fit(train, valid, verbose=False)
+    trained = ru.Trained.of(trainer, train, valid, test)
+    assert trained.epochs == 8
+    unlearner = ru.InfluenceUnlearner(trained)
+    assert torch.equal(flat(unlearner.state_dict), flat(model.state_dict()))
+    assert unlearner.check().distance < 1e-4
+
+
+def test_what_cannot_be_forgotten_from_is_one_line(prepared):
+    config, model, train, valid, test = prepared("BPR")
+    trainer = ru.trainer_of(config, model)
+    with pytest.raises(InputError, match="has no triple log"):
+        ru.Trained.of(trainer, train, valid, test)
+    trainer.fit(train, valid, verbose=False)
+    for keys in ({"damping": "adm"}, {"negatives": "static"}, {"epochs": 3}, {"method": "replya"}):
+        with pytest.raises(InputError):
+            ru.Trained.of(trainer, train, valid, test, **keys)
+    unlearner = ru.InfluenceUnlearner(ru.Trained.of(trainer, train, valid, test))
+    for request in ({}, {"users": ["u17"], "items": ["i1"]}, {"users": ["nobody"]}, {"rows": [10**6]}, {"rows": [0.5]},
+                    {"pairs": [("u17",)]}, {"everything": True}):  # fmt: skip
+        with pytest.raises(InputError):
+            unlearner.forget(**request)
+    assert not unlearner.requests and torch.equal(flat(unlearner.state_dict), flat(model.state_dict()))
+
+
+def test_the_old_name_warns(prepared):
+    config, model, train, valid, _ = prepared("BPR")
+    trainer = ru.trainer_of(config, model)
+    trainer.fit(train, valid, verbose=False)
+    with pytest.warns(FutureWarning, match="InfluenceUnlearner.load"):
+        session = ru.UnlearnSession.open(trainer.saved_model_file)
+    with session:
+        assert session.forget("users", ["u17"]).seconds > 0
