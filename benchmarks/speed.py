@@ -35,7 +35,7 @@ from recbole.data.dataloader import FullSortEvalDataLoader, NegSampleEvalDataLoa
 from recbole.model.general_recommender.bpr import BPR
 from recbole.trainer.trainer import Trainer
 from recbole.utils import init_seed
-from synthetic import forget_set, forget_sets, growth, kernels, point, replay, report
+from synthetic import forget_sets, growth, kernels, replay, report
 
 from recbole_unlearn import distributed
 from recbole_unlearn.comparison.seeds import opened
@@ -503,4 +503,4 @@ def ranks(options):
 COMMANDS = [kernels, solver, growth, forget_sets, replay, lightgcn, requests, ranks, evaluation]
 
 if __name__ == "__main__":
-    common.run(__doc__, COMMANDS, [point, forget_set, rank])
+    common.run(__doc__, COMMANDS, [rank])

@@ -38,9 +38,9 @@ def report(section, rows, options, notes):
     common.write(page, options.output, section, {"machine": machine, "rows": rows, "notes": notes})
 
 
-def told(file, *arguments):
-    """What a command tells in a process of its own."""
-    found, failed = common.apart(file, *arguments)
+def told(*arguments):
+    """What a command tells in a process of its own, which imports no more than it needs."""
+    found, failed = common.apart(__file__, *arguments)
     if failed:
         raise SystemExit(f"{arguments} failed: {failed}")
     return found
@@ -231,7 +231,7 @@ def growth(options):
         with tempfile.TemporaryDirectory() as folder:
             write_triples(Path(folder), of["triples"] // NEGATIVES, of["users"], of["items"])
             keys = {"clock": options.clock, "folder": folder, **{key: of[key] for key in ("users", "items", "K")}}
-            found = told(ROOT / "benchmarks/speed.py", "point", *(f"--{key}={value}" for key, value in keys.items()))
+            found = told("point", *(f"--{key}={value}" for key, value in keys.items()))
         rows.append(
             {
                 "against": line,
@@ -345,7 +345,7 @@ def forget_sets(options):
         for forgotten in options.counts:
             words = [f"--clock={options.clock}", f"--forgotten={forgotten}", f"--shape={name}"]
             words += ["--all_rows"] if way == "all rows" else []
-            found = told(ROOT / "benchmarks/speed.py", "forget-set", *words)
+            found = told("forget-set", *words)
             rows.append(
                 {
                     "against": f"forget set, {way}, K = {shape['K']}",
@@ -405,3 +405,7 @@ def draw_growth(options):
         "replay), K = 8, 6,040 users, 3,706 items"
     )
     figure.savefig(options.picture, metadata={"Date": None})
+
+
+if __name__ == "__main__":
+    common.run(__doc__, [], [point, forget_set])
