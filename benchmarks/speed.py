@@ -120,14 +120,15 @@ def logging_cost(config, split, folder, rounds, trained):
         trainers[logged].saved_model_file = str(folder / f"speed-{logged}.pth")
     loaders = {logged: split.remaining([], 1) for logged in trainers}
     times = {False: [], True: []}
-    plain = [epoch for epoch in range(1, 10 * rounds) if not snapshot_due(epoch + 1)]
-    for epoch in [0, *plain[:rounds]]:  # the first one compiles and opens the log
+    trainers[True]._snapshot = lambda: None  # timed by themselves, below
+    for epoch in range(rounds + 1):  # the first one compiles and opens the log
         for logged, trainer in list(trainers.items())[:: 1 if epoch % 2 else -1]:
             took = seconds(partial(trainer._train_epoch, loaders[logged], epoch))
             if epoch:
                 times[logged].append(took)
     due = [epoch for epoch in range(trained + 1) if snapshot_due(epoch)]
-    snapshots = [seconds(partial(trainers[True]._snapshot, n)) for n in due]
+    logging_one = trainers[True]
+    snapshots = [seconds(lambda n=n: logging_one.triple_log.add_snapshot(n, logging_one._weights())) for n in due]
     more = [ratio - 1 for ratio in ratios(times[True], times[False])]
     return more, sum(snapshots) / (trained * median(times[False])), times[True]
 
