@@ -192,7 +192,7 @@ def unlearner_of(trained, run):
     from recbole_unlearn.trained import Checkpoint
     from recbole_unlearn.unlearner import InfluenceUnlearner
 
-    return InfluenceUnlearner(Checkpoint.written(trained.path(run), trained.config).trained(trained.split))
+    return InfluenceUnlearner(Checkpoint.written(trained.path(run), trained.config).trained(trained.split, run.seed))
 
 
 def weights_of(trained, run):
