@@ -8,7 +8,6 @@ moving code changes nothing here. Other machines and packages round otherwise: k
 repository; where several environments share a checkout, give each a NUMBA_CACHE_DIR.
 """
 
-import argparse
 import hashlib
 import itertools
 import json
@@ -18,7 +17,9 @@ import tempfile
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
+import common
 import torch
+from common import option, takes
 
 from recbole_unlearn import InfluenceUnlearner, run_unlearn
 from recbole_unlearn.storage.audit import weights_checksum
@@ -111,27 +112,27 @@ def job(name):
         return list({"methods": compared, "session": requests}[name](Path(folder)))
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--record", help="file to write")
-    parser.add_argument("--check", help="file to compare with; exit status 1 where a checksum differs")
-    parser.add_argument("--only", default="", help="runs whose names hold this")
-    args = parser.parse_args()
-    expected = json.loads(Path(args.check).read_text()) if args.check else {}
+@takes(
+    record=option(help="file to write"),
+    check=option(help="file to compare with; exit status 1 where a checksum differs"),
+    only=option("", "runs whose names hold this"),
+)
+def golden(options):
+    expected = json.loads(Path(options.check).read_text()) if options.check else {}
     sums, wrong = {}, []
-    jobs = [name for name in (*RUNS, "methods", "session") if args.only in name]
+    jobs = [name for name in (*RUNS, "methods", "session") if options.only in name]
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(2, mp_context=context, max_tasks_per_child=1) as pool:  # Python 3.11 or later
         for name, value in itertools.chain.from_iterable(pool.map(job, jobs)):
             sums[name] = value
-            same = not args.check or expected.get(name) == value
+            same = not options.check or expected.get(name) == value
             wrong += [] if same else [name]
             print(f"{'  ' if same else '! '}{value[:16]}  {name}", flush=True)
-    if args.record:
-        Path(args.record).write_text(json.dumps(sums, indent=1))
+    if options.record:
+        Path(options.record).write_text(json.dumps(sums, indent=1))
     if wrong:
         sys.exit(f"{len(wrong)} differ: {'; '.join(wrong)}")
 
 
 if __name__ == "__main__":
-    main()
+    common.run(__doc__, [golden])

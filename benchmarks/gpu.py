@@ -20,23 +20,18 @@ so, with what it had found by then.
 
 *Paired*: the model's own training again on the device without the forgotten rows, with the same initial weights,
 batches, negatives and dropout. BPR and LightGCN train by RecBole's own trainer (`training.train_paired`), which lets no
-forgotten item come back as a negative, and so neither does the request; the others as in benchmarks/paired.py.
+forgotten item come back as a negative, and so neither does the request; the others as in `benchmarks/models.py paired`.
 """
 
-import argparse
-import importlib.metadata
 import importlib.util
 import json
-import os
-import platform
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 from time import perf_counter
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))  # the checkout need not be installed
+import common
+from common import RESULTS, option, takes, versions
 
 EPOCHS = {"BPR": 30, "LightGCN": 15, "GRU4Rec": 5, "SASRec": 5}
 NEEDED = {  # module that is imported -> distribution that holds it
@@ -46,7 +41,6 @@ NEEDED = {  # module that is imported -> distribution that holds it
     "colorama": "colorama", "texttable": "texttable",
 }  # fmt: skip
 DATASET, SEED = "ml-100k", 2020
-MARK = "RESULT "
 
 
 def missing():
@@ -66,17 +60,16 @@ def check(device):
     return None
 
 
-def versions(device):
-    """Card and versions, in one line."""
-    import torch
-
-    card = torch.cuda.get_device_name() if device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
-    packages = (f"{name} {importlib.metadata.version(name)}" for name in ("torch", "numpy", "recbole", "numba"))
-    return f"{card}; Python {platform.python_version()}, {', '.join(packages)}, CUDA {torch.version.cuda}"
+ASKED = {
+    "device": option("cuda", choices=["cuda", "cpu"]),
+    "count": option(200, "interactions to forget"),
+    "iterations": option(200, "of linear solves; fewer: quicker, less faithful"),
+}
 
 
-def run_one(name, device, epochs, count, iterations):
-    """Prints the figures of one model, after each part of the work all that are known by then."""
+@takes(**ASKED, model="", epochs=0)
+def one(options):
+    """Tells the figures of one model, after each part of the work all that are known by then."""
     import numpy as np
     import torch
     from models import again, settings
@@ -88,11 +81,12 @@ def run_one(name, device, epochs, count, iterations):
     from recbole_unlearn.evaluation.forgetting import percentiles
     from recbole_unlearn.training import new_model, train, train_paired
 
+    name, device, epochs = options.model, options.device, options.epochs
     found = {"epochs": epochs}
 
     def tell(**figures):
         found.update(figures)
-        print(MARK + json.dumps(found), flush=True)
+        common.tell(found)
 
     def flat(model):
         return np.concatenate([array(value).ravel() for value in model.parameters()]).astype(np.float64)
@@ -100,12 +94,12 @@ def run_one(name, device, epochs, count, iterations):
     where = {"gpu_id": "0" if device == "cuda" else ""}
     with tempfile.TemporaryDirectory() as folder, quiet():
         chosen = settings(name, DATASET, epochs) | where | {"seed": SEED, "checkpoint_dir": folder}
-        chosen["cg_max_iterations"] = iterations
+        chosen["cg_max_iterations"] = options.iterations
         config, split = opened((name, DATASET, None, chosen))
         if config["device"].type != device:
             raise RuntimeError(f"the model would be on {config['device']}")
         torch.ones(2, 2, device=device).mm(torch.ones(2, 2, device=device)).sum().item()  # starts CUDA
-        rows = np.sort(np.random.default_rng(0).choice(split.n_rows, count, replace=False))
+        rows = np.sort(np.random.default_rng(0).choice(split.n_rows, options.count, replace=False))
         path = Path(folder) / "model.pth"
         original, _, seconds = train(config, split, path)
         before = percentiles(original, split, rows)
@@ -142,27 +136,6 @@ def run_one(name, device, epochs, count, iterations):
         tell(repeats=float(distance), memory=torch.cuda.max_memory_allocated() if device == "cuda" else None)
 
 
-def run(name, arguments, seconds):
-    """Figures of one model, run in another process; ``failed`` says why there are no more of them."""
-    command = [sys.executable, __file__, f"--one={name}", f"--device={arguments.device}", f"--count={arguments.count}"]
-    command += [f"--epochs={arguments.epochs or EPOCHS.get(name, 1)}", f"--iterations={arguments.iterations}"]
-    paths = os.environ | {"PYTHONPATH": os.pathsep.join(os.path.abspath(each) for each in sys.path if each)}
-    with tempfile.TemporaryDirectory() as scratch:
-        try:
-            done = subprocess.run(
-                command, capture_output=True, text=True, timeout=max(seconds, 1), cwd=scratch, env=paths
-            )
-            printed, failed = done.stdout, None
-            if done.returncode:
-                failed = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
-                print(done.stderr, file=sys.stderr)
-        except subprocess.TimeoutExpired as late:
-            printed, failed = (late.stdout or b"").decode(), f"not done in {seconds:.0f} s"
-    lines = [line for line in printed.splitlines() if line.startswith(MARK)]
-    found = json.loads(lines[-1][len(MARK) :]) if lines else {}
-    return found | ({"failed": failed} if failed else {})
-
-
 def table(results):
     """Markdown: a row a model."""
     head = [
@@ -190,53 +163,49 @@ def table(results):
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines) + "\n"
 
 
-def report(results, arguments):
+def report(results, options):
     """The whole text."""
     return (
-        f"# Training and forgetting on a GPU: {DATASET}\n\n{versions(arguments.device)}\n\n"
-        f"{arguments.count} random interactions forgotten, one seed. *Opening*: of a session, with guard and kernels "
+        f"# Training and forgetting on a GPU: {DATASET}\n\n{versions(options.device)}\n\n"
+        f"{options.count} random interactions forgotten, one seed. *Opening*: of a session, with guard and kernels "
         "(compiled, where they never were). *Paired*: the model's own training again on the device without the "
         "forgotten rows, with the same initial weights, batches, negatives and dropout. *Way to paired*: change of the "
         "forget-set AUC by the request over that by paired training; *correlation*: of the changes of the forgotten "
         "interactions' percentiles. *Trained again, nothing forgotten*: distance of the weights from the original's, "
         "over the way from the initial ones: how far the device repeats itself, which bounds all that is compared. "
         "*Guard*: the same of replay on the CPU.\n\n"
-        f"`python benchmarks/gpu.py --device={arguments.device} --iterations={arguments.iterations}`\n\n"
+        f"`python benchmarks/gpu.py --device={options.device} --iterations={options.iterations}`\n\n"
         f"{table(results)}"
     )
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
-    parser.add_argument("--check", action="store_true", help="only say what is missing")
-    parser.add_argument("--models", default=",".join(EPOCHS))
-    parser.add_argument("--epochs", type=int, help="of every model; default: a few, of each its own")
-    parser.add_argument("--count", type=int, default=200, help="interactions to forget")
-    parser.add_argument("--iterations", type=int, default=200, help="of linear solves; fewer: quicker, less faithful")
-    parser.add_argument("--minutes", type=float, default=7.5, help="for all models together")
-    parser.add_argument("--output", help="file to write; default: results/gpu.md with a GPU, else none")
-    parser.add_argument("--one", help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if problem := check(arguments.device):
+@takes(
+    **ASKED,
+    check=option(False, "only say what is missing"),
+    models=",".join(EPOCHS),
+    epochs=option(help="of every model; default: a few, of each its own", type=int),
+    minutes=option(7.5, "for all models together"),
+    output=option(help="file to write; default: results/gpu.md with a GPU, else none", type=Path),
+)
+def gpu(options):
+    if problem := check(options.device):
         sys.exit(problem)
-    if arguments.check:
-        print(f"nothing is missing; {versions(arguments.device)}")
+    if options.check:
+        print(f"nothing is missing; {versions(options.device)}")
         return
-    if arguments.one:
-        run_one(arguments.one, arguments.device, arguments.epochs, arguments.count, arguments.iterations)
-        return
-    output = arguments.output or (ROOT / "results/gpu.md" if arguments.device == "cuda" else None)
-    ends, results = perf_counter() + 60 * arguments.minutes, {}
-    names = arguments.models.split(",")
+    output = options.output or (RESULTS / "gpu.md" if options.device == "cuda" else None)
+    ends, results = perf_counter() + 60 * options.minutes, {}
+    names = options.models.split(",")
     for n, name in enumerate(names):
-        share = (ends - perf_counter()) / (len(names) - n)  # what one leaves of its time is for those after it
-        results[name] = run(name, arguments, share)
+        share = max((ends - perf_counter()) / (len(names) - n), 1)  # what one leaves of its time is for those after it
+        words = [f"--model={name}", f"--epochs={options.epochs or EPOCHS.get(name, 1)}", *common.words(options, *ASKED)]
+        found, failed = common.apart(__file__, "one", *words, timeout=share)
+        results[name] = found | ({"failed": failed} if failed else {})  # says why there is no more
         print(name, json.dumps(results[name]), flush=True)
         if output:
-            Path(output).write_text(report(results, arguments))
-    print(report(results, arguments))
+            output.write_text(report(results, options))
+    print(report(results, options))
 
 
 if __name__ == "__main__":
-    main()
+    common.run(__doc__, [gpu], [one])

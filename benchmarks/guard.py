@@ -8,17 +8,17 @@ Each training of BPR runs over settings and seeds as it is, and with something t
 --output.
 """
 
-import argparse
-import json
 import logging
 import tempfile
 from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
 
+import common
 import numpy as np
 import pandas as pd
 import torch
+from common import DATA, RESULTS, takes
 
 from recbole_unlearn.comparison.seeds import opened
 from recbole_unlearn.trained import Checkpoint
@@ -121,24 +121,16 @@ def distance(config, split, other, seed, folder):
     return far, rounded, checked / trained, checked / unlearner.unlearn(np.arange(200)).seconds
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--dataset", default="ml-100k")
-    parser.add_argument("--data_path")
-    parser.add_argument("--epochs", type=int, default=30)
-    parser.add_argument("--seeds", type=int, default=2)
-    parser.add_argument("--output", default="results/guard")
-    args = parser.parse_args()
+@takes(dataset=DATA["dataset"], data_path=DATA["data_path"], epochs=30, seeds=2, output=RESULTS / "guard")
+def guard(options):
     logging.disable(logging.WARNING)
     rows, costs = [], []
     for name, keys in SETTINGS.items():
-        given = {"epochs": args.epochs, "eval_step": 0, "state": "ERROR", "show_progress": False, **keys}
-        if args.data_path:
-            given["data_path"] = args.data_path
-        config, split = opened(("BPR", args.dataset, None, given))
+        given = {"epochs": options.epochs, "eval_step": 0, "state": "ERROR", "data_path": options.data_path, **keys}
+        config, split = opened(("BPR", options.dataset, None, given))
         found = {}
         for what, other in OTHERS.items():
-            for seed in range(args.seeds):
+            for seed in range(options.seeds):
                 with tempfile.TemporaryDirectory() as folder:
                     far, rounded, *cost = distance(config, split, other, 2020 + seed, folder)
                 found.setdefault(what, []).append(far)
@@ -151,21 +143,18 @@ def main():
     of_training, of_request = zip(*costs, strict=True)
     shown = f"{min(of_training):.0%} to {max(of_training):.0%}"
     page = (
-        f"# The guard, BPR on {args.dataset}\n\n`python benchmarks/guard.py --dataset={args.dataset} "
-        f"--epochs={args.epochs} --seeds={args.seeds}`; distance of the replay with nothing forgotten from the stored "
-        f"weights, over the way that training moved them, one number a seed. Allowed are at most {LIMIT:g}.\n\n{table}"
-        "\n\n"
+        f"# The guard, BPR on {options.dataset}\n\n`python benchmarks/guard.py --dataset={options.dataset} "
+        f"--epochs={options.epochs} --seeds={options.seeds}`; distance of the replay with nothing forgotten from the "
+        "stored weights, over the way that training moved them, one number a seed. Allowed are at most "
+        f"{LIMIT:g}.\n\n{table}\n\n"
         f"The check, once a log, takes {shown} of the seconds of the training that it checks (this package's trainer, "
         f"without validation), and {min(of_request):.2f} to {max(of_request):.2f} times a request that replays all "
         "rows, in turn in one process.\n"
     )
-    speed = Path(args.output).parent / "speed"
-    speed.mkdir(parents=True, exist_ok=True)
     figures = {"of training": float(np.median(of_training)), "of a replay": float(np.median(of_request))}
-    (speed / f"guard-{args.dataset}.json").write_text(json.dumps(figures, indent=1))
-    Path(f"{args.output}-{args.dataset}.md").write_text(page)
-    print(page)
+    common.write_json(options.output.parent / f"speed/guard-{options.dataset}.json", figures)
+    common.write(page, options.output.parent, f"{options.output.name}-{options.dataset}")
 
 
 if __name__ == "__main__":
-    main()
+    common.run(__doc__, [guard])

@@ -2,28 +2,29 @@
 
     python benchmarks/models.py --dataset=ml-100k                   # all that is not done yet
     python benchmarks/models.py --models=LightGCN,GRU4Rec --again
+    python benchmarks/models.py paired --models=SASRec,GRU4Rec,FPMC --seeds=3
 
 Every model runs in a process of its own and leaves a JSON file in ``results/models``; all of them make
 ``results/models.md``. Whatever the state, the table is written; a run that was cut off goes on with the rest.
 """
 
-import argparse
 import itertools
 import json
 import logging
 import os
 import shutil
-import subprocess
-import sys
 import tempfile
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
 from unittest.mock import patch
 
+import common
 import numpy as np
 import pandas as pd
 import scipy.sparse.linalg
+from common import RESULTS, mean_sd, option, takes
 
 GENERAL = "BPR LightGCN NGCF SimpleX GCMC SpectralCF LINE SGL DGCF ConvNCF NCL MultiVAE MultiDAE MacridVAE RecVAE RaCT"
 KNOWLEDGE = "CKE CFKG KGCN KGNNLS KTUP KGIN MCCLK KGAT"
@@ -193,12 +194,23 @@ def hessian_error(unlearner, config, split):
         return float((product - difference).norm() / difference.norm())
 
 
-def run_one(name, dataset, epochs, count, seeds=1, changes=None):
-    """Prints figures of one model, means over the seeds so far, after each; ``refused`` is why it is refused."""
+ASKED = {
+    "dataset": "ml-100k",
+    "epochs": 2,
+    "seeds": 1,
+    "count": option(200, "interactions to forget"),
+    "curvature_triples": option(help="fewer than the default: faster, less faithful", type=int),
+}
+
+
+@takes(**ASKED, model="")
+def one(options):
+    """Tells figures of one model, means over the seeds so far, after each; ``refused`` is why it is refused."""
+    changes = {"curvature_triples": options.curvature_triples} if options.curvature_triples else {}
     found = []
-    for n in range(seeds):
-        found.append(run_seed(name, dataset, epochs, count, 2020 + n, changes or {}))
-        print("RESULT " + json.dumps(means_of(found)), flush=True)
+    for n in range(options.seeds):
+        found.append(run_seed(options.model, options.dataset, options.epochs, options.count, 2020 + n, changes))
+        common.tell(means_of(found))
         if "refused" in found[0]:
             return
 
@@ -395,7 +407,7 @@ def table(folder, dataset):
         auc, seconds = found["auc"], found["seconds"]
         ways = {key: way(auc, key, least) for key, least in (("retrained", 0.002), ("paired", 0.0005))}
         if "auc_of_seeds" in found and len(found["auc_of_seeds"]["original"]) > 1:
-            auc = {key: f"{np.mean(v):.4f} ± {np.std(v, ddof=1):.4f}" for key, v in found["auc_of_seeds"].items()}
+            auc = {key: mean_sd(values) for key, values in found["auc_of_seeds"].items()}
             kind += f", {len(found['auc_of_seeds']['original'])} seeds"
         else:
             auc = {key: f"{value:.4f}" for key, value in auc.items()}
@@ -416,73 +428,205 @@ def table(folder, dataset):
     return works, "\n".join(lines) + "\n"
 
 
-def printed_result(text):
-    """The last result that a process of `run_one` printed, or None."""
-    found = [line for line in text.splitlines() if line.startswith("RESULT ")]
-    return json.loads(found[-1][7:]) if found else None
-
-
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--dataset", default="ml-100k")
-    parser.add_argument("--models", help="comma-separated; default: all")
-    parser.add_argument("--epochs", type=int, default=2)
-    parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--count", type=int, default=200, help="interactions to forget")
-    parser.add_argument("--curvature_triples", type=int, help="fewer than the default: faster, less faithful")
-    parser.add_argument("--timeout", type=int, default=900, help="seconds a model")
-    parser.add_argument("--again", action="store_true", help="run models that are done, too")
-    parser.add_argument("--output", default=str(Path(__file__).resolve().parent.parent / "results"))
-    parser.add_argument("--one", help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.one:
-        wanted = {"curvature_triples": arguments.curvature_triples} if arguments.curvature_triples else {}
-        dataset, epochs, count, seeds = arguments.dataset, arguments.epochs, arguments.count, arguments.seeds
-        run_one(arguments.one, dataset, epochs, count, seeds, wanted)
-        return
-    folder = Path(arguments.output) / "models"
+@takes(
+    **ASKED,
+    models=option(",".join(KINDS), "comma-separated"),
+    timeout=option(900, "seconds a model"),
+    again=option(False, "run models that are done, too"),
+    output=RESULTS,
+)
+def models(options):
+    folder = options.output / "models"
     folder.mkdir(parents=True, exist_ok=True)
-    for name in arguments.models.split(",") if arguments.models else KINDS:
-        file = folder / f"{arguments.dataset}-{name}.json"
-        if file.exists() and not arguments.again and "failed" not in json.loads(file.read_text()):
+    for name in options.models.split(","):
+        file = folder / f"{options.dataset}-{name}.json"
+        if file.exists() and not options.again and "failed" not in json.loads(file.read_text()):
             continue
-        start = perf_counter()
-        command = [sys.executable, __file__, *sys.argv[1:], "--one", name]
-        with tempfile.TemporaryDirectory() as scratch:
-            try:
-                threads = {"OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"}
-                done = subprocess.run(
-                    command,
-                    capture_output=True,
-                    text=True,
-                    timeout=arguments.timeout,
-                    cwd=scratch,
-                    env=os.environ | threads,
-                )
-                last = (done.stderr.strip().splitlines() or ["nothing printed"])[-1]
-                result = printed_result(done.stdout) or {"failed": last[:300]}
-            except subprocess.TimeoutExpired as late:  # the seeds that are done count
-                done_seeds = printed_result((late.stdout or b"").decode())
-                result = done_seeds or {"failed": f"not done in {arguments.timeout} s"}
-        file.write_text(json.dumps(result, indent=1) + "\n")
-        told = result.get("auc") or result.get("refused") or result.get("failed")
+        start, words = perf_counter(), common.words(options, *ASKED)
+        found, failed = common.apart(__file__, "one", f"--model={name}", *words, timeout=options.timeout, threads=1)
+        found = found or {"failed": (failed or "nothing printed")[:300]}  # the seeds that are done count
+        common.write_json(file, found)
+        told = found.get("auc") or found.get("refused") or found.get("failed")
         print(f"{name} ({perf_counter() - start:.0f} s): {told}", flush=True)
-        works, text = table(folder, arguments.dataset)
-    works, text = table(folder, arguments.dataset)
-    title = f"# RecBole's pairwise models on {arguments.dataset}: {works} work\n\n"
+    works, text = table(folder, options.dataset)
+    title = f"# RecBole's pairwise models on {options.dataset}: {works} work\n\n"
     note = (
-        f"{arguments.count} random interactions forgotten, {arguments.epochs} epochs, one seed where a row names no "
+        f"{options.count} random interactions forgotten, {options.epochs} epochs, one seed where a row names no "
         "other number, one thread, machine not idle. *Way to retrained*: share of the change of the AUC that "
         "retraining makes; – where that is less than .002. The noise of retraining is of the order of .005 a seed. "
         "*Paired*: the original's own training again without the forgotten rows, with the same initial weights, "
         "batches, dropout, and negatives, except that forgotten items are back in the pool: the only such noise. – of "
         "models whose training does not repeat to within a hundredth. *Way to paired*: – where it changes the AUC by "
         "less than .0005.\n\n"
-        f"`python benchmarks/models.py --dataset={arguments.dataset} --epochs={arguments.epochs} "
-        f"--seeds={arguments.seeds}`\n\n"
+        f"`python benchmarks/models.py --dataset={options.dataset} --epochs={options.epochs} "
+        f"--seeds={options.seeds}`\n\n"
     )
-    (Path(arguments.output) / "models.md").write_text(title + note + text)
+    common.write(title + note + text, options.output, "models")
+
+
+# Requests against paired training
+
+SEED = 2020
+SHIFT = 1e-6  # of initial weights, relative
+ONE_STEP = "one step"  # at the last weights
+
+
+@contextmanager
+def training(name, dataset, epochs, count, seed):
+    """A training to be done again: what `opened` and `trained` return."""
+    import torch
+
+    torch.set_num_threads(1)
+    chosen = settings(name, dataset, epochs) | {"use_gpu": False, "seed": seed}
+    config, split, rows = opened(name, dataset, chosen, count)
+    with tempfile.TemporaryDirectory() as folder:
+        yield config, split, rows, *trained(config, split, folder)
+
+
+def run_paired(name, dataset, epochs, count, seed, variants, check):
+    """Figures of one model of one seed."""
+    from recbole_unlearn.evaluation.forgetting import percentiles
+    from recbole_unlearn.training import new_model
+    from recbole_unlearn.unlearner import InfluenceUnlearner
+
+    with training(name, dataset, epochs, count, seed) as (config, split, rows, original, unlearner, seconds):
+        found = {"train_seconds": seconds, "unlearned": {}}
+        asked = {"original": percentiles(original, split, rows)}
+        model = new_model(config, split, data=split.remaining_dataset(rows))
+        for variant in variants:
+            triples = "all" if variant == ONE_STEP else int(variant) if variant.isdecimal() else variant
+            last = epochs if variant == ONE_STEP else "all"
+            way = replace(unlearner.way, log_epochs=last, curvature_triples=triples)
+            result = InfluenceUnlearner(unlearner.trained, way).unlearn(rows)
+            model.load_state_dict(result.state_dict)
+            asked[variant] = percentiles(model, split, rows)
+            report = {key: value for key, value in result.report().items() if key != "history"}
+            found["unlearned"][variant] = {"seconds": result.seconds, "report": report}
+        start = perf_counter()
+        asked["paired"] = percentiles(again(config, split, unlearner.log, rows, epochs), split, rows)
+        found["paired_seconds"] = perf_counter() - start
+        if check:
+            whole = again(config, split, unlearner.log, rows[:0], epochs)
+            found["nothing_forgotten"] = float((percentiles(whole, split, rows) - asked["original"]).mean())
+    found["auc"] = {key: float(value.mean()) for key, value in asked.items()}
+    truth = asked["paired"] - asked["original"]
+    for variant in variants:
+        change = asked[variant] - asked["original"]
+        found["unlearned"][variant] |= {
+            "way": float(change.mean() / truth.mean()),
+            "correlation": float(np.corrcoef(change, truth)[0, 1]),
+        }
+    return found
+
+
+def beside(name, dataset, epochs, count, seed):
+    """How paired training agrees with itself where the initial weights differ by a millionth.
+
+    Returns:
+        dict: ``shift`` of the original's AUC, ``way`` of the one request's change to the other's, ``correlation``.
+    """
+    from recbole_unlearn.evaluation.forgetting import percentiles
+
+    with training(name, dataset, epochs, count, seed) as (config, split, rows, original, unlearner, _):
+        before = percentiles(original, split, rows)
+        change = percentiles(again(config, split, unlearner.log, rows, epochs), split, rows) - before
+        shifted, without = (
+            percentiles(again(config, split, unlearner.log, gone, epochs, SHIFT), split, rows)
+            for gone in (rows[:0], rows)
+        )
+    return {
+        "shift": float((shifted - before).mean()),
+        "way": float((without - shifted).mean() / change.mean()),
+        "correlation": float(np.corrcoef(without - shifted, change)[0, 1]),
+    }
+
+
+def paired_table(folder, dataset):
+    """Markdown of all that has run: a row a model and variant, means and sample standard deviations over seeds."""
+    lines = [
+        "| model | seeds | request | forget-set AUC: original | unlearned | paired | way to paired "
+        "| correlation | seconds / training's | nothing forgotten | beside: way, correlation |",
+        "|:--|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
+    ]
+    for name in KINDS:
+        files = sorted(folder.glob(f"{dataset}-{name}-*.json"))
+        runs = [json.loads(file.read_text()) for file in files]
+        for variant in dict.fromkeys(v for each in runs for v in each["unlearned"]):
+            some = [each for each in runs if variant in each["unlearned"]]
+            mine = [each["unlearned"][variant] for each in some]
+            auc = {key: [each["auc"][key] for each in some] for key in ("original", variant, "paired")}
+            moved, truth = (np.mean(auc[key]) - np.mean(auc["original"]) for key in (variant, "paired"))
+            ratio = np.mean([each["seconds"] / run["train_seconds"] for each, run in zip(mine, some, strict=True)])
+            ways = [each["way"] for each in mine]
+            ways = f" ({min(ways):.0%} to {max(ways):.0%})" if len(ways) > 1 else ""
+            rounding = [run["nothing_forgotten"] for run in some if "nothing_forgotten" in run]
+            tried = [
+                (file.stem.rpartition("-")[2], run["beside"])
+                for file, run in zip(files, runs, strict=True)
+                if "beside" in run
+            ]
+            agreement = [f"{each['way']:.0%}, {each['correlation']:.2f} ({seed})" for seed, each in tried]
+            cells = [
+                name, str(len(some)), variant, *(mean_sd(auc[key]) for key in auc), f"{moved / truth:.0%}{ways}",
+                mean_sd([each["correlation"] for each in mine], 2), f"{ratio:.2f}",
+                mean_sd(rounding) if rounding else "–", "; ".join(agreement) or "–",
+            ]  # fmt: skip
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+@takes(
+    dataset="ml-100k",
+    models="SASRec,GRU4Rec,FPMC",
+    epochs=5,
+    count=option(200, "random interactions to forget"),
+    seeds=3,
+    variants=option("auto,one step", "separated by commas; numbers: see results"),
+    output=RESULTS,
+    beside=option("", "seeds that are done, to try paired training itself on"),
+    again=option(False, "seeds that are done too"),
+)
+def paired(options):
+    """A request against the model's own training again without the forgotten rows, with the same dropout.
+
+    Two trainings from different random streams differ by more than a small request does. Here the second training has
+    the first one's initial weights, batches, negatives and dropout masks; forgotten rows have no weight in their
+    batches, and are in no history. What is left is the effect of the request (and of rounding: see the column *nothing
+    forgotten*, the training again with all rows). For the sequential models that need no pre-trained vectors.
+    """
+    folder, variants = options.output / "paired", options.variants.split(",")
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in options.models.split(","):
+        asked = name, options.dataset, options.epochs, options.count
+        for seed in range(SEED, SEED + options.seeds):
+            file = folder / f"{options.dataset}-{name}-{seed}.json"
+            if file.exists() and not options.again:
+                continue
+            found = run_paired(*asked, seed, variants, seed == SEED)
+            common.write_json(file, found)
+            print(name, seed, found["auc"], {v: found["unlearned"][v]["correlation"] for v in variants}, flush=True)
+        for seed in map(int, filter(None, options.beside.split(","))):
+            file = folder / f"{options.dataset}-{name}-{seed}.json"
+            found = json.loads(file.read_text())
+            found["beside"] = beside(*asked, seed)
+            common.write_json(file, found)
+            print(name, seed, "beside", found["beside"], flush=True)
+    title = f"# Requests against paired training on {options.dataset}\n\n"
+    note = (
+        f"{options.count} random interactions forgotten, {options.epochs} epochs, one thread, machine not idle. "
+        "*Paired*: the model's own training again without the forgotten rows, with the same initial weights, batches, "
+        "negatives and dropout. *Way to paired*: change of the forget-set AUC by unlearning over that by paired "
+        "training, of the means over the seeds and from the lowest to the highest seed. *Correlation*: of the changes "
+        "of the forgotten interactions' percentiles. *Nothing forgotten*: change of the AUC where the training is run "
+        "again with all rows, one seed. *Beside* (`--beside=SEED`): the same for paired training itself, where the "
+        "initial weights differ by a millionth: what any prediction can reach.\n\n"
+        f"`python benchmarks/models.py paired --models=MODEL --epochs={options.epochs} --seeds=SEEDS --variants=...` "
+        "(*request*: `auto` follows the training along its snapshots, `one step` takes one at the last weights, a "
+        "number takes it with the curvature of so many triples)\n\n"
+    )
+    common.write(title + note + paired_table(folder, options.dataset), options.output, "paired")
 
 
 if __name__ == "__main__":
-    main()
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    common.run(__doc__, [models, paired], [one])

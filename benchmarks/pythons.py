@@ -4,10 +4,9 @@
     python benchmarks/pythons.py --name=NAME --alone     # RecBole without this package, which need not be installed
     python benchmarks/pythons.py                         # writes the page again from what was measured
 
-Nothing but the standard library is imported. `nox` makes the environments and calls it (noxfile.py).
+Nothing but the standard library and common.py is imported. `nox` makes the environments and calls it (noxfile.py).
 """
 
-import argparse
 import json
 import os
 import platform
@@ -16,11 +15,11 @@ import subprocess
 import sys
 import tempfile
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from statistics import median
 
-ROOT = Path(__file__).resolve().parent.parent
-FOLDER = ROOT / "results" / "pythons"
+import common
+from common import RESULTS, ROOT, option, takes
+
 PACKAGES = ("recbole", "ray", "torch", "numpy", "pandas", "scipy", "numba", "setuptools")
 SUITE = [
     *("tests/test_package.py", "tests/test_compat.py", "tests/test_config.py", "tests/test_checkpoint.py"),
@@ -158,19 +157,20 @@ def page(measured):
     return "\n\n".join(parts) + "\n"
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--name", help="what to call this environment in the page")
-    parser.add_argument("--alone", action="store_true", help="measure RecBole without this package")
-    args = parser.parse_args()
-    FOLDER.mkdir(parents=True, exist_ok=True)
-    if args.name:
-        figures = measure(args.alone)
-        (FOLDER / f"{args.name}.json").write_text(json.dumps(figures, indent=1) + "\n", "utf-8")
+@takes(
+    name=option(help="what to call this environment in the page"),
+    alone=option(False, "measure RecBole without this package"),
+    output=RESULTS,
+)
+def pythons(options):
+    folder = options.output / "pythons"
+    if options.name:
+        figures = measure(options.alone)
+        common.write_json(folder / f"{options.name}.json", figures)
         print(json.dumps(figures, indent=1))
-    measured = {path.stem: json.loads(path.read_text("utf-8")) for path in sorted(FOLDER.glob("*.json"))}
-    (ROOT / "results" / "pythons.md").write_text(page(measured), "utf-8")
+    measured = {path.stem: json.loads(path.read_text("utf-8")) for path in sorted(folder.glob("*.json"))}
+    common.write(page(measured), options.output, "pythons")
 
 
 if __name__ == "__main__":
-    main()
+    common.run(__doc__, [pythons])

@@ -2,6 +2,7 @@
 
     python benchmarks/scale.py --folder=FOLDER                          # 1, 3 and 10 million interactions
     python benchmarks/scale.py --folder=FOLDER --millions 1 --stock     # and RecBole's own reading and splitting beside
+    python benchmarks/scale.py wait --against=d4d03c4                   # a request, in turns with another version
 
 Data are drawn with a law like that of real ones: users' numbers of interactions are log-normal, items' popularity a
 power law, and users mostly stay within one group of taste. Per million there are 10,000 users and 5,000 items. BPR with
@@ -12,18 +13,23 @@ while the part runs. After each full ranking the matrix product alone is timed i
 validation and judging hold it. The table is printed, and written to --output as far as it has come.
 """
 
-import argparse
+import io
 import json
 import os
 import shutil
 import subprocess
 import sys
+import tarfile
+import tempfile
 from contextlib import contextmanager
-from functools import wraps
+from functools import partial, wraps
 from pathlib import Path
+from statistics import median
 from time import perf_counter
 
-ROOT = Path(__file__).parents[1]
+import common
+from common import DATA, RESULTS, ROOT, option, ratios, takes
+
 GROUPS, LOYAL = 8, 0.7  # groups of taste, and the share of interactions within one's own
 ROUNDS = 4
 POPULARITY, FIRST = 0.9, 10  # item r is drawn as often as 1 / (r + FIRST) ** POPULARITY
@@ -100,14 +106,14 @@ class Parts:
     @contextmanager
     def part(self, name):
         if self._peaks:
-            self._peaks[-1] = max(self._peaks[-1], _peak())
+            self._peaks[-1] = max(self._peaks[-1], _GiB())
         self._peaks.append(0.0)
-        _forget_peak()
+        _forget_GiB()
         start = perf_counter()
         try:
             yield
         finally:
-            seconds, peak = perf_counter() - start, max(self._peaks.pop(), _peak())
+            seconds, peak = perf_counter() - start, max(self._peaks.pop(), _GiB())
             entry = self.found.setdefault(name, {"seconds": 0.0, "calls": 0, "GiB": 0.0})
             entry["seconds"] += seconds
             entry["calls"] += 1
@@ -127,13 +133,12 @@ class Parts:
         setattr(owner, method, timed)
 
 
-def _forget_peak():
+def _forget_GiB():
     Path("/proc/self/clear_refs").write_text("5")
 
 
-def _peak():
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 2**20
+def _GiB():
+    return common.peak_memory() / 1024
 
 
 def watch(parts):
@@ -183,15 +188,6 @@ def _beside(parts, loader):
     loader._full = ranked
 
 
-def child(kind, report, *arguments):
-    """Do one of `KINDS` in this process, and write its parts down."""
-    parts = Parts()
-    with parts.part("everything"):
-        watch(parts)
-        KINDS[kind](parts, *arguments)
-    Path(report).write_text(json.dumps(parts.found, indent=1))
-
-
 def _run(parts, *arguments):
     import run_unlearn
 
@@ -234,16 +230,25 @@ def _stock(parts, *arguments):
 KINDS = {"run": _run, "session": _session, "stock": _stock}
 
 
+@takes(kind="run", report="", arguments="[]")
+def part(options):
+    """Do one of `KINDS` in this process, and write its parts down."""
+    parts = Parts()
+    with parts.part("everything"):
+        watch(parts)
+        KINDS[options.kind](parts, *json.loads(options.arguments))
+    Path(options.report).write_text(json.dumps(parts.found, indent=1))
+
+
 # All of them
 
 
 def measured(folder, kind, *arguments):
     """Parts of a process of its own."""
     report = folder / "parts.json"
-    command = [sys.executable, __file__, "--child", kind, str(report), *map(str, arguments)]
-    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    words = [f"--kind={kind}", f"--report={report}", f"--arguments={json.dumps(arguments)}"]
     with open(folder / "output.log", "ab") as output:
-        done = subprocess.run(command, cwd=folder, stdout=output, stderr=output, env={**os.environ, "PYTHONPATH": path})
+        done = subprocess.run([sys.executable, __file__, "part", *words], cwd=folder, stdout=output, stderr=output)
     if done.returncode:
         sys.exit(f"{kind} failed; see {folder / 'output.log'}")
     return json.loads(report.read_text())
@@ -252,7 +257,7 @@ def measured(folder, kind, *arguments):
 def size(millions, options):
     """(command, its parts) of each command at one size."""
     name = f"scale-{millions:g}m"
-    folder = Path(options.folder).resolve()
+    folder = options.folder
     write(folder, name, millions)
     work = folder / f"{name}-work"
     shutil.rmtree(work, ignore_errors=True)
@@ -295,32 +300,96 @@ def table(found):
     return "\n".join([*lines, ""])
 
 
-def main():
-    if sys.argv[1:2] == ["--child"]:
-        return child(*_taken())
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", required=True, help="for the data sets (0.3 GB at 10 million) and the runs")
-    parser.add_argument("--millions", type=float, nargs="+", default=[1, 3, 10])
-    parser.add_argument("--epochs", type=int, default=2)
-    parser.add_argument("--stock", action="store_true", help="measure RecBole's own reading and splitting too")
-    parser.add_argument("--output", default="results/scale")
-    options = parser.parse_args()
-    output = Path(options.output).resolve()
-    output.mkdir(parents=True, exist_ok=True)
+@takes(
+    folder=option(
+        help="for the data sets (0.3 GB at 10 million) and the runs",
+        type=lambda text: Path(text).resolve(),
+        required=True,
+    ),
+    millions=option([1, 3, 10], type=float, nargs="+"),
+    epochs=2,
+    stock=option(False, "measure RecBole's own reading and splitting too"),
+    output=RESULTS / "scale",
+)
+def scale(options):
     found = {}
     for millions in options.millions:
         for command, parts in size(millions, options):
             found.setdefault(f"{millions:g}", {})[command] = parts
-            (output / "scale.json").write_text(json.dumps(found, indent=1) + "\n")
-            (output / "scale.md").write_text(table(found))
-    print(table(found))
+            common.write(table(found), options.output, "scale", found)
 
 
-def _taken():
-    """The arguments of a child, which RecBole shall not read."""
-    arguments, sys.argv = sys.argv[2:], sys.argv[:1]
-    return arguments
+# A request from the command line
+
+QUIET = "--show_progress=False"
+
+
+def exported(revision, folder):
+    """The sources of a revision, in a folder of their own."""
+    content = subprocess.check_output(["git", "archive", revision], cwd=ROOT)
+    with tarfile.open(fileobj=io.BytesIO(content)) as archive:
+        archive.extractall(folder, filter="data")
+    return folder
+
+
+def called(root, folder, *arguments):
+    """Run ``run_unlearn.py``, or Python with other arguments, by the sources in ``root``."""
+    environment = {**os.environ, "PYTHONPATH": str(root)}
+    command = [sys.executable, *map(str, arguments)]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(done.stderr)
+
+
+@takes(
+    against=option(help="git revision to compare with", required=True),
+    **DATA,
+    epochs=3,
+    rounds=3,
+    output=RESULTS / "scale",
+)
+def wait(options):
+    """What a user waits for: one request from the command line, in turns with another version of this package.
+
+    A model is trained for --epochs epochs; then 200 of its interactions are forgotten, --rounds times by each version,
+    in a process of its own each, without a retrained model. Kernels are compiled before. "not judged" is
+    `evaluate: none`. The versions must end in the same figures: that is asserted. The import of RecBole alone is timed
+    beside that of this package.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        folder = Path(folder)
+        roots = {options.against: exported(options.against, folder / "before"), "now": ROOT}
+        keys = [f"--dataset={options.dataset}", f"--epochs={options.epochs}", "--compare=none", QUIET]
+        keys += [f"--data_path={Path(options.data_path).resolve()}"]
+        keys += [f"--config_files={' '.join(options.config_files)}"] if options.config_files else []
+        called(ROOT, folder, ROOT / "run_unlearn.py", *keys, "--output_dir=train")
+        request = ["--checkpoint=train/model.pth", "--forget_ratio=None", "--forget_count=200", "--compare=none", QUIET]
+        kinds = {name: (root, request) for name, root in roots.items()}
+        kinds["now, not judged"] = (ROOT, [*request, "--evaluate=none"])
+
+        def asked(name):
+            root, words = kinds[name]
+            output = folder / name
+            shutil.rmtree(output, ignore_errors=True)
+            called(root, folder, root / "run_unlearn.py", *words, f"--output_dir={output}")
+
+        functions = {name: partial(asked, name) for name in kinds}
+        for name, code in (
+            ("RecBole", "import recbole.trainer, recbole.data"),
+            ("this package", "import recbole_unlearn"),
+        ):
+            functions[f"import of {name}"] = partial(called, ROOT, folder, "-c", code)
+        seconds = common.take_turns(functions, options.rounds)
+        figures = {name: json.loads((folder / name / "result.json").read_text())["models"] for name in roots}
+    for model, expected in figures[options.against].items():
+        assert {**expected, "seconds": 0} == {**figures["now"][model], "seconds": 0}, model
+    lines = [f"A request of 200 interactions, {options.dataset}, {options.rounds} rounds in turns", ""]
+    lines += ["| | s, median | from | to | ratio of neighbours |", "|:---|---:|---:|---:|---:|"]
+    for name, took in seconds.items():
+        ratio = f"{median(ratios(seconds[options.against], took)):.1f}" if name in kinds else ""
+        lines.append(f"| {name} | {median(took):.2f} | {min(took):.2f} | {max(took):.2f} | {ratio} |")
+    common.write("\n".join([*lines, ""]), options.output, f"wait-{options.dataset}")
 
 
 if __name__ == "__main__":
-    main()
+    common.run(__doc__, [scale, wait], [part])

@@ -1,270 +1,85 @@
 """Measure speed and memory, each against its yardstick in the same run.
 
-    python benchmarks/speed.py                                          # all sections that need no data
-    python benchmarks/speed.py --sections=kernels
-    python benchmarks/speed.py --sections=solver --data_path=PATH       # trains what is not in --cache
+    python benchmarks/speed.py kernels                        # also: growth, forget-sets, replay: need no data
+    python benchmarks/speed.py solver --data_path=PATH        # trains what is not in --cache
+    python benchmarks/speed.py requests --dataset=ml-1m --data_path=PATH --config_files=properties/paper.yaml
+    python benchmarks/speed.py COMMAND --help
 
 Functions that are compared take turns, so that whatever else runs on the machine slows them alike; ratios are of
-neighbours. Tables show the median and, in brackets, the range. Each section writes <section>.json and <section>.md in
-results/speed/.
-
-kernels  A curvature product against torch autograd's Hessian-vector product (double backward through the same summed
-         loss, float32), and against one streaming read of all arrays that the product reads once: item numbers, h,
-         distinct items (and b, in the exact Hessian). The embeddings, which it gathers from cache, are not counted.
-solver   Conjugate gradient iterations to a relative residual of 1e-3, in the paper's setting.
-growth   Seconds and peak memory of a product in a process of its own, triples memory-mapped; draws docs/growth.svg.
-requests The same of an epoch of replay, against the size of the forget set; draws the same picture.
+neighbours. Tables show the median and, in brackets, the range. Files are written to results/speed/.
 """
 
-import argparse
+import copy
 import json
+import logging
 import os
+import socket
 import subprocess
 import sys
 import tempfile
+import warnings
 from functools import partial
 from pathlib import Path
-from time import perf_counter, process_time
+from statistics import median
+from time import perf_counter
 
+import common
 import numba
 import numpy as np
 import pandas as pd
-import replay_speed
 import torch
+from common import CACHED, CLOCK, CLOCKS, DATA, RESULTS, ROOT, option, ratios, seconds, setting, spread, takes
+from recbole.config import Config
+from recbole.data import create_dataset, data_preparation
+from recbole.data.dataloader import FullSortEvalDataLoader, NegSampleEvalDataLoader
+from recbole.model.general_recommender.bpr import BPR
+from recbole.trainer.trainer import Trainer
+from recbole.utils import init_seed
+from synthetic import forget_sets, growth, kernels, replay, report
 
-from recbole_unlearn.influence.operators import (
-    AutogradCurvature,
-    Damped,
-    DotProductCurvature,
-    UserTriples,
-    logistic_curvature,
-)
-from recbole_unlearn.influence.recorded import Trajectory
-from recbole_unlearn.influence.replay import replay
+from recbole_unlearn import distributed
+from recbole_unlearn.comparison.seeds import opened
+from recbole_unlearn.data.forget import ForgetRequest
+from recbole_unlearn.influence.graph_replay import GraphLoss, replay_graph
+from recbole_unlearn.influence.operators import Damped, DotProductCurvature, UserTriples
+from recbole_unlearn.influence.recorded import Adam, Recorded
+from recbole_unlearn.influence.solver import block_jacobi, conjugate_gradient, jacobi
+from recbole_unlearn.settings.config import changed
+from recbole_unlearn.storage import checkpoints
+from recbole_unlearn.storage.triple_log import log_path, snapshot_due
+from recbole_unlearn.trained import Checkpoint
+from recbole_unlearn.trainer import BPRTrainer
+from recbole_unlearn.training import new_model
+from recbole_unlearn.unlearner import InfluenceUnlearner
+from recbole_unlearn.unlearners.propagated import MOVES
 
-ROOT = Path(__file__).parents[1]
-ML_1M = {"n_rows": 1_000_000, "n_users": 6040, "n_items": 3706}
-NEGATIVES = 4
-CLOCKS = {"wall": perf_counter, "cpu": process_time}
-KINDS = {"Gauss-Newton": False, "Hessian": True}  # exact?
-AUTOGRAD_BATCH = 2**17  # triples; larger ones are no faster
-
-
-# Measuring
-
-
-def take_turns(functions, rounds, repeats=1, clock=perf_counter):
-    """Seconds of each function (dict by name), ``[rounds]``: the median of ``repeats`` calls in each round."""
-    for function in functions.values():
-        function()
-    seconds = {name: [] for name in functions}
-    for _ in range(rounds):
-        turns = {name: [] for name in functions}
-        for _ in range(repeats):
-            for name, function in functions.items():
-                start = clock()
-                function()
-                turns[name].append(clock() - start)
-        for name, values in turns.items():
-            seconds[name].append(float(np.median(values)))
-    return {name: np.array(values) for name, values in seconds.items()}
-
-
-def spread(values, unit=1.0, digits=3):
-    """``median [smallest, largest]`` in ``unit``."""
-    low, middle, high = (f"{x:.{digits}g}" for x in np.percentile(np.asarray(values) / unit, [0, 50, 100]))
-    return f"{middle} [{low}, {high}]"
-
-
-def report(section, rows, output, notes=""):
-    """Print a section's rows (list of dicts) as a table, and write it as JSON and Markdown."""
-    table = pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True)
-    command = " ".join(["python benchmarks/speed.py", f"--sections={section}", *given()])
-    load = ", ".join(f"{x:.1f}" for x in os.getloadavg())
-    machine = f"{numba.get_num_threads()} threads, {os.cpu_count()} cores, load average {load} at the end"
-    page = f"## {section}\n\n`{command}` ({machine})\n\n{table}\n" + (f"\n{notes}\n" if notes else "")
-    print(page, flush=True)
-    output.mkdir(parents=True, exist_ok=True)
-    (output / f"{section}.md").write_text(page)
-    (output / f"{section}.json").write_text(
-        json.dumps({"machine": machine, "rows": rows, "notes": notes}, indent=1) + "\n"
-    )
-
-
-def given():
-    """The other arguments of the command line, without paths."""
-    return [word for word in sys.argv[1:] if word.startswith(("--rounds", "--clock", "--datasets"))]
-
-
-# Synthetic triples
-
-
-def write_triples(folder, n_rows, n_users, n_items, m=NEGATIVES, seed=0):
-    """Triples on disk, grouped by user, popularity of positives and activity of users skewed (Zipf), negatives uniform.
-
-    Written a part at a time. Ids are those of the smallest type of at least 16 bits.
-    """
-    rng = np.random.default_rng(seed)
-    activity = 1 / np.arange(1, n_users + 1) ** 0.6
-    degrees = rng.multinomial(n_rows, rng.permutation(activity) / activity.sum())
-    popularity = 1 / np.arange(1, n_items + 1) ** 0.8
-    cumulated, names = np.cumsum(popularity / popularity.sum()), rng.permutation(n_items)
-    kinds = [np.promote_types(np.uint16, np.min_scalar_type(n - 1)) for n in (n_users, n_items)]
-    shapes = {"users": (n_rows,), "pos": (n_rows,), "neg": (n_rows, m)}
-    columns = [
-        np.lib.format.open_memmap(folder / f"{name}.npy", "w+", kind, shape)
-        for (name, shape), kind in zip(shapes.items(), (kinds[0], kinds[1], kinds[1]), strict=True)
-    ]
-    ends = np.cumsum(degrees)
-    for start in range(0, n_rows, 1_000_000):
-        part = slice(start, min(start + 1_000_000, n_rows))
-        n = part.stop - part.start
-        pos = names[np.minimum(np.searchsorted(cumulated, rng.random(n)), n_items - 1)]
-        columns[0][part] = np.searchsorted(ends, np.arange(part.start, part.stop), "right")
-        columns[1][part] = pos
-        columns[2][part] = (pos[:, None] + rng.integers(1, n_items, (n, m))) % n_items  # never the positive
-    for column in columns:
-        column.flush()
-
-
-def read_triples(folder):
-    return [np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("users", "pos", "neg")]
-
-
-def embeddings(n_users, n_items, K, seed=0):
-    """Scores of about unit size."""
-    rng = np.random.default_rng(seed)
-    return [rng.standard_normal((n, K), np.float32) / np.float32(K**0.25) for n in (n_users, n_items)]
-
-
-# Kernels
-
-
-@numba.njit(parallel=True, fastmath=True)
-def read(arrays):
-    """Stream through a tuple of arrays of 64-bit words, all threads once."""
-    part = np.zeros(16, np.uint64)
-    for c in numba.prange(16):
-        total = np.uint64(0)
-        for words in arrays:
-            for k in range(c * len(words) // 16, (c + 1) * len(words) // 16):
-                total += words[k]
-        part[c] = total
-    return part.sum()
-
-
-def streams(curvature):
-    """What a product reads once, from first to last, as a tuple of arrays of 64-bit words."""
-    arrays = []
-    for block, h, b in curvature._parts():
-        distinct = block.count.sum()
-        arrays += [block.row_ptr, block.count, block.pos, block.neg, h, block.dist[:distinct]]
-        arrays += [b[:distinct]] if curvature.exact else []
-    flat = [array.reshape(-1).view(np.uint8) for array in arrays]
-    return tuple(array[: array.size // 8 * 8].view(np.uint64) for array in flat)
-
-
-def autograd(users, pos, neg, P, Q, exact):
-    """The same matrix by automatic differentiation, in float32."""
-    params = [torch.from_numpy(part).clone().requires_grad_() for part in (P, Q)]
-    columns = [torch.from_numpy(np.asarray(ids).astype(np.int64)) for ids in (users, pos, neg)]
-    batches = [slice(k, k + AUTOGRAD_BATCH // NEGATIVES) for k in range(0, len(users), AUTOGRAD_BATCH // NEGATIVES)]
-
-    def margins(rows):
-        u, i, j = (ids[rows] for ids in columns)
-        embed = torch.nn.functional.embedding
-        p = embed(u, params[0])[:, None]
-        return (p * (embed(i, params[1])[:, None] - embed(j, params[1]))).sum(-1)
-
-    def loss(rows):
-        return -torch.nn.functional.logsigmoid(margins(rows)).sum()
-
-    def outputs(rows):
-        x = margins(rows)
-        return x, logistic_curvature(x)
-
-    return AutogradCurvature(params, batches, loss, None if exact else outputs)
-
-
-def kernels(options):
-    rows = []
-    with tempfile.TemporaryDirectory() as folder:
-        write_triples(Path(folder), **ML_1M)
-        columns = read_triples(Path(folder))
-        for K in (8, 64):
-            rows += kernels_at(K, columns, options.rounds, CLOCKS[options.clock])
-    report(
-        "kernels", rows, options.output,
-        f"{columns[2].size:,} triples. Relative error: to float32 autograd (Gauss-Newton: on an eighth).",
-    )  # fmt: skip
-
-
-def kernels_at(K, columns, rounds, clock):
-    """Rows of the table for one K."""
-    sizes = ML_1M["n_users"], ML_1M["n_items"]
-    P, Q = embeddings(*sizes, K)
-    v = torch.from_numpy(np.random.default_rng(1).normal(size=P.size + Q.size))
-    triples = UserTriples(*columns, *sizes)
-    products = {kind: DotProductCurvature(triples, P, Q, exact) for kind, exact in KINDS.items()}
-    words = {kind: streams(curvature) for kind, curvature in products.items()}
-    turns = {kind: partial(curvature.matvec, v) for kind, curvature in products.items()}
-    turns |= {f"read {kind}": partial(read, arrays) for kind, arrays in words.items()}
-    near = take_turns(turns, max(rounds, 3), repeats=7, clock=clock)
-
-    hessian = autograd(*columns, P, Q, exact=True)
-    answers = {}
-    turns = {kind: turns[kind] for kind in KINDS} | {"autograd": lambda: answers.update(Hessian=hessian.matvec(v))}
-    far = take_turns(turns, rounds, clock=clock)
-    part = [column[: len(column) // 8] for column in columns]
-    answers["Gauss-Newton"] = autograd(*part, P, Q, exact=False).matvec(v)
-    compared = {
-        "Hessian": products["Hessian"].matvec(v),
-        "Gauss-Newton": DotProductCurvature(UserTriples(*part, *sizes), P, Q).matvec(v),
-    }
-    return [
-        {
-            "K": K,
-            "product": kind,
-            "ms": spread(near[kind], 1e-3),
-            "autograd HVP, ms": spread(far["autograd"], 1e-3),
-            "autograd / product": spread(far["autograd"] / far[kind]),
-            "MB read": f"{sum(array.nbytes for array in words[kind]) / 1e6:.0f}",
-            "streaming read, ms": spread(near[f"read {kind}"], 1e-3),
-            "product / read": spread(near[kind] / near[f"read {kind}"]),
-            "relative error": f"{((compared[kind] - answers[kind]).norm() / answers[kind].norm()).item():.0e}",
-        }
-        for kind in KINDS
-    ]
+RATIO = 0.0002  # of the interactions in a request
+OUTPUT = {"output": RESULTS / "speed"}
 
 
 # Solver
 
 
+@takes(datasets="ml-1m,pinterest", **{key: CACHED[key] for key in ("data_path", "cache", "processes")}, **OUTPUT)
 def solver(options):
-    from recbole_unlearn.comparison.seeds import SeedRun, TrainedSeeds
-    from recbole_unlearn.data.forget import ForgetRequest
-    from recbole_unlearn.influence.solver import block_jacobi, conjugate_gradient, jacobi
-    from recbole_unlearn.trained import Checkpoint
-    from recbole_unlearn.unlearner import InfluenceUnlearner
-
+    """Conjugate gradient iterations to a relative residual of 1e-3, in the paper's setting."""
+    kinds = {
+        "none": lambda curvature, damping: None,
+        "Jacobi": lambda curvature, damping: jacobi(curvature.diagonal(), damping),
+        "block-Jacobi": lambda curvature, damping: block_jacobi(curvature.blocks(), damping),
+    }
     rows = []
     for dataset in options.datasets.split(","):
-        settings = {"data_path": options.data_path, "method": "influence"}
-        trained = TrainedSeeds(("BPR", dataset, [str(ROOT / "properties/paper.yaml")], settings), options.cache)
-        config, split = trained.config, trained.split
-        run = SeedRun(config["seed"], (), True)
+        files = [str(ROOT / "properties/paper.yaml")]
+        trained = common.trained_seeds(options, dataset=dataset, files=files, method="influence")
+        (run,) = common.seed_runs(trained, 1)
         trained.train([run])
-        unlearner = InfluenceUnlearner(Checkpoint.written(trained.path(run), config).trained(split))
+        unlearner = common.unlearner_of(trained, run)
         problem, way = unlearner.problem, unlearner.way
         for ratio in (0.0001, 0.00035):
-            forgotten = ForgetRequest("ratio", ratio).rows(split)
+            forgotten = ForgetRequest("ratio", ratio).rows(trained.split)
             after = problem.without(forgotten, way)
             z, (curvature, _), damping = problem.lost(after, way), problem.curvature(after, way), problem.damping(way)
-            kinds = {
-                "none": lambda curvature, damping: None,
-                "Jacobi": lambda curvature, damping: jacobi(curvature.diagonal(), damping),
-                "block-Jacobi": lambda curvature, damping: block_jacobi(curvature.blocks(), damping),
-            }
             for name, make in kinds.items():
                 make(curvature, damping)  # compiles
                 start = perf_counter()
@@ -284,200 +99,409 @@ def solver(options):
                         "residual": f"{solve.residual:.1e}",
                     }
                 )
-    report("solver", rows, options.output, "K = 8, properties/paper.yaml, default damping.")
-
-
-# Growth
-
-
-def peak_memory():
-    """Peak resident MB of this process; unlike ru_maxrss, without what the parent held when it forked."""
-    return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) / 1024
-
-
-def apart(*arguments):
-    """What this script prints as JSON in a process of its own."""
-    done = subprocess.run([sys.executable, __file__, *arguments], capture_output=True, text=True)
-    if done.returncode:
-        sys.exit(f"{arguments} failed:\n{done.stderr}")
-    return json.loads(done.stdout.splitlines()[-1])
-
-
-def measure_point(clock, folder, n_users, n_items, K):
-    """Time a product over the triples in a folder; prints JSON. Runs in a process of its own."""
-    columns = read_triples(Path(folder))
-    tiny = UserTriples(*(np.array(column[:0]) for column in columns), 1, n_items)
-    few = DotProductCurvature(tiny, *embeddings(1, n_items, K))
-    few.matvec(torch.zeros(few.size, dtype=torch.float64))  # compiles
-    P, Q = embeddings(n_users, n_items, K)
-    start = clock()
-    curvature = DotProductCurvature(UserTriples(*columns, n_users, n_items), P, Q)
-    prepared = clock() - start
-    v = torch.ones(curvature.size, dtype=torch.float64)
-    seconds = []
-    while len(seconds) < 3 or (sum(seconds) < 1 and len(seconds) < 15):
-        start = clock()
-        curvature.matvec(v)
-        seconds.append(clock() - start)
-    print(
-        json.dumps({"seconds": seconds, "prepared": prepared, "peak_MB": peak_memory(), "kept": curvature.triples.kept})
-    )
-
-
-def growth(options):
-    million = 1_000_000
-    base = {"triples": 4 * million, "K": 8, "users": 6040, "items": 3706}
-    lines = {
-        "triples, K = 8": [{**base, "triples": int(n * million)} for n in (0.25, 1, 4, 16, 40)],
-        "triples, K = 64": [{**base, "K": 64, "triples": int(n * million)} for n in (0.25, 1, 4, 16, 40)],
-        "K": [{**base, "K": K} for K in (2, 8, 32, 128)],
-        "users": [{**base, "users": n} for n in (1000, 10_000, 100_000, million)],
-        "items": [{**base, "items": n} for n in (1000, 10_000, 100_000, million)],
-    }
-    rows = []
-    for line, points in lines.items():
-        for point in points:
-            with tempfile.TemporaryDirectory() as folder:
-                sizes = point["users"], point["items"]
-                write_triples(Path(folder), point["triples"] // NEGATIVES, *sizes)
-                result = apart(f"--clock={options.clock}", "--point", folder, *map(str, (*sizes, point["K"])))
-            rows.append(
-                {
-                    "against": line,
-                    **{name: f"{value:,}" for name, value in point.items()},
-                    "ms": spread(result["seconds"], 1e-3),
-                    "ns a triple": f"{np.median(result['seconds']) / point['triples'] * 1e9:.2f}",
-                    "preparation, s": f"{result['prepared']:.2f}",
-                    "peak MB": f"{result['peak_MB']:.0f}",
-                    "kept": "yes" if result["kept"] else "no",
-                }
-            )
-            print(rows[-1], flush=True)
-    report(
-        "growth", rows, options.output,
-        "A product in a process of its own, memory-mapped triples; peak: of the whole process, interpreter, libraries "
-        "and mapped pages included. Kept: grouping and h stay in memory; above 16 million triples every product makes "
-        "them again, a block at a time.",
-    )  # fmt: skip
-    draw_growth(options)
+    report("solver", rows, options, "K = 8, properties/paper.yaml, default damping.")
 
 
 # Requests
 
 
-def measure_request(clock, forgotten, K, all_rows):
-    """Time replay's epochs on synthetic triples; prints JSON. Runs in a process of its own."""
-    shape = next(shape for shape in replay_speed.SHAPES.values() if shape["K"] == K)
+def logging_cost(config, split, folder, rounds, trained):
+    """What logging adds to training time: of epochs with and without, in turn, and of snapshots.
 
-    def run(shape, epochs):
-        recorded, weights, rows = replay_speed.problem(**shape, epochs=epochs)
-        marks = [clock()]
-        trajectory = Trajectory(list(weights), list(weights.values()))
-        replay(recorded, trajectory, rows, all_rows, progress=lambda: marks.append(clock()))
-        return np.diff(marks)
+    ``trained`` epochs are a whole training: snapshots, ever rarer, come at their rate in it.
 
-    run({**shape, "n_rows": 2000, "forgotten": 20}, 2)  # compiles
-    first, *later = run({**shape, "forgotten": forgotten}, 8)
-    print(json.dumps({"seconds": later, "prepared": first, "peak_MB": peak_memory()}))
+    Returns:
+        (ratios minus 1, list; share of snapshots; seconds of the epochs with log, list)
+    """
+    trainers = {}
+    for logged in (False, True):
+        trainers[logged] = BPRTrainer(config, new_model(config, split, 1))
+        trainers[logged].log_negatives = logged
+        trainers[logged].saved_model_file = str(folder / f"speed-{logged}.pth")
+    loaders = {logged: split.remaining([], 1) for logged in trainers}
+    times = {False: [], True: []}
+    trainers[True]._snapshot = lambda: None  # timed by themselves, below
+    for epoch in range(rounds + 1):  # the first one compiles and opens the log
+        for logged, trainer in list(trainers.items())[:: 1 if epoch % 2 else -1]:
+            took = seconds(partial(trainer._train_epoch, loaders[logged], epoch))
+            if epoch:
+                times[logged].append(took)
+    due = [epoch for epoch in range(trained + 1) if snapshot_due(epoch)]
+    logging_one = trainers[True]
+    snapshots = [seconds(lambda n=n: logging_one.triple_log.add_snapshot(n, logging_one._weights())) for n in due]
+    more = [ratio - 1 for ratio in ratios(times[True], times[False])]
+    return more, sum(snapshots) / (trained * median(times[False])), times[True]
 
 
+@takes(
+    **CACHED,
+    epochs=option(3, "of stock RecBole to measure"),
+    logged_epochs=option(9, "to measure with and without log, in turn"),
+    requests=11,
+    seeds=option(1, "originals to take requests on"),
+    **OUTPUT,
+)
 def requests(options):
-    rows = []
-    for K, shape in ((shape["K"], shape) for shape in replay_speed.SHAPES.values()):
-        for way in ("touched rows", "all rows"):
-            for forgotten in (1, 10, 100, 1000, 10_000):
-                result = apart(f"--clock={options.clock}", "--request", str(forgotten), str(K), way)
-                rows.append(
-                    {
-                        "against": f"forget set, {way}, K = {K}",
-                        "forget set": f"{forgotten:,}",
-                        "triples": f"{shape['n_rows'] * shape['m']:,}",
-                        "ms": spread(result["seconds"], 1e-3),
-                        "first epoch, ms": f"{1e3 * result['prepared']:.3g}",
-                        "peak MB": f"{result['peak_MB']:.0f}",
-                    }
-                )
-                print(rows[-1], flush=True)
-    report(
-        "requests", rows, options.output,
-        "An epoch of replay in a process of its own, on synthetic triples of ML-1M's shape, random interactions "
-        "forgotten; the first epoch holds the preparation. By default a request replays the touched rows where they "
-        "anchor at most half of the interactions, else all rows.",
-    )  # fmt: skip
-    draw_growth(options)
+    """What a request costs: against stock Retrain, against a curvature product, and what logging costs before.
 
+    Everything is measured in one process, one after the other, on an otherwise idle machine. Retrain is stock RecBole:
+    its own loader and trainer, median of --epochs epochs with validation, taken in turn with the requests of each
+    original, times the epochs that the configuration trains (or, under early stopping, that the original trained). The
+    originals (--seeds of them) come from --cache or are trained first.
+    """
+    trained = common.trained_seeds(options, method="replay")
+    config, split = trained.config, trained.split
+    paths = trained.train(common.seed_runs(trained, options.seeds))
 
-# The picture
+    # Each request starts from the original: what a session has forgotten is not kept here.
+    openings, replayed, asked, single, stock = [], [], [], [], []
+    keys = {"data_path": options.data_path, "method": "replay", "show_progress": False}
+    for path in paths:
+        start = perf_counter()
+        session = InfluenceUnlearner.load(path, options.config_files, keys)
+        openings.append(perf_counter() - start)
+        replayed.append(session.problem.epochs)
+        for n in range(options.requests):
+            rng = np.random.default_rng(n)
+            for times, count in ((asked, max(round(RATIO * split.n_rows), 1)), (single, 1)):
+                rows = np.sort(rng.choice(split.n_rows, count, replace=False))
+                times.append(session.unlearn(rows).seconds)
+        session.close()
+        # in turn, so that a slow spell of the machine meets both
+        for _ in range(-(-options.epochs // len(paths))):
+            stock += common.stock_epoch_seconds(config, split, 1)
+    log, stored = session.log, session.trained.stored
 
-
-def draw_growth(options):
-    """Draw what the sections growth and requests have written."""
-    files = [options.output / f"{section}.json" for section in ("growth", "requests")]
-    rows = [row for file in files if file.exists() for row in json.loads(file.read_text())["rows"]]
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    matplotlib.rcParams |= {"svg.hashsalt": "growth", "svg.fonttype": "none"}
-    lines = {}
-    for row in rows:
-        lines.setdefault(row["against"], []).append(row)
-    axes_of = ["triples", "K", "users", "items", "forget set"]
-    figure, axes = plt.subplots(2, 5, figsize=(16, 5.5), sharey="row", sharex="col", constrained_layout=True)
-    for line, points in lines.items():
-        axis = line.split(",")[0]
-        column = axes_of.index(axis)
-        x = [int(row[axis].replace(",", "")) for row in points]
-        label = line.partition(", ")[2] or None
-        axes[0, column].loglog(x, [float(row["ms"].split()[0]) for row in points], "o-", label=label)
-        axes[1, column].loglog(x, [float(row["peak MB"]) for row in points], "o-", label=label)
-        axes[1, column].set_xlabel({"K": "embedding size K", "forget set": "interactions forgotten"}.get(axis, axis))
-    for axis in (axes[0, 0], axes[1, 4]):  # where they cover nothing
-        axis.legend(frameon=False, fontsize="small", loc="upper left")
-    for column in range(5):
-        axes[0, column].set_title("an epoch of replay" if column == 4 else "a product", fontsize="medium")
-    axes[0, 0].set_ylabel("ms")
-    axes[1, 0].set_ylabel("peak memory of the process, MB")
-    for ax in axes.flat:
-        ax.grid(alpha=0.3)
-    figure.suptitle(
-        "A Gauss-Newton product, and an epoch of replay; where not on the axis: 4 million triples (.8 at K = 64 in "
-        "replay), K = 8, 6,040 users, 3,706 items"
+    triples = UserTriples(
+        log.users, np.array(log.items), np.ascontiguousarray(log.epoch(0)), split.n_users, split.n_items
     )
-    figure.savefig(options.picture, metadata={"Date": None})
+    curvature = DotProductCurvature(triples, session.problem.P, session.problem.Q)
+    vector = torch.randn(curvature.size, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    curvature.matvec(vector)
+    products = [seconds(partial(curvature.matvec, vector)) for _ in range(options.requests)]
+
+    epoch = median(stock)
+    epochs = min(config["epochs"], stored["epoch"] + 1 + config["stopping_step"])
+    with tempfile.TemporaryDirectory() as folder:
+        more, snapshots, training = logging_cost(config, split, Path(folder), options.logged_epochs, epochs)
+    n_logged = log.n_epochs if not log.static else 1
+    size = sum(f.stat().st_size for f in log_path(paths[-1]).iterdir()) / (n_logged * log.n_rows * log.negatives)
+
+    def told(times):
+        return f"{median(times):.3g} s ({min(times):.3g}-{max(times):.3g})"
+
+    figures = {
+        "triples an epoch": f"{log.n_rows * log.negatives:,}",
+        "Retrain, stock RecBole": f"{epochs * epoch:.4g} s ({epochs} epochs of {epoch:.3g} s)",
+        "epochs replayed (up to the best one)": ", ".join(map(str, replayed)),
+        f"request, {RATIO:.2%} of the interactions": told(asked),
+        "times faster than Retrain": f"{epochs * epoch / median(asked):.0f}",
+        "request, 1 interaction": told(single),
+        "times faster than Retrain, 1 interaction": f"{epochs * epoch / median(single):.0f}",
+        "one curvature product": told(products),
+        "request, 1 interaction, in curvature products": f"{median(single) / median(products):.1f}",
+        "opening before the first request": told(openings),
+        "logging, share of training time": f"{median(more) + snapshots:+.1%} "
+        f"(an epoch {min(more):+.1%} to {max(more):+.1%}, snapshots {snapshots:+.1%})",
+        "log, bytes a triple": f"{size:.2f}",
+        "training epoch": f"{median(training):.3g} s",
+    }
+    name = f"{options.dataset}-{setting(options)}"
+    page = pd.Series(figures, name=name).to_markdown() + "\n"
+    found = {"figures": figures, "requests": asked, "single": single, "logging": more}
+    common.write(page, options.output, f"request_cost-{name}", found)
 
 
-SECTIONS = {"kernels": kernels, "solver": solver, "growth": growth, "requests": requests}
-NEED_DATA = {"solver"}
+# LightGCN
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sections", default=",".join(name for name in SECTIONS if name not in NEED_DATA))
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu: for a busy machine, with 1 thread")
-    parser.add_argument("--datasets", default="ml-1m,pinterest")
-    parser.add_argument("--data_path", default="dataset/")
-    parser.add_argument("--cache", default="saved/fidelity")
-    parser.add_argument("--output", type=Path, default=ROOT / "results/speed")
-    parser.add_argument("--picture", type=Path, default=ROOT / "docs/growth.svg")
-    parser.add_argument("--point", nargs=4, metavar=("FOLDER", "USERS", "ITEMS", "K"), help=argparse.SUPPRESS)
-    parser.add_argument("--request", nargs=3, metavar=("FORGOTTEN", "K", "ROWS"), help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.request:
-        forgotten, K, way = options.request
-        measure_request(CLOCKS[options.clock], int(forgotten), int(K), way == "all rows")
-        return
-    if options.point:
-        measure_point(CLOCKS[options.clock], options.point[0], *map(int, options.point[1:]))
-        return
-    chosen = options.sections.split(",")
-    if unknown := set(chosen) - SECTIONS.keys():
-        parser.error(f"unknown section {', '.join(sorted(unknown))}; there are {', '.join(SECTIONS)}")
-    for name in chosen:
-        SECTIONS[name](options)
+def stock(config, split, steps, clock):
+    """Seconds of a training epoch, and of a validation."""
+    model = new_model(config, split, 1)
+    trainer = Trainer(config, model)
+    batches = iter(split.train)
 
+    def step():
+        batch = next(batches)
+        trainer.optimizer.zero_grad()
+        model.calculate_loss(batch).backward()
+        trainer.optimizer.step()
+
+    took = [seconds(step, clock) for _ in range(min(steps, len(split.train)))]
+    validation = seconds(lambda: trainer.evaluate(split.valid, load_best_model=False), clock)
+    return median(took) * len(split.train), validation
+
+
+def replayed_graph(config, split, rows, clock):
+    """Seconds of replay's first epoch, and of a later one."""
+    rng = np.random.default_rng(0)
+    epochs = 3
+    negatives = [rng.integers(1, split.n_items, (split.n_rows, 1)).astype(np.uint16) for _ in range(epochs)]
+    start = np.concatenate([p.detach().numpy().ravel() for p in new_model(config, split, 1).parameters()])
+    batch = config["train_batch_size"]
+    stride = max(-(-split.n_rows // batch) // MOVES, 1)
+    times = []
+
+    one, adam = np.ones(1, np.int64), Adam(config["learning_rate"], 0.9, 0.999, 1e-8, 0.0)
+    loss = GraphLoss(config["n_layers"], config["reg_weight"])
+    small, zero = Recorded(one, one, [one[:, None]] * 30, 2, 2, adam, 1), np.zeros(4 * config["embedding_size"])
+    replay_graph(small, zero, one[:0], loss, stride=2)  # compiles
+    recorded = Recorded(split.users, split.items, negatives, split.n_users, split.n_items, adam, batch)
+    begin = clock()
+    replay_graph(recorded, start, rows, loss, progress=lambda: times.append(clock()), stride=stride)
+    return times[0] - begin, float(np.median(np.diff(times))), stride
+
+
+@takes(
+    dataset=DATA["dataset"],
+    data_path=DATA["data_path"],
+    forget=option(200, "interactions to forget"),
+    steps=option(20, "batches of stock training to measure"),
+    epochs=option(50, "of the training that is compared"),
+    rounds=option(5, "stock and replay in turn"),
+    clock=CLOCK,
+    **OUTPUT,
+)
+def lightgcn(options):
+    """Seconds of an epoch of LightGCN: stock RecBole's training and validation, and replay's.
+
+    Stock epochs are measured on --steps batches. Costs do not depend on the weights, so replay runs on negatives drawn
+    at random.
+    """
+    clock = CLOCKS[options.clock]
+    torch.set_num_threads(1)
+    numba.set_num_threads(1)
+    config, split = opened(("LightGCN", options.dataset, [], {"data_path": options.data_path}))
+    logging.getLogger().setLevel(logging.ERROR)
+    rows = ForgetRequest("count", options.forget, 2020).rows(split)
+    rounds = []
+    for _ in range(options.rounds):
+        epoch, validation = stock(config, split, options.steps, clock)
+        first, later, stride = replayed_graph(config, split, rows, clock)
+        retrain, request = options.epochs * (epoch + validation), first + (options.epochs - 1) * later
+        rounds.append(
+            {
+                "stock RecBole, an epoch, s": epoch,
+                "a validation, s": validation,
+                "replay, first epoch, s": first,
+                "a later epoch, s": later,
+                f"stock RecBole, {options.epochs} epochs, s": retrain,
+                f"replay, {options.epochs} epochs, s": request,
+                "times faster": retrain / request,
+            }
+        )
+    found = pd.DataFrame(rounds)
+    table = pd.DataFrame({"median": found.median(), "lowest": found.min(), "highest": found.max()})
+    page = (
+        f"`{common.command(options)}`: LightGCN on {options.dataset}, {len(rows)} interactions forgotten, stride "
+        f"{stride}, {options.rounds} rounds of stock epoch and replay in turn, one thread, {options.clock} time:\n\n"
+        f"{table.map(lambda x: f'{x:.3g}').to_markdown(disable_numparse=True)}\n"
+    )
+    common.write(page, options.output, f"lightgcn-{options.dataset}", rounds)
+
+
+# Evaluation and training epochs
+
+
+def train(options, keys, kind):
+    """A trainer with its data, after an epoch and with the seconds of each later one and its validation."""
+    config = Config("BPR", options.dataset, options.config_files, copy.deepcopy(keys))
+    init_seed(config["seed"], config["reproducibility"])
+    data, valid, test = data_preparation(config, create_dataset(config))
+    init_seed(config["seed"], config["reproducibility"])
+    trainer = kind(config, BPR(config, data._dataset))
+    marks = []
+    trainer.fit(data, valid, verbose=False, saved=False, callback_fn=lambda *_: marks.append(perf_counter()))
+    return trainer, test, np.diff(marks)
+
+
+def evaluate(trainer, loader):
+    np.random.seed(trainer.config["seed"])
+    start = perf_counter()
+    result = trainer.evaluate(loader, load_best_model=False)
+    return perf_counter() - start, (result, np.random.random())
+
+
+def compared(took):
+    """Medians of stock and ours, and median, smallest and largest ratio of neighbouring measurements."""
+    stock, ours = zip(*took, strict=True)
+    found = ratios(stock, ours)
+    figures = {"stock, s": median(stock), "ours, s": median(ours), "ratio": median(found)}
+    return {name: float(x) for name, x in {**figures, "from": min(found), "to": max(found)}.items()}
+
+
+@takes(**DATA, rounds=3, **OUTPUT)
+def evaluation(options):
+    """Evaluation and training epochs against stock RecBole at its defaults, in turns.
+
+    Both give the same metrics, leave numpy's random stream in the same state, and train the same weights, bit for bit:
+    all of it is asserted here. An epoch is a pass over the training data, with log and snapshots in ours, and a
+    validation.
+    """
+    warnings.simplefilter("ignore")
+    logging.disable(logging.WARNING)
+    threads = torch.get_num_threads()
+    with tempfile.TemporaryDirectory() as folder:
+        keys = {"checkpoint_dir": folder, "epochs": options.rounds + 1, "show_progress": False}
+        keys["data_path"] = os.path.abspath(options.data_path)
+        os.chdir(folder)  # RecBole logs here
+        runs = [train(options, keys, kind) for kind in (Trainer, BPRTrainer)]
+        (stock, test, _), (ours, _, _) = runs
+        for name, weight in stock.model.state_dict().items():
+            assert torch.equal(weight, ours.model.state_dict()[name]), name
+        assert stock.best_valid_result == ours.best_valid_result
+
+        table = {"training epoch with validation": compared(zip(*(took for _, _, took in runs), strict=True))}
+        sampled = copy.deepcopy(stock.config)
+        sampled["test_neg_sample_args"] = {"distribution": "uniform", "sample_num": 99}
+        loaders = {
+            "full ranking": FullSortEvalDataLoader(stock.config, test._dataset, test._sampler),
+            "99 sampled": NegSampleEvalDataLoader(sampled, test._dataset, test._sampler),
+        }
+        for name, loader in loaders.items():
+            evaluate(ours, loader)  # compiles
+            took = []
+            for _ in range(options.rounds):
+                (slow, expected), (fast, result) = (evaluate(trainer, loader) for trainer in (stock, ours))
+                assert result == expected, (result, expected)
+                took.append((slow, fast))
+            table[f"evaluation, {name}"] = compared(took)
+        os.chdir(ROOT)
+    name = f"{options.dataset}-{setting(options)}"
+    head = f"{name}, K = {stock.model.embedding_size}, {threads} threads, {options.rounds} rounds"
+    lines = [head, "", "| | stock, s | ours, s | ratio |", "|:---|:---|:---|:---|"]
+    for what, found in table.items():
+        range_ = f"{found['ratio']:.1f} ({found['from']:.1f} to {found['to']:.1f})"
+        lines.append(f"| {what} | {found['stock, s']:.3f} | {found['ours, s']:.3f} | {range_} |")
+    common.write("\n".join([*lines, ""]), options.output, f"evaluation-{name}", table)
+
+
+# Ranks
+
+ASKED = {"influence": "request, influence step", "replay": "request, replay of touched rows"}
+PRODUCT = "curvature product"
+
+
+def of_ranks(options):
+    """The trained seed that all ranks open."""
+    keys = {"epochs": options.epochs, "show_progress": False, "method": "replay", "replay_rows": "touched"}
+    trained = common.trained_seeds(options, **keys, use_gpu=False)
+    return trained, *common.seed_runs(trained, 1)
+
+
+def at_once(function, times=1):
+    """Seconds of calls that all ranks begin together."""
+    found = []
+    for _ in range(times):
+        distributed.barrier()
+        found.append(seconds(function))
+    return found
+
+
+RANKED = {**CACHED, "cache": "saved/ranks", "epochs": 2, "products": option(10, "in each round")}
+
+
+@takes(**RANKED)
+def rank(options):
+    """Measure whenever rank 0 reads a line, until there are no more; rank 0 answers with a line of JSON."""
+    logging.getLogger().setLevel(logging.ERROR)
+    torch.set_num_threads(1)
+    answers, sys.stdout = sys.stdout, sys.stderr
+    with distributed.joined(timeout=600) as leading:
+        (trained, run), unlearners = of_ranks(options), {}
+        split, path = trained.split, trained.path(run)
+        for method in ASKED:
+            config, stored = changed(trained.config, method=method), checkpoints.load(path, verify=False)
+            unlearners[method] = InfluenceUnlearner(
+                Checkpoint(path, config, *stored).trained(split), shared=distributed.shared()
+            )
+            unlearners[method].warm_up()
+        rows = np.random.default_rng(1).choice(split.n_rows, max(round(RATIO * split.n_rows), 1), replace=False)
+        rows = np.sort(rows)
+        curvature, n_triples = unlearners["influence"].problem.curvature(rows, unlearners["influence"].way)
+        vector = torch.ones(curvature.size, dtype=torch.float64)
+        functions = {PRODUCT: (partial(curvature.matvec, vector), options.products)}
+        functions |= {ASKED[method]: (partial(each.unlearn, rows), 1) for method, each in unlearners.items()}
+        at_once(functions[PRODUCT][0])
+        about = {"triples": n_triples, "users": split.n_users, "items": split.n_items, "forgotten": len(rows)}
+        while distributed.share(bool(sys.stdin.readline()) if leading else None):
+            found = {name: at_once(*function) for name, function in functions.items()}
+            if leading:
+                print(json.dumps({"seconds": found, **about}), file=answers, flush=True)
+
+
+class Group:
+    """``size`` ranks on this machine, which measure when asked to."""
+
+    def __init__(self, size, words):
+        with socket.socket() as probe:
+            probe.bind(("localhost", 0))
+            port = probe.getsockname()[1]
+        self.size, self.processes = size, []
+        for n in range(size):
+            place = {"RANK": n, "LOCAL_RANK": n, "WORLD_SIZE": size, "MASTER_ADDR": "localhost", "MASTER_PORT": port}
+            place |= {"OMP_NUM_THREADS": 1, "NUMBA_NUM_THREADS": 1}
+            environment = {**os.environ, **{key: str(value) for key, value in place.items()}}
+            pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE} if n == 0 else {}
+            command = [sys.executable, "-W", "ignore", __file__, "rank", *words]
+            self.processes.append(subprocess.Popen(command, env=environment, text=True, **pipes))
+
+    def measure(self):
+        leader = self.processes[0]
+        print("go", file=leader.stdin, flush=True)
+        line = leader.stdout.readline()
+        if not line:
+            raise SystemExit(f"the group of {self.size} ranks failed")
+        return json.loads(line)
+
+    def end(self):
+        self.processes[0].stdin.close()
+        for process in self.processes:
+            process.wait()
+
+
+@takes(**RANKED, sizes=option("1,2,3", "numbers of ranks; the first is what ratios are to"), rounds=7, **OUTPUT)
+def ranks(options):
+    """How curvature products and requests scale over ranks: 1, 2 and 3 gloo processes of one thread each.
+
+    Groups of 1, 2 and 3 ranks open the same checkpoint (trained for --epochs epochs, if not in --cache) and take turns:
+    in each round every group computes --products curvature products, forgets the same 0.02% of the interactions by one
+    influence step, and by replay of the touched rows. While one group works the others wait for a message. Seconds are
+    rank 0's, from a barrier on; ratios are to one rank in the same round.
+    """
+    trained, run = of_ranks(options)
+    trained.train([run])
+    groups = [Group(int(size), common.words(options, *RANKED)) for size in options.sizes.split(",")]
+    found = {group.size: [] for group in groups}
+    for n in range(options.rounds + 1):
+        for group in groups:
+            answer = group.measure()
+            if n:  # the first round loads what is loaded late
+                found[group.size].append(answer)
+    load = common.load()
+    for group in groups:
+        group.end()
+
+    first, rows = groups[0].size, []
+    for name in (PRODUCT, *ASKED.values()):
+        each = {size: [median(answer["seconds"][name]) for answer in answers] for size, answers in found.items()}
+        row = {"milliseconds": name}
+        for size, took in each.items():
+            row[f"{size} rank{'s' if size > 1 else ''}"] = spread(took, 1e-3)
+        for size in list(each)[1:]:
+            row[f"{first} : {size}"] = spread(ratios(each[first], each[size]))
+        rows.append(row)
+    cores, _, busy = load.partition(", ")
+    about = (
+        f"`{common.command(options)}`: curvature of {answer['triples']:,} triples, {answer['users'] - 1:,} users, "
+        f"{answer['items'] - 1:,} items, K = {trained.config['embedding_size']}, {answer['forgotten']} interactions "
+        f"forgotten; one thread a rank, {cores}, {options.rounds} rounds, {busy}"
+    )
+    page = f"{about}\n\n{common.markdown(rows)}\n"
+    common.write(page, options.output, f"ranks-{options.dataset}", {"about": about, "rounds": found})
+
+
+COMMANDS = [kernels, solver, growth, forget_sets, replay, lightgcn, requests, ranks, evaluation]
 
 if __name__ == "__main__":
-    main()
+    common.run(__doc__, COMMANDS, [rank])

@@ -5,84 +5,52 @@
 Trained models are cached in --cache, together with those of the other benchmarks.
 """
 
-import argparse
-import logging
-from pathlib import Path
-
+import common
 import numpy as np
 import pandas as pd
-import torch
+from common import CACHED, RESULTS, mean_sd, takes
 from tqdm import tqdm
 
-from recbole_unlearn.comparison.seeds import SeedRun, TrainedSeeds
 from recbole_unlearn.data.forget import ForgetRequest
-from recbole_unlearn.evaluation import forgetting, ranking
-from recbole_unlearn.trained import Checkpoint
-from recbole_unlearn.trainer import BPRTrainer
-from recbole_unlearn.training import new_model
-from recbole_unlearn.unlearner import InfluenceUnlearner
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--dataset", default="ml-100k")
-    parser.add_argument("--data_path", default="dataset/")
-    parser.add_argument("--config_files", default="")
-    parser.add_argument("--requests", type=int, default=1000)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--cache", default="saved/fidelity")
-    parser.add_argument("--processes", type=int)
-    parser.add_argument("--output", default="results/stream")
-    args = parser.parse_args()
-    logging.getLogger().setLevel(logging.ERROR)
-    files = args.config_files.split()
-    trained = TrainedSeeds(("BPR", args.dataset, files, {"data_path": args.data_path}), args.cache, args.processes)
-    config, split = trained.config, trained.split
-    rows = ForgetRequest("count", args.requests).rows(split)
+@takes(**CACHED, requests=1000, seeds=3, output=RESULTS / "stream")
+def stream(options):
+    trained = common.trained_seeds(options)
+    rows = ForgetRequest("count", options.requests).rows(trained.split)
     order = np.random.default_rng(1).permutation(rows)
-    first = config["seed"]
-    originals = [SeedRun(first + n, (), True) for n in range(args.seeds)]
-    retrainings = [SeedRun(first + n, tuple(map(int, rows))) for n in range(args.seeds)]
+    originals = common.seed_runs(trained, options.seeds)
+    retrainings = common.seed_runs(trained, options.seeds, rows)
     trained.train(originals + retrainings)
-    model = new_model(config, split)
-    trainer = BPRTrainer(config, model)
-    trainer.eval_collector.data_collect(split.train)
-
-    def measure(state):
-        model.load_state_dict(state)
-        found = ranking.evaluate(trainer, model, split, config["seed"], protocols={"full": 0})["full"]
-        metrics = {name: found[f"{key}@10"] for name, key in (("HR@10", "hit"), ("NDCG@10", "ndcg"))}
-        return {"forget-set AUC": forgetting.percentiles(model, split, rows).mean(), **metrics}
+    measure = common.judge(trained, "full", 0)
 
     figures, seconds, replays = {"original": [], "unlearned": [], "retrained": []}, [], []
     for original, retrained in zip(originals, retrainings, strict=True):
-        session = InfluenceUnlearner(Checkpoint.written(trained.path(original), config).trained(split))
+        session = common.unlearner_of(trained, original)
         session.warm_up()
         replays.append(0)
         for row in tqdm(order, "Requests", ncols=100):
             served = session.forget_rows([row])
             seconds.append(served.seconds)
             replays[-1] += served.details["all_rows"]
-        figures["original"].append(measure(session.trained.stored["state_dict"]))
-        figures["unlearned"].append(measure(session.state_dict))
-        figures["retrained"].append(measure(torch.load(trained.path(retrained), weights_only=True)["state_dict"]))
+        states = session.trained.stored["state_dict"], session.state_dict, common.weights_of(trained, retrained)
+        for found, state in zip(figures.values(), states, strict=True):
+            found.append(measure(state, rows))
     table = {}
-    for name in figures["original"][0]:
+    for name in ("forget-set AUC", "HR@10", "NDCG@10"):
         values = {of: np.array([each[name] for each in found]) for of, found in figures.items()}
-        table[name] = {of: f"{v.mean():.4f} ± {v.std(ddof=1):.4f}" for of, v in values.items()}
-        gap, spread = values["unlearned"].mean() - values["retrained"].mean(), values["retrained"].std(ddof=1)
-        table[name]["sd from Retrain"] = f"{gap / spread:+.1f}"
+        table[name] = {of: mean_sd(each) for of, each in values.items()}
+        gap, sd = values["unlearned"].mean() - values["retrained"].mean(), values["retrained"].std(ddof=1)
+        table[name]["sd from Retrain"] = f"{gap / sd:+.1f}"
+    setting = common.setting(options)
     page = (
-        f"## {args.dataset}, {Path(args.config_files).stem or 'default'} BPR, {args.requests} requests one by one, "
-        f"{args.seeds} seeds\n\n{pd.DataFrame(table).T.to_markdown()}\n\n"
+        f"## {options.dataset}, {setting} BPR, {options.requests} requests one by one, {options.seeds} seeds\n\n"
+        f"{pd.DataFrame(table).T.to_markdown()}\n\n"
         f"Seconds a request: {np.median(seconds):.3g} (median), {np.max(seconds):.3g} (longest); all rows replayed "
         f"{np.mean(replays):.1f} times in a stream.\n"
     )
-    output = Path(args.output)
-    output.mkdir(parents=True, exist_ok=True)
-    (output / f"{args.dataset}-{Path(args.config_files).stem or 'default'}.md").write_text(page)
-    print(page)
+    common.write(page, options.output, f"{options.dataset}-{setting}")
 
 
 if __name__ == "__main__":
-    main()
+    common.run(__doc__, [stream])

@@ -5,10 +5,10 @@ python benchmarks/tables.py
 
 import json
 import re
-from pathlib import Path
 from statistics import median
 
-ROOT = Path(__file__).parents[1]
+from common import RESULTS, ROOT
+
 METHODS = {
     "nothing done": "nothing done",
     "paper's step": "UBPR's step",
@@ -39,7 +39,7 @@ def forget_set(stem):
 def fidelity():
     """One line a forget set; of each method, how far its forget-set AUC is from Retrain's, and its correlation."""
     lines = ["| data | forget | " + " | ".join(METHODS.values()) + " |", "|:---|:---|" + ":---|" * len(METHODS)]
-    files = (ROOT / "results/fidelity").glob("*-default-*.json")
+    files = (RESULTS / "fidelity").glob("*-default-*.json")
     for file in sorted(files, key=lambda file: forget_set(file.stem)):
         results = json.loads(file.read_text())
         data, what = forget_set(file.stem)
@@ -56,7 +56,7 @@ def fidelity():
 
 def ratios():
     parts = []
-    for file in sorted((ROOT / "results").glob("paper_ratios-*.md")):
+    for file in sorted(RESULTS.glob("paper_ratios-*.md")):
         lines = file.read_text().splitlines()
         table = [line for line in lines if line.startswith("|")]
         kept = [row for row in table[2:] if cells(row)[0].startswith(RATIO_ROWS)]
@@ -66,7 +66,7 @@ def ratios():
 
 def speed():
     columns, rows = [], {}
-    for file in sorted((ROOT / "results/speed").glob("request_cost-*.md")):
+    for file in sorted((RESULTS / "speed").glob("request_cost-*.md")):
         head, _, *lines = (cells(line) for line in file.read_text().splitlines())
         columns.append(head[1])
         for name, value in lines:
@@ -82,8 +82,8 @@ def first(text):
 
 
 def measured(stem):
-    """Rows of a section of `speed.py`, or figures of `request_cost.py`; None where it has not been run."""
-    file = ROOT / f"results/speed/{stem}.json"
+    """Rows or figures of a command of `speed.py`; None where it has not been run."""
+    file = RESULTS / f"speed/{stem}.json"
     if not file.exists():
         return None
     found = json.loads(file.read_text())
@@ -116,25 +116,26 @@ def targets():
         return {name: figures[row].split(" (")[0] for name, figures in costs.items() if only is None or name in only}
 
     paper = ("ml-1m-paper", "pinterest-paper")
-    line("Curvature product against torch autograd's, K = 8", ">= 60", product(8, "autograd / product"), "speed.py")
-    line("the same, K = 64", ">= 40", product(64, "autograd / product"), "speed.py")
-    line("Product against one read of what it reads, K = 8", "<= 4", product(8, "product / read"), "speed.py")
+    kernels, autograd = "speed.py kernels", "autograd / product"
+    line("Curvature product against torch autograd's, K = 8", ">= 60", product(8, autograd), kernels)
+    line("the same, K = 64", ">= 40", product(64, autograd), kernels)
+    line("Product against one read of what it reads, K = 8", "<= 4", product(8, "product / read"), kernels)
     iterations = {}
     for row in measured("solver"):
         if row["preconditioner"] == "block-Jacobi":
             iterations[row["data set"]] = max(row["iterations"], iterations.get(row["data set"], 0))
-    line("Conjugate gradient iterations to 1e-3", "<= 15", iterations, "speed.py --sections=solver", "")
-    faster, request = "times faster than Retrain", "request_cost.py"
+    line("Conjugate gradient iterations to 1e-3", "<= 15", iterations, "speed.py solver", "")
+    faster, request = "times faster than Retrain", "speed.py requests"
     line("Request (.02 %) against stock Retrain, K = 8", ">= 500", cost(faster, paper), request)
     line("the same, K = 64", ">= 300", cost(faster, ("ml-1m-default",)), request)
     graph = measured("lightgcn-ml-1m")
     if graph:
         ratios = [each["times faster"] for each in graph]
-        line("the same, LightGCN", ">= 50", {"ml-1m": median(ratios)}, "lightgcn_speed.py")
+        line("the same, LightGCN", ">= 50", {"ml-1m": median(ratios)}, "speed.py lightgcn")
     single = cost("request, 1 interaction, in curvature products")
     line("Request of one interaction, in curvature products", "<= 10", single, request, "")
     line("Logging, share of training time", "<= 3", cost("logging, share of training time"), request, "%")
-    found = {file.stem.removeprefix("guard-"): measured(file.stem) for file in (ROOT / "results/speed").glob("guard-*")}
+    found = {file.stem.removeprefix("guard-"): measured(file.stem) for file in (RESULTS / "speed").glob("guard-*")}
     values = {name: round(figures["of a replay"], 2) for name, figures in sorted(found.items())}
     if values:
         line("Guard, at a log's first request, in replays of all rows", "<= 1", values, "guard.py")
@@ -147,16 +148,16 @@ def targets():
         found = {name: measured(f"evaluation-{name}") for name in names}
         values = {name: float(each[row]["ratio"]) for name, each in found.items() if each}
         if values:
-            line(what, aim, values, "evaluation_speed.py")
+            line(what, aim, values, "speed.py evaluation")
     largest = max(measured("growth"), key=lambda row: (first(row["triples"]), int(row["K"])))
     peak = {"": first(largest["peak MB"]) / 1024}
-    line(f"Peak memory, {largest['triples']} triples, K = {largest['K']}", "<= 4", peak, "speed.py", " GiB")
+    line(f"Peak memory, {largest['triples']} triples, K = {largest['K']}", "<= 4", peak, "speed.py growth", " GiB")
     return "\n".join([*lines, ""])
 
 
 def methods():
     """The forget set's table of a comparison."""
-    page = (ROOT / "results/methods-ml-100k/comparison.md").read_text()
+    page = (RESULTS / "methods-ml-100k/comparison.md").read_text()
     rows = [cells(line) for line in page.splitlines() if line.startswith("|") and not line.startswith("|:")]
     chosen = [0, *(rows[0].index(name) for name in COMPARED)]
     lines = ["| " + " | ".join(row[k] for k in chosen) + " |" for row in rows]
@@ -165,7 +166,7 @@ def methods():
 
 def stream():
     parts = []
-    for file in sorted((ROOT / "results/stream").glob("*.md")):
+    for file in sorted((RESULTS / "stream").glob("*.md")):
         title, *rest = file.read_text().strip().splitlines()
         parts += [f"**{title.removeprefix('## ')}**", *rest, ""]
     return "\n".join(parts)
@@ -173,7 +174,7 @@ def stream():
 
 def models():
     """The matrix of models that work, without the details, folded; and the names of the others."""
-    page = (ROOT / "results/models.md").read_text()
+    page = (RESULTS / "models.md").read_text()
     rows = [cells(line) for line in page.splitlines() if line.startswith("|") and not line.startswith("|:")]
     works, others = [row for row in rows[1:] if row[2] != "–"], [row[0] for row in rows[1:] if row[2] == "–"]
     lines = ["| " + " | ".join(row[:10]) + " |" for row in (rows[0], *works)]
