@@ -1,4 +1,4 @@
-"""Puts what is in results/ into the README's tables, so that they cannot differ.
+"""Puts what is in results/ into the tables of README.md and results/README.md, so that they cannot differ.
 
 python benchmarks/tables.py
 """
@@ -181,21 +181,29 @@ def models():
     table = "\n".join([lines[0], "|" + ":---|" * 10, *lines[1:]])
     return (
         f"<details><summary>{len(works)} models, one by one</summary>\n\n{table}\n\nNot: {', '.join(others)}; why: "
-        "[results/models.md](results/models.md).\n\n</details>\n"
+        "[models.md](models.md).\n\n</details>\n"
     )
 
 
-def main():
-    readme = ROOT / "README.md"
-    text = readme.read_text()
-    for make in (fidelity, models, stream, methods, ratios, targets, speed):
+PAGES = {"README.md": (fidelity,), "results/README.md": (models, stream, methods, ratios, targets, speed)}
+
+
+def filled(name):
+    """A page with its tables as results/ says: each stands between a line with its function's name and an end."""
+    text = (ROOT / name).read_text()
+    for make in PAGES[name]:
         mark = f"<!-- {make.__name__} -->\n"
         before, found, rest = text.partition(mark)
         if not found:
-            raise SystemExit(f"README.md lacks the line {mark.strip()}")
+            raise SystemExit(f"{name} lacks the line {mark.strip()}")
         _, end, after = rest.partition("<!-- end -->")
         text = f"{before}{mark}\n{make()}\n{end}{after}"
-    readme.write_text(text)
+    return text
+
+
+def main():
+    for name in PAGES:
+        (ROOT / name).write_text(filled(name))
 
 
 if __name__ == "__main__":
