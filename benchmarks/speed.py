@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import warnings
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -45,6 +46,7 @@ from recbole_unlearn.influence.operators import Damped, DotProductCurvature, Use
 from recbole_unlearn.influence.recorded import Adam, Recorded
 from recbole_unlearn.influence.solver import block_jacobi, conjugate_gradient, jacobi
 from recbole_unlearn.settings.config import changed
+from recbole_unlearn.settings.given import Given
 from recbole_unlearn.storage import checkpoints
 from recbole_unlearn.storage.triple_log import log_path, snapshot_due
 from recbole_unlearn.trained import Checkpoint
@@ -105,6 +107,17 @@ def solver(options):
 # Requests
 
 
+def opened_seed(path, seed, files, keys):
+    """As `InfluenceUnlearner.load`, of a training from another seed than the configuration's."""
+    with ExitStack() as held:
+        checkpoint = Checkpoint.open(Given.read(None, None, files, {**keys, "checkpoint": str(path)}), held)
+        session = InfluenceUnlearner(checkpoint.trained(checkpoint.split(), seed))
+        session.check()
+        session.warm_up()
+        session.held = held.pop_all()
+    return session
+
+
 def logging_cost(config, split, folder, rounds, trained):
     """What logging adds to training time: of epochs with and without, in turn, and of snapshots.
 
@@ -151,14 +164,15 @@ def requests(options):
     """
     trained = common.trained_seeds(options, method="replay")
     config, split = trained.config, trained.split
-    paths = trained.train(common.seed_runs(trained, options.seeds))
+    runs = common.seed_runs(trained, options.seeds)
+    paths = trained.train(runs)
 
     # Each request starts from the original: what a session has forgotten is not kept here.
     openings, replayed, asked, single, stock = [], [], [], [], []
     keys = {"data_path": options.data_path, "method": "replay", "show_progress": False}
-    for path in paths:
+    for run, path in zip(runs, paths, strict=True):
         start = perf_counter()
-        session = InfluenceUnlearner.load(path, options.config_files, keys)
+        session = opened_seed(path, run.seed, options.config_files, keys)
         openings.append(perf_counter() - start)
         replayed.append(session.problem.epochs)
         for n in range(options.requests):
