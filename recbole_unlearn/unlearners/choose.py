@@ -65,34 +65,37 @@ def choose(problem: Problem, way: "Auto | Way") -> tuple[Way, str]:
     Raises:
         InputError: the one that was asked for is not valid for this problem.
     """
-    auto = isinstance(way, Auto)
+    chosen, why = _chosen(problem, way)
+    if isinstance(chosen, Influence):
+        problem.check(chosen)
+    return chosen, why
+
+
+def _chosen(problem, way):
     if problem.only_influence:
-        way = way.influence if isinstance(way, Auto) else way
-        if not isinstance(way, Influence):
-            raise InputError(f"method: {way.name} is not for {problem.name}; use method: influence")
-        way.refuses(problem)
-        return way, problem.only_influence
-    if isinstance(way, Influence):
-        way.refuses(problem)
+        step = way.influence if isinstance(way, Auto) else way
+        if not isinstance(step, Influence):
+            raise InputError(f"method: {step.name} is not for {problem.name}; use method: influence")
+        return step, problem.only_influence
+    if isinstance(way, Auto):
+        return _first_valid(problem, way)
+    if reason := way.refuses(problem):
+        instead = "auto" if isinstance(way, Reoptimise) else "influence"
+        raise InputError(f"method: {way.name} is not possible: {reason}; use method: {instead}")
+    if not isinstance(way, Reoptimise):
         return way, "asked for"
-    if isinstance(way, Replay):
-        if reason := way.refuses(problem):
-            raise InputError(f"method: replay is not possible: {reason}; use method: influence")
-        return way, "asked for"
-    reoptimise = way.reoptimise if isinstance(way, Auto) else way
-    assert isinstance(reoptimise, Reoptimise)
-    no_reoptimise = reoptimise.refuses(problem)
-    if no_reoptimise and not auto:
-        raise InputError(f"method: reoptimise is not possible: {no_reoptimise}; use method: auto")
-    if not no_reoptimise:
-        converged, found = reoptimise.converged(problem)
-        if not (auto or converged):
-            logging.getLogger().warning(f"{found}: re-optimisation will also finish the model's training")
-        if converged or not auto:
-            return reoptimise, f"{'auto' if auto else 'asked for'}: {found}"
-        no_reoptimise = found
-    assert isinstance(way, Auto)
-    if no_replay := way.replay.refuses(problem):
-        way.influence.refuses(problem)
-        return way.influence, f"auto: {no_reoptimise}; {no_replay}"
-    return way.replay, f"auto: {no_reoptimise}"
+    converged, found = way.converged(problem)
+    if not converged:
+        logging.getLogger().warning(f"{found}: re-optimisation will also finish the model's training")
+    return way, f"asked for: {found}"
+
+
+def _first_valid(problem, auto):
+    why = auto.reoptimise.refuses(problem)
+    if not why:
+        converged, why = auto.reoptimise.converged(problem)
+        if converged:
+            return auto.reoptimise, f"auto: {why}"
+    if no_replay := auto.replay.refuses(problem):
+        return auto.influence, f"auto: {why}; {no_replay}"
+    return auto.replay, f"auto: {why}"

@@ -45,8 +45,7 @@ class Influence:
         return self.curvature == "hessian"
 
     def refuses(self, problem: Problem) -> str | None:
-        """None: it is valid for every model. InputError where its settings are not, or the optimiser's state."""
-        problem.check(self)
+        """None: it is valid for every model; whether its settings are, `Problem.check` says."""
         return None
 
     def warm_up(self, problem: Any) -> None:
