@@ -79,7 +79,6 @@ class AnyLoss(Problem):
             self.snapshots = {n: log.snapshot(n) for n in log.snapshots if n <= self.epochs}
         self._params = list(params) if params else None
         self.view = View(model, self.split.train, self.split.data_row, self._params)
-        self._metrics: dict[Influence, torch.Tensor | float] = {}
 
     @property
     def state_dict(self) -> dict[str, torch.Tensor]:
@@ -108,15 +107,10 @@ class AnyLoss(Problem):
         return self.n_triples * self.weight_decay
 
     def damping(self, way: Influence) -> torch.Tensor | float:
-        return self._l2 + self._metric(way)
+        return self._l2 + self.metric(way)
 
     def _metric(self, way):
         """The damping without L2."""
-        if way not in self._metrics:
-            self._metrics[way] = self._measured(way)
-        return self._metrics[way]
-
-    def _measured(self, way):
         strength, kind, n = way.damping_strength, way.damping, self.n_triples
         if kind == "none":
             return 0.0
@@ -191,7 +185,7 @@ class AnyLoss(Problem):
             before.load(weights)
             after.view.load(weights)
             epochs = np.arange(start, stop)
-            metric = self._metric(way) * (self.epochs / len(epochs))
+            metric = self.metric(way) * (self.epochs / len(epochs))
             z = self._lost(before, after, epochs, way)
             batches = self._batches(after.view, epochs)
             pull = z + metric * change
@@ -231,7 +225,6 @@ class AnyLoss(Problem):
         super().apply(rows, unlearned)
         self.view = self._without(np.empty(0, np.int64))
         self.view.model.load_state_dict(unlearned.state_dict)
-        self._metrics.clear()
 
     def _approximated(self, rows):
         """What of the training is not accounted for exactly, in words."""

@@ -104,6 +104,7 @@ class Problem(ABC):
             )
         self.absent = np.zeros(self.log.n_rows, bool)
         self.snapshots: dict[int, np.ndarray] = {}
+        self._metrics: dict[Any, torch.Tensor | float] = {}
         self.weight_decay = float(self.config["weight_decay"] or 0)
         self.batch_rows = max(self.config["train_batch_size"] // self.log.negatives, 1)  # of training
 
@@ -129,6 +130,15 @@ class Problem(ABC):
     def damping(self, way: Any) -> torch.Tensor | float:
         """Diagonal added to the curvature of the loss, L2 included: float64 ``[size]`` or a number."""
 
+    def metric(self, way: Any) -> torch.Tensor | float:
+        """What of the damping is measured, once between requests."""
+        if way not in self._metrics:
+            self._metrics[way] = self._metric(way)
+        return self._metrics[way]
+
+    @abstractmethod
+    def _metric(self, way) -> Any: ...
+
     # state
 
     @property
@@ -149,6 +159,7 @@ class Problem(ABC):
         """Go on from the result of a request: the next one starts where it ended, on what it left of the log."""
         self.absent[rows] = True
         self.snapshots = unlearned.snapshots
+        self._metrics.clear()
 
     @abstractmethod
     def served(self, model: AbstractRecommender) -> AbstractRecommender:

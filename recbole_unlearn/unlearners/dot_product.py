@@ -58,7 +58,6 @@ class DotProduct(Problem):
         self.shard = Shard(log.users, *sizes, *(distributed.rank_and_size() if shared else (0, 1)))
         self.pending = self.absent.copy()  # absent rows since all rows were last replayed
         self.snapshots = {n: log.snapshot(n) for n in log.snapshots if n <= self.epochs}
-        self._damping: dict[Influence, torch.Tensor | float] = {}
 
     # state
 
@@ -85,7 +84,6 @@ class DotProduct(Problem):
         if unlearned.details.get("all_rows"):
             self.pending[:] = False
         self._hold(unlearned.state_dict)
-        self._damping.clear()
 
     def served(self, model):
         """``model`` itself."""
@@ -256,11 +254,10 @@ class DotProduct(Problem):
     # a step
 
     def damping(self, way: Influence) -> torch.Tensor | float:
-        if way not in self._damping:
-            self._damping[way] = self._metric(way)
-        return self._damping[way]
+        return self.metric(way)
 
     def _metric(self, way):
+        """All of the damping."""
         strength, kind, optimizer_state = way.damping_strength, way.damping, self.trained.optimizer
         l2 = self.n_triples * self.weight_decay
         if kind == "none":
