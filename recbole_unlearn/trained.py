@@ -1,18 +1,16 @@
 """One training to unlearn from: its model, configuration, data and log, from a checkpoint or in memory."""
 
 import copy
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from recbole.data.dataset import Dataset
 from recbole.model.abstract_recommender import AbstractRecommender
 from recbole.trainer import Trainer
-from recbole.utils import init_logger, init_seed
+from recbole.utils import init_logger
 
 from recbole_unlearn import distributed
 from recbole_unlearn.compat.recbole_models import checkpoint_state, class_named
@@ -76,8 +74,7 @@ class Checkpoint:
 
     def split(self) -> Split:
         """The data that it was trained on, without what it has forgotten since."""
-        init_seed(self.config["seed"], self.config["reproducibility"])
-        return Split(self.config).align(self.log)
+        return Split.seeded(self.config, self.log)
 
     def trained(self, split: Split, seed: int | None = None) -> "Trained":
         """The training, on its data.
@@ -85,7 +82,7 @@ class Checkpoint:
         ``seed`` is that of the training, for models whose structure is drawn at random; default: the configuration's.
         """
         model = new_model(self.config, split, seed)
-        initial = {name: array(value).copy() for name, value in model.named_parameters()}
+        initial = _parameters(model)
         load_weights(model, self.stored)
         return Trained(model, self.config, split, self.log, self.stored, self.path, initial)
 
@@ -111,25 +108,6 @@ class Trained:
     stored: dict[str, Any]
     path: Path
     initial: dict[str, np.ndarray] | None = None
-
-    @classmethod
-    @contextmanager
-    def load(cls, path, config_file_list=None, config_dict=None, model: type | None = None) -> "Iterator[Trained]":
-        """A checkpoint, locked within the ``with`` block.
-
-        Args:
-            path: of the checkpoint that `run_unlearn` or our trainer wrote.
-            config_file_list (list of str, optional), config_dict (dict, optional): as for `run_unlearn`.
-            model: class of a model of your own.
-
-        Raises:
-            InputError: as `run_unlearn` does.
-        """
-        given = Given.read(model, None, config_file_list, {**(config_dict or {}), "checkpoint": str(path)})
-        with ExitStack() as held:
-            checkpoint = Checkpoint.open(given, held)
-            assert checkpoint
-            yield checkpoint.trained(checkpoint.split())
 
     @classmethod
     def of(cls, trainer: Trainer, train, valid, test, **changes: Any) -> "Trained":
@@ -159,7 +137,7 @@ class Trained:
         config = supported(extended(trainer.config, {"checkpoint": str(path), **changes}))
         split = Split.of(config, train, valid, test).align(log)
         with fixed_randomness(0):  # building a model sets and uses the random streams of the process
-            initial = {name: array(value).copy() for name, value in new_model(config, split).named_parameters()}
+            initial = _parameters(new_model(config, split))
         return cls(copy.deepcopy(trainer.model), config, split, log, stored, path, initial)
 
     @property
@@ -177,15 +155,16 @@ class Trained:
         """Whether the log is that of an unlearned model."""
         return self.log.metadata["fingerprint"].get("of", self.log.n_rows) > self.log.n_rows
 
-    def copy(self, data: Dataset | None = None) -> AbstractRecommender:
-        """A model of its own with the trained weights, on ``data`` (default: the training data)."""
-        model = new_model(self.config, self.split, data=data)
+    def copy(self) -> AbstractRecommender:
+        """A model of its own with the trained weights."""
+        model = new_model(self.config, self.split)
         model.load_state_dict(self.stored["state_dict"])
         return model
 
-    def with_config(self, config: UnlearnConfig) -> "Trained":
-        """The same training with other keys."""
-        return replace(self, config=config)
+
+def _parameters(model):
+    """Copies of a model's parameters as arrays, by name."""
+    return {name: array(value).copy() for name, value in model.named_parameters()}
 
 
 def config_of(path: Path | str, stored: dict[str, Any], log: TripleLog | None, given: Given) -> UnlearnConfig:
@@ -275,12 +254,9 @@ def load_data_and_model(model_file):
     name = stored["config"]["model"]
     own = None if name in recbole_keys.known_models() else class_named(name)  # if one has been defined by now
     config = config_of(path, stored, log, Given.read(own))
-    init_seed(config["seed"], config["reproducibility"])
     with hidden(config):
         init_logger(config)
-    split = Split(config)
-    if log:
-        split = split.align(log)
+    split = Split.seeded(config, log)
     model = new_model(config, split)
     load_weights(model, stored)
     model.load_other_parameter(stored.get("other_parameter"))

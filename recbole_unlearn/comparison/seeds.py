@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from recbole.utils import init_seed
 from tqdm import tqdm
 
 from recbole_unlearn.data.split import Split
@@ -103,8 +102,7 @@ def opened(arguments):
     """Configuration and split of ``(model, dataset, config_file_list, config_dict)``."""
     config = UnlearnConfig(*arguments)
     config["show_progress"] = False
-    init_seed(config["seed"], config["reproducibility"])
-    return config, Split(config)
+    return config, Split.seeded(config)
 
 
 def _start_worker(arguments):

@@ -21,7 +21,7 @@ from recbole.data.interaction import Interaction
 from recbole.data.utils import create_samplers, get_dataloader
 from recbole.sampler import RepeatableSampler, Sampler
 from recbole.sampler.sampler import AbstractSampler
-from recbole.utils import ModelType
+from recbole.utils import ModelType, init_seed
 
 from recbole_unlearn.data.dataset import faster
 from recbole_unlearn.data.fingerprint import fingerprint, rows_checksum
@@ -137,6 +137,13 @@ class Split:
             accounts, promoted = spam
             self._add(*draw_spam(self, accounts, promoted, config["forget_seed"]))
             self.fingerprint = fingerprint(self.train._dataset)
+
+    @classmethod
+    def seeded(cls, config, log=None):
+        """The data as the configuration's seed splits them, without what a log (of an unlearned model) lacks."""
+        init_seed(config["seed"], config["reproducibility"])
+        split = cls(config)
+        return split.align(log) if log else split
 
     @classmethod
     @faster()

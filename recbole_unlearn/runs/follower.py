@@ -6,7 +6,6 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
-from recbole.utils import init_seed
 
 from recbole_unlearn import distributed
 from recbole_unlearn.data.split import Split
@@ -36,10 +35,7 @@ class Follower:
         with ExitStack() as held:
             checkpoint = Checkpoint.open(given, held)
         self.config = checkpoint.config if checkpoint else UnlearnConfig(*given.arguments)
-        init_seed(self.config["seed"], self.config["reproducibility"])
-        self.split = Split(self.config)
-        if checkpoint:
-            self.split = self.split.align(checkpoint.log)
+        self.split = checkpoint.split() if checkpoint else Split.seeded(self.config)
         if self.split.fingerprint != fingerprint:
             raise InputError(
                 f"{self.config['data_path']} holds other interactions here than on rank 0; give all ranks the same data"

@@ -3,7 +3,7 @@
 from contextlib import ExitStack
 from pathlib import Path
 
-from recbole.utils import init_logger, init_seed
+from recbole.utils import init_logger
 
 from recbole_unlearn import distributed, methods
 from recbole_unlearn.comparison.fidelity import fidelity
@@ -18,19 +18,18 @@ from recbole_unlearn.reports import tables
 from recbole_unlearn.runs import output
 from recbole_unlearn.runs.result import Result
 from recbole_unlearn.settings.config import UnlearnConfig
-from recbole_unlearn.settings.conflicts import check_cutoffs, supported, trainable
+from recbole_unlearn.settings.conflicts import check_cutoffs, to_train
 from recbole_unlearn.settings.given import Given
 from recbole_unlearn.settings.shown import hidden
 
 
 def measured(given: Given, held: ExitStack, saved: bool) -> Result:
     """Train the seeds, measure the methods, write the tables."""
-    config = trainable(supported(UnlearnConfig(*given.arguments)))
+    config = to_train(given)
     request = ForgetRequest.from_config(config)
     folder = output.output_folder(config)
     output.check_paths(config, folder, given.files, saved)
-    init_seed(config["seed"], config["reproducibility"])
-    split = Split(config)
+    split = Split.seeded(config)
     rows = request.rows(split)
     check_cutoffs(config, split)
     held.enter_context(output.in_one_line(folder))
@@ -50,7 +49,7 @@ def measured(given: Given, held: ExitStack, saved: bool) -> Result:
 
 def compared(given: Given, held: ExitStack, saved: bool) -> Result:
     """Train originals and retrained models, measure methods and models, write the tables."""
-    config = trainable(supported(UnlearnConfig(*given.arguments)))
+    config = to_train(given)
     names = methods.chosen(config["methods"]) if config["methods"] is not None else ["ours"]
     settings = methods.all_settings(names, config["method_args"])
     models = other_models(config["compare_models"], *given.arguments)

@@ -8,7 +8,7 @@ from time import perf_counter
 from typing import Any
 
 from recbole.model.abstract_recommender import AbstractRecommender
-from recbole.utils import init_logger, init_seed
+from recbole.utils import init_logger
 
 from recbole_unlearn import distributed
 from recbole_unlearn.data.dataset import described
@@ -21,8 +21,7 @@ from recbole_unlearn.reports import tables
 from recbole_unlearn.runs import output
 from recbole_unlearn.runs.result import Result
 from recbole_unlearn.runs.stream import Served, serve
-from recbole_unlearn.settings.config import UnlearnConfig
-from recbole_unlearn.settings.conflicts import check_cutoffs, supported, trainable
+from recbole_unlearn.settings.conflicts import check_cutoffs, to_train
 from recbole_unlearn.settings.given import Given
 from recbole_unlearn.settings.shown import hidden, plain, public
 from recbole_unlearn.storage.files import scratch_folder
@@ -45,22 +44,19 @@ class Run:
     """
 
     def __init__(self, given: Given, held: ExitStack, saved: bool = True):
-        self.given, self.held, self.saved = given, held, saved
-        self.checkpoint = Checkpoint.open(given, held)
-        config = self.checkpoint.config if self.checkpoint else trainable(supported(UnlearnConfig(*given.arguments)))
-        self.config = config
+        self.held, self.saved = held, saved
+        checkpoint = Checkpoint.open(given, held)
+        self.config = config = checkpoint.config if checkpoint else to_train(given)
         self.request = ForgetRequest.from_config(config)
         self.output = output.output_folder(config)
         output.check_paths(config, self.output, given.files, saved)
-        init_seed(config["seed"], config["reproducibility"])
-        split = Split(config)
-        self.split = split.align(self.checkpoint.log) if self.checkpoint else split
+        self.split = checkpoint.split() if checkpoint else Split.seeded(config)
         self.rows = self.request.rows(self.split)
         check_cutoffs(config, self.split)
         arguments = (given.model, given.dataset, None, plain(given.values))
         distributed.order("open", arguments=arguments, fingerprint=self.split.fingerprint)
-        self.unlearner = self._opened(self.checkpoint) if self.checkpoint else None
-        earlier = self.checkpoint.stored if self.checkpoint else None
+        self.unlearner = self._opened(checkpoint) if checkpoint else None
+        earlier = checkpoint.stored if checkpoint else None
         self.erasure = output.erasure_of(config, self.split, self.rows, earlier) if saved else {}
         self.trail = output.audit_file(config["audit"], self.output) if saved else None
         if self.unlearner:  # after what is found sooner

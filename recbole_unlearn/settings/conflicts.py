@@ -50,7 +50,12 @@ def ranks(given: Given) -> dict[str, Any]:
     return {name: value for name, value in found.items() if value is not None}
 
 
-def trainable(config: UnlearnConfig) -> UnlearnConfig:
+def to_train(given: Given) -> UnlearnConfig:
+    """The configuration of a request that trains its own model. InputError where that could not forget."""
+    return _trainable(supported(UnlearnConfig(*given.arguments)))
+
+
+def _trainable(config):
     """The configuration. InputError where training would end in nothing that can be unlearned from."""
     if not config["log_negatives"]:
         raise InputError("log_negatives: False leaves nothing to unlearn from; leave it out")
