@@ -103,7 +103,7 @@ class Unreduced:
     # Each method is named after the class of the loss module whose `forward` it stands in for.
 
     def _BPRLoss(self, module, positive, negative):
-        margin = positive - negative
+        margin = torch.atleast_1d(positive - negative)  # FPMC gives a lone triple's scores as scalars
         return self._fold(self._logistic(margin.view(-1) if margin.numel() == len(margin) else margin))
 
     def _ConvNCFBPRLoss(self, module, positive, negative):
