@@ -14,66 +14,27 @@ from recbole.model.general_recommender.bpr import BPR
 from recbole.utils import init_seed
 
 import recbole_unlearn  # noqa: F401  (registers the trainer, patches RecBole for the installed versions)
+from recbole_unlearn import testing
 from recbole_unlearn.data.split import Split
 from recbole_unlearn.methods import METHODS, settings_of
 from recbole_unlearn.methods.base import Task
 from recbole_unlearn.settings.config import UnlearnConfig
 from recbole_unlearn.settings.keys import properties_dir
 from recbole_unlearn.storage import checkpoints as checkpoint
+from recbole_unlearn.testing import options, write_dataset
 from recbole_unlearn.training import new_model, train
 
 NAME = "tiny"
 FACTS = 200  # of the knowledge graph
-N_USERS, N_ITEMS = 37, 46
 SECRET_USER, SECRET_ITEM = "SECRETUSER-93", "SECRETITEM-41"
 
 torch.set_num_threads(1)
 
 
 def tiny_interactions():
-    """About 800 interactions of 37 users and 46 items in three groups: [(user, item, timestamp)]."""
-    rng = np.random.default_rng(7)
-    users = [f"u{17 + 3 * n}" for n in range(N_USERS - 1)] + [SECRET_USER]
-    items = [f"i{n * n + 3}" for n in range(N_ITEMS - 1)] + [SECRET_ITEM]
-    rows = []
-    for u, user in enumerate(users):
-        taste = np.where(np.arange(N_ITEMS) % 3 == u % 3, 4.0, 1.0)
-        taste[-1] = 4.0  # liked by all groups
-        for i in rng.choice(N_ITEMS, int(rng.integers(16, 28)), replace=False, p=taste / taste.sum()):
-            rows.append((user, items[i]))
-    order = rng.permutation(len(rows))
-    return [(*rows[k], 1_000_000 + 60 * n) for n, k in enumerate(order)]
-
-
-def write_dataset(folder, name, interactions):
-    """Write RecBole's atomic files of a data set, with an item feature; returns the ``data_path``."""
-    folder = Path(folder) / name
-    folder.mkdir(parents=True)
-    lines = ["user_id:token\titem_id:token\ttimestamp:float"]
-    lines += [f"{user}\t{item}\t{time}" for user, item, time in interactions]
-    (folder / f"{name}.inter").write_text("\n".join(lines) + "\n")
-    lines = ["item_id:token\tclass:token"]
-    lines += [f"{item}\tc{n % 5}" for n, item in enumerate(sorted({item for _, item, _ in interactions}))]
-    (folder / f"{name}.item").write_text("\n".join(lines) + "\n")
-    return str(folder.parent)
-
-
-def options(data_path, **overrides):
-    """A ``config_dict`` for small, quick runs on the tiny data set; batches do not divide the data evenly."""
-    return {
-        "data_path": data_path,
-        "embedding_size": 8,
-        "epochs": 3,
-        "train_batch_size": 97,
-        "learning_rate": 0.02,
-        "topk": [5, 10],
-        "valid_metric": "NDCG@10",
-        "show_progress": False,
-        "state": "WARNING",
-        "use_gpu": False,
-        "gpu_id": "",
-        **overrides,
-    }
+    """Those of `testing`, the last user and item with tokens that can be searched for."""
+    secret = {"u125": SECRET_USER, "i2028": SECRET_ITEM}
+    return [(secret.get(user, user), secret.get(item, item), time) for user, item, time in testing.tiny_interactions()]
 
 
 @contextlib.contextmanager

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-from recbole_unlearn.errors import InputError
 from recbole_unlearn.quick_start import run_unlearn
 from recbole_unlearn.storage import checkpoints
 from recbole_unlearn.trained import Trained
@@ -123,10 +122,6 @@ class TestEndToEnd:
             before = session.split.n_rows
             session.forget("count", 5)
             assert len(session.model.interaction_matrix.row) == before - 5
-
-    def test_what_is_for_bpr_only_is_refused(self, setting):
-        with pytest.raises(InputError, match="reoptimise is not possible"):
-            unlearner(setting, method="reoptimise")
 
     def test_a_choice_of_parameters_goes_through_autograd(self, setting):
         assert isinstance(unlearner(setting).problem, Propagated)

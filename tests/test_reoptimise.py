@@ -207,27 +207,6 @@ def test_too_few_iterations_are_reported(converged, unlearner_of, caplog):
     assert "re-optimisation stopped" in caplog.text
 
 
-def test_requests_leave_model_and_log_alone_and_do_not_add_up(converged, unlearner_of):
-    _, folder = converged
-    files = {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
-    unlearner = unlearner_of(folder)
-    unlearner.warm_up()
-    weight = "item_embedding.weight"
-    original = unlearner.state_dict[weight].clone()
-    first = unlearner.unlearn([5, 9]).state_dict[weight]
-    second = unlearner.unlearn([5, 10]).state_dict[weight]
-    assert torch.equal(first, unlearner.unlearn([5, 9]).state_dict[weight])
-    assert not torch.equal(first, second) and torch.equal(unlearner.state_dict[weight], original)
-    assert files == {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
-
-
-def test_an_empty_forget_set_changes_nothing(converged, unlearner_of):
-    unlearner = unlearner_of(converged[1])
-    unlearned = unlearner.unlearn([])
-    assert all(torch.equal(unlearned.state_dict[name], value) for name, value in unlearner.state_dict.items())
-    assert unlearned.details == {"chosen": unlearner.chosen}
-
-
 def test_a_second_request_starts_from_the_first(converged, make_options, tmp_path):
     shutil.copytree(converged[1], tmp_path / "first")
     given = {

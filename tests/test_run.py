@@ -261,34 +261,6 @@ def test_config_dict_is_not_changed(make_options):
     assert given == before
 
 
-@pytest.mark.parametrize("method", ["replay", "influence"])
-def test_an_empty_forget_set_changes_nothing(finished, make_split, make_model, method):
-    unlearner, model, _ = unlearner_of(finished[1], make_split, make_model, method=method)
-    assert unlearner.method == method
-    unlearned = unlearner.unlearn([])
-    assert same(unlearned.state_dict, dict(model.state_dict()))
-
-
-@pytest.mark.parametrize("method", ["replay", "influence"])
-def test_unlearning_changes_neither_the_model_nor_its_log(finished, make_split, make_model, method):
-    unlearner, model, split = unlearner_of(finished[1], make_split, make_model, method=method)
-    before, files = copy.deepcopy(model.state_dict()), content(finished[1])
-    unlearned = unlearner.unlearn(np.arange(0, split.n_rows, 20))
-    assert not same(unlearned.state_dict, before)
-    assert same(dict(model.state_dict()), before)
-    assert content(finished[1]) == files
-
-
-@pytest.mark.parametrize("method", ["replay", "influence"])
-def test_one_unlearner_answers_the_same_request_the_same_twice(finished, make_split, make_model, method):
-    """Also after another request in between: requests do not add up behind one's back."""
-    unlearner, _, split = unlearner_of(finished[1], make_split, make_model, method=method)
-    rows = np.arange(0, split.n_rows, 20)
-    first = unlearner.unlearn(rows).state_dict
-    other = unlearner.unlearn(rows + 1).state_dict
-    assert same(first, unlearner.unlearn(rows).state_dict) and not same(first, other)
-
-
 def test_rows_of_uninvolved_users_stay_when_replaying(finished, make_split, make_model):
     unlearner, model, split = unlearner_of(finished[1], make_split, make_model, method="replay")
     unlearned = unlearner.unlearn(np.array([0, 1])).state_dict["user_embedding.weight"]

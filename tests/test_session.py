@@ -129,27 +129,6 @@ def test_nothing_is_saved_that_could_not_be_recorded(trained):
     assert not Path("later.pth").exists()
 
 
-def test_what_is_already_forgotten_is_said_and_nothing_changes(trained):
-    session = InfluenceUnlearner.load(trained())
-    user = session.split.token("user", [5])[0]
-    session.forget("users", [user])
-    before, forgotten = flat(session.model.state_dict()).clone(), session.forgotten
-    with pytest.raises(InputError, match="has been forgotten already"):
-        session.forget("users", [user])
-    with pytest.raises(InputError, match="unknown user token"):
-        session.forget("users", ["nobody"])
-    assert torch.equal(before, flat(session.model.state_dict()))
-    np.testing.assert_array_equal(forgotten, session.forgotten)
-
-
-def test_not_everything_can_go(trained):
-    session = InfluenceUnlearner.load(trained())
-    everyone = session.split.token("user", np.unique(session.split.users))
-    session.forget("users", everyone[:5])
-    with pytest.raises(InputError, match="no training interaction"):
-        session.forget("users", everyone[5:])
-
-
 def test_a_file_is_never_overwritten(trained):
     session = InfluenceUnlearner.load(trained())
     session.forget("count", 3)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import recbole
 import torch
-from conftest import N_ITEMS, NAME, options, tiny_interactions, write_dataset
+from conftest import NAME, tiny_interactions
 from recbole.data import create_dataset, data_preparation
 from recbole.data.dataloader import FullSortEvalDataLoader, NegSampleEvalDataLoader
 from recbole.data.dataset import Dataset
@@ -18,6 +18,7 @@ from recbole_unlearn.data import reading
 from recbole_unlearn.data.dataset import Ragged, UsedItems, described, faster
 from recbole_unlearn.data.split import eval_loader
 from recbole_unlearn.settings.config import UnlearnConfig
+from recbole_unlearn.testing import N_ITEMS, options, write_dataset
 
 KG = ["head_id", "relation_id", "tail_id"]
 LEAVE_ONE_OUT = {"order": "TO", "group_by": "user"}

@@ -1,0 +1,113 @@
+"""The battery of `recbole_unlearn.testing` for every way, with BPR, LightGCN, and models that have no closed form."""
+
+from typing import ClassVar
+
+from recbole.model.general_recommender import BPR
+
+from recbole_unlearn.testing import Battery
+from recbole_unlearn.unlearners.influence import PAPER, Influence
+from recbole_unlearn.unlearners.reoptimise import Reoptimise
+from recbole_unlearn.unlearners.replay import Replay
+
+ONE_STEP = {"replay": "is not for", "reoptimise": "is not for"}
+# To a minimum, of which re-optimisation and the paper's Hessian are.
+CONVERGED = {"negatives": "static", "weight_decay": 6e-3, "learning_rate": 0.05, "epochs": 300}
+SEQUENTIAL = {
+    "loss_type": "BPR",
+    "MAX_ITEM_LIST_LENGTH": 6,
+    "load_col": {"inter": ["user_id", "item_id", "timestamp"]},
+    "train_neg_sample_args": {"distribution": "uniform", "sample_num": 1},
+}
+
+
+class Own(BPR):
+    """A model of the user's own, whose loss is another."""
+
+    def calculate_loss(self, interaction):
+        return 2 * super().calculate_loss(interaction)
+
+
+class OfBPR(Battery):
+    refused: ClassVar = {"reoptimise": "negatives were redrawn every epoch"}
+
+
+class TestBPRTouchedRows(OfBPR):
+    way = Replay("touched")
+    left, apart = 0.7, 0.4
+
+
+class TestBPRAllRows(OfBPR):
+    way = Replay("all")
+    left, apart = 0.01, 1e-3
+
+
+class TestBPRInfluence(OfBPR):
+    way = Influence()
+    left, apart = 0.9, 0.2
+
+
+class TestBPRReoptimise(Battery):
+    way, keys = Reoptimise(), CONVERGED
+    left, apart = 0.01, 1e-3
+
+
+class TestBPRPaper(Battery):
+    way, keys = PAPER, {**CONVERGED, "embedding_size": 8}
+    left = 0.6
+
+
+class OfLightGCN(Battery):
+    model, keys = "LightGCN", {"n_layers": 2}
+    refused: ClassVar = {"reoptimise": "it is for BPR only"}
+
+
+class TestLightGCNReplay(OfLightGCN):
+    way = Replay()
+    left, apart = 0.01, 1e-6
+
+
+class TestLightGCNInfluence(OfLightGCN):
+    way = Influence()
+    left, apart = 0.8, 0.2
+
+
+class TestLightGCNPaper(Battery):
+    model, way, keys = "LightGCN", PAPER, {**CONVERGED, "n_layers": 2}
+    refused: ClassVar = {"reoptimise": "it is for BPR only"}
+
+
+class OfNGCF(Battery):
+    model, refused, rounding = "NGCF", ONE_STEP, 1e-3
+    keys: ClassVar = {"embedding_size": 8, "hidden_size_list": [8], "node_dropout": 0, "message_dropout": 0}
+
+
+class TestNGCFInfluence(OfNGCF):
+    way = Influence()
+    left, apart = 0.95, 0.6
+
+
+class TestNGCFPaper(OfNGCF):
+    way = PAPER
+
+
+class OfFPMC(Battery):
+    model, keys, refused = "FPMC", SEQUENTIAL, ONE_STEP
+
+
+class TestFPMCInfluence(OfFPMC):
+    way = Influence()
+
+
+class TestFPMCPaper(OfFPMC):
+    way = PAPER
+
+
+class TestOwnInfluence(Battery):
+    model, way, refused = Own, Influence(), ONE_STEP
+    left, apart = 0.95, 0.5
+
+
+class TestOwnPaper(Battery):
+    model, way, refused = Own, PAPER, ONE_STEP
+    keys: ClassVar = {**CONVERGED, "weight_decay": 0.012}
+    left, apart = 0.8, 0.5
