@@ -13,7 +13,7 @@ imports.import_recbole()
 
 import recbole.trainer  # noqa: E402
 
-from recbole_unlearn.compat import patches  # noqa: E402
+from recbole_unlearn.compat import moved, patches  # noqa: E402
 from recbole_unlearn.errors import InputError  # noqa: E402
 
 if TYPE_CHECKING:
@@ -75,4 +75,5 @@ def _recbole_trainer(name):
 
 
 patches.apply()
+moved.apply()
 recbole.trainer.__getattr__ = _recbole_trainer
