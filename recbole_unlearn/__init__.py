@@ -46,9 +46,22 @@ _MODULES = {
     "Replay": "unlearners.replay",
 }
 __all__ = [  # noqa: F822  (those of `_MODULES` are loaded when they are first asked for)
-    "Auto", "BPRTrainer", "Influence", "InfluenceUnlearner", "InputError", "PAPER", "Reoptimise", "Replay", "Result",
-    "Trained", "UnlearnSession", "Unlearned", "load", "run_unlearn", "trainer_of",
-]  # fmt: skip
+    "Auto",
+    "BPRTrainer",
+    "Influence",
+    "InfluenceUnlearner",
+    "InputError",
+    "PAPER",
+    "Reoptimise",
+    "Replay",
+    "Result",
+    "Trained",
+    "UnlearnSession",
+    "Unlearned",
+    "load",
+    "run_unlearn",
+    "trainer_of",
+]
 
 
 def __getattr__(name):

@@ -26,12 +26,18 @@ from recbole_unlearn.unlearner import InfluenceUnlearner
 # Settings of each row of the table; 'replay' and 'influence' are ours, 'paper' is UBPR's equation (7).
 METHODS = {
     "nothing done": None,
-    "paper's step": {"paper": True, "method": "influence", "curvature": "hessian", "damping": "none",
-                     "pool_return": False, "log_epochs": 1},
+    "paper's step": {
+        "paper": True,
+        "method": "influence",
+        "curvature": "hessian",
+        "damping": "none",
+        "pool_return": False,
+        "log_epochs": 1,
+    },
     "influence": {"method": "influence"},
     "replay": {"method": "replay", "replay_rows": "touched"},
     "replay, all rows": {"method": "replay", "replay_rows": "all"},
-}  # fmt: skip
+}
 TOP_K = 10
 UNAFFECTED_USERS = 500
 

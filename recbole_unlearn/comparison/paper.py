@@ -63,8 +63,13 @@ ABOUT_SHARDS = (
 )
 # Figure 6: what stands against the original, as the paper writes it where it does; the original's own is the start's.
 TO_ORIGINAL = {
-    "original": "O/I", "retrain": "R/O", "sisa": "S/O", "receraser": "E/O", "ubpr": "UBPR/O", "ours": "ours/O",
-}  # fmt: skip
+    "original": "O/I",
+    "retrain": "R/O",
+    "sisa": "S/O",
+    "receraser": "E/O",
+    "ubpr": "UBPR/O",
+    "ours": "ours/O",
+}
 SHORT = {"ours": "ours", "all rows": "all rows", "ubpr": "UBPR"}  # what stands against the paired run
 # Panels of Figure 6.
 TO_THE_ORIGINAL = "to the original"
@@ -302,12 +307,18 @@ class Paper:
         if self.quick:
             lines += ["A quick version, to see that everything works: its figures say nothing about the methods.", ""]
         lines += [
-            "## Sizes (Table 2)", "", self._table_2(results).to_markdown(disable_numparse=True), "",
-            "## Ranking after unlearning (Table 3)", "",
+            "## Sizes (Table 2)",
+            "",
+            self._table_2(results).to_markdown(disable_numparse=True),
+            "",
+            "## Ranking after unlearning (Table 3)",
+            "",
             f"HR@10 and NDCG@10 with 99 sampled negatives, mean{' ± standard deviation' if self.seeds > 1 else ''} "
-            f"over seeds (difference to Retrain){' [the paper’s digits]' if published else ''}.", "",
-            table.to_markdown(disable_numparse=True), "",
-        ]  # fmt: skip
+            f"over seeds (difference to Retrain){' [the paper’s digits]' if published else ''}.",
+            "",
+            table.to_markdown(disable_numparse=True),
+            "",
+        ]
         lines += [self._nearest(summaries), ""]
         size = self.split.n_users - 1, self.split.n_rows
         for paragraph in sentences(results, summaries, name if published else None, size):

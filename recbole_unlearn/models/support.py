@@ -79,7 +79,7 @@ REFUSED = {
     "S3Rec": "it is pre-trained on the histories first, which no log holds",
     "GRU4RecCPR": "RecBole has no BPR loss for it",
     "SASRecCPR": "RecBole has no BPR loss for it",
-}  # fmt: skip
+}
 KINDS = (ModelType.GENERAL, ModelType.KNOWLEDGE, ModelType.SEQUENTIAL)
 NEEDS = {"NCL": "faiss", "KGIN": "torch_scatter", "MCCLK": "torch_scatter"}
 PRELOADED = {"GRU4RecKG": ("ent_id",), "KSR": ("ent_id", "rel_id")}

@@ -113,11 +113,15 @@ def _certificate(result):
     if found["distance"] is not None:
         rows.append(["guard: distance, and at most", f"{found['distance']:.1e}, {found['limit']:g}"])
     names = {
-        "residual": "relative residual of the solve", "negative_curvature": "negative curvature met",
-        "gradient_norm_stored": "mean gradient norm of the stored weights", "converged": "converged",
-        "epochs": "epochs replayed", "rows_replayed": "embedding rows replayed", "triples_replayed": "triples replayed",
+        "residual": "relative residual of the solve",
+        "negative_curvature": "negative curvature met",
+        "gradient_norm_stored": "mean gradient norm of the stored weights",
+        "converged": "converged",
+        "epochs": "epochs replayed",
+        "rows_replayed": "embedding rows replayed",
+        "triples_replayed": "triples replayed",
         "step_norm": "norm of the change of weights",
-    }  # fmt: skip
+    }
     rows += [[name, _plain(unlearning[key])] for key, name in names.items() if key in unlearning]
     rows += [[name, audit[key]] for key, name in (("request", "request"), ("time", "time (UTC)")) if key in audit]
     for when in ("before", "after"):

@@ -88,17 +88,20 @@ class Run:
             files = {name: str(folder / f"{name}.pth") for name in models} if self.saved else {}
             if files:
                 files["original"] = str(unlearner.trained.path)
-            result = Result("run", {
-                "model": self.config["model"],
-                "dataset": self.config["dataset"],
-                "forget_set": {"kind": self.request.kind, **self.split.counts(self.rows)},
-                **self._judged(trainer, models, seconds, unlearner.trained),
-                "unlearning": {**unlearned.report(), "setup_seconds": setup_seconds},
-                "guard": unlearner.check().report(),
-                "files": files,
-                "settings": public(self.config),
-                **({"stream": served.report()} if served else {}),
-            })  # fmt: skip
+            result = Result(
+                "run",
+                {
+                    "model": self.config["model"],
+                    "dataset": self.config["dataset"],
+                    "forget_set": {"kind": self.request.kind, **self.split.counts(self.rows)},
+                    **self._judged(trainer, models, seconds, unlearner.trained),
+                    "unlearning": {**unlearned.report(), "setup_seconds": setup_seconds},
+                    "guard": unlearner.check().report(),
+                    "files": files,
+                    "settings": public(self.config),
+                    **({"stream": served.report()} if served else {}),
+                },
+            )
             if self.saved:
                 self._write(result, folder, unlearner, unlearned, unlearner.requests if served else None)
         return result

@@ -23,11 +23,12 @@ from recbole.utils import EvaluatorType
 from recbole_unlearn.errors import InputError
 
 RECBOLE = Path(recbole_configurator.__file__).parent.parent
+# fmt: off
 # Keys that RecBole reads without listing them in any properties file.
 EXTRA = (
     "config_files", "local_rank", "nproc", "world_size", "offset", "ip", "port", "seq_len", "preload_weight",
     "log_wandb", "model", "dataset", "encoding",
-)  # fmt: skip
+)
 # RecBole's keys that a request may change: where it runs, what it shows and keeps, how it judges.
 FREE = frozenset((
     "gpu_id", "use_gpu", "device", "single_spec", "local_rank", "nproc", "world_size", "offset", "ip", "port",
@@ -35,23 +36,23 @@ FREE = frozenset((
     "data_path", "checkpoint_dir", "config_file", "config_files",
     "save_dataset", "dataset_save_path", "save_dataloaders", "dataloaders_save_path",
     "metrics", "topk", "eval_batch_size",
-))  # fmt: skip
+))
 # RecBole's keys of one run: neither kept with a model, nor part of what names a cache.
 OF_RUNS = (
     "checkpoint_dir", "device", "gpu_id", "use_gpu", "data_path", "single_spec", "local_rank", "nproc", "world_size",
     "ip", "port", "offset", "show_progress", "model", "dataset", "config_files",
-)  # fmt: skip
+)
 TEXT = (
     "model", "dataset", "data_path", "checkpoint_dir", "config_file", "dataset_save_path", "dataloaders_save_path",
     "USER_ID_FIELD", "ITEM_ID_FIELD", "RATING_FIELD", "TIME_FIELD", "LABEL_FIELD", "NEG_PREFIX", "LIST_SUFFIX",
     "ITEM_LIST_LENGTH_FIELD", "POSITION_FIELD", "HEAD_ENTITY_ID_FIELD", "TAIL_ENTITY_ID_FIELD", "RELATION_ID_FIELD",
     "ENTITY_ID_FIELD", "field_separator", "seq_separator",
-)  # fmt: skip
+)
 OPTIONAL_TEXT = ("config_file", "dataset_save_path", "dataloaders_save_path", "encoding")
 SWITCHES = (
     "use_gpu", "reproducibility", "show_progress", "save_dataset", "save_dataloaders", "log_wandb", "shuffle",
     "require_pow", "enable_amp", "enable_scaler", "repeatable", "kg_reverse_r", "filter_inter_by_user_or_item",
-)  # fmt: skip
+)
 WHOLE = {  # smallest and largest value
     "seed": (0, 2**32 - 1),
     "epochs": (0, 1_000_000),
@@ -71,10 +72,10 @@ DISTINCT = ("USER_ID_FIELD", "ITEM_ID_FIELD", "RATING_FIELD", "TIME_FIELD", "LAB
 DERIVED = (
     "device", "single_spec", "MODEL_TYPE", "MODEL_INPUT_TYPE", "eval_type", "valid_neg_sample_args",
     "test_neg_sample_args",
-)  # fmt: skip
+)
 INTERVALS = (
     "user_inter_num_interval", "item_inter_num_interval", "entity_kg_num_interval", "relation_kg_num_interval",
-)  # fmt: skip
+)
 CHOICES = {
     "state": ("debug", "info", "warning", "error", "critical"),
     "learner": ("adam", "adamw", "sgd", "adagrad", "rmsprop", "sparse_adam"),  # RecBole takes Adam for all others
@@ -86,7 +87,8 @@ CHOICES = {
 FRACTIONS = (
     "reg_weight", "dropout_prob", "hidden_dropout_prob", "attn_dropout_prob", "negative_weight", "global_ratio",
     "spatial_ratio", "w_max", "gamma", "margin",
-)  # fmt: skip
+)
+# fmt: on
 ANY_CASE = ("state", "learner")  # as RecBole reads them
 SPLITS = ("valid_and_test", "valid_only", "test_only")
 WITHOUT_CUTOFF = ("gauc",)
@@ -394,8 +396,10 @@ def _canonical(key, value: Any):
     if key == "encoding":
         return codecs.lookup(value or "utf-8").name
     if key in INTERVALS and value is not None:
-        return [[part.strip()[:1], *map(float, part.strip()[1:-1].split(",")), part.strip()[-1:]]
-                for part in str(value).split(";")]  # fmt: skip
+        return [
+            [part.strip()[:1], *map(float, part.strip()[1:-1].split(",")), part.strip()[-1:]]
+            for part in str(value).split(";")
+        ]
     if key == "clip_grad_norm" and isinstance(value, dict):
         return {"norm_type": 2.0, **value}
     if key in ("load_col", "unload_col", "unused_col") and isinstance(value, dict):

@@ -12,9 +12,13 @@ from recbole_unlearn.storage.files import replacing, sweep
 
 # Settings with which the file's rows are not simply the data set's interactions.
 UNPLAIN = (
-    "benchmark_filename", "additional_feat_suffix", "alias_of_user_id", "alias_of_item_id", "threshold",
+    "benchmark_filename",
+    "additional_feat_suffix",
+    "alias_of_user_id",
+    "alias_of_item_id",
+    "threshold",
     "discretization",
-)  # fmt: skip
+)
 
 
 def reading(config: Config) -> dict[str, Any]:

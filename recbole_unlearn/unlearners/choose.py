@@ -20,9 +20,15 @@ from recbole_unlearn.unlearners.replay import Replay
 IN_CLOSED_FORM = {BPR: DotProduct, LightGCN: Propagated}  # these classes alone: one derived may score otherwise
 # Keys of a step that have the name of `Influence`'s settings.
 STEP = (
-    "curvature", "damping", "damping_strength", "pool_return", "log_epochs", "curvature_triples", "cg_tolerance",
+    "curvature",
+    "damping",
+    "damping_strength",
+    "pool_return",
+    "log_epochs",
+    "curvature_triples",
+    "cg_tolerance",
     "cg_max_iterations",
-)  # fmt: skip
+)
 
 
 @dataclass(frozen=True)

@@ -46,8 +46,14 @@ SETTINGS: dict[Any, Any] = {
 SPACE, HREF = "{http://www.w3.org/2000/svg}", "{http://www.w3.org/1999/xlink}href"
 COLOURS = {colour: f"var(--{name})" for name, colour in LIGHT.items()}
 MARKERS = {
-    "circle": "o", "square": "s", "diamond": "D", "triangle": "^", "triangle-down": "v", "cross": "x", "plus": "+",
-}  # fmt: skip
+    "circle": "o",
+    "square": "s",
+    "diamond": "D",
+    "triangle": "^",
+    "triangle-down": "v",
+    "cross": "x",
+    "plus": "+",
+}
 
 
 def panel(chart: Chart) -> str:
@@ -135,9 +141,17 @@ def _columns(names: Sequence[str], width: float) -> int:
 
 def _legend(figure: Figure, handles: dict, place: tuple[float, float], width: float) -> None:
     figure.legend(
-        list(handles.values()), list(handles), loc="upper center", bbox_to_anchor=place, borderaxespad=0, borderpad=0,
-        ncols=_columns(list(handles), width), labelspacing=0.25, columnspacing=1, handletextpad=0.5,
-    )  # fmt: skip
+        list(handles.values()),
+        list(handles),
+        loc="upper center",
+        bbox_to_anchor=place,
+        borderaxespad=0,
+        borderpad=0,
+        ncols=_columns(list(handles), width),
+        labelspacing=0.25,
+        columnspacing=1,
+        handletextpad=0.5,
+    )
 
 
 def _panel(axes: Axes, chart: Chart, said: dict) -> dict:
@@ -192,10 +206,15 @@ def _series(axes: Axes, series: Series, chart: Chart, said: dict):
         axes.fill_between(x, y, lowest, color=look.colour, alpha=0.22, lw=0)
     dash = (0, [float(length) / 1.8 for length in look.dash.split()]) if look.dash else "-"
     style = {
-        "color": look.colour, "lw": 1.8, "ls": dash, "clip_on": False, "ms": 5.4 * series.size, "markeredgewidth": 1.4,
+        "color": look.colour,
+        "lw": 1.8,
+        "ls": dash,
+        "clip_on": False,
+        "ms": 5.4 * series.size,
+        "markeredgewidth": 1.4,
         "marker": MARKERS[look.marker.removesuffix("-open")],
         "fillstyle": "none" if look.marker.endswith("-open") else "full",
-    }  # fmt: skip
+    }
     if line:
         axes.plot(x, y, **{**style, "marker": ""})
     if dots:

@@ -33,8 +33,9 @@ def figure(chart: Chart) -> go.Figure:
     if chart.level is not None:
         low, high = chart.limits("x")
         line = {"color": GREY, "width": 1}
-        result.add_trace(go.Scatter(x=[low, high], y=[chart.level] * 2, mode="lines", line=line, hoverinfo="skip",
-                                    showlegend=False))  # fmt: skip
+        result.add_trace(
+            go.Scatter(x=[low, high], y=[chart.level] * 2, mode="lines", line=line, hoverinfo="skip", showlegend=False)
+        )
     result.update_layout(
         title={"text": escape(chart.title), "font": {"size": 14}, "x": 0.02},
         modebar={"bgcolor": "rgba(0,0,0,0)", "color": GREY, "remove": ["select2d", "lasso2d", "autoScale2d"]},
@@ -100,8 +101,13 @@ def _trace(series, chart, first):
 
 def _axis(chart, which):
     axis = getattr(chart, which)
-    result = {"title": {"text": escape(axis.label)}, "gridcolor": "rgba(128,128,128,.3)", "zeroline": False,
-              "linecolor": GREY, "automargin": True}  # fmt: skip
+    result = {
+        "title": {"text": escape(axis.label)},
+        "gridcolor": "rgba(128,128,128,.3)",
+        "zeroline": False,
+        "linecolor": GREY,
+        "automargin": True,
+    }
     if axis.categories:
         return {**result, "type": "category", "categoryorder": "array", "categoryarray": list(axis.categories)}
     low, high = chart.limits(which)
