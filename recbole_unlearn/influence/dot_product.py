@@ -24,7 +24,9 @@ import numba
 import numpy as np
 
 from recbole_unlearn.influence.recorded import Adam
-from recbole_unlearn.influence.vectors import FLAGS, dot, exp, load, observe, pass_on, publish, root, spread, store
+from recbole_unlearn.influence.vectors import (
+    FLAGS, dot, exp, observe, pass_on, pointer, prefetch, publish, put, root, spread, take,
+)  # fmt: skip
 
 GAMMA = np.float32(1e-10)  # of RecBole's BPRLoss
 BLOCK = 1 << 20  # rows, at least, that are arranged at once
@@ -168,12 +170,12 @@ def _sums(rates, before, b1, b2):
 
 @numba.njit(**FLAGS)
 def _ratios(sums, powers, s, eps, ratios):
-    """Fill ``ratios`` ``[4, gaps]``: from step ``s``, n steps together move by m times
-    ``ratios[0, n] * (s + ratios[1, n]) / (s^2 + ratios[2, n] * s + ratios[3, n])``.
+    """Fill ``ratios`` ``[gaps, 4]``: from step ``s``, n steps together move by m times
+    ``ratios[n, 0] * (s + ratios[n, 1]) / (s^2 + ratios[n, 2] * s + ratios[n, 3])``.
 
     Returns the greatest number of steps that this is good for.
     """
-    most = min(ratios.shape[1], sums.shape[1] - s)
+    most = min(ratios.shape[0], sums.shape[1] - s)
     bad = most
     for n in range(np.uint64(1), np.uint64(most)):
         to = np.uint64(s) + n
@@ -191,10 +193,10 @@ def _ratios(sums, powers, s, eps, ratios):
         exact = (sums[0, s] - powers[0, n] * sums[0, to]) * product  # of s = 0
         wrong = some & (abs(total * (mean + tilt) - exact) > ERROR * exact)
         bad = min(bad, n if wrong else most)
-        ratios[0, n] = total
-        ratios[1, n] = eps * (mean + tilt)
-        ratios[2, n] = eps * (2 * mean + tilt)
-        ratios[3, n] = eps * eps * product if some else 1.0
+        ratios[n, 0] = total
+        ratios[n, 1] = eps * (mean + tilt)
+        ratios[n, 2] = eps * (2 * mean + tilt)
+        ratios[n, 3] = eps * eps * product if some else 1.0
     return sums.shape[1] if bad == most else bad - 1
 
 
@@ -202,44 +204,45 @@ def _ratios(sums, powers, s, eps, ratios):
 
 
 @numba.njit(**FLAGS, inline="always")
-def _advance(L, table, row, gradient, s, gap, how):
+def _advance(L, table, row, gradient, s, gap, schedule, ratios, good, reach, numbers):
     """Take a weight row's own step ``s``, and those without a gradient until it is ``gap`` steps further."""
-    (rate, correction, left1, left2, reach), ratios, good, numbers = how
     b1, b2, rest1, rest2, eps, decay = numbers
-    one, two, three = np.uint64(1), np.uint64(2), np.uint64(3)
-    w, m, v = load(L, table, row, 0), load(L, table, row, L), load(L, table, row, 2 * L)
+    one, two, three, four = np.uint64(1), np.uint64(2), np.uint64(3), np.uint64(4)
+    at = np.uint64(3 * L) * np.uint64(row)
+    w, m, v = take(L, table, at), take(L, table, at + np.uint64(L)), take(L, table, at + np.uint64(2 * L))
     if gap <= good:
         m = b1 * m + rest1 * gradient
         v = b2 * v + rest2 * gradient * gradient
-        size = root(v)
-        n = min(gap, reach)
-        w = w - ratios[0, n] * m * (size + ratios[one, n]) / (v + ratios[two, n] * size + ratios[three, n])
-        m, v = left1[gap] * m, left2[gap] * v
+        size, n, left = root(v), four * min(gap, reach), four * gap
+        w = w - ratios[n] * m * (size + ratios[n + one]) / (v + ratios[n + two] * size + ratios[n + three])
     else:
         moving = gap if decay > 0 else min(gap, reach)
         for t in range(s, s + moving):
             gradient = gradient + decay * w
             m = b1 * m + rest1 * gradient
             v = b2 * v + rest2 * gradient * gradient
-            w = w - rate[t] * m / (correction[t] * root(v) + eps)
+            w = w - schedule[four * t] * m / (schedule[four * t + one] * root(v) + eps)
             gradient = spread(L, np.float32(0))
-        m, v = left1[gap - moving + one] * m, left2[gap - moving + one] * v
-    store(table, row, 0, w)
-    store(table, row, L, m)
-    store(table, row, 2 * L, v)
+        left = four * (gap - moving + one)
+    put(table, at, w)
+    put(table, at + np.uint64(L), schedule[left + two] * m)
+    put(table, at + np.uint64(2 * L), schedule[left + three] * v)
 
 
 @numba.njit(**FLAGS, inline="always")
 def _score(L, m, table, names, stops, n_owners, items, scores):
     """Write the scores of a step's triples, as far as some columns make them."""
-    one, r = np.uint64(1), np.uint64(0)
+    one, r, size = np.uint64(1), np.uint64(0), np.uint64(3 * L)
+    at, to = np.uint64(0), np.uint64(0)
     for k in range(n_owners):
-        user, stop = load(L, table, names[k], 0), np.uint64(stops[k])
+        user, stop = take(L, table, size * names[k]), np.uint64(stops[k])
         while r < stop:
-            at = r * (m + one)
-            item = load(L, table, items[at], 0)
-            for t in range(m):
-                scores[r * m + t] = dot(user, item - load(L, table, items[at + one + t], 0))
+            item = take(L, table, size * items[at])
+            at += one
+            for _ in range(m):
+                scores[to] = dot(user, item - take(L, table, size * items[at]))
+                at += one
+                to += one
             r += one
 
 
@@ -254,7 +257,7 @@ def _meet(progress, own, s):
             pass_on()
 
 
-@numba.njit(**FLAGS, inline="always")
+@numba.njit(**FLAGS)
 def _weigh(m, n, scores, scale, weights):
     """Turn the parts of a step's scores into what each of its items' or users' rows weighs in a gradient."""
     one, last = np.uint64(1), np.uint64(len(scores) - 1)
@@ -271,7 +274,7 @@ def _weigh(m, n, scores, scale, weights):
         weights[at] = -total
 
 
-@numba.njit(**FLAGS, inline="always")
+@numba.njit(**FLAGS)
 def _loss(scores, begin, end):
     """Sum of the losses of some triples."""
     loss = 0.0
@@ -284,26 +287,39 @@ def _loss(scores, begin, end):
 
 
 @numba.njit(**FLAGS, inline="always")
-def _move(L, m, table, names, stops, following, n_owners, n_touched, items, pairs, weights, gradients, s, how):
+def _move(
+    L, m, table, names, stops, following, n_owners, n_touched, items, pairs, weights, gradients,
+    s, schedule, ratios, good, reach, numbers,
+):  # fmt: skip
     """Take the step of all rows that it touches. Of the users, the items need the old weights."""
-    one, width = np.uint64(1), m + np.uint64(1)
+    one, two, width, size = np.uint64(1), np.uint64(2), m + np.uint64(1), np.uint64(3 * L)
     at = np.uint64(0)
     for k in range(n_owners):
-        gradient, stop = spread(L, np.float32(0)), width * np.uint64(stops[k])
+        gradient, stop = spread(L, np.float32(0)), width * stops[k]
         while at < stop:
-            gradient = gradient + weights[at] * load(L, table, items[at], 0)
+            gradient = gradient + weights[at] * take(L, table, size * items[at])
             at += one
-        store(gradients, k, 0, gradient)
+        put(gradients, k * np.uint64(L), gradient)
     at = np.uint64(0)
     for k in range(n_owners, n_touched):
-        gradient, stop = spread(L, np.float32(0)), np.uint64(stops[k])
+        gradient, stop = spread(L, np.float32(0)), two * stops[k]
         while at < stop:
-            gradient = gradient + weights[pairs[at, one]] * load(L, table, pairs[at, 0], 0)
-            at += one
-        _advance(L, table, names[k], gradient, s, np.uint64(following[k]) - s, how)
+            gradient = gradient + weights[pairs[at + one]] * take(L, table, size * pairs[at])
+            at += two
+        gap = np.uint64(following[k]) - s
+        _advance(L, table, names[k], gradient, s, gap, schedule, ratios, good, reach, numbers)
     for k in range(n_owners):
-        gradient = load(L, gradients, k, 0)
-        _advance(L, table, names[k], gradient, s, np.uint64(following[k]) - s, how)
+        gradient, gap = take(L, gradients, k * np.uint64(L)), np.uint64(following[k]) - s
+        _advance(L, table, names[k], gradient, s, gap, schedule, ratios, good, reach, numbers)
+
+
+@numba.njit(**FLAGS, inline="always")
+def _catch_up(L, table, first, rows, schedule, ratios, good, reach, numbers):
+    """Take the steps of all rows until they are touched first."""
+    for row in range(rows):
+        if first[row]:
+            gap, nothing = np.uint64(first[row]), spread(L, np.float32(0))
+            _advance(L, table, row, nothing, np.uint64(0), gap, schedule, ratios, good, reach, numbers)
 
 
 @cache
@@ -319,37 +335,37 @@ def _train(L, m):
     @numba.njit(**FLAGS)
     def kernel(
         begin, end, table, first, items, names, stops, following, pairs, counts, bounds,
-        scores, weights, gradients, progress, sums, powers, schedule, numbers, losses,
+        scores, weights, gradients, progress, sums, powers, schedule, reach, numbers, losses,
     ):  # fmt: skip
-        parts = len(table)
-        ratios = np.empty((4, powers.shape[1]), np.float32)
+        parts, size = len(table), table.shape[1] * table.shape[2]
+        ratios = np.empty((powers.shape[1], 4), np.float32)
         good = np.uint64(0)
+        plan, ratio = pointer(schedule, 0), pointer(ratios, 0)
         for s in range(np.uint64(len(bounds) - 1)):
             if powers.shape[1] > 1:
                 good = np.uint64(_ratios(sums, powers, s, np.float64(numbers[4]), ratios))
-            how = schedule, ratios, good, numbers
             if s == 0:
                 for part in range(begin, end):
-                    for row in range(np.uint64(len(first))):
-                        if first[row]:
-                            nothing = spread(L, np.float32(0))
-                            gap = np.uint64(first[row])
-                            _advance(L, table[part], row, nothing, s, gap, how)
+                    own, rows = pointer(table, part * size), np.uint64(len(first))
+                    _catch_up(L, own, pointer(first, 0), rows, plan, ratio, good, reach, numbers)
             start = np.uint64(bounds[s])
             n = np.uint64(bounds[s + one]) - start
-            item, base = (m + one) * start, (m + one + one) * start
+            base, item = (m + one + one) * start, pointer(items, (m + one) * start)
             n_owners, n_touched = np.uint64(counts[s, 0]), np.uint64(counts[s, one])
-            own_names, own_stops, own_items, own_pairs = names[base:], stops[base:], items[item:], pairs[item:]
+            name, stop, then = pointer(names, base), pointer(stops, base), pointer(following, base)
+            pair, weight, gradient = pointer(pairs, (m + one) * start * 2), pointer(weights, 0), pointer(gradients, 0)
             x = scores[s & one]
             for part in range(begin, end):
-                _score(L, m, table[part], own_names, own_stops, n_owners, own_items, x[part])
+                own = pointer(table, part * size)
+                _score(L, m, own, name, stop, n_owners, item, pointer(x, part * x.shape[1]))
             if end - begin < parts:
                 _meet(progress, begin, np.int64(s))
             _weigh(m, n, x, np.float32(1 / (n * m)), weights)
             for part in range(begin, end):
+                own = pointer(table, part * size)
                 _move(
-                    L, m, table[part], own_names, own_stops, following[base:], n_owners, n_touched,
-                    own_items, own_pairs, weights, gradients, s, how,
+                    L, m, own, name, stop, then, n_owners, n_touched, item, pair, weight, gradient,
+                    s, plan, ratio, good, reach, numbers,
                 )  # fmt: skip
                 if len(losses):
                     count = np.int64(n * m)
@@ -470,7 +486,7 @@ class DotProductTraining:
 
     def _train(self, m, arranged, bounds, rates, losses) -> None:
         """Take a block's steps."""
-        (parts, rows, _), adam = self._table.shape, self._optimizer
+        parts, adam = len(self._table), self._optimizer
         b1, b2, decay, steps, most = adam.beta1, adam.beta2, adam.weight_decay, len(rates), int(np.diff(bounds).max())
         if self.steps == 0 and decay == 0:
             arranged = arranged[0][:0], *arranged[1:]  # moments are zero: nothing moves before its first touch
@@ -479,7 +495,8 @@ class DotProductTraining:
         powers = (b1 / b2 ** (np.arange(5)[:, None] / 2)) ** np.arange(reach + 1 if at_once else 1)
         taken, left = self.steps + 1 + np.arange(steps), np.maximum(np.arange(steps + 1) - 1, 0)
         numbers = rates / (1 - b1**taken), 1 / np.sqrt(1 - b2**taken), b1**left, b2**left
-        schedule = *(part.astype(np.float32) for part in numbers), np.uint64(reach)
+        schedule = np.zeros((steps + 1, 4), np.float32)
+        schedule[:steps, 0], schedule[:steps, 1], schedule[:, 2], schedule[:, 3] = numbers
         single = tuple(np.float32(x) for x in (b1, b2, 1 - b1, 1 - b2, adam.eps, decay))
         scores = self._room("scores", 2, parts, m * most, dtype=np.float32)
         progress, sums = _aligned((16,), np.int64), _sums(rates, self.steps, b1, b2)
@@ -487,7 +504,7 @@ class DotProductTraining:
         weights = self._room("weights", threads, (2 * m + 1) * most, dtype=np.float32)
         gradients = self._room("gradients", threads, most, self._columns, dtype=np.float32)
         data = *arranged, bounds, scores
-        rest = progress, sums, powers, schedule, single, losses
+        rest = progress, sums, powers, schedule, np.uint64(reach), single, losses
         cuts = np.linspace(0, parts, threads + 1).astype(int)
         work = [(*cuts[t : t + 2], self._table, *data, weights[t], gradients[t], *rest) for t in range(threads)]
         _together(_train(self._columns, m), work)

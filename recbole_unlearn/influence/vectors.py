@@ -190,19 +190,54 @@ def root(typing, x):
     return x(x), emit
 
 
+# Inlined functions that are called for each row take pointers: of arrays numba counts the references at each call.
+
+
 @intrinsic
-def prefetch(typing, array, row, column):
-    """Have the processor fetch the cache line of ``array[row, column]``, ``array`` C-contiguous."""
+def pointer(typing, array, place):
+    """Pointer to ``array.flat[place]``, ``array`` C-contiguous; its items are read and written by ``[index]``."""
 
     def emit(context, builder, signature, args):
-        byte = ir.IntType(8)
-        pointer = builder.bitcast(_pointer(context, builder, array, *args, Vector(1, array.dtype)), byte.as_pointer())
-        number = ir.IntType(32)
-        kind = ir.FunctionType(ir.VoidType(), [pointer.type, number, number, number])
-        fetch = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch")
-        builder.call(fetch, [pointer, number(0), number(3), number(1)])
+        return builder.gep(context.make_array(array)(context, builder, args[0]).data, [args[1]])
 
-    return types.void(array, types.int64, types.int64), emit
+    return types.CPointer(array.dtype)(array, types.int64), emit
+
+
+@intrinsic(prefer_literal=True)
+def take(typing, length, start, place):
+    """The ``length`` numbers from the ``place``-th on after a pointer; ``length`` a constant."""
+    vector = Vector(length.literal_value, start.dtype)
+
+    def emit(context, builder, signature, args):
+        where = builder.bitcast(builder.gep(args[1], [args[2]]), context.get_value_type(vector).as_pointer())
+        return builder.load(where, align=start.dtype.bitwidth // 8)
+
+    return vector(length, start, types.int64), emit
+
+
+@intrinsic
+def put(typing, start, place, x):
+    """Write a vector from the ``place``-th number after a pointer on."""
+
+    def emit(context, builder, signature, args):
+        where = builder.bitcast(builder.gep(args[0], [args[1]]), context.get_value_type(x).as_pointer())
+        builder.store(args[2], where, align=start.dtype.bitwidth // 8)
+
+    return types.void(start, types.int64, x), emit
+
+
+@intrinsic
+def prefetch(typing, start, place):
+    """Have the processor fetch the cache line of the ``place``-th number after a pointer."""
+
+    def emit(context, builder, signature, args):
+        where = builder.bitcast(builder.gep(args[0], [args[1]]), ir.IntType(8).as_pointer())
+        number = ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [where.type, number, number, number])
+        fetch = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch")
+        builder.call(fetch, [where, number(0), number(3), number(1)])
+
+    return types.void(start, types.int64), emit
 
 
 @intrinsic
