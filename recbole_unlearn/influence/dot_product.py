@@ -35,6 +35,7 @@ REACH = 512  # steps, at most, after which the first moment must be negligible, 
 ERROR = 1e-5  # of the quadrature, relative, where it is greatest: at v = 0
 SPLIT = 32  # columns from which on it pays to split them
 SPINS = 4000  # looks at the other thread's progress before the core is offered to others
+AHEAD = np.uint64(32)  # rows for which memory is asked before it is needed
 LINE = 64  # bytes of a cache line
 NONE = np.uint32(0xFFFFFFFF)
 
@@ -68,12 +69,13 @@ def _group(ids, slot, names, stops, place):
     ``slot`` ``[all ids]`` is ``NONE`` everywhere, before and after.
     """
     count = np.uint64(0)
+    stops[: len(ids)] = 0
     for r in range(np.uint64(len(ids))):
         name = np.uint64(ids[r])
         new = slot[name] == NONE
         k = np.uint32(count) if new else slot[name]
         names[count] = name  # kept or overwritten: no branch, it would be mispredicted often
-        stops[k] = np.uint32(1) if new else stops[k] + np.uint32(1)
+        stops[k] += np.uint32(1)
         slot[name] = k
         place[r] = k
         count += np.uint64(new)
@@ -110,13 +112,17 @@ def _arrange(m):
     ):  # fmt: skip
         one = np.uint64(1)
         width = m + one
-        never = np.uint32(len(bounds) - 1)
+        never, final = np.uint32(len(bounds) - 1), np.uint64(len(order) - 1)
         for s in range(np.uint64(begin), np.uint64(end)):
             first = np.uint64(bounds[s])
             n = np.uint64(bounds[s + one]) - first
             base, item = (width + one) * first, width * first
             for r in range(n):
-                owner[r] = users[order[first + r]]
+                row = np.uint64(order[first + r])
+                prefetch(pointer(users, 0), order[min(first + r + AHEAD, final)])
+                prefetch(pointer(pos, 0), row)
+                prefetch(pointer(negatives, 0), m * row)
+                owner[r] = users[row]
             n_owners = _group(owner[:n], slot, names[base:], stops[base:], place)
             for r in range(n):
                 row, to = np.uint64(order[first + r]), item + width * np.uint64(place[r])
