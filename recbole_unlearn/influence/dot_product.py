@@ -5,19 +5,19 @@
 
     sum_j c_j / (a_j s + eps),   c_j = rate_{T+j} b1^j,   a_j = sqrt(b2^j / (1 - b2^{T+j})).
 
-In ``r_j = 1 / a_j`` this is an integral of ``1 / (s + eps r)`` over a measure of weights ``c_j r_j``. The r are close to
-each other, so Gauss quadrature with two nodes has it for any s, as one ratio of a linear and a quadratic polynomial in
-s; it is made of the moments ``sum_j c_j r_j^k``, k from 1 to 4. These are differences of sums to the end of the block,
-for any number of steps. So a row that is touched takes its own step, j = 0, and all others up to its next touch at
-once, with one root and one division a weight. Where two nodes do not do (the first hundred steps, unusual settings) or
-there is weight decay, it takes the same steps one by one, in registers.
+In ``r_j = 1 / a_j`` this is an integral of ``1 / (s + eps r)`` over a measure of weights ``c_j r_j``. The r are close
+to each other, so Gauss quadrature with two nodes has it for any s, as one ratio of a linear and a quadratic polynomial
+in s; it is made of the moments ``sum_j c_j r_j^k``, k from 1 to 4. These are differences of sums to the end of the
+block, for any number of steps. So a row that is touched takes its own step, j = 0, and all others up to its next touch
+at once, with one root and one division a weight. Where two nodes do not do (the first hundred steps, unusual settings)
+or there is weight decay, it takes the same steps one by one, in registers.
 
 **Two threads** own half of the columns of all weights each, and exchange nothing but their parts of the scores, once a
 step. Halves are added in a fixed order, whoever has them: the number of threads does not show in the result.
 """
 
-import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 
 import numba
@@ -25,8 +25,19 @@ import numpy as np
 
 from recbole_unlearn.influence.recorded import Adam
 from recbole_unlearn.influence.vectors import (
-    FLAGS, dot, exp, observe, pass_on, pointer, prefetch, publish, put, root, spread, take,
-)  # fmt: skip
+    FLAGS,
+    dot,
+    exp,
+    observe,
+    pass_on,
+    pointer,
+    prefetch,
+    publish,
+    put,
+    root,
+    spread,
+    take,
+)
 
 GAMMA = np.float32(1e-10)  # of RecBole's BPRLoss
 BLOCK = 1 << 20  # rows, at least, that are arranged at once
@@ -36,6 +47,7 @@ ERROR = 1e-5  # of the quadrature, relative, where it is greatest: at v = 0
 SPLIT = 32  # columns from which on it pays to split them
 SPINS = 4000  # looks at the other thread's progress before the core is offered to others
 AHEAD = np.uint64(32)  # rows for which memory is asked before it is needed
+SOON = np.uint64(6)  # rows of weights, likewise
 LINE = 64  # bytes of a cache line
 NONE = np.uint32(0xFFFFFFFF)
 
@@ -48,14 +60,17 @@ def _aligned(shape: tuple[int, ...], dtype: type) -> np.ndarray:
     return raw[start : start + size].view(dtype).reshape(shape)
 
 
+def _plain(array: np.ndarray, dtype: type | None = None) -> np.ndarray:
+    """The same in one piece, not to be written to: memory-mapped or not, numba compiles one version."""
+    array = np.ascontiguousarray(array, dtype).view()
+    array.flags.writeable = False
+    return array
+
+
 def _together(work: Callable, parts: Sequence[tuple]) -> None:
-    """Call ``work`` with each part's arguments, each in a thread of its own."""
-    threads = [threading.Thread(target=work, args=part) for part in parts[1:]]
-    for thread in threads:
-        thread.start()
-    work(*parts[0])
-    for thread in threads:
-        thread.join()
+    """Call ``work`` with each part's arguments, all at the same time."""
+    with ThreadPoolExecutor(len(parts)) as pool:
+        list(pool.map(work, *zip(*parts, strict=True)))
 
 
 # Indices are unsigned throughout: of others numba asks at each use whether they count from the end.
@@ -94,14 +109,14 @@ def _group(ids, slot, names, stops, place):
 
 @cache
 def _arrange(m):
-    """Kernel that arranges steps ``begin`` to ``end`` for `_train`, m negatives a row.
+    """Kernel that arranges steps ``begin`` to ``end`` of a block for `_train`, m negatives a row.
 
-    Per row of a step, in order of users: ``items`` ``[rows * (1 + m)]``, positive and negatives. Per weight row that a
-    step touches, users before items: its ``names``, where it ``stops`` in the step's rows or ``pairs``, and the step
-    that touches it next, ``following``; the second step's begin at ``(2 + m) * bounds[1]``, and ``counts``
-    ``[steps, 2]`` says how many users there are, and all. Per item of a step, in order of items: ``pairs`` of a user and
-    where the item is in ``items``. Items are weight rows here. ``last`` ``[weight rows]`` is where in ``following``
-    each weight row's next touch is to be written.
+    Items are weight rows here. ``items`` ``[rows, 1 + m]`` are each row's positive and negatives, a step's rows in
+    order of users. ``pairs`` ``[rows * (1 + m), 2]`` are a user and where in the step's items, a step's pairs in order
+    of the item there. Of each weight row that a step touches, users before items, ``names`` are which it is, ``stops``
+    where its rows or pairs end, and ``following`` is the step that touches it next; those of step s begin at
+    ``(2 + m) * bounds[s]``, and ``counts[s]`` says how many users there are, and users and items. ``last`` is where
+    each weight row's next touch is to be written in ``following``.
     """
     m = np.uint64(m)
 
@@ -293,6 +308,13 @@ def _loss(scores, begin, end):
 
 
 @numba.njit(**FLAGS, inline="always")
+def _fetch(L, table, row):
+    """Ask for the memory of a weight row."""
+    for line in range(0, 3 * L, LINE // 4):
+        prefetch(table, np.uint64(3 * L) * np.uint64(row) + np.uint64(line))
+
+
+@numba.njit(**FLAGS, inline="always")
 def _move(
     L, m, table, names, stops, following, n_owners, n_touched, items, pairs, weights, gradients,
     s, schedule, ratios, good, reach, numbers,
@@ -309,12 +331,14 @@ def _move(
     at = np.uint64(0)
     for k in range(n_owners, n_touched):
         gradient, stop = spread(L, np.float32(0)), two * stops[k]
+        _fetch(L, table, names[min(k + SOON, n_touched - one)])
         while at < stop:
             gradient = gradient + weights[pairs[at + one]] * take(L, table, size * pairs[at])
             at += two
         gap = np.uint64(following[k]) - s
         _advance(L, table, names[k], gradient, s, gap, schedule, ratios, good, reach, numbers)
     for k in range(n_owners):
+        _fetch(L, table, names[min(k + SOON, n_owners - one)])
         gradient, gap = take(L, gradients, k * np.uint64(L)), np.uint64(following[k]) - s
         _advance(L, table, names[k], gradient, s, gap, schedule, ratios, good, reach, numbers)
 
@@ -445,9 +469,8 @@ class DotProductTraining:
             rates: learning rate of each step, ``[steps]``.
             with_loss: whether to return the sum of the batches' mean losses, RecBole's ``BPRLoss``.
         """
-        users, pos = np.asarray(users, np.uint32), np.asarray(pos, np.uint32)
-        negatives, order = np.ascontiguousarray(negatives).view(), np.ascontiguousarray(order, np.int64)
-        negatives.flags.writeable = False  # memory-mapped or not: one compiled version
+        users, pos, negatives = _plain(users, np.uint32), _plain(pos, np.uint32), _plain(negatives)
+        order = _plain(order, np.int64)
         bounds, rates = np.asarray(bounds, np.int64), np.asarray(rates, np.float64)
         full = np.diff(bounds) > 0
         bounds, rates = np.append(bounds[:-1][full], bounds[-1]), rates[full]
@@ -513,5 +536,13 @@ class DotProductTraining:
         rest = progress, sums, powers, schedule, np.uint64(reach), single, losses
         cuts = np.linspace(0, parts, threads + 1).astype(int)
         work = [(*cuts[t : t + 2], self._table, *data, weights[t], gradients[t], *rest) for t in range(threads)]
-        _together(_train(self._columns, m), work)
+        kernel = _train(self._columns, m)
+
+        def run(*part):
+            try:
+                kernel(*part)
+            finally:
+                progress[:] = steps + 1  # whatever happened, the other one need not wait
+
+        _together(run, work)
         self.steps += steps
