@@ -178,8 +178,10 @@ def test_an_epoch_without_a_batch_is_no_step():
     problem = Problem(8, 1)
     training = DotProductTraining(problem.start, N_USERS, ADAM)
     negatives, order, _, _ = problem.epochs[0]
-    assert training.epoch(problem.users, problem.pos, negatives, order, [0, 0], [0.1], with_loss=True) == 0
-    assert training.epoch(problem.users, problem.pos, negatives, order, [0], []) is None
+    assert (
+        training.epoch(problem.users, problem.pos, negatives, order, np.zeros(2, int), np.ones(1), with_loss=True) == 0
+    )
+    assert training.epoch(problem.users, problem.pos, negatives, order, np.zeros(1, int), np.empty(0)) is None
     assert training.steps == 0
     np.testing.assert_array_equal(training.W, problem.start)
 
