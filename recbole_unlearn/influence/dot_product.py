@@ -55,7 +55,8 @@ NONE = np.uint32(0xFFFFFFFF)
 def _aligned(shape: tuple[int, ...], dtype: type) -> np.ndarray:
     """An array of zeros that begins with a cache line."""
     size = int(np.prod(shape)) * np.dtype(dtype).itemsize
-    raw = np.zeros(size + LINE, np.uint8)
+    raw = np.empty(size + LINE, np.uint8)  # of large ones numpy asks for large pages, of zeros it does not
+    raw[:] = 0
     start = -raw.ctypes.data % LINE
     return raw[start : start + size].view(dtype).reshape(shape)
 
