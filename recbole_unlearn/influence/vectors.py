@@ -4,6 +4,8 @@ Numba makes scalar code of short constant loops, and keeps in memory what belong
 a variable of it that a loop accumulates into stays in registers.
 """
 
+import operator
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -79,11 +81,28 @@ def store(typing, array, row, column, x):
     return types.void(array, types.int64, types.int64, x), emit
 
 
+def _everywhere(builder, number, vector):
+    """LLVM vector of a number, again and again."""
+    one = builder.insert_element(vector(ir.Undefined), number, ir.IntType(32)(0))
+    return builder.shuffle_vector(one, vector(ir.Undefined), ir.VectorType(ir.IntType(32), vector.count)(None))
+
+
 @intrinsic(prefer_literal=True)
 def zeros(typing, length):
     """A vector of float64 zeros, to accumulate into."""
     vector = Vector(length.literal_value, types.float64)
     return vector(length), lambda context, builder, signature, args: context.get_value_type(vector)(None)
+
+
+@intrinsic(prefer_literal=True)
+def spread(typing, length, number):
+    """A vector of a number, again and again."""
+    vector = Vector(length.literal_value, number)
+
+    def emit(context, builder, signature, args):
+        return _everywhere(builder, args[1], context.get_value_type(vector))
+
+    return vector(length, number), emit
 
 
 @intrinsic
@@ -127,12 +146,132 @@ def add_scaled(typing, x, scale, y):
         vector = x_value.type
         if y != x:
             y_value = builder.fpext(y_value, vector)
-        one = builder.insert_element(vector(ir.Undefined), scale_value, ir.IntType(32)(0))
-        everywhere = ir.VectorType(ir.IntType(32), x.length)(None)
-        scales = builder.shuffle_vector(one, vector(ir.Undefined), everywhere)
+        scales = _everywhere(builder, scale_value, vector)
         return builder.fadd(x_value, builder.fmul(scales, y_value, LLVM_FLAGS), LLVM_FLAGS)
 
     return x(x, x.element, y), emit
+
+
+def _arithmetic(symbol: Callable, instruction: str) -> None:
+    """Have numba know an operator of two vectors of the same type, or of one and a number of its elements' type."""
+
+    @intrinsic
+    def calculate(typing, x, y):
+        kind = x if isinstance(x, Vector) else y
+
+        def emit(context, builder, signature, args):
+            vector = context.get_value_type(kind)
+            values = [value if value.type == vector else _everywhere(builder, value, vector) for value in args]
+            return getattr(builder, instruction)(*values, LLVM_FLAGS)
+
+        return kind(*(kind if isinstance(part, Vector) else kind.element for part in (x, y))), emit
+
+    @extending.overload(symbol)
+    def typed(x, y):
+        return (lambda x, y: calculate(x, y)) if isinstance(x, Vector) or isinstance(y, Vector) else None
+
+
+_arithmetic(operator.add, "fadd")
+_arithmetic(operator.sub, "fsub")
+_arithmetic(operator.mul, "fmul")
+_arithmetic(operator.truediv, "fdiv")
+
+
+@intrinsic
+def root(typing, x):
+    """Entrywise square root."""
+
+    def emit(context, builder, signature, args):
+        kind = args[0].type
+        name = f"llvm.sqrt.v{x.length}f{x.element.bitwidth}"
+        sqrt = cgutils.get_or_insert_function(builder.module, ir.FunctionType(kind, [kind]), name)
+        return builder.call(sqrt, args)
+
+    return x(x), emit
+
+
+# Inlined functions that are called for each row take pointers: of arrays numba counts the references at each call.
+
+
+@intrinsic
+def pointer(typing, array, place):
+    """Pointer to ``array.flat[place]``, ``array`` C-contiguous; its items are read and written by ``[index]``."""
+
+    def emit(context, builder, signature, args):
+        return builder.gep(context.make_array(array)(context, builder, args[0]).data, [args[1]])
+
+    return types.CPointer(array.dtype)(array, types.int64), emit
+
+
+@intrinsic(prefer_literal=True)
+def take(typing, length, start, place):
+    """The ``length`` numbers from the ``place``-th on after a pointer; ``length`` a constant."""
+    vector = Vector(length.literal_value, start.dtype)
+
+    def emit(context, builder, signature, args):
+        where = builder.bitcast(builder.gep(args[1], [args[2]]), context.get_value_type(vector).as_pointer())
+        return builder.load(where, align=start.dtype.bitwidth // 8)
+
+    return vector(length, start, types.int64), emit
+
+
+@intrinsic
+def put(typing, start, place, x):
+    """Write a vector from the ``place``-th number after a pointer on."""
+
+    def emit(context, builder, signature, args):
+        where = builder.bitcast(builder.gep(args[0], [args[1]]), context.get_value_type(x).as_pointer())
+        builder.store(args[2], where, align=start.dtype.bitwidth // 8)
+
+    return types.void(start, types.int64, x), emit
+
+
+@intrinsic
+def prefetch(typing, start, place):
+    """Have the processor fetch the cache line of the ``place``-th number after a pointer."""
+
+    def emit(context, builder, signature, args):
+        where = builder.bitcast(builder.gep(args[0], [args[1]]), ir.IntType(8).as_pointer())
+        number = ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [where.type, number, number, number])
+        fetch = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch")
+        builder.call(fetch, [where, number(0), number(3), number(1)])
+
+    return types.void(start, types.int64), emit
+
+
+@intrinsic
+def publish(typing, array, index, value):
+    """``array[index] = value``, of an int64 array, seen by other threads after all that was written before."""
+
+    def emit(context, builder, signature, args):
+        view = context.make_array(array)(context, builder, args[0])
+        builder.store_atomic(args[2], builder.gep(view.data, [args[1]]), "release", 8)
+
+    return types.void(array, types.int64, types.int64), emit
+
+
+@intrinsic
+def observe(typing, array, index):
+    """``array[index]`` of an int64 array, after which all is seen that was written before it was published."""
+
+    def emit(context, builder, signature, args):
+        view = context.make_array(array)(context, builder, args[0])
+        return builder.load_atomic(builder.gep(view.data, [args[1]]), "acquire", 8)
+
+    return types.int64(array, types.int64), emit
+
+
+@intrinsic
+def pass_on(typing):
+    """Let another thread run on this core."""
+
+    def emit(context, builder, signature, args):
+        name = "SwitchToThread" if sys.platform == "win32" else "sched_yield"
+        function = cgutils.get_or_insert_function(builder.module, ir.FunctionType(ir.IntType(32), []), name)
+        builder.call(function, [])
+
+    return types.void(), emit
 
 
 @numba.njit(**FLAGS)

@@ -1,10 +1,30 @@
 """Vector operations inside numba kernels, against numpy."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numba
 import numpy as np
 import pytest
 
-from recbole_unlearn.influence.vectors import add_scaled, dot, exp, load, multiply, store, widen, zeros
+from recbole_unlearn.influence.vectors import (
+    add_scaled,
+    dot,
+    exp,
+    load,
+    multiply,
+    observe,
+    pass_on,
+    pointer,
+    prefetch,
+    publish,
+    put,
+    root,
+    spread,
+    store,
+    take,
+    widen,
+    zeros,
+)
 
 
 @pytest.fixture(params=[np.float32, np.float64], ids=["float32", "float64"])
@@ -32,6 +52,43 @@ def test_operations_agree_with_numpy(rows, K):
     np.testing.assert_allclose(out[1, 1:], x + np.float32(0.5) * y, rtol=0, atol=rounding)
     assert out[0, K] == 0 and out[1, 0] == 0  # nothing beside the place is touched
     np.testing.assert_array_equal(wide, [2.0 * x.astype(float), y.astype(float)])
+
+
+@pytest.mark.parametrize("K", [1, 7, 64])
+def test_arithmetic_and_pointers_agree_with_numpy(rows, K):
+    element = rows.dtype.type
+
+    @numba.njit
+    def run(A, number, out):
+        start = pointer(A, A.shape[1])
+        prefetch(start, 5)
+        x, y = take(K, start, 3), take(K, start, A.shape[1])
+        put(pointer(out, 2), 1, number * x - root(y * y) / (x + spread(K, number)))
+        return start[4]
+
+    out = np.zeros(K + 4, rows.dtype)
+    assert run(rows, element(0.5), out) == rows[1, 4]
+    x, y = rows[1, 3 : 3 + K], rows[2, :K]
+    rounding = 16 * np.finfo(rows.dtype).eps
+    np.testing.assert_allclose(out[3:-1], x / 2 - np.abs(y) / (x + element(0.5)), rtol=rounding, atol=rounding)
+    assert not out[:3].any() and out[-1] == 0
+
+
+def test_threads_see_what_is_published():
+    @numba.njit(nogil=True)
+    def run(progress, own, data):
+        for k in range(1, 100):
+            data[own] = k
+            publish(progress, own, k)
+            while observe(progress, 1 - own) < k:
+                pass_on()
+            if data[1 - own] < k:
+                return False
+        return True
+
+    progress, data = np.zeros(2, np.int64), np.zeros(2)
+    with ThreadPoolExecutor(2) as pool:
+        assert all(pool.map(run, [progress] * 2, range(2), [data] * 2))
 
 
 def test_sums_of_float32_rows_are_float64():

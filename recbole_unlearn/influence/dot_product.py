@@ -1,0 +1,549 @@
+"""BPR on dot products, trained as torch.optim.Adam trains it, at the cost of the rows that a step touches.
+
+**Rows catch up.** Adam moves every row in every step. Without a gradient, j steps after step T, its moments are
+``b1^j m`` and ``b2^j v``, so with ``s = sqrt(v)`` the row moves by ``m`` times
+
+    sum_j c_j / (a_j s + eps),   c_j = rate_{T+j} b1^j,   a_j = sqrt(b2^j / (1 - b2^{T+j})).
+
+In ``r_j = 1 / a_j`` this is an integral of ``1 / (s + eps r)`` over a measure of weights ``c_j r_j``. The r are close
+to each other, so Gauss quadrature with two nodes has it for any s, as one ratio of a linear and a quadratic polynomial
+in s; it is made of the moments ``sum_j c_j r_j^k``, k from 1 to 4. These are differences of sums to the end of the
+block, for any number of steps. So a row that is touched takes its own step, j = 0, and all others up to its next touch
+at once, with one root and one division a weight. Where two nodes do not do (the first hundred steps, unusual settings)
+or there is weight decay, it takes the same steps one by one, in registers.
+
+**Two threads** own half of the columns of all weights each, and exchange nothing but their parts of the scores, once a
+step. Halves are added in a fixed order, whoever has them: the number of threads does not show in the result.
+"""
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+
+import numba
+import numpy as np
+
+from recbole_unlearn.influence.recorded import Adam
+from recbole_unlearn.influence.vectors import (
+    FLAGS,
+    dot,
+    exp,
+    observe,
+    pass_on,
+    pointer,
+    prefetch,
+    publish,
+    put,
+    root,
+    spread,
+    take,
+)
+
+GAMMA = np.float32(1e-10)  # of RecBole's BPRLoss
+BLOCK = 1 << 20  # rows, at least, that are arranged at once
+NEGLIGIBLE = 1e-9  # share of the first moment that moves nothing any more
+REACH = 512  # steps, at most, after which the first moment must be negligible, for rows to catch up at once
+ERROR = 1e-5  # of the quadrature, relative, where it is greatest: at v = 0
+SPLIT = 32  # columns from which on it pays to split them
+SPINS = 4000  # looks at the other thread's progress before the core is offered to others
+AHEAD = np.uint64(32)  # rows for which memory is asked before it is needed
+SOON = np.uint64(6)  # rows of weights, likewise
+LINE = 64  # bytes of a cache line
+NONE = np.uint32(0xFFFFFFFF)
+
+
+def _aligned(shape: tuple[int, ...], dtype: type) -> np.ndarray:
+    """An array of zeros that begins with a cache line."""
+    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    raw = np.empty(size + LINE, np.uint8)  # of large ones numpy asks for large pages, of zeros it does not
+    raw[:] = 0
+    start = -raw.ctypes.data % LINE
+    return raw[start : start + size].view(dtype).reshape(shape)
+
+
+def _plain(array: np.ndarray, dtype: type | None = None) -> np.ndarray:
+    """The same in one piece, not to be written to: memory-mapped or not, numba compiles one version."""
+    array = np.ascontiguousarray(array, dtype).view()
+    array.flags.writeable = False
+    return array
+
+
+def _together(work: Callable, parts: Sequence[tuple]) -> None:
+    """Call ``work`` with each part's arguments, all at the same time."""
+    with ThreadPoolExecutor(len(parts)) as pool:
+        list(pool.map(work, *zip(*parts, strict=True)))
+
+
+# Indices are unsigned throughout: of others numba asks at each use whether they count from the end.
+
+
+@numba.njit(**FLAGS)
+def _group(ids, slot, names, stops, place):
+    """Number the different ones of some ids, in the order of their first: ``names``; returns how many there are.
+
+    ``place`` of each id is where it goes when they are sorted by these numbers, ``stops`` are where each number ends.
+    ``slot`` ``[all ids]`` is ``NONE`` everywhere, before and after.
+    """
+    count = np.uint64(0)
+    stops[: len(ids)] = 0
+    for r in range(np.uint64(len(ids))):
+        name = np.uint64(ids[r])
+        new = slot[name] == NONE
+        k = np.uint32(count) if new else slot[name]
+        names[count] = name  # kept or overwritten: no branch, it would be mispredicted often
+        stops[k] += np.uint32(1)
+        slot[name] = k
+        place[r] = k
+        count += np.uint64(new)
+    total = np.uint32(0)
+    for k in range(count):
+        size = stops[k]
+        stops[k] = total
+        total += size
+        slot[names[k]] = NONE
+    for r in range(np.uint64(len(ids))):
+        k = np.uint64(place[r])
+        place[r] = stops[k]
+        stops[k] += np.uint32(1)
+    return count
+
+
+@cache
+def _arrange(m):
+    """Kernel that arranges steps ``begin`` to ``end`` of a block for `_train`, m negatives a row.
+
+    Items are weight rows here. ``items`` ``[rows, 1 + m]`` are each row's positive and negatives, a step's rows in
+    order of users. ``pairs`` ``[rows * (1 + m), 2]`` are a user and where in the step's items, a step's pairs in order
+    of the item there. Of each weight row that a step touches, users before items, ``names`` are which it is, ``stops``
+    where its rows or pairs end, and ``following`` is the step that touches it next; those of step s begin at
+    ``(2 + m) * bounds[s]``, and ``counts[s]`` says how many users there are, and users and items. ``last`` is where
+    each weight row's next touch is to be written in ``following``.
+    """
+    m = np.uint64(m)
+
+    @numba.njit(**FLAGS)
+    def kernel(
+        begin, end, users, pos, negatives, order, bounds, n_users,
+        last, slot, place, owner, items, names, stops, following, pairs, counts,
+    ):  # fmt: skip
+        one = np.uint64(1)
+        width = m + one
+        never, final = np.uint32(len(bounds) - 1), np.uint64(len(order) - 1)
+        for s in range(np.uint64(begin), np.uint64(end)):
+            first = np.uint64(bounds[s])
+            n = np.uint64(bounds[s + one]) - first
+            base, item = (width + one) * first, width * first
+            for r in range(n):
+                row = np.uint64(order[first + r])
+                prefetch(pointer(users, 0), order[min(first + r + AHEAD, final)])
+                prefetch(pointer(pos, 0), row)
+                prefetch(pointer(negatives, 0), m * row)
+                owner[r] = users[row]
+            n_owners = _group(owner[:n], slot, names[base:], stops[base:], place)
+            for r in range(n):
+                row, to = np.uint64(order[first + r]), item + width * np.uint64(place[r])
+                items[to] = n_users + np.uint32(pos[row])
+                for t in range(m):
+                    items[to + one + t] = n_users + np.uint32(negatives[row, t])
+            touched, used = names[base + n_owners :], stops[base + n_owners :]
+            n_items = _group(items[item : item + width * n], slot, touched, used, place)
+            r = np.uint64(0)
+            for k in range(n_owners):
+                user, stop = names[base + k], np.uint64(stops[base + k])
+                while r < stop:
+                    for c in range(r * width, (r + one) * width):
+                        to = item + np.uint64(place[c])
+                        pairs[to, 0] = user
+                        pairs[to, one] = c
+                    r += one
+            counts[s, 0], counts[s, one] = n_owners, n_owners + n_items
+            for k in range(base, base + n_owners + n_items):
+                name = np.uint64(names[k])
+                following[last[name]] = s
+                following[k] = never
+                last[name] = k
+
+    return kernel
+
+
+@numba.njit(**FLAGS)
+def _link(last, following, first):
+    """Tell what was arranged in ``len(last)`` chunks which of the later ones touches each row next.
+
+    ``first`` ``[chunks, rows]`` is where in ``following`` each chunk's first touch of a row is.
+    """
+    for c in range(len(last) - 1, 0, -1):
+        for r in range(last.shape[1]):
+            following[last[c - 1, r]] = following[first[c, r]]
+
+
+@numba.njit(**FLAGS)
+def _sums(rates, before, b1, b2):
+    """``[5, steps + 1]``: sum over all later steps T + j, without end, of ``c_j r_j^k`` for T each step and each k."""
+    sums = np.zeros((5, len(rates) + 1))
+    for s in range(len(rates) - 1, -1, -1):
+        shrunk = np.sqrt(1 - b2 ** (before + s + 1))
+        term = rates[s] / (1 - b1 ** (before + s + 1))
+        for k in range(5):
+            sums[k, s] = term + b1 / b2 ** (0.5 * k) * sums[k, s + 1]
+            term *= shrunk
+    return sums
+
+
+@numba.njit(**FLAGS)
+def _ratios(sums, powers, s, eps, ratios):
+    """Fill ``ratios`` ``[gaps, 4]``: from step ``s``, n steps together move by m times
+    ``ratios[n, 0] * (s + ratios[n, 1]) / (s^2 + ratios[n, 2] * s + ratios[n, 3])``.
+
+    Returns the greatest number of steps that this is good for.
+    """
+    most = min(ratios.shape[0], sums.shape[1] - s)
+    bad = most
+    for n in range(np.uint64(1), np.uint64(most)):
+        to = np.uint64(s) + n
+        total = sums[1, s] - powers[1, n] * sums[1, to]
+        some = total > 0  # else all rates are zero
+        share = 1 / total if some else 1.0
+        mean = (sums[2, s] - powers[2, n] * sums[2, to]) * share
+        square = (sums[3, s] - powers[3, n] * sums[3, to]) * share
+        cube = (sums[4, s] - powers[4, n] * sums[4, to]) * share
+        variance = square - mean * mean
+        apart = (variance > 1e-12 * square) & (n > np.uint64(1))  # else there is one node, up to rounding
+        skew = cube - mean * (3 * square - 2 * mean * mean)
+        tilt = skew / variance if apart else 0.0
+        product = mean * mean + mean * tilt - (variance if apart else 0.0)
+        exact = (sums[0, s] - powers[0, n] * sums[0, to]) * product  # of s = 0
+        wrong = some & (abs(total * (mean + tilt) - exact) > ERROR * exact)
+        bad = min(bad, n if wrong else most)
+        ratios[n, 0] = total
+        ratios[n, 1] = eps * (mean + tilt)
+        ratios[n, 2] = eps * (2 * mean + tilt)
+        ratios[n, 3] = eps * eps * product if some else 1.0
+    return sums.shape[1] if bad == most else bad - 1
+
+
+# Not functions in the kernels' closures: that would defeat the cache on disk.
+
+
+@numba.njit(**FLAGS, inline="always")
+def _advance(L, table, row, gradient, s, gap, schedule, ratios, good, reach, numbers):
+    """Take a weight row's own step ``s``, and those without a gradient until it is ``gap`` steps further."""
+    b1, b2, rest1, rest2, eps, decay = numbers
+    one, two, three, four = np.uint64(1), np.uint64(2), np.uint64(3), np.uint64(4)
+    at = np.uint64(3 * L) * np.uint64(row)
+    w, m, v = take(L, table, at), take(L, table, at + np.uint64(L)), take(L, table, at + np.uint64(2 * L))
+    if gap <= good:
+        m = b1 * m + rest1 * gradient
+        v = b2 * v + rest2 * gradient * gradient
+        size, n, left = root(v), four * min(gap, reach), four * gap
+        w = w - ratios[n] * m * (size + ratios[n + one]) / (v + ratios[n + two] * size + ratios[n + three])
+    else:
+        moving = gap if decay > 0 else min(gap, reach)
+        for t in range(s, s + moving):
+            gradient = gradient + decay * w
+            m = b1 * m + rest1 * gradient
+            v = b2 * v + rest2 * gradient * gradient
+            w = w - schedule[four * t] * m / (schedule[four * t + one] * root(v) + eps)
+            gradient = spread(L, np.float32(0))
+        left = four * (gap - moving + one)
+    put(table, at, w)
+    put(table, at + np.uint64(L), schedule[left + two] * m)
+    put(table, at + np.uint64(2 * L), schedule[left + three] * v)
+
+
+@numba.njit(**FLAGS, inline="always")
+def _score(L, m, table, names, stops, n_owners, items, scores):
+    """Write the scores of a step's triples, as far as some columns make them."""
+    one, r, size = np.uint64(1), np.uint64(0), np.uint64(3 * L)
+    at, to = np.uint64(0), np.uint64(0)
+    for k in range(n_owners):
+        user, stop = take(L, table, size * names[k]), np.uint64(stops[k])
+        while r < stop:
+            item = take(L, table, size * items[at])
+            at += one
+            for _ in range(m):
+                scores[to] = dot(user, item - take(L, table, size * items[at]))
+                at += one
+                to += one
+            r += one
+
+
+@numba.njit(**FLAGS, inline="always")
+def _meet(progress, own, s):
+    """Wait until the other of two threads has come to step ``s``; it may need this core."""
+    publish(progress, 8 * own, s + 1)
+    spins = 0
+    while observe(progress, 8 * (1 - own)) <= s:
+        spins += 1
+        if spins > SPINS:
+            pass_on()
+
+
+@numba.njit(**FLAGS)
+def _weigh(m, n, scores, scale, weights):
+    """Turn the parts of a step's scores into what each of its items' or users' rows weighs in a gradient."""
+    one, last = np.uint64(1), np.uint64(len(scores) - 1)
+    share = weights[n * (m + one) :]
+    for c in range(n * m):
+        total = scores[0, c] + scores[last, c] if last else scores[0, c]
+        e = exp(min(total, np.float32(40)))
+        share[c] = scale * e / ((np.float32(1) + e) * (e + GAMMA * (np.float32(1) + e)))
+    for r in range(n):
+        at, total = r * (m + one), np.float32(0)
+        for t in range(m):
+            weights[at + one + t] = share[r * m + t]
+            total += share[r * m + t]
+        weights[at] = -total
+
+
+@numba.njit(**FLAGS)
+def _loss(scores, begin, end):
+    """Sum of the losses of some triples."""
+    loss = 0.0
+    for c in range(begin, end):
+        score = 0.0
+        for h in range(len(scores)):
+            score += scores[h, c]
+        loss -= np.log(1e-10 + 1 / (1 + np.exp(-score)))
+    return loss
+
+
+@numba.njit(**FLAGS, inline="always")
+def _fetch(L, table, row):
+    """Ask for the memory of a weight row."""
+    for line in range(0, 3 * L, LINE // 4):
+        prefetch(table, np.uint64(3 * L) * np.uint64(row) + np.uint64(line))
+
+
+@numba.njit(**FLAGS, inline="always")
+def _move(
+    L, m, table, names, stops, following, n_owners, n_touched, items, pairs, weights, gradients,
+    s, schedule, ratios, good, reach, numbers,
+):  # fmt: skip
+    """Take the step of all rows that it touches. Of the users, the items need the old weights."""
+    one, two, width, size = np.uint64(1), np.uint64(2), m + np.uint64(1), np.uint64(3 * L)
+    at = np.uint64(0)
+    for k in range(n_owners):
+        gradient, stop = spread(L, np.float32(0)), width * stops[k]
+        while at < stop:
+            gradient = gradient + weights[at] * take(L, table, size * items[at])
+            at += one
+        put(gradients, k * np.uint64(L), gradient)
+    at = np.uint64(0)
+    for k in range(n_owners, n_touched):
+        gradient, stop = spread(L, np.float32(0)), two * stops[k]
+        _fetch(L, table, names[min(k + SOON, n_touched - one)])
+        while at < stop:
+            gradient = gradient + weights[pairs[at + one]] * take(L, table, size * pairs[at])
+            at += two
+        gap = np.uint64(following[k]) - s
+        _advance(L, table, names[k], gradient, s, gap, schedule, ratios, good, reach, numbers)
+    for k in range(n_owners):
+        _fetch(L, table, names[min(k + SOON, n_owners - one)])
+        gradient, gap = take(L, gradients, k * np.uint64(L)), np.uint64(following[k]) - s
+        _advance(L, table, names[k], gradient, s, gap, schedule, ratios, good, reach, numbers)
+
+
+@numba.njit(**FLAGS, inline="always")
+def _catch_up(L, table, first, rows, schedule, ratios, good, reach, numbers):
+    """Take the steps of all rows until they are touched first."""
+    for row in range(rows):
+        if first[row]:
+            gap, nothing = np.uint64(first[row]), spread(L, np.float32(0))
+            _advance(L, table, row, nothing, np.uint64(0), gap, schedule, ratios, good, reach, numbers)
+
+
+@cache
+def _train(L, m):
+    """Kernel for the steps of a block, for the parts ``begin`` to ``end`` of L columns each.
+
+    ``table`` ``[parts, rows, 3 * L]`` are weights and both moments, ``first`` the step that touches each row first;
+    the next arguments are as `_arrange` leaves them. ``scores`` ``[2, parts, triples]`` are for the even and the odd
+    steps: a thread can be ahead of the other by a step's part. ``weights`` and ``gradients`` are a thread's own.
+    """
+    m, one = np.uint64(m), np.uint64(1)
+
+    @numba.njit(**FLAGS)
+    def kernel(
+        begin, end, table, first, items, names, stops, following, pairs, counts, bounds,
+        scores, weights, gradients, progress, sums, powers, schedule, reach, numbers, losses,
+    ):  # fmt: skip
+        parts, size = len(table), table.shape[1] * table.shape[2]
+        ratios = np.empty((powers.shape[1], 4), np.float32)
+        good = np.uint64(0)
+        plan, ratio = pointer(schedule, 0), pointer(ratios, 0)
+        for s in range(np.uint64(len(bounds) - 1)):
+            if powers.shape[1] > 1:
+                good = np.uint64(_ratios(sums, powers, s, np.float64(numbers[4]), ratios))
+            if s == 0:
+                for part in range(begin, end):
+                    own, rows = pointer(table, part * size), np.uint64(len(first))
+                    _catch_up(L, own, pointer(first, 0), rows, plan, ratio, good, reach, numbers)
+            start = np.uint64(bounds[s])
+            n = np.uint64(bounds[s + one]) - start
+            base, item = (m + one + one) * start, pointer(items, (m + one) * start)
+            n_owners, n_touched = np.uint64(counts[s, 0]), np.uint64(counts[s, one])
+            name, stop, then = pointer(names, base), pointer(stops, base), pointer(following, base)
+            pair, weight, gradient = pointer(pairs, (m + one) * start * 2), pointer(weights, 0), pointer(gradients, 0)
+            x = scores[s & one]
+            for part in range(begin, end):
+                own = pointer(table, part * size)
+                _score(L, m, own, name, stop, n_owners, item, pointer(x, part * x.shape[1]))
+            if end - begin < parts:
+                _meet(progress, begin, np.int64(s))
+            _weigh(m, n, x, np.float32(1 / (n * m)), weights)
+            for part in range(begin, end):
+                own = pointer(table, part * size)
+                _move(
+                    L, m, own, name, stop, then, n_owners, n_touched, item, pair, weight, gradient,
+                    s, plan, ratio, good, reach, numbers,
+                )  # fmt: skip
+                if len(losses):
+                    count = np.int64(n * m)
+                    losses[part] += _loss(x, count * part // parts, count * (part + 1) // parts) / count
+
+    return kernel
+
+
+class DotProductTraining:
+    """A model of BPR on dot products in training.
+
+    Args:
+        start: initial weights, users before items, float32 ``[n_users + n_items, K]``.
+        n_users: how many of the rows are users.
+        optimizer: as torch.optim.Adam takes it; its learning rate gives way to each epoch's.
+        threads: at most, of which two have something to do; default: as many as numba has.
+
+    Attributes:
+        steps: that were taken.
+    """
+
+    def __init__(self, start: np.ndarray, n_users: int, optimizer: Adam, threads: int | None = None) -> None:
+        rows, K = start.shape
+        parts = 2 if K >= SPLIT and K % 2 == 0 else 1
+        self.steps, self._n_users, self._optimizer = 0, n_users, optimizer
+        self._threads = max(1, min(2, numba.get_num_threads() if threads is None else threads))
+        self._columns = K // parts
+        self._table = _aligned((parts, rows, 3 * self._columns), np.float32)
+        self._table[:, :, : self._columns] = start.reshape(rows, parts, -1).transpose(1, 0, 2)
+        self._slots = np.full((self._threads, rows), NONE)
+        self._scratch: dict[str, np.ndarray] = {}
+
+    def _read(self, which: int) -> np.ndarray:
+        L = self._columns
+        part = self._table[:, :, which * L : (which + 1) * L]
+        return part.transpose(1, 0, 2).reshape(part.shape[1], -1)
+
+    @property
+    def W(self) -> np.ndarray:
+        """A copy of the weights, float32 ``[n_users + n_items, K]``."""
+        return self._read(0)
+
+    @property
+    def M(self) -> np.ndarray:
+        """A copy of Adam's first moment, likewise."""
+        return self._read(1)
+
+    @property
+    def V(self) -> np.ndarray:
+        """A copy of Adam's second moment, likewise."""
+        return self._read(2)
+
+    def epoch(
+        self,
+        users: np.ndarray,
+        pos: np.ndarray,
+        negatives: np.ndarray,
+        order: np.ndarray,
+        bounds: np.ndarray,
+        rates: np.ndarray,
+        with_loss: bool = False,
+    ) -> float | None:
+        """Train on an epoch's batches.
+
+        Args:
+            users, pos: of each row, ints ``[rows]``.
+            negatives: unsigned ``[rows, m]``, memory-mapped or not.
+            order: rows in the order in which they are trained on; others are left out.
+            bounds: where in ``order`` each batch begins, and the last one ends, ``[steps + 1]``. An empty batch makes
+                no step.
+            rates: learning rate of each step, ``[steps]``.
+            with_loss: whether to return the sum of the batches' mean losses, RecBole's ``BPRLoss``.
+        """
+        users, pos, negatives = _plain(users, np.uint32), _plain(pos, np.uint32), _plain(negatives)
+        order = _plain(order, np.int64)
+        bounds, rates = np.asarray(bounds, np.int64), np.asarray(rates, np.float64)
+        full = np.diff(bounds) > 0
+        bounds, rates = np.append(bounds[:-1][full], bounds[-1]), rates[full]
+        losses, begin = np.zeros(len(self._table) if with_loss else 0), 0
+        while begin < len(rates):
+            least = bounds[begin] + max(BLOCK, 4 * self._table.shape[1])
+            end = min(int(np.searchsorted(bounds, least)), len(rates))
+            block = order[bounds[begin] : bounds[end]], bounds[begin : end + 1] - bounds[begin]
+            arranged = self._arrange(users, pos, negatives, *block)
+            self._train(negatives.shape[1], arranged, block[1], rates[begin:end], losses)
+            begin = end
+        return float(losses.sum()) if with_loss else None
+
+    def _room(self, name: str, *shape: int, dtype: type = np.uint32) -> np.ndarray:
+        """An array to be written to, the same again and again as long as it is large enough."""
+        size = int(np.prod(shape))
+        if name not in self._scratch or len(self._scratch[name]) < size:
+            self._scratch[name] = _aligned((size,), dtype)
+        return self._scratch[name][:size].reshape(shape)
+
+    def _arrange(self, users, pos, negatives, order, bounds) -> tuple[np.ndarray, ...]:
+        """What `_train` takes of a block's rows, in ``order``: first touches, and what `_arrange` leaves."""
+        n, m, rows, steps = len(order), negatives.shape[1], self._table.shape[1], len(bounds) - 1
+        chunks, most = min(self._threads, steps), int(np.diff(bounds).max())
+        touches = (2 + m) * n
+        first = (touches + np.arange(chunks * rows, dtype=np.uint32)).reshape(chunks, rows)
+        last = first.copy()
+        items, pairs = self._room("items", (1 + m) * n), self._room("pairs", (1 + m) * n, 2)
+        names, stops = self._room("names", touches), self._room("stops", touches)
+        following = self._room("following", touches + chunks * rows)
+        following[touches:] = steps
+        counts = np.empty((steps, 2), np.uint32)
+        place, owner = self._room("place", chunks, (1 + m) * most), self._room("owner", chunks, most)
+        cuts = np.searchsorted(bounds, np.linspace(0, n, chunks + 1))
+        result = items, names, stops, following, pairs, counts
+        data = users, pos, negatives, order, bounds, np.uint32(self._n_users)
+        own = zip(last, self._slots, place, owner, strict=False)
+        parts = [(*cuts[c : c + 2], *data, *arrays, *result) for c, arrays in enumerate(own)]
+        _together(_arrange(m), parts)
+        _link(last, following, first)
+        return following[touches : touches + rows], *result
+
+    def _train(self, m, arranged, bounds, rates, losses) -> None:
+        """Take a block's steps."""
+        parts, adam = len(self._table), self._optimizer
+        b1, b2, decay, steps, most = adam.beta1, adam.beta2, adam.weight_decay, len(rates), int(np.diff(bounds).max())
+        if self.steps == 0 and decay == 0:
+            arranged = arranged[0][:0], *arranged[1:]  # moments are zero: nothing moves before its first touch
+        reach = max(1, int(np.ceil(np.log(NEGLIGIBLE) / np.log(b1)))) if b1 > 0 else 1
+        at_once = decay == 0 and reach <= REACH and b1 < 0.99 * b2**2 and adam.eps >= 1e-15
+        powers = (b1 / b2 ** (np.arange(5)[:, None] / 2)) ** np.arange(reach + 1 if at_once else 1)
+        taken, left = self.steps + 1 + np.arange(steps), np.maximum(np.arange(steps + 1) - 1, 0)
+        numbers = rates / (1 - b1**taken), 1 / np.sqrt(1 - b2**taken), b1**left, b2**left
+        schedule = np.zeros((steps + 1, 4), np.float32)
+        schedule[:steps, 0], schedule[:steps, 1], schedule[:, 2], schedule[:, 3] = numbers
+        single = tuple(np.float32(x) for x in (b1, b2, 1 - b1, 1 - b2, adam.eps, decay))
+        scores = self._room("scores", 2, parts, m * most, dtype=np.float32)
+        progress, sums = _aligned((16,), np.int64), _sums(rates, self.steps, b1, b2)
+        threads = min(self._threads, parts)
+        weights = self._room("weights", threads, (2 * m + 1) * most, dtype=np.float32)
+        gradients = self._room("gradients", threads, most, self._columns, dtype=np.float32)
+        data = *arranged, bounds, scores
+        rest = progress, sums, powers, schedule, np.uint64(reach), single, losses
+        cuts = np.linspace(0, parts, threads + 1).astype(int)
+        work = [(*cuts[t : t + 2], self._table, *data, weights[t], gradients[t], *rest) for t in range(threads)]
+        kernel = _train(self._columns, m)
+
+        def run(*part):
+            try:
+                kernel(*part)
+            finally:
+                progress[:] = steps + 1  # whatever happened, the other one need not wait
+
+        _together(run, work)
+        self.steps += steps
