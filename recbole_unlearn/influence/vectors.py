@@ -86,6 +86,23 @@ def zeros(typing, length):
     return vector(length), lambda context, builder, signature, args: context.get_value_type(vector)(None)
 
 
+def _filled(builder, vector, value):
+    """LLVM vector of a number, everywhere."""
+    one = builder.insert_element(vector(ir.Undefined), value, ir.IntType(32)(0))
+    everywhere = ir.VectorType(ir.IntType(32), vector.count)(None)
+    return builder.shuffle_vector(one, vector(ir.Undefined), everywhere)
+
+
+@intrinsic
+def filled(typing, x, value):
+    """A vector of the type of ``x`` whose entries are all ``value``."""
+
+    def emit(context, builder, signature, args):
+        return _filled(builder, args[0].type, args[1])
+
+    return x(x, x.element), emit
+
+
 @intrinsic
 def widen(typing, x):
     """The same numbers in float64."""
@@ -101,6 +118,25 @@ def widen(typing, x):
 def multiply(typing, x, y):
     """Entrywise product of two vectors of the same type."""
     return x(x, x), lambda context, builder, signature, args: builder.fmul(*args, LLVM_FLAGS)
+
+
+@intrinsic
+def divide(typing, x, y):
+    """Entrywise quotient of two vectors of the same type, rounded as of numbers."""
+    return x(x, x), lambda context, builder, signature, args: builder.fdiv(*args)
+
+
+@intrinsic
+def root(typing, x):
+    """Entrywise square root."""
+
+    def emit(context, builder, signature, args):
+        kind = args[0].type
+        name = f"llvm.sqrt.v{x.length}f{x.element.bitwidth}"
+        function = cgutils.get_or_insert_function(builder.module, ir.FunctionType(kind, [kind]), name)
+        return builder.call(function, args)
+
+    return x(x), emit
 
 
 @intrinsic
@@ -127,9 +163,7 @@ def add_scaled(typing, x, scale, y):
         vector = x_value.type
         if y != x:
             y_value = builder.fpext(y_value, vector)
-        one = builder.insert_element(vector(ir.Undefined), scale_value, ir.IntType(32)(0))
-        everywhere = ir.VectorType(ir.IntType(32), x.length)(None)
-        scales = builder.shuffle_vector(one, vector(ir.Undefined), everywhere)
+        scales = _filled(builder, vector, scale_value)
         return builder.fadd(x_value, builder.fmul(scales, y_value, LLVM_FLAGS), LLVM_FLAGS)
 
     return x(x, x.element, y), emit
