@@ -4,7 +4,19 @@ import numba
 import numpy as np
 import pytest
 
-from recbole_unlearn.influence.vectors import add_scaled, dot, exp, load, multiply, store, widen, zeros
+from recbole_unlearn.influence.vectors import (
+    add_scaled,
+    divide,
+    dot,
+    exp,
+    filled,
+    load,
+    multiply,
+    root,
+    store,
+    widen,
+    zeros,
+)
 
 
 @pytest.fixture(params=[np.float32, np.float64], ids=["float32", "float64"])
@@ -32,6 +44,22 @@ def test_operations_agree_with_numpy(rows, K):
     np.testing.assert_allclose(out[1, 1:], x + np.float32(0.5) * y, rtol=0, atol=rounding)
     assert out[0, K] == 0 and out[1, 0] == 0  # nothing beside the place is touched
     np.testing.assert_array_equal(wide, [2.0 * x.astype(float), y.astype(float)])
+
+
+@pytest.mark.parametrize("K", [1, 3, 16, 64])
+def test_quotients_and_roots_are_rounded_as_numpys(rows, K):
+    @numba.njit
+    def run(A, value, out):
+        x, y = load(K, A, 1, 2), load(K, A, 4, 304 - K)
+        store(out, 0, 0, divide(x, y))
+        store(out, 1, 0, root(multiply(x, x)))
+        store(out, 2, 0, filled(x, value))
+
+    out = np.zeros((3, K + 1), rows.dtype)
+    run(rows, rows[0, 0], out)
+    x, y = rows[1, 2 : 2 + K], rows[4, 304 - K :]
+    np.testing.assert_array_equal(out[:, :K], [x / y, np.sqrt(x * x), np.full(K, rows[0, 0])])
+    assert not out[:, K].any()
 
 
 def test_sums_of_float32_rows_are_float64():
