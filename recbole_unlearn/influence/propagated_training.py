@@ -263,13 +263,9 @@ def _train(width):
                     if s == 0 and several > 1:
                         first[b] = G[b]
                 if several > 1:
-                    first[b] = _propagate(
-                        width, first[b], T[b], layers, start, neighbour, inverse, everyone, everyone
-                    )
+                    first[b] = _propagate(width, first[b], T[b], layers, start, neighbour, inverse, everyone, everyone)
                 total = _propagate(width, G[b], T[b], layers, start, neighbour, inverse, everyone, everyone)
-                _move(
-                    width, W[b], M[b], V[b], S[b], first[b], total, scale, factor, reg, several > 1, part, numbers
-                )
+                _move(width, W[b], M[b], V[b], S[b], first[b], total, scale, factor, reg, several > 1, part, numbers)
                 for r in some:
                     G[b, r] = 0
         return loss
