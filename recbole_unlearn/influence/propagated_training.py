@@ -99,7 +99,7 @@ def _score(width, E, W, scale, batch, x, squares):
 
 @numba.njit(**FLAGS, inline="always")
 def _add(width, E, scale, factor, batch, g, G):
-    """Adds the gradient in the embeddings ``scale * E``, times ``factor``; ``g`` ``[triples]`` is that in the scores."""
+    """Adds the gradient in the embeddings ``scale * E``, times ``factor``; ``g`` ``[triples]``: in the scores."""
     m = batch.shape[1] - 2
     for k in range(len(batch)):
         u, i = batch[k, 0], batch[k, 1]
@@ -291,7 +291,7 @@ class PropagatedTraining:
         loss: as in RecBole.
         n_users: of the nodes; the others are items.
         stride: steps to make at once: two from the ``WARM_UP``-th on, three from twice as many on, up to this.
-        threads: to run on; default: all. The result is the same.
+        threads: to run on, at most numba's, which is the default; the result is the same.
 
     Attributes:
         W, M, V: weights and Adam's moments, float32 ``[n_users + n_items, K]``.
@@ -318,8 +318,8 @@ class PropagatedTraining:
         width = min(1 << (K - 1).bit_length(), WIDTH)
         blocks = -(-K // width)  # the last one filled up with zeros
         self._tables = [_room(blocks, n, width) for _ in range(3)]
-        self._S, self._G, self._first = (_room(blocks, n * size, width) for size in (1, 1, stride > 1))
-        self._T = _room(blocks, 2, n, width)
+        sizes = (n, width), (n, width), (n * (stride > 1), width), (2, n, width)
+        self._rooms = [_room(blocks, *size) for size in sizes]
 
     def epoch(
         self,
@@ -352,33 +352,29 @@ class PropagatedTraining:
             most = min(self.stride, 1 + (self.steps + groups[-1]) // WARM_UP)
             groups.append(min(groups[-1] + most, len(rates)))
         steps = bounds[:-1][full], bounds[1:][full], np.array(groups), rates, self.steps
-        loss = self.loss.reg_weight, self.loss.require_pow
-        self._copy_in()
-        threads = numba.get_num_threads()
-        numba.set_num_threads(min(self.threads or threads, numba.config.NUMBA_NUM_THREADS))
-        try:
-            total = _train(self._S.shape[2])(
-                *self._tables, self._S, self._G, self._first, self._T, *self._edges, self.loss.layers,
-                batches, *steps, self._hyper, float(loss[0]), bool(loss[1]), with_loss,
-            )  # fmt: skip
-        finally:
-            numba.set_num_threads(threads)
-        self._copy_out()
+        loss = self.loss.layers, batches, *steps, self._hyper, float(self.loss.reg_weight), bool(self.loss.require_pow)
+        total = self._run(*self._edges, *loss, with_loss)
         self.steps += len(rates)
         return total if with_loss else None
 
-    def _copy_in(self):
-        """Bring weights and moments into blocks of columns."""
-        width = self._S.shape[2]
-        for array, table in zip((self.W, self.M, self.V), self._tables, strict=True):
-            for b in range(len(table)):
-                part = array[:, b * width : (b + 1) * width]
-                table[b, :, : part.shape[1]] = part
-        np.multiply(self._tables[0], self._edges[3][:, None], out=self._S)
+    def _run(self, *epoch):
+        """Run the kernel, on the tables brought into blocks of columns and back."""
+        for part, block in self._parts():
+            block[:] = part
+        np.multiply(self._tables[0], self._edges[3][:, None], out=self._rooms[0])
+        before = numba.get_num_threads()
+        numba.set_num_threads(min(self.threads or before, before))
+        try:
+            return _train(self._tables[0].shape[2])(*self._tables, *self._rooms, *epoch)
+        finally:
+            numba.set_num_threads(before)
+            for part, block in self._parts():
+                part[:] = block
 
-    def _copy_out(self):
-        width = self._S.shape[2]
+    def _parts(self):
+        """Columns of weights and moments, and where the kernel has them."""
+        width = self._tables[0].shape[2]
         for array, table in zip((self.W, self.M, self.V), self._tables, strict=True):
-            for b in range(len(table)):
+            for b, block in enumerate(table):
                 part = array[:, b * width : (b + 1) * width]
-                part[:] = table[b, :, : part.shape[1]]
+                yield part, block[:, : part.shape[1]]
