@@ -41,8 +41,9 @@ from synthetic import forget_sets, growth, kernels, replay, report
 from recbole_unlearn import distributed
 from recbole_unlearn.comparison.seeds import opened
 from recbole_unlearn.data.forget import ForgetRequest
-from recbole_unlearn.influence.graph_replay import GraphLoss, replay_graph
+from recbole_unlearn.influence.graph_replay import replay_graph
 from recbole_unlearn.influence.operators import Damped, DotProductCurvature, UserTriples
+from recbole_unlearn.influence.propagated_training import GraphLoss
 from recbole_unlearn.influence.recorded import Adam, Recorded
 from recbole_unlearn.influence.solver import block_jacobi, conjugate_gradient, jacobi
 from recbole_unlearn.settings.config import changed

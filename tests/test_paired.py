@@ -9,11 +9,14 @@ import torch
 from recbole_unlearn.comparison.seeds import SeedRun, TrainedSeeds
 from recbole_unlearn.data.sampling import BatchOrder, Played
 from recbole_unlearn.errors import InputError
+from recbole_unlearn.influence.propagated import Graph
+from recbole_unlearn.influence.propagated_training import GraphLoss, PropagatedTraining
 from recbole_unlearn.influence.recorded import Adam, Recorded, Trajectory
 from recbole_unlearn.influence.replay import replay
-from recbole_unlearn.training import train_paired
+from recbole_unlearn.training import new_model, train_paired
 
 NO_ROWS = np.empty(0, np.int64)
+ML_100K = {"dataset": "ml-100k", "data_path": None, "epochs": 4, "eval_step": 0}  # RecBole's own copy
 
 
 def again(task, forgotten, folder):
@@ -65,6 +68,47 @@ def test_without_rows_it_ends_where_replay_of_all_rows_does(task, make_model, tm
     moved = np.linalg.norm(found - original)
     assert np.linalg.norm(found - replayed.without.ravel()) < 1e-3 * moved
     assert 0 < moved < np.linalg.norm(original - start)
+
+
+def compiled(task, forgotten):
+    """`PropagatedTraining` of a LightGCN task as `train_paired` trains it; (initial weights, the training)."""
+    split, log, config = task.split, task.log, task.config
+    group = task.stored["optimizer"]["param_groups"][0]
+    adam = Adam(group["lr"], *group["betas"], group["eps"], group["weight_decay"])
+    loss = GraphLoss(config["n_layers"], config["reg_weight"], config["require_pow"])
+    model = new_model(config, split, task.seed)
+    start = np.concatenate([model.user_embedding.weight.detach(), model.item_embedding.weight.detach()])
+    left = np.delete(np.arange(split.n_rows), forgotten)
+    graph = Graph(log.users[left], log.items[left], split.n_users, split.n_items, loss.layers)
+    training = PropagatedTraining(graph, start, adam, loss, split.n_users)
+    batches = BatchOrder(log.order, split.data_row, config["train_batch_size"] // log.negatives)
+    for epoch in range(task.stored["triple_log"]["epochs"]):
+        step = batches.steps(epoch)
+        order = left[np.argsort(step[left], kind="stable")]
+        bounds = np.searchsorted(step[order], np.arange(step.max() + 2))
+        rates = np.full(len(bounds) - 1, adam.lr)
+        training.epoch(log.users, log.items, log.epoch(epoch), order, bounds, rates)
+    return start, training
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"reg_weight": 0.05},
+        {"reg_weight": 0.05, "require_pow": True, "n_layers": 3, "weight_decay": 1e-4},
+        pytest.param({**ML_100K, "embedding_size": 64, "train_batch_size": 2048}, marks=pytest.mark.slow),
+    ],
+    ids=["norms", "squares", "ml-100k"],
+)
+def test_compiled_lightgcn_is_recboles_without_the_rows(make_trained_task, tmp_path, keys):
+    task = make_trained_task("LightGCN", **keys)
+    user = np.flatnonzero(task.split.users == task.split.users[60])
+    for rows in (NO_ROWS, np.union1d(np.arange(0, task.split.n_rows, 50), user)):
+        expected = flat(again(task, rows, tmp_path))
+        start, training = compiled(task, rows)
+        moved, found = expected - start.ravel(), training.W.ravel() - start.ravel()
+        assert np.linalg.norm(found - moved) < 1e-3 * np.linalg.norm(moved)
+        assert np.corrcoef(found, moved)[0, 1] > 0.9999
 
 
 def test_batches_are_those_of_the_log_without_the_rows(task):

@@ -6,11 +6,12 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from recbole_unlearn.influence.graph_replay import WARM_UP, GraphLoss, replay_graph
+from recbole_unlearn.influence.graph_replay import replay_graph
 from recbole_unlearn.influence.newton import flat
 from recbole_unlearn.influence.objective import gradient, pool_return, sampled_triples
 from recbole_unlearn.influence.operators import DotProductCurvature
 from recbole_unlearn.influence.propagated import Graph, PropagatedCurvature, embedding_l2
+from recbole_unlearn.influence.propagated_training import WARM_UP, GraphLoss
 from recbole_unlearn.influence.recorded import Recorded
 from recbole_unlearn.trained import Trained
 from recbole_unlearn.training import new_model

@@ -7,8 +7,10 @@ import pytest
 import torch
 
 from recbole_unlearn.influence import graph_replay as module
-from recbole_unlearn.influence.graph_replay import GraphLoss, replay_graph
+from recbole_unlearn.influence import propagated_training
+from recbole_unlearn.influence.graph_replay import replay_graph
 from recbole_unlearn.influence.propagated import Graph
+from recbole_unlearn.influence.propagated_training import GraphLoss, PropagatedTraining
 from recbole_unlearn.influence.recorded import Adam, Recorded
 
 ADAM = Adam(lr=0.02, beta1=0.9, beta2=0.99, eps=1e-4, weight_decay=0.0)
@@ -40,15 +42,21 @@ class Problem:
 
 @pytest.fixture
 def trained(monkeypatch):
-    """Function -> the graph and, for each epoch, what the model was trained on."""
+    """Function -> the graph and, for each epoch, what the model was trained on: triples of nodes, where steps begin."""
     seen = []
-    run = module._Training.epoch
 
-    def record(self, triples, start, stride):
-        seen.append((self.graph, triples.copy(), start))
-        run(self, triples, start, stride)
+    class Recording(PropagatedTraining):
+        def __init__(self, graph, *arguments):
+            super().__init__(graph, *arguments)
+            self.of = graph
 
-    monkeypatch.setattr(module._Training, "epoch", record)
+        def epoch(self, users, pos, negatives, order, bounds, rates, with_loss=False):
+            m = negatives.shape[1]
+            columns = np.repeat(users[order], m), np.repeat(pos[order], m), negatives[order].ravel()
+            seen.append((self.of, np.stack(columns, axis=1) + [0, N_USERS, N_USERS], m * bounds))
+            return super().epoch(users, pos, negatives, order, bounds, rates, with_loss)
+
+    monkeypatch.setattr(module, "PropagatedTraining", Recording)
     return lambda: (seen[0][0], [epoch for _, *epoch in seen])
 
 
@@ -146,7 +154,7 @@ class TestBatches:
 
 class TestStride:
     def test_moves_as_adam_would_with_the_mean_gradient(self, trained, monkeypatch):
-        monkeypatch.setattr(module, "WARM_UP", 3)
+        monkeypatch.setattr(propagated_training, "WARM_UP", 3)
         p = Problem(10, rows=90, forgotten=0, stride=3)
         result = p.replay()
         graph, epochs = trained()

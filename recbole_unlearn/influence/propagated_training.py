@@ -1,0 +1,380 @@
+"""Training of a model that propagates its embeddings over the user-item graph: RecBole's LightGCN and Adam, compiled.
+
+A step costs two products with the graph a layer, and these the reading of a row of embeddings for every edge. So tables
+are kept in blocks of columns, one after the other: what is read at random of a block stays in a core's second-level
+cache, and threads share the blocks out among them, to meet twice a step only: when the scores are summed. Sums have the
+same order whatever the number of threads.
+
+Propagation is ``A_bar X = (X + A (X + A (X + ...))) / (L + 1)``. Tables hold rows that are multiplied with D^-1/2: an
+edge then has no weight, for ``A = D^-1/2 B D^-1/2``. The last layer is taken at the nodes of the batch alone.
+
+**Strides.** Up to ``stride`` steps can be made at once, the more the later: their gradients are taken at the same
+weights, so that the graph serves all of them, and Adam moves by what it would in ``stride`` steps with their mean
+gradient. Its second moment needs each step's own gradient squared, on average: the mean gradient squared plus a
+variance, for which the first step's deviation from the mean stands.
+"""
+
+from dataclasses import dataclass
+from functools import cache
+
+import numba
+import numpy as np
+
+from recbole_unlearn.influence.propagated import Graph
+from recbole_unlearn.influence.recorded import Adam
+from recbole_unlearn.influence.vectors import (
+    FLAGS,
+    PARALLEL,
+    add_scaled,
+    divide,
+    dot,
+    exp,
+    filled,
+    load,
+    multiply,
+    root,
+    store,
+)
+
+WARM_UP = 10  # steps; Adam's moments, and the weights, change most in the first ones
+WIDTH = 16  # columns of a block, at most: a line of cache
+GAMMA = 1e-10  # of RecBole's BPRLoss
+
+
+@dataclass(frozen=True)
+class GraphLoss:
+    """What a propagating model's loss is made of, beside the triples.
+
+    Attributes:
+        layers: of propagation.
+        reg_weight, require_pow: of RecBole's ``EmbLoss`` on the weights of a batch.
+    """
+
+    layers: int
+    reg_weight: float = 0.0
+    require_pow: bool = False
+
+
+# Not functions in the kernel's closure: that would defeat the cache on disk.
+
+
+@numba.njit(**FLAGS, inline="always")
+def _layer(width, own, table, out, start, neighbour, share, rows):
+    """``out = own + share * (sum of table over neighbours)`` for some rows."""
+    one, four = np.float32(1), np.uint64(4)
+    for k in range(len(rows)):
+        r = np.uint64(rows[k])
+        e, end = np.uint64(start[r]), np.uint64(start[r + np.uint64(1)])
+        x = load(width, own, r, 0)
+        a = b = c = d = filled(x, np.float32(0))  # an addition waits for the one before it
+        while e + four <= end:
+            a = add_scaled(a, one, load(width, table, neighbour[e], 0))
+            b = add_scaled(b, one, load(width, table, neighbour[e + np.uint64(1)], 0))
+            c = add_scaled(c, one, load(width, table, neighbour[e + np.uint64(2)], 0))
+            d = add_scaled(d, one, load(width, table, neighbour[e + np.uint64(3)], 0))
+            e += four
+        while e < end:
+            a = add_scaled(a, one, load(width, table, neighbour[e], 0))
+            e += np.uint64(1)
+        store(out, r, 0, add_scaled(x, share[r], add_scaled(add_scaled(a, one, b), one, add_scaled(c, one, d))))
+
+
+@numba.njit(**FLAGS, inline="always")
+def _score(width, E, W, scale, batch, x, squares):
+    """A block's part of the scores' differences ``x`` ``[triples]``, and of ``squares`` ``[3]`` of the weights."""
+    m = batch.shape[1] - 2
+    for k in range(len(batch)):
+        u, i = batch[k, 0], batch[k, 1]
+        user, w = load(width, E, u, 0), load(width, W, u, 0)
+        squares[0] += m * dot(w, w)
+        w = load(width, W, i, 0)
+        squares[1] += m * dot(w, w)
+        score = scale[i] * dot(user, load(width, E, i, 0))
+        for t in range(m):
+            j = batch[k, 2 + t]
+            w = load(width, W, j, 0)
+            squares[2] += dot(w, w)
+            x[k * m + t] = scale[u] * (score - scale[j] * dot(user, load(width, E, j, 0)))
+
+
+@numba.njit(**FLAGS, inline="always")
+def _add(width, E, scale, factor, batch, g, G):
+    """Adds the gradient in the embeddings ``scale * E``, times ``factor``; ``g`` ``[triples]``: in the scores."""
+    m = batch.shape[1] - 2
+    for k in range(len(batch)):
+        u, i = batch[k, 0], batch[k, 1]
+        user = load(width, E, u, 0)
+        own, item, total = load(width, G, u, 0), load(width, E, i, 0), np.float32(0)
+        for t in range(m):
+            j = batch[k, 2 + t]
+            total += g[k * m + t]
+            own = add_scaled(own, -factor[u] * scale[j] * g[k * m + t], load(width, E, j, 0))
+            store(G, j, 0, add_scaled(load(width, G, j, 0), -factor[j] * scale[u] * g[k * m + t], user))
+        store(G, u, 0, add_scaled(own, factor[u] * scale[i] * total, item))
+        store(G, i, 0, add_scaled(load(width, G, i, 0), factor[i] * scale[u] * total, user))
+
+
+@numba.njit(**FLAGS)
+def _touch(batch, flag, touched):
+    """List the nodes of some rows in ``touched``, in order; returns how many. ``flag`` is False before and after."""
+    for k in range(len(batch)):
+        for part in range(batch.shape[1]):
+            flag[batch[k, part]] = True
+    n = 0
+    for r in range(len(flag)):
+        touched[n] = r
+        n += flag[r]
+        flag[r] = False
+    return n
+
+
+@numba.njit(**FLAGS)
+def _losses(x, g):
+    """Each triple's loss in float64, summed, and the mean's derivative in ``g``; ``x`` ``[blocks, n]`` is summed up."""
+    n = x.shape[1]
+    for b in range(1, len(x)):
+        for t in range(n):
+            x[0, t] += x[b, t]
+    share, gamma, one = np.float32(1 / n), np.float32(GAMMA), np.float32(1)
+    for t in range(n):
+        odds = exp(max(min(x[0, t], np.float32(80)), np.float32(-80)))
+        g[t] = -share / (one + odds) * (odds / (odds + gamma * (one + odds)))
+
+
+@numba.njit(**FLAGS)
+def _loss(x, squares, reg_weight, squared):
+    """RecBole's loss of a batch of score differences ``x``; ``squares`` ``[3]`` as in `_score`."""
+    total = 0.0
+    for t in range(len(x)):
+        total -= np.log(GAMMA + 1 / (1 + np.exp(-np.float64(x[t]))))
+    for part in range(3):
+        total += reg_weight * (squares[part] / 2 if squared else np.sqrt(squares[part]))
+    return total / len(x)
+
+
+@numba.njit(**FLAGS)
+def _regularise(batch, squares, reg_weight, squared, reg):
+    """Adds the factors of the weights in the gradient of RecBole's ``EmbLoss``."""
+    m = batch.shape[1] - 2
+    for part in range(2 + m):
+        norm = 1.0 if squared else max(np.sqrt(squares[min(part, 2)]), 1e-30)
+        factor = reg_weight * (m if part < 2 else 1) / (len(batch) * m * norm)
+        for k in range(len(batch)):
+            reg[batch[k, part]] += factor
+
+
+@numba.njit(**FLAGS, inline="always")
+def _propagate(width, own, out, layers, start, neighbour, share, some, everyone):
+    """Propagate a table, the last layer to ``some`` rows; returns where the result is, in one of ``out`` or ``own``."""
+    now = own
+    for layer in range(layers):
+        rows = some if layer == layers - 1 else everyone
+        _layer(width, own, now, out[layer % 2], start, neighbour, share, rows)
+        now = out[layer % 2]
+    return now
+
+
+@numba.njit(**FLAGS, inline="always")
+def _move(width, W, M, V, S, first, total, scale, factor, reg, several, part, numbers):
+    """Steps of torch.optim.Adam with the mean ``part * scale * total`` of their gradients; see the module."""
+    b1, rest1, b2, rest2, old, new, correction, eps, decay = numbers
+    one = np.float32(1)
+    for r in range(len(W)):
+        w, m, v = load(width, W, r, 0), load(width, M, r, 0), load(width, V, r, 0)
+        mean = multiply(filled(w, part * scale[r]), load(width, total, r, 0))
+        grad = add_scaled(mean, part * np.float32(reg[r]) + decay, w)
+        square = multiply(grad, grad)
+        if several:
+            deviation = add_scaled(mean, -scale[r], load(width, first, r, 0))
+            square = add_scaled(square, one, multiply(deviation, deviation))
+        v = add_scaled(multiply(filled(w, b2), v), rest2, square)
+        below = add_scaled(filled(w, eps), one, root(multiply(filled(w, correction), v)))
+        w = add_scaled(w, -one, divide(add_scaled(multiply(filled(w, old), m), new, grad), below))
+        m = add_scaled(multiply(filled(w, b1), m), rest1, grad)
+        store(W, r, 0, w)
+        store(M, r, 0, m)
+        store(V, r, 0, v)
+        store(S, r, 0, multiply(filled(w, factor[r]), w))
+
+
+@numba.njit(**FLAGS)
+def _adam(steps, rates, hyper):
+    """What `_move` takes of Adam, in float32, for steps of some ``rates`` after ``steps`` others."""
+    _, beta1, beta2, eps, weight_decay = hyper
+    n = len(rates)
+    b1, b2 = beta1**n, beta2**n
+    old, new = 0.0, 0.0  # weights of the first moment before and of the gradient in the sum of the moves
+    for k in range(n):
+        rate = rates[k] / (1 - beta1 ** (steps + k + 1))
+        old += rate * beta1 ** (k + 1)
+        new += rate * (1 - beta1 ** (k + 1))
+    return (
+        np.float32(b1), np.float32(1 - b1), np.float32(b2), np.float32(1 - b2), np.float32(old), np.float32(new),
+        np.float32(1 / (1 - beta2 ** (steps + n))), np.float32(max(eps, 1e-37)), np.float32(weight_decay),
+    )  # fmt: skip
+
+
+@cache
+def _train(width):
+    """Kernel for an epoch; returns the sum of its losses if asked for.
+
+    Tables ``W``, ``M``, ``V``, ``S`` (the weights times ``factor``), ``G`` (zeros), ``first`` are ``[blocks, nodes,
+    width]``, ``T`` is ``[blocks, 2, nodes, width]``. ``factor`` ``[nodes]`` is D^-1/2, ``inverse`` D^-1, ``scale``
+    D^1/2 over the layers plus one. ``batches`` ``[n, 2 + m]`` are nodes; step s has those from ``begin[s]`` to
+    ``end[s]``; steps from ``groups[k]`` to ``groups[k + 1]`` are made at once.
+    """
+
+    @numba.njit(**PARALLEL)
+    def kernel(
+        W, M, V, S, G, first, T, start, neighbour, scale, factor, inverse, layers,
+        batches, begin, end, groups, rates, steps, hyper, reg_weight, squared, with_loss,
+    ):  # fmt: skip
+        blocks, n, m = W.shape[0], W.shape[1], batches.shape[1] - 2
+        everyone, touched, flag = np.arange(n), np.empty(n + 1, np.int64), np.zeros(n, np.bool_)
+        reg, loss = np.empty(n), 0.0
+        for k in range(len(groups) - 1):
+            low, several = groups[k], groups[k + 1] - groups[k]
+            rows = batches[begin[low] : end[low + several - 1]]
+            some = touched[: _touch(rows, flag, touched)]
+            x, g = np.empty((blocks, len(rows) * m), np.float32), np.empty(len(rows) * m, np.float32)
+            squares = np.zeros((blocks, several, 3))
+            for b in numba.prange(blocks):
+                E = _propagate(width, S[b], T[b], layers, start, neighbour, inverse, some, everyone)
+                for s in range(several):
+                    one, last = begin[low + s] - begin[low], end[low + s] - begin[low]
+                    _score(width, E, W[b], scale, rows[one:last], x[b, one * m : last * m], squares[b, s])
+            reg[:] = 0
+            for s in range(several):
+                one, last = begin[low + s] - begin[low], end[low + s] - begin[low]
+                _losses(x[:, one * m : last * m], g[one * m : last * m])
+                for b in range(1, blocks):
+                    squares[0, s] += squares[b, s]
+                if reg_weight > 0:
+                    _regularise(rows[one:last], squares[0, s], reg_weight, squared, reg)
+                if with_loss:
+                    loss += _loss(x[0, one * m : last * m], squares[0, s], reg_weight, squared)
+            numbers, part = _adam(steps, rates[low : low + several], hyper), np.float32(1 / several)
+            steps += several
+            for b in numba.prange(blocks):
+                E = T[b, (layers - 1) % 2] if layers else S[b]
+                for s in range(several):
+                    one, last = begin[low + s] - begin[low], end[low + s] - begin[low]
+                    _add(width, E, scale, factor, rows[one:last], g[one * m : last * m], G[b])
+                    if s == 0 and several > 1:
+                        first[b] = G[b]
+                if several > 1:
+                    first[b] = _propagate(width, first[b], T[b], layers, start, neighbour, inverse, everyone, everyone)
+                total = _propagate(width, G[b], T[b], layers, start, neighbour, inverse, everyone, everyone)
+                _move(width, W[b], M[b], V[b], S[b], first[b], total, scale, factor, reg, several > 1, part, numbers)
+                for r in some:
+                    G[b, r] = 0
+        return loss
+
+    return kernel
+
+
+def _room(*shape):
+    """Zeros in float32 from an address that a line of cache begins at: numpy's own may not, and rows take two then."""
+    size = int(np.prod(shape))
+    room = np.zeros(size + 16, np.float32)
+    begin = -room.ctypes.data % 64 // 4
+    return room[begin : begin + size].reshape(shape)
+
+
+class PropagatedTraining:
+    """A model in training.
+
+    Args:
+        graph: of the propagation.
+        start: initial weights, float32 ``[n_users + n_items, K]``; not changed.
+        optimizer: its learning rate is not used.
+        loss: as in RecBole.
+        n_users: of the nodes; the others are items.
+        stride: steps to make at once: two from the ``WARM_UP``-th on, three from twice as many on, up to this.
+        threads: to run on, at most numba's, which is the default; the result is the same.
+
+    Attributes:
+        W, M, V: weights and Adam's moments, float32 ``[n_users + n_items, K]``.
+        steps (int): made so far.
+    """
+
+    def __init__(
+        self,
+        graph: Graph,
+        start: np.ndarray,
+        optimizer: Adam,
+        loss: GraphLoss,
+        n_users: int,
+        stride: int = 1,
+        threads: int | None = None,
+    ) -> None:
+        self.loss, self.n_users, self.stride, self.threads = loss, n_users, stride, threads
+        self.W, self.steps = np.array(start, np.float32), 0
+        self.M, self.V = np.zeros_like(self.W), np.zeros_like(self.W)
+        self._hyper = optimizer.numbers()
+        (n, K), root = self.W.shape, graph.root.astype(np.float32)
+        scale = np.float32(1 / (loss.layers + 1)) / root
+        self._edges = graph.start, graph.neighbour, scale, root, root * root
+        width = min(1 << (K - 1).bit_length(), WIDTH)
+        blocks = -(-K // width)  # the last one filled up with zeros
+        self._tables = [_room(blocks, n, width) for _ in range(3)]
+        sizes = (n, width), (n, width), (n * (stride > 1), width), (2, n, width)
+        self._rooms = [_room(blocks, *size) for size in sizes]
+
+    def epoch(
+        self,
+        users: np.ndarray,
+        pos: np.ndarray,
+        negatives: np.ndarray,
+        order: np.ndarray,
+        bounds: np.ndarray,
+        rates: np.ndarray,
+        with_loss: bool = False,
+    ) -> float | None:
+        """Train on some rows once.
+
+        Args:
+            users, pos: ints ``[rows]``.
+            negatives: unsigned ints ``[rows, m]``.
+            order: rows in the order in which they are trained on, ints ``[n]``; others are left out.
+            bounds: where in ``order`` each batch begins, and the end, ints ``[steps + 1]``; an empty one makes no step.
+            rates: learning rate of each step, float64 ``[steps]``.
+            with_loss: whether to return the sum of the batches' losses.
+        """
+        batches = np.empty((len(order), 2 + negatives.shape[1]), np.int32)
+        batches[:, 0], batches[:, 1], batches[:, 2:] = users[order], pos[order], negatives[order]
+        batches[:, 1:] += self.n_users
+        bounds = np.asarray(bounds, np.int64)
+        full = np.diff(bounds) > 0
+        rates = np.asarray(rates, np.float64)[full]
+        groups = [0]
+        while groups[-1] < len(rates):
+            most = min(self.stride, 1 + (self.steps + groups[-1]) // WARM_UP)
+            groups.append(min(groups[-1] + most, len(rates)))
+        steps = bounds[:-1][full], bounds[1:][full], np.array(groups), rates, self.steps
+        loss = self.loss.layers, batches, *steps, self._hyper, float(self.loss.reg_weight), bool(self.loss.require_pow)
+        total = self._run(*self._edges, *loss, with_loss)
+        self.steps += len(rates)
+        return total if with_loss else None
+
+    def _run(self, *epoch):
+        """Run the kernel, on the tables brought into blocks of columns and back."""
+        for part, block in self._parts():
+            block[:] = part
+        np.multiply(self._tables[0], self._edges[3][:, None], out=self._rooms[0])
+        before = numba.get_num_threads()
+        numba.set_num_threads(min(self.threads or before, before))
+        try:
+            return _train(self._tables[0].shape[2])(*self._tables, *self._rooms, *epoch)
+        finally:
+            numba.set_num_threads(before)
+            for part, block in self._parts():
+                part[:] = block
+
+    def _parts(self):
+        """Columns of weights and moments, and where the kernel has them."""
+        width = self._tables[0].shape[2]
+        for array, table in zip((self.W, self.M, self.V), self._tables, strict=True):
+            for b, block in enumerate(table):
+                part = array[:, b * width : (b + 1) * width]
+                yield part, block[:, : part.shape[1]]
