@@ -81,41 +81,32 @@ def returning(
 class Redraw:
     """Replaces negatives by items that came back into their users' pools, each with its probability of being drawn.
 
-    Called with the negatives of the remaining rows in an epoch, ``[rows, m]``, it changes and returns them.
+    Called with the negatives of an epoch, ``[rows, m]``, and a random generator, it changes and returns them.
+
+    Attributes:
+        rows: whose negatives it may change.
 
     Args:
-        rng: that it draws from.
         others: as for `returning`.
     """
 
     def __init__(
-        self,
-        users: np.ndarray,
-        items: np.ndarray,
-        gone: np.ndarray,
-        n_items: int,
-        popularity: np.ndarray | None,
-        rng: np.random.Generator,
+        self, users: np.ndarray, items: np.ndarray, gone: np.ndarray, n_items: int, popularity: np.ndarray | None = None
     ) -> None:
-        place = np.cumsum(~gone) - 1
         returns = list(returning(users, items, gone, n_items, popularity))
-        self.rows = np.concatenate([np.empty(0, np.int64), *(place[kept] for _, kept, _, _ in returns)]).astype(
-            np.int64
-        )
+        self.rows = np.concatenate([np.empty(0, np.int64), *(kept for _, kept, _, _ in returns)]).astype(np.int64)
         self.owner = np.repeat(np.arange(len(returns)), [len(kept) for _, kept, _, _ in returns])
         self.chance = np.array([share.sum() for _, _, _, share in returns])
         self.back = np.concatenate([np.empty(0, items.dtype), *(back for _, _, back, _ in returns)])
         # one search finds the item of any user: user n's shares, cumulated, lie between n and n + 1
         cumulated = [n + np.cumsum(share) / share.sum() for n, (_, _, _, share) in enumerate(returns)]
         self.cumulated = np.concatenate([np.empty(0), *cumulated])
-        self.rng = rng
 
-    def __call__(self, negatives: np.ndarray) -> np.ndarray:
+    def __call__(self, negatives: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         if len(self.rows):
-            row, column = np.nonzero(
-                self.rng.random((len(self.rows), negatives.shape[1])) < self.chance[self.owner][:, None]
-            )
-            found = np.searchsorted(self.cumulated, self.owner[row] + self.rng.random(len(row)), "right")
+            draws = rng.random((len(self.rows), negatives.shape[1]))
+            row, column = np.nonzero(draws < self.chance[self.owner][:, None])
+            found = np.searchsorted(self.cumulated, self.owner[row] + rng.random(len(row)), "right")
             negatives[self.rows[row], column] = self.back[np.minimum(found, len(self.back) - 1)]
         return negatives
 

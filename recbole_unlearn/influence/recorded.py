@@ -33,13 +33,17 @@ class Recorded:
         users, pos: anchors, ints ``[rows]``, grouped by user.
         negatives: the sampled item ids of each epoch, unsigned ``[rows, m]``.
         n_users, n_items: sizes of the id spaces.
-        optimizer: as in training.
+        optimizer: as in training; None: no Adam.
         batch_triples: triples of a training batch.
         popularity: sampling weight of each item id; None: uniform over 1..n_items-1.
         absent: rows that were taken away since, bool ``[rows]``.
-        steps: epoch -> batch that each row was in, int32 ``[rows]``, or None; default: not known.
+        drawn: rows that were there when the negatives were drawn, bool ``[rows]``; default: all.
+        order: epoch -> all rows, absent ones too, in the order in which they were trained on, or None; default: not
+            known.
         rates: epoch -> learning rate of each of its steps, float64 ``[steps]``; default: the optimiser's, always.
             Where there are more steps than rates, the last one holds on.
+        static: whether all epochs have the same negatives.
+        returns: whether a user's items are never drawn as negatives, so that forgotten ones come back.
     """
 
     users: np.ndarray
@@ -47,17 +51,36 @@ class Recorded:
     negatives: Sequence[np.ndarray]
     n_users: int
     n_items: int
-    optimizer: Adam
+    optimizer: Adam | None
     batch_triples: int
     popularity: np.ndarray | None = None
     absent: np.ndarray | None = None
-    steps: Callable[[int], np.ndarray | None] | None = None
+    drawn: np.ndarray | None = None
+    order: Callable[[int], np.ndarray | None] | None = None
     rates: Callable[[int], np.ndarray] | None = None
+    static: bool = False
+    returns: bool = True
 
     @property
     def m(self) -> int:
         """Negatives of a row."""
         return self.negatives[0].shape[1]
+
+    @property
+    def batch_rows(self) -> int:
+        """Rows of a training batch."""
+        return max(self.batch_triples // self.m, 1)
+
+    @property
+    def adam(self) -> Adam:
+        """The optimiser, where it is known to be Adam."""
+        if self.optimizer is None:
+            raise ValueError("the training was not one by Adam")
+        return self.optimizer
+
+    def ordered(self) -> bool:
+        """Whether the order of every epoch is known."""
+        return self.order is not None and all(self.order(epoch) is not None for epoch in range(len(self.negatives)))
 
     def present(self) -> np.ndarray:
         """Rows that are not absent, bool ``[rows]``."""
@@ -65,7 +88,7 @@ class Recorded:
 
     def rates_of(self, epoch: int, n_steps: int) -> np.ndarray:
         """Learning rate of each step of an epoch, ``[n_steps]``."""
-        rates = np.full(n_steps, self.optimizer.lr) if self.rates is None else self.rates(epoch)
+        rates = np.full(n_steps, self.adam.lr) if self.rates is None else self.rates(epoch)
         return np.append(rates, np.full(max(n_steps - len(rates), 0), rates[-1]))[:n_steps]
 
 

@@ -1,0 +1,165 @@
+"""The random numbers of retraining, given those of the training that it replaces: a coupling of the two.
+
+Retraining without some rows F is a training like any other: initial weights, an order of the rows in every epoch, and
+negatives, each drawn from the pool of its row's user. `Paired` takes them from the original's:
+
+- the initial weights are the same;
+- the order is the original's, with the places of F taken by rows from its end; whatever is done with the places of F
+  alone, the remaining rows are in a uniformly random order again, since none of them is treated otherwise than another.
+  It is cut into batches as training does, so that only the last ones become smaller;
+- a negative of user u stays with probability 1 - c and else becomes one of the items that F gives back to u's pool,
+  by their weights, where c is their share of the new pool. Over the old pool it was drawn with ``w_j / W``, so that it
+  now is drawn with ``(1 - c) w_j / W = w_j / W'`` over the new one, whose weights add up to W'.
+
+So its law is retraining's, and what it does not have to change it does not change: other users keep what they were
+recommended. Nothing else of this training is random. `Fresh` draws all of it anew.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from recbole_unlearn.influence.objective import Redraw
+from recbole_unlearn.influence.recorded import Recorded
+
+ORDER, NEGATIVES = range(2)  # what is drawn for an epoch
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """What an epoch trains on.
+
+    Attributes:
+        order: rows in the order of training, ints; those that are not named are left out.
+        bounds: where in it each batch begins, and the end, ints ``[steps + 1]``.
+        negatives: item ids, unsigned ``[rows, m]``.
+        rates: learning rate of each step, float64 ``[steps]``.
+    """
+
+    order: np.ndarray
+    bounds: np.ndarray
+    negatives: np.ndarray
+    rates: np.ndarray
+
+    def steps(self, n_rows: int) -> np.ndarray:
+        """Batch of each row, int32 ``[n_rows]``; -1: left out."""
+        steps = np.full(n_rows, -1, np.int32)
+        steps[self.order] = np.repeat(np.arange(len(self.bounds) - 1, dtype=np.int32), np.diff(self.bounds))
+        return steps
+
+
+class Coupling(ABC):
+    """Epochs of retraining without some rows. Iterating gives them; each time the same ones.
+
+    Args:
+        recorded: the original's training; its absent rows are left out too.
+        gone: rows to be left out, bool ``[rows]``.
+        seed: of all that is drawn.
+    """
+
+    name: str
+
+    def __init__(self, recorded: Recorded, gone: np.ndarray, seed: int) -> None:
+        self.recorded, self.seed = recorded, seed
+        self.kept = recorded.present() & ~gone
+
+    def __len__(self) -> int:
+        return len(self.recorded.negatives)
+
+    def __iter__(self) -> Iterator[Epoch]:
+        return map(self.epoch, range(len(self)))
+
+    def epoch(self, number: int) -> Epoch:
+        """One of them."""
+        order, size = self._order(number), self.recorded.batch_rows
+        bounds = np.append(np.arange(0, len(order), size), len(order))
+        rng = self._rng(0 if self.recorded.static else number, NEGATIVES)
+        return Epoch(order, bounds, self._negatives(number, rng), self.recorded.rates_of(number, len(bounds) - 1))
+
+    def _rng(self, number, what):
+        return np.random.default_rng([self.seed, number, what])
+
+    @abstractmethod
+    def _order(self, number) -> np.ndarray: ...
+
+    @abstractmethod
+    def _negatives(self, number, rng) -> np.ndarray: ...
+
+
+class Paired(Coupling):
+    """Retraining by the original's random numbers, as far as these fit; see the module."""
+
+    name = "paired"
+
+    def __init__(self, recorded: Recorded, gone: np.ndarray, seed: int = 0) -> None:
+        super().__init__(recorded, gone, seed)
+        self.redraw = None
+        if recorded.returns:
+            there = np.arange(len(gone)) if recorded.drawn is None else np.flatnonzero(recorded.drawn)
+            data = np.asarray(recorded.users)[there], np.asarray(recorded.pos)[there], ~self.kept[there]
+            self.redraw = Redraw(*data, recorded.n_items, recorded.popularity)
+            self.redraw.rows = there[self.redraw.rows]
+
+    def _order(self, number):
+        order = self.recorded.order(number) if self.recorded.order else None
+        if order is None:
+            order = self._rng(number, ORDER).permutation(len(self.kept))
+        n_left = int(np.count_nonzero(self.kept[order]))
+        order, tail = order[:n_left].copy(), order[n_left:]
+        order[~self.kept[order]] = tail[self.kept[tail]]
+        return order
+
+    def _negatives(self, number, rng):
+        negatives = self.recorded.negatives[number]
+        if self.redraw is None or not len(self.redraw.rows):
+            return negatives
+        return self.redraw(np.array(negatives), rng)
+
+
+class Fresh(Coupling):
+    """Retraining by random numbers of its own: nothing of the original's is left.
+
+    Args:
+        draw: negatives of users ``[n]``, as many each, from a random generator: ints ``[n, m]``; see `data.sampling`.
+        others: as for `Coupling`; the seed should be the operating system's, and secret.
+    """
+
+    name = "fresh"
+
+    def __init__(
+        self,
+        recorded: Recorded,
+        gone: np.ndarray,
+        seed: int,
+        draw: Callable[[np.ndarray, int, np.random.Generator], np.ndarray],
+    ) -> None:
+        super().__init__(recorded, gone, seed)
+        self.draw = draw
+
+    def _order(self, number):
+        return self._rng(number, ORDER).permutation(np.flatnonzero(self.kept))
+
+    def _negatives(self, number, rng):
+        negatives = np.zeros_like(self.recorded.negatives[0])
+        negatives[self.kept] = self.draw(np.asarray(self.recorded.users)[self.kept], self.recorded.m, rng)
+        return negatives
+
+    def recorded_anew(self) -> Recorded:
+        """What would be recorded of this training: another one can be coupled to it."""
+        return replace(self.recorded, negatives=_Drawn(self), order=self._order, absent=~self.kept, drawn=self.kept)
+
+
+class _Drawn(Sequence[np.ndarray]):
+    """The negatives of a coupling's epochs, drawn when they are asked for."""
+
+    def __init__(self, coupling: Coupling) -> None:
+        self.coupling = coupling
+
+    def __len__(self) -> int:
+        return len(self.coupling)
+
+    def __getitem__(self, number: Any) -> Any:
+        return self.coupling.epoch(number).negatives

@@ -1,0 +1,177 @@
+"""The random numbers of retraining: their law, by enumeration, and how little the paired ones change."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from recbole_unlearn.influence.coupling import Fresh, Paired
+from recbole_unlearn.influence.recorded import Adam, Recorded
+
+N_ITEMS, M, SIZE = 12, 2, 7
+# User 1 has items 1..4, user 2 items 5 and 6 (6 twice), user 3 item 7, user 4 items 1, 2; the padding is item 0.
+USERS = np.array([1, 1, 1, 1, 2, 2, 2, 3, 4, 4], np.uint8)
+ITEMS = np.array([1, 2, 3, 4, 5, 6, 6, 7, 1, 2], np.uint16)
+GONE = np.isin(np.arange(10), [1, 2, 5, 7])  # 2 and 3 of user 1, one of the two 6 of user 2, all of user 3
+
+
+def pool(user, keep, weight):
+    """How likely each item is as a negative of a user who has the kept rows."""
+    free = weight * ~np.isin(np.arange(N_ITEMS), ITEMS[keep & (USERS == user)])
+    free[0] = 0
+    return free / free.sum()
+
+
+def draws(keep, weight, epochs, rng, m=M):
+    negatives = np.zeros((epochs, len(USERS), m), np.uint16)
+    for row, user in enumerate(USERS):
+        negatives[:, row] = rng.choice(N_ITEMS, (epochs, m), p=pool(user, keep, weight))
+    return negatives
+
+
+def recorded(epochs=3, weight=None, seed=0, **more):
+    rng = np.random.default_rng(seed)
+    everything = np.ones(len(USERS), bool)
+    negatives = list(draws(everything, np.ones(N_ITEMS) if weight is None else weight, epochs, rng))
+    order = [rng.permutation(len(USERS)) for _ in range(epochs)]
+    adam = Adam(0.01, 0.9, 0.999, 1e-8, 0.0)
+    more = {"order": order.__getitem__, **more}
+    return Recorded(USERS, ITEMS, negatives, 5, N_ITEMS, adam, SIZE * M // 2, weight, **more)
+
+
+def own_draw(weight):
+    """A stand-in for RecBole's sampler of the remaining rows."""
+
+    def draw(users, m, rng):
+        return np.stack([rng.choice(N_ITEMS, m, p=pool(user, ~GONE, weight)) for user in users])
+
+    return draw
+
+
+@pytest.mark.parametrize("weight", [None, np.arange(1.0, N_ITEMS + 1)], ids=["uniform", "popularity"])
+@pytest.mark.parametrize("kind", ["paired", "fresh"])
+def test_each_negative_is_drawn_from_the_new_pool(kind, weight):
+    """Over many epochs each is as frequent as enumeration says, and two of a row do not depend on each other."""
+    weights = np.ones(N_ITEMS) if weight is None else weight
+    training = recorded(4000, weight)
+    epochs = Paired(training, GONE, 1) if kind == "paired" else Fresh(training, GONE, 1, own_draw(weights))
+    found = np.array([epoch.negatives for epoch in epochs])
+    for row in np.flatnonzero(~GONE):
+        expected = pool(USERS[row], ~GONE, weights)
+        alone = np.array([np.bincount(found[:, row, k], minlength=N_ITEMS) for k in range(M)]) / len(found)
+        error = np.sqrt(expected * (1 - expected) / len(found))
+        assert (np.abs(alone - expected) <= 5 * error).all()
+        both = np.bincount(found[:, row, 0] * N_ITEMS + found[:, row, 1].astype(int), minlength=N_ITEMS**2) / len(found)
+        together = np.outer(expected, expected).ravel()
+        assert (np.abs(both - together) <= 5.5 * np.sqrt(together * (1 - together) / len(found))).all()
+
+
+def test_a_paired_negative_changes_as_rarely_as_it_can():
+    """By the total variation between the old pool and the new one; of users to whom nothing returns never."""
+    training = recorded(4000)
+    changed = np.array(
+        [e.negatives != old for e, old in zip(Paired(training, GONE, 1), training.negatives, strict=True)]
+    )
+    everything = np.ones(len(USERS), bool)
+    for row in np.flatnonzero(~GONE):
+        apart = (pool(USERS[row], everything, np.ones(N_ITEMS)), pool(USERS[row], ~GONE, np.ones(N_ITEMS)))
+        distance = np.abs(apart[0] - apart[1]).sum() / 2
+        share = changed[:, row].mean()
+        assert abs(share - distance) <= 5 * np.sqrt(distance * (1 - distance) / changed[:, row].size) + 1e-12
+
+
+def test_the_order_is_the_recorded_one_with_rows_from_its_end_in_place_of_the_forgotten():
+    training = recorded()
+    for number, epoch in enumerate(Paired(training, GONE)):
+        before, left = training.order(number), int((~GONE).sum())
+        assert sorted(epoch.order) == np.flatnonzero(~GONE).tolist()
+        stays = ~GONE[before[:left]]
+        assert np.array_equal(epoch.order[stays], before[:left][stays])
+        assert epoch.order[~stays].tolist() == [row for row in before[left:] if not GONE[row]]
+        assert np.diff(epoch.bounds)[:-1].tolist() == [training.batch_rows] * (len(epoch.bounds) - 2)
+        assert len(epoch.rates) == len(epoch.bounds) - 1 and epoch.bounds[-1] == left
+        steps = epoch.steps(len(USERS))
+        assert (steps[GONE] == -1).all() and (np.diff(steps[epoch.order]) >= 0).all()
+
+
+def test_with_nothing_forgotten_it_is_the_training():
+    training = recorded()
+    for number, epoch in enumerate(Paired(training, np.zeros(len(USERS), bool), 3)):
+        assert np.array_equal(epoch.order, training.order(number))
+        assert np.array_equal(epoch.negatives, training.negatives[number])
+
+
+@pytest.mark.parametrize("kind", ["paired", "fresh"])
+def test_orders_are_uniform(kind):
+    """Each row is in each place as often as another; a paired one by the recorded, uniform one."""
+    training = recorded(4000)
+    epochs = Paired(training, GONE, 4) if kind == "paired" else Fresh(training, GONE, 4, own_draw(np.ones(N_ITEMS)))
+    kept = np.flatnonzero(~GONE)
+    orders = np.array([epoch.order for epoch in epochs])
+    assert (np.sort(orders) == kept).all()
+    share = np.array([np.bincount(place, minlength=len(USERS))[kept] for place in orders.T]) / len(orders)
+    assert np.abs(share - 1 / len(kept)).max() < 5 * np.sqrt(1 / len(kept) / len(orders))
+    pairs = np.unique(orders[:, 1] * 100 + orders[:, 4], return_counts=True)[1] / len(orders)
+    expected = 1 / (len(kept) * (len(kept) - 1))
+    assert len(pairs) * expected == pytest.approx(1)
+    assert np.abs(pairs - expected).max() < 5 * np.sqrt(expected / len(orders))
+
+
+@pytest.mark.parametrize("kind", ["paired", "fresh"])
+def test_epochs_are_the_same_each_time_and_others_with_another_seed(kind):
+    training = recorded(order=None)
+
+    def epochs(seed):
+        return (
+            Paired(training, GONE, seed)
+            if kind == "paired"
+            else Fresh(training, GONE, seed, own_draw(np.ones(N_ITEMS)))
+        )
+
+    one = epochs(5)
+    for first, again in zip(one, one, strict=True):
+        assert np.array_equal(first.order, again.order) and np.array_equal(first.negatives, again.negatives)
+    assert not all(np.array_equal(a.order, b.order) for a, b in zip(one, epochs(6), strict=True))
+
+
+def test_static_negatives_stay_the_same_from_epoch_to_epoch():
+    training = recorded()
+    same = Recorded(**{**training.__dict__, "negatives": training.negatives[:1] * 3, "static": True})
+    changed = 0
+    for seed in range(20):
+        found = [epoch.negatives for epoch in Paired(same, GONE, seed)]
+        assert all(np.array_equal(found[0], each) for each in found)
+        changed += not np.array_equal(found[0], same.negatives[0])
+    assert changed
+
+
+def test_nothing_returns_where_a_users_own_items_were_drawn_all_along():
+    training = recorded(returns=False)
+    for epoch, old in zip(Paired(training, GONE, 1), training.negatives, strict=True):
+        assert np.array_equal(epoch.negatives, old)
+
+
+def test_what_was_absent_before_stays_away_and_comes_back_as_negatives():
+    """Two requests, one after the other, are one for both."""
+    first, second = np.isin(np.arange(10), [1, 5]), np.isin(np.arange(10), [2, 7])
+    training = recorded()
+    later = Recorded(**{**training.__dict__, "absent": first})
+    for one, other in zip(Paired(training, GONE, 8), Paired(later, second, 8), strict=True):
+        assert np.array_equal(one.order, other.order) and np.array_equal(one.negatives, other.negatives)
+
+
+def test_a_fresh_training_can_be_coupled_to():
+    """Its epochs are then what is recorded."""
+    fresh = Fresh(recorded(), GONE, 9, own_draw(np.ones(N_ITEMS)))
+    for one, other in zip(fresh, Paired(fresh.recorded_anew(), np.zeros(10, bool)), strict=True):
+        assert np.array_equal(one.order, other.order) and np.array_equal(one.bounds, other.bounds)
+        assert np.array_equal(one.negatives[~GONE], other.negatives[~GONE])
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(st.lists(st.booleans(), min_size=10, max_size=10), st.integers(0, 2**64))
+def test_no_kept_row_has_an_item_of_its_user_as_negative(gone, seed):
+    gone = np.array(gone)
+    for epoch in Paired(recorded(), gone, seed):
+        for row in epoch.order:
+            assert not set(epoch.negatives[row].tolist()) & {0, *ITEMS[(USERS == USERS[row]) & ~gone].tolist()}
