@@ -1,0 +1,57 @@
+"""What others feel of a deletion: how many of their recommendations change, though they asked for nothing."""
+
+from collections.abc import Mapping
+
+import numpy as np
+from recbole.model.abstract_recommender import AbstractRecommender
+
+from recbole_unlearn.data.split import Split
+from recbole_unlearn.evaluation.forgetting import query_scores
+
+TOP, USERS = 10, 2000  # recommendations a user, and users to ask: a random part where there are more
+
+
+def recommended(model: AbstractRecommender, split: Split, asked: np.ndarray, top: int = TOP) -> np.ndarray:
+    """The items that users would be recommended, in no order: int64 ``[asked, top]``, none of their training items.
+
+    Args:
+        asked: rows of ``split``, one of each user; a sequential model is asked for what follows the history before.
+    """
+    users, starts = np.unique(split.users, return_index=True)
+    stops = np.append(starts[1:], len(split.users))
+    own = {user: split.items[start:stop] for user, start, stop in zip(users, starts, stops, strict=True)}
+    found = np.empty((len(asked), top), np.int64)
+    for part, scores in query_scores(model, split.queries(asked)):
+        scores = scores[:, : split.n_items].copy()
+        scores[:, 0] = -np.inf
+        for place, user in enumerate(split.users[asked[part]]):
+            scores[place, own[user]] = -np.inf
+        found[part] = np.argpartition(-scores, top - 1, axis=1)[:, :top]
+    return found
+
+
+def churn(models: Mapping[str, AbstractRecommender], split: Split, rows: np.ndarray, seed: int = 0) -> dict[str, float]:
+    """Share of the recommendations of users who asked for nothing that another model than the original's changes.
+
+    Args:
+        models: name -> model, one of them the 'original'.
+        rows: of ``split``, the forgotten ones.
+        seed: of the choice of users, where there are many.
+
+    Returns:
+        ``users``, that were asked; name of model -> share of their items that are not the original's; empty where
+        everybody asked, or there are too few items to choose from.
+    """
+    bystanders, asked = np.unique(split.users, return_index=True)
+    asked = asked[~np.isin(bystanders, split.users[rows])]
+    if len(asked) > USERS:
+        asked = np.sort(np.random.default_rng(seed).choice(asked, USERS, replace=False))
+    top = min(TOP, (split.n_items - 1) // 2)
+    if not len(asked) or not top:
+        return {}
+    lists = {name: np.sort(recommended(model, split, asked, top)) for name, model in models.items()}
+    before = lists.pop("original")
+    kept = {
+        name: sum(len(np.intersect1d(a, b)) for a, b in zip(before, now, strict=True)) for name, now in lists.items()
+    }
+    return {"users": len(asked), **{name: 1 - count / before.size for name, count in kept.items()}}
