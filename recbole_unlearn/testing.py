@@ -6,7 +6,7 @@
         model = Mine
         way = Influence()
         keys = {"my_key": 3}
-        refused = {"replay": "is not for", "reoptimise": "is not for"}
+        refused = {"replay": "one step is the one way", "reoptimise": "one step is the one way"}
 
 In a conftest.py, ``pytest.register_assert_rewrite("recbole_unlearn.testing")`` lets failures show their values.
 """
@@ -103,8 +103,8 @@ class Battery:
             forgetting leaves less than this share; None: no promise, or nothing to compare with.
         apart: how far scores may be after two requests from those after one for both, as a share of the move; None: no
             promise.
-        rounding: how far two answers to one request may be apart, as a share of the move: 0 is to the last bit. Of
-            NGCF the same request was now and then seen to round otherwise within one process.
+        rounding: how far two answers to one request may be apart, as a share of the move: 0 is to the last bit. Not so
+            where a model multiplies matrices by a library whose rounding depends on where in memory they lie.
     """
 
     model: ClassVar[str | type] = "BPR"

@@ -18,6 +18,7 @@ from recbole_unlearn.data import frozen_data
 from recbole_unlearn.data.split import Split
 from recbole_unlearn.devices import array, copies
 from recbole_unlearn.errors import InputError
+from recbole_unlearn.influence.recorded import Recorded
 from recbole_unlearn.models.losses import fixed_randomness
 from recbole_unlearn.settings import keys, recbole_keys
 from recbole_unlearn.settings.config import UnlearnConfig, extended
@@ -27,7 +28,7 @@ from recbole_unlearn.settings.shown import hidden, plain
 from recbole_unlearn.storage import checkpoints, purging
 from recbole_unlearn.storage.files import locked
 from recbole_unlearn.storage.triple_log import TripleLog, log_path
-from recbole_unlearn.training import new_model
+from recbole_unlearn.training import new_model, recorded
 
 
 @dataclass(frozen=True)
@@ -149,6 +150,10 @@ class Trained:
     def optimizer(self) -> dict[str, Any]:
         """State of the optimiser, as torch gives it."""
         return self.stored["optimizer"]
+
+    def recorded(self) -> Recorded:
+        """The training as it was recorded, but for its weights."""
+        return recorded(self.config, self.split, self.stored, self.log)
 
     @property
     def unlearned_before(self) -> bool:

@@ -4,13 +4,16 @@ from pathlib import Path
 from time import perf_counter
 
 import numpy as np
+import torch
 from recbole.utils import init_seed
 
 from recbole_unlearn import distributed
 from recbole_unlearn.compat.recbole_models import checkpoint_state
-from recbole_unlearn.data.sampling import Played
+from recbole_unlearn.data.sampling import BatchOrder, Played
 from recbole_unlearn.devices import read
 from recbole_unlearn.errors import InputError
+from recbole_unlearn.influence.coupling import Paired
+from recbole_unlearn.influence.recorded import Adam, Recorded
 from recbole_unlearn.settings import keys
 from recbole_unlearn.settings.shown import plain
 from recbole_unlearn.storage import checkpoints
@@ -78,10 +81,10 @@ def train(config, split, path, forgotten=None, seed=None, log_negatives=True):
 
 
 def train_paired(config, split, path, original, forgotten, seed):
-    """A model's own training again, without some rows: the same initialisation, batches and recorded negatives.
+    """A model's own training again, without some rows: by its random numbers, as far as these fit (`Paired`).
 
     It takes as many epochs as the model's weights did, and no validation data picks another. By RecBole's trainer, not
-    by our replay. With nothing left out it ends in the model's weights.
+    by our kernels. With nothing left out it ends in the model's weights.
 
     Args:
         path: file for the new weights.
@@ -93,24 +96,65 @@ def train_paired(config, split, path, original, forgotten, seed):
         (model with the new weights, seconds of training)
 
     Raises:
-        InputError: no or a damaged original; batches that are not those of its log.
+        InputError: no or a damaged original; an order of batches that nobody knows.
     """
     stored, log = checkpoints.load(original)
-    epochs, rows = stored["triple_log"]["epochs"], _rows(forgotten)
+    rows = _rows(forgotten)
+    gone = np.zeros(log.n_rows, bool)
+    gone[rows] = True
+    paired = Paired(recorded(config, split, stored, log), gone, config["seed"])
     model = new_model(config, split, seed, split.remaining_dataset(rows))
+    begin(model, log)
     trainer = make_trainer(config, model)
     start = perf_counter()
-    played = Played(split.remaining(_rows(None), seed), log, split.data_row, rows)
-    for epoch in range(epochs):
+    if not paired.recorded.ordered():
+        raise InputError(f"the order of batches of {log.path} is not known; train again")
+    played = Played(split.remaining(_rows(None), seed), paired, split.data_row)
+    for epoch in range(len(paired)):
         trainer._train_epoch(played, epoch)  # is RecBole's for a loader like this one, which there is no log of
     seconds = perf_counter() - start
-    checkpoints.save(path, checkpoint_state(trainer, epochs - 1))
+    checkpoints.save(path, checkpoint_state(trainer, len(paired) - 1))
     return model, seconds
+
+
+def begin(model, log):
+    """Give a model the initial weights that a log holds; those of the seed, where an earlier version rounded them."""
+    if log.snapshots[:1] == [0] and (start := log.snapshot(0)).dtype == np.float32:
+        named, parameters = log.named(np.array(start)), dict(model.named_parameters())
+        with torch.no_grad():
+            for name, value in named.items():
+                parameters[name].copy_(torch.from_numpy(value))
+
+
+def recorded(config, split, stored, log):
+    """What a checkpoint and its log tell of their training.
+
+    Returns:
+        Recorded
+    """
+    epochs, batch_rows = stored["triple_log"]["epochs"], max(config["train_batch_size"] // log.negatives, 1)
+    group = stored["optimizer"]["param_groups"][0]
+    beta1, beta2 = group.get("betas", (0, 0))
+    adam = Adam(group["lr"], beta1, beta2, group["eps"], group["weight_decay"]) if "betas" in group else None
+    return Recorded(
+        users=log.users,
+        pos=log.items,
+        negatives=[log.epoch(epoch) for epoch in range(epochs)],
+        n_users=split.n_users,
+        n_items=split.n_items,
+        optimizer=adam,
+        batch_triples=batch_rows * log.negatives,
+        popularity=split.popularity(),
+        order=BatchOrder(log, split.data_row, batch_rows),
+        rates=None if any(log.rates(epoch) is None for epoch in range(epochs)) else log.rates,
+        static=log.static,
+        returns=not split.repeatable,
+    )
 
 
 def training_settings(config):
     """The part of a configuration that decides, with data and seed, what weights training ends in; plain values."""
-    own = set(keys.KEYS) - {"negatives"}
+    own = set(keys.KEYS) - {"negatives", *(["compiled"] if config["compiled"] else [])}
     skipped = own | set(keys.OF_RUNS) | {"seed", "metrics", "topk", "metric_decimal_place", "state"}
     return {key: value for key, value in plain(config.final_config_dict).items() if key not in skipped}
 

@@ -3,6 +3,7 @@
 import secrets
 import warnings
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -22,8 +23,9 @@ from recbole_unlearn.storage.paths import check_apart, check_written
 from recbole_unlearn.storage.triple_log import log_path
 from recbole_unlearn.trained import Checkpoint, Trained
 from recbole_unlearn.unlearners import guard
-from recbole_unlearn.unlearners.base import Unlearned, Way
+from recbole_unlearn.unlearners.base import NewTraining, Unlearned, Way
 from recbole_unlearn.unlearners.choose import Auto, choose, problem_of, wanted
+from recbole_unlearn.unlearners.replay import Replay
 
 
 class InfluenceUnlearner:
@@ -61,6 +63,7 @@ class InfluenceUnlearner:
         self.shared = shared and getattr(self.problem, "shared", False)
         self.guard: guard.Guard | None = None
         self.requests: list[dict[str, Any]] = []
+        self.training: NewTraining | None = None  # that the weights are of, since a request was exact
         self.held = ExitStack()
 
     @classmethod
@@ -132,28 +135,72 @@ class InfluenceUnlearner:
         Args:
             rows: sorted ints; empty: the weights come back unchanged.
         """
-        start = perf_counter()
         rows, problem = np.asarray(rows, np.int64), self.problem
         if len(rows) == 0:
             details = {"chosen": self.chosen}
-            return Unlearned(dict(problem.state_dict), self.method, perf_counter() - start, details, problem.snapshots)
+            return Unlearned(dict(problem.state_dict), self.method, 0.0, details, problem.snapshots, self.training)
+        way = self.way
+        if isinstance(way, Replay):  # decided once for all ranks
+            way = replace(way, rows="all" if way.exact(problem, rows) else "touched")
+        return self.carry_out(way, rows, show_progress)
+
+    def carry_out(self, way: Way, rows: np.ndarray, show_progress: bool = False) -> Unlearned:
+        """As `unlearn`, by a way that is as this problem's, down to which rows are replayed."""
+        start, problem = perf_counter(), self.problem
         shard = problem.shard if self.shared else None
         if shard:
-            distributed.order("unlearn", rows=rows.tolist())
+            distributed.order("unlearn", rows=rows.tolist(), replayed=getattr(way, "rows", None))
         sent = shard.bytes_summed if shard else 0
-        change = self.way.forget(problem, rows, show_progress)
+        change = way.forget(problem, rows, show_progress)
         state = problem.moved(change.step)
         check_finite(state, "the unlearned model; raise damping_strength: the result")
         details = {"chosen": self.chosen, **change.details}
         if shard:
             details |= {"ranks": shard.size, "bytes_summed_a_rank": shard.bytes_summed - sent}
-        return Unlearned(state, self.method, perf_counter() - start, details, change.snapshots)
+        seconds = perf_counter() - start
+        return Unlearned(state, self.method, seconds, details, change.snapshots, change.training)
+
+    def settle(self, show_progress: bool = False) -> Unlearned:
+        """Make all that was forgotten so far exact: training again without it, in one go.
+
+        Returns:
+            Unlearned: its ``model`` is the one to serve.
+
+        Raises:
+            InputError: the training cannot be run again; nothing has changed.
+        """
+        exact = self.way if isinstance(self.way, Replay) else Replay()
+        if reason := self.problem.only_influence or exact.refuses(self.problem):
+            raise InputError(f"what was forgotten cannot be settled exactly: {reason}")
+        self.check()
+        nothing = np.empty(0, np.int64)
+        unlearned = self.carry_out(replace(exact, rows="all"), nothing, show_progress)
+        self.apply(nothing, unlearned)
+        unlearned.model = self.model = self.served(self.model)
+        return unlearned
+
+    def settle_if_wanted(self, show_progress: bool = False) -> Unlearned | None:
+        """`settle`, unless all is exact, only touched rows were asked for, or the way is another than replay."""
+        if self.settled or not isinstance(self.way, Replay) or self.way.rows == "touched":
+            return None
+        return self.settle(show_progress)
+
+    def hurry(self, requests: int) -> None:
+        """Take no longer for so many requests together than for one: what is not exact then is settled later."""
+        if isinstance(self.way, Replay):
+            self.way = replace(self.way, exact_seconds=self.way.exact_seconds / max(requests, 1))
+
+    @property
+    def settled(self) -> bool:
+        """Whether the weights are those of training without all that was forgotten, exactly."""
+        return self.training is not None or not len(self.forgotten)
 
     def apply(self, rows: np.ndarray, unlearned: Unlearned) -> None:
         """Go on from the result of a request: the next one starts where it ended, on what it left of the log."""
         if self.shared:
             distributed.order("apply")
         self.problem.apply(rows, unlearned)
+        self.training = unlearned.training
 
     def served(self, model: AbstractRecommender) -> AbstractRecommender:
         """The RecBole model to go on serving, instead of ``model``, with the weights as they are now."""
@@ -206,12 +253,13 @@ class InfluenceUnlearner:
     def now(self, seconds: float = 0.0, details: dict[str, Any] | None = None) -> Unlearned:
         """The model as it is now, as result of all requests together."""
         found = {"chosen": self.chosen, **(details or {})}
-        return Unlearned(self.state_dict, self.method, seconds, found, self.problem.snapshots)
+        return Unlearned(self.state_dict, self.method, seconds, found, self.problem.snapshots, self.training)
 
     def save(self, path: Path | str) -> None:
-        """Write the checkpoint and the log as they are now: nothing that was forgotten is in them.
+        """Write checkpoint and log, in which nothing is left of what was forgotten.
 
-        Then a line is added to the audit file that the key ``audit`` names, a bare name in the checkpoint's folder.
+        It is settled first, where `settle_if_wanted` does so. Then a line is added to the audit file that the key
+        ``audit`` names, a bare name in the checkpoint's folder.
 
         Raises:
             InputError: there is something already, another process is writing there, the audit file is damaged, or the
@@ -224,6 +272,7 @@ class InfluenceUnlearner:
         if trail:
             check_written("audit", trail, original)
             check_apart("audit", trail, {"the new file": path, "the checkpoint": original})
+        self.settle_if_wanted()
         now = self.now()
         with in_one_line(path.parent, "file"), locked(path):
             _check_new(path)  # again, now that nobody else can be writing

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from filelock import lock_descriptor
+from logs import without
 from recbole.utils import init_seed
 
 from recbole_unlearn.data.split import Split
@@ -336,7 +337,7 @@ def test_a_checkpoint_replaced_in_place_is_the_old_or_the_new_one(scene, tmp_pat
     def work(n):
         log = checkpoints.load(MODEL)[1]
         Dying(n).start()
-        checkpoints.save_with_log(MODEL, new, lambda path: log.without([3], path, "ab12", log.metadata["fingerprint"]))
+        checkpoints.save_with_log(MODEL, new, lambda path: without(log, [3], path, "ab12", log.metadata["fingerprint"]))
 
     n, status, found = 0, KILLED, []
     while status == KILLED:

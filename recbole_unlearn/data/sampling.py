@@ -1,7 +1,8 @@
 """Draws RecBole's training negatives and batches faster, bit for bit the same."""
 
+import itertools
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
 import numba
@@ -13,7 +14,7 @@ from recbole.sampler import Sampler
 from recbole.sampler.sampler import AbstractSampler
 
 from recbole_unlearn.data.dataset import UsedItems
-from recbole_unlearn.errors import InputError
+from recbole_unlearn.influence.coupling import Epoch
 from recbole_unlearn.storage.triple_log import MOST_DRAWN, TripleLog
 
 ROW = "triple_row"
@@ -242,48 +243,54 @@ def _own_seed():
 
 
 class Played:
-    """A train loader that plays a training back from its log: the same batches and negatives, without some rows.
+    """A train loader that plays epochs: in their order, cut as they are, with their negatives.
 
     Each time that it is gone through it gives the next epoch. A batch of which nothing is left is passed over.
 
     Args:
-        loader: RecBole's, as the training had it before its first epoch.
-        log: of the training.
-        data_row: row in the loader's data set of each row of the log, int64 ``[rows]``.
-        forgotten: rows of the log to leave out.
-
-    Raises:
-        InputError: while it is gone through: the batches are not those of the log.
+        loader: RecBole's, of all rows.
+        epochs: what to play.
+        data_row: row in the loader's data set of each row, int64 ``[rows]``.
     """
 
-    def __init__(self, loader: TrainDataLoader, log: TripleLog, data_row: np.ndarray, forgotten: np.ndarray) -> None:
-        self.loader, self.log, self.epoch = loader, log, 0
-        self.position = np.empty(len(data_row), np.int64)  # row of the data set -> row of the log
+    def __init__(self, loader: TrainDataLoader, epochs: Iterable[Epoch], data_row: np.ndarray) -> None:
+        self.loader, self.epochs, self.data_row = loader, iter(epochs), data_row
+        self.position = np.empty(len(data_row), np.int64)  # row of the data set -> row
         self.position[data_row] = np.arange(len(data_row))
-        self.kept = np.ones(len(data_row), bool)
-        self.kept[data_row[forgotten]] = False
         self.collate = PairwiseCollate(loader)
 
     @staticmethod
     def fits(loader: TrainDataLoader) -> bool:
-        """Whether a loader's batches are made of ids alone, so that the log holds all of them."""
+        """Whether a loader's batches are made of ids alone, so that a log holds all of them."""
         return not hasattr(loader, "general_dataloader") and PairwiseCollate.fits(loader)
 
     def __iter__(self):
-        self.collate.table = np.asarray(self.log.epoch(self.epoch), np.int64)[self.position]
-        step = np.empty(len(self.position), np.int32)
-        for number, rows in enumerate(batches(self.loader, np.asarray)):
-            step[self.position[rows]] = number
-            rows = rows[self.kept[rows]]
-            if len(rows):
-                yield self.collate(rows)
-        recorded = self.log.order[self.epoch]
-        if recorded and recorded[-1] != zlib.crc32(step.data):
-            raise InputError(f"the batches of epoch {self.epoch} are not those of {self.log.path}; train again")
-        self.epoch += 1
+        epoch = next(self.epochs)
+        self.collate.table = np.asarray(epoch.negatives, np.int64)[self.position]
+        for start, stop in itertools.pairwise(epoch.bounds):
+            if stop > start:
+                yield self.collate(self.data_row[epoch.order[start:stop]])
 
     def __len__(self):
         return len(self.loader)
+
+
+class PoolDraw:
+    """Negatives of users, drawn as RecBole's loader does, from a random generator of their own.
+
+    Called with users (ints ``[n]``), how many of each, and the generator; returns ints ``[n, negatives]``.
+    """
+
+    def __init__(self, loader: TrainDataLoader) -> None:
+        self.draw = NegativeDraw(loader._sampler, loader._dataset.user_num)
+
+    def __call__(self, users: np.ndarray, negatives: int, rng: np.random.Generator) -> np.ndarray:
+        before = np.random.get_state()  # samplers draw from the process's stream
+        np.random.seed(rng.integers(2**32, size=4, dtype=np.uint32))
+        try:
+            return self.draw(np.asarray(users, np.int64), negatives).reshape(negatives, -1).T
+        finally:
+            np.random.set_state(before)
 
 
 class OrderNote:
@@ -325,29 +332,36 @@ def _epochs_drawn(n, generator):
 
 
 class BatchOrder:
-    """The batch that each row was in, epoch by epoch: what the log does not store, since it can be drawn again.
+    """The order in which rows were trained on, epoch by epoch: mostly not stored, since it can be drawn again.
 
     Args:
-        recorded: of each epoch ``[seed, epochs drawn before with it, checksum of the batches]``, or without the epochs
-            where the seed was its own, or without the seed where rows came in order; None: not known.
+        log: says of each epoch ``[seed, epochs drawn before with it, checksum of the batches]``, or without the epochs
+            where the seed was its own, or without the seed where rows came in order; or stores the batch of each row.
         data_row: row in RecBole's training data of each row, ``[rows]``.
         batch_rows: rows of a batch.
     """
 
-    def __init__(self, recorded: Sequence[list[int] | None], data_row: np.ndarray, batch_rows: int) -> None:
-        self.recorded, self.data_row, self.batch_rows = recorded, data_row, batch_rows
+    def __init__(self, log: TripleLog, data_row: np.ndarray, batch_rows: int) -> None:
+        self.log, self.data_row, self.batch_rows = log, data_row, batch_rows
+        self._row = np.empty_like(data_row)
+        self._row[data_row] = np.arange(len(data_row))
         self._generator, self._drawn = None, 0
 
-    def steps(self, epoch: int) -> np.ndarray | None:
-        """Batch of each row in an epoch, int32 ``[rows]``; None where it cannot be told."""
-        if (recorded := self.recorded[epoch]) is None:
+    def __call__(self, epoch: int) -> np.ndarray | None:
+        """Rows in the order of an epoch, ints ``[rows]``; None where it cannot be told.
+
+        Where only batches are known, rows are in random order within, the same each time.
+        """
+        if (stored := self.log.steps(epoch)) is not None:
+            mixed = np.random.default_rng(epoch).permutation(len(stored))
+            return mixed[np.argsort(stored[mixed], kind="stable")]
+        if (recorded := self.log.order[epoch]) is None:
             return None
         *drawn_from, checksum = recorded
-        order = self._order(*drawn_from)
-        batch = np.empty(len(order), np.int32)
-        batch[order] = np.arange(len(order), dtype=np.int32) // self.batch_rows
-        steps = batch[self.data_row]
-        return steps if zlib.crc32(steps.data) == checksum else None
+        order = self._row[self._order(*drawn_from)]
+        steps = np.empty(len(order), np.int32)
+        steps[order] = np.arange(len(order), dtype=np.int32) // self.batch_rows
+        return order if zlib.crc32(steps.data) == checksum else None
 
     def _order(self, seed=None, drawn=None):
         n = len(self.data_row)

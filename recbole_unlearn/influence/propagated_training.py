@@ -26,13 +26,12 @@ from recbole_unlearn.influence.vectors import (
     FLAGS,
     PARALLEL,
     add_scaled,
-    divide,
     dot,
     exp,
-    filled,
     load,
     multiply,
     root,
+    spread,
     store,
 )
 
@@ -66,7 +65,7 @@ def _layer(width, own, table, out, start, neighbour, share, rows):
         r = np.uint64(rows[k])
         e, end = np.uint64(start[r]), np.uint64(start[r + np.uint64(1)])
         x = load(width, own, r, 0)
-        a = b = c = d = filled(x, np.float32(0))  # an addition waits for the one before it
+        a = b = c = d = spread(width, np.float32(0))  # an addition waits for the one before it
         while e + four <= end:
             a = add_scaled(a, one, load(width, table, neighbour[e], 0))
             b = add_scaled(b, one, load(width, table, neighbour[e + np.uint64(1)], 0))
@@ -181,20 +180,20 @@ def _move(width, W, M, V, S, first, total, scale, factor, reg, several, part, nu
     one = np.float32(1)
     for r in range(len(W)):
         w, m, v = load(width, W, r, 0), load(width, M, r, 0), load(width, V, r, 0)
-        mean = multiply(filled(w, part * scale[r]), load(width, total, r, 0))
+        mean = (part * scale[r]) * load(width, total, r, 0)
         grad = add_scaled(mean, part * np.float32(reg[r]) + decay, w)
         square = multiply(grad, grad)
         if several:
             deviation = add_scaled(mean, -scale[r], load(width, first, r, 0))
             square = add_scaled(square, one, multiply(deviation, deviation))
-        v = add_scaled(multiply(filled(w, b2), v), rest2, square)
-        below = add_scaled(filled(w, eps), one, root(multiply(filled(w, correction), v)))
-        w = add_scaled(w, -one, divide(add_scaled(multiply(filled(w, old), m), new, grad), below))
-        m = add_scaled(multiply(filled(w, b1), m), rest1, grad)
+        v = add_scaled(b2 * v, rest2, square)
+        below = root(correction * v) + eps
+        w = w - add_scaled(old * m, new, grad) / below
+        m = add_scaled(b1 * m, rest1, grad)
         store(W, r, 0, w)
         store(M, r, 0, m)
         store(V, r, 0, v)
-        store(S, r, 0, multiply(filled(w, factor[r]), w))
+        store(S, r, 0, factor[r] * w)
 
 
 @numba.njit(**FLAGS)

@@ -10,8 +10,7 @@ what the two have in common (the order of batches, which the log does not keep) 
 
 The two lanes run in parallel with each other; an epoch's triples are found and ordered by all threads before.
 
-Run for all rows, the second lane needs no first one to be compared with: in the order of batches of the training it is
-that training again, bit by bit up to rounding, but for what was forgotten.
+All rows at once need no second lane to be compared with: that is training again, see `coupling`.
 """
 
 from collections.abc import Callable
@@ -74,13 +73,13 @@ def touching(users: np.ndarray, pos: np.ndarray, touched_users: np.ndarray, touc
 
 @cache
 def _select(m):
-    """Kernel that finds an epoch's rows with a touched weight row in some triple, and the step that each falls in.
+    """Kernel that finds an epoch's rows with a touched weight row in some triple, and draws the step of each.
 
     These are the present rows that are ``anchored`` ``[n_rows]`` or have a negative that is ``touched`` ``[n_items]``.
-    The ids of touched items, if they are ``few``, save a look at most rows; else this is empty. The step is that of
-    ``known`` ``[n_rows]``, or random where this is empty. ``chosen`` and ``step`` ``[n_rows]`` are filled from the
-    start of each chunk to its ``ends`` ``[chunks]``, ``counts`` ``[2, chunks, n_steps]`` says how many anchored rows of
-    a chunk fall in a step, and how many touched negatives of others.
+    The ids of touched items, if they are ``few``, save a look at most rows; else this is empty. ``chosen`` and ``step``
+    ``[n_rows]`` are filled from the start of each chunk to its ``ends`` ``[chunks]``, ``counts``
+    ``[2, chunks, n_steps]`` says how many anchored rows of a chunk fall in a step, and how many touched negatives of
+    others.
 
     In this and the next kernels m, the number of negatives, is a constant, and indices are unsigned: of others numba
     asks at each use whether they count from the end, which takes as long as the rest.
@@ -88,7 +87,7 @@ def _select(m):
     m = np.uint64(m)
 
     @numba.njit(**PARALLEL)
-    def kernel(anchored, neg, present, touched, few, n_steps, seed, known, chunks, chosen, step, ends, counts):
+    def kernel(anchored, neg, present, touched, few, n_steps, seed, chunks, chosen, step, ends, counts):
         block = np.uint64(BLOCK)
         flat = neg.reshape(-1)
         for c in numba.prange(len(chunks) - 1):
@@ -108,8 +107,7 @@ def _select(m):
             for k in range(chunks[c], end):
                 r = np.uint64(chosen[k])
                 draw = _mix(np.uint64(seed) ^ (r << np.uint64(20)))
-                drawn = ((draw >> np.uint64(32)) * np.uint64(n_steps)) >> np.uint64(32)
-                s = np.uint64(known[r]) if len(known) else drawn
+                s = ((draw >> np.uint64(32)) * np.uint64(n_steps)) >> np.uint64(32)
                 step[k] = s
                 lone = np.uint64(0)
                 for t in range(m):
@@ -274,36 +272,13 @@ def _replay_epoch(K, m):
     return kernel
 
 
-@cache
-def _train_epoch(K, m):
-    """Kernel for an epoch of lane 1 of `_replay_epoch` alone, where all rows are touched: ``W`` ``[n_touched, K]``.
-
-    By one thread: others would have to wait for each other twice a step, which on a busy machine costs far more than
-    they bring.
-    """
-    m, one, none = np.uint64(m), np.uint64(1), np.uint64(0)
-
-    @numba.njit(**FLAGS)
-    def kernel(W, rows, start, returned, return_start, most, M, V, steps_before, scale, rates, hyper):
-        n_touched = np.uint64(len(W))
-        G = np.zeros((n_touched, K), np.float32)
-        x = np.empty(most, np.float32)
-        for s in range(len(scale)):
-            _add_rows(K, m, W, G, rows, start[s], start[s + 1], True, n_touched, none, scale[s], x)
-            back, end = return_start[s], return_start[s + 1]
-            _add_rows(K, one, W, G, returned, back, end, False, n_touched, none, scale[s], x)
-            _adam(W.ravel(), M.ravel(), V.ravel(), G.ravel(), steps_before + s + 1, rates[s], hyper)
-
-    return kernel
-
-
 @dataclass
 class Replayed:
     """Result of a replay.
 
     Attributes:
         rows: weight rows that were replayed (users first, then ``n_users +`` item), sorted int array.
-        change: final difference of the lanes on those rows, or to the recorded weights, float64 ``[rows, K]``.
+        change: final difference of the lanes on those rows, float64 ``[rows, K]``.
         snapshots: epoch of the trajectory -> difference at that time, float32 ``[rows, K]``.
         untrained: which of ``rows`` are users without a triple left, bool; in the second lane their weights
             are the initialisation, but for weight decay.
@@ -323,22 +298,16 @@ def replay(
     recorded: Recorded,
     trajectory: Trajectory,
     forgotten: np.ndarray,
-    all_rows: bool = False,
     seed: int = 0,
     progress: Callable[[], object] | None = None,
     shard: Shard | None = None,
 ) -> Replayed | None:
     """Run the optimiser again for the rows that some interactions touch, with and without these interactions.
 
-    With ``all_rows`` it is run for every row, only without the interactions: retraining from the recorded start, with
-    the recorded negatives, in the recorded order of batches where that is known. Changes are then those to the
-    recorded weights.
-
     Args:
-        recorded: the training; neither lane has its absent rows. Where its batches are not known, they are random.
+        recorded: the training; neither lane has its absent rows. The order of batches, which both share, is drawn.
         trajectory: over the same epochs; flat weights are ``[P.ravel(), Q.ravel()]``.
         forgotten: sorted ints, rows.
-        all_rows: whether to run all rows again instead of the touched ones.
         seed: of the order of batches and the returned negatives.
         progress: called after each epoch.
         shard: what of the rows this rank looks through for triples; rank 0 runs the lanes.
@@ -352,27 +321,27 @@ def replay(
     recorded = replace(recorded, users=np.array(recorded.users, np.uint32), pos=np.array(recorded.pos, np.uint32))
     gone = np.zeros(len(recorded.users), bool)
     gone[np.asarray(forgotten, np.int64)] = True
-    places = _Places(recorded, gone, all_rows, wide=shard is not None)
+    places = _Places(recorded, gone, wide=shard is not None)
     selection = _Selection(recorded, gone, places, shard)
     lanes = _Lanes(recorded, places, trajectory)
     returns, rng, total = selection.returns(), np.random.default_rng(seed), 0
-    snapshots = {0: lanes.change(0).astype(np.float32)}
+    snapshots = {0: lanes.change().astype(np.float32)}
     for epoch in range(epochs):
-        parts, size = selection.find(epoch, np.uint64(rng.integers(2**63)))
+        parts = selection.find(epoch, np.uint64(rng.integers(2**63)))
         returned = places.of(returns.draw(rng, selection.n_steps))
         if shard:
             parts = [shard.merge(*part) for part in parts]
             if not shard.leads:
                 continue
-        total += lanes.run(epoch, [*parts, returned], size)
+        total += lanes.run(epoch, [*parts, returned], selection.sizes)
         if epoch + 1 in trajectory.epochs:
-            snapshots[epoch + 1] = lanes.change(epoch + 1).astype(np.float32)
+            snapshots[epoch + 1] = lanes.change().astype(np.float32)
         if progress:
             progress()
     if shard and not shard.leads:
         return None
     untrained = np.isin(places.rows, selection.bare_users())
-    return Replayed(places.rows, lanes.change(epochs), snapshots, untrained, lanes.now[-1].copy(), total)
+    return Replayed(places.rows, lanes.change(), snapshots, untrained, lanes.now[-1].copy(), total)
 
 
 _Part = tuple[np.ndarray, np.ndarray]  # a table in order of steps, and where each step begins in it
@@ -384,17 +353,15 @@ class _Places:
     Attributes:
         users: touched ones, sorted int64.
         rows: weight rows that are run again, sorted ints.
-        lanes (int): side by side.
         user, item: places, ``[n_users]`` and ``[n_items]``; those below ``len(rows)`` are run again.
     """
 
-    def __init__(self, recorded: Recorded, gone: np.ndarray, all_rows: bool, wide: bool) -> None:
-        self.all_rows, self.lanes, n_users = all_rows, 1 if all_rows else 2, recorded.n_users
-        n_weights = n_users + recorded.n_items
+    def __init__(self, recorded: Recorded, gone: np.ndarray, wide: bool) -> None:
+        n_users, n_weights = recorded.n_users, recorded.n_users + recorded.n_items
         self.users = np.unique(recorded.users[gone]).astype(np.int64)
         items = np.unique(recorded.pos[gone]).astype(np.int64)
-        self.rows = np.arange(n_weights) if all_rows else np.concatenate([self.users, n_users + items])
-        first = self.lanes * len(self.rows)
+        self.rows = np.concatenate([self.users, n_users + items])
+        first = 2 * len(self.rows)
         # Places are written and read often: in two bytes where these hold them. Ranks exchange them in four.
         self.dtype = np.int32 if wide or first + n_weights > 1 << 16 else np.uint16
         place = np.arange(first, first + n_weights, dtype=self.dtype)
@@ -416,6 +383,7 @@ class _Selection:
         self.present, n_rows, m = recorded.present(), len(gone), recorded.m
         self.n_present = int(self.present.sum())
         self.n_steps = -(-self.n_present * m // recorded.batch_triples)
+        self.sizes = np.full(self.n_steps, self.n_present * m / self.n_steps)  # triples of a step
         self.touched = places.item < len(places.rows)
         self.anchored = touching(recorded.users, recorded.pos, places.user < len(places.rows), self.touched)
         few = np.flatnonzero(self.touched).astype(recorded.negatives[0].dtype)
@@ -425,39 +393,20 @@ class _Selection:
         self.ends, self.counts = self.chunks[1:].copy(), np.empty((2, CHUNKS, self.n_steps), np.int64)
         # As long as any epoch may need: what is not written to takes no memory.
         self.chosen, self.step = np.empty(n_rows, np.uint32), np.empty(n_rows, np.uint32)
-        n_lone = 0 if places.all_rows else n_rows * m
-        self.tables = np.empty((n_rows, 2 + m + 1), places.dtype), np.empty((n_lone, 3), places.dtype)
+        self.tables = np.empty((n_rows, 2 + m + 1), places.dtype), np.empty((n_rows * m, 3), places.dtype)
 
-    def find(self, epoch: int, order: np.uint64) -> tuple[list[_Part], np.ndarray]:
-        """What `_arrange` writes, each with where its steps begin, and how many triples each step has, ``[steps]``.
-
-        ``order`` is a random number, for the steps where they are not known.
-        """
+    def find(self, epoch: int, order: np.uint64) -> list[_Part]:
+        """What `_arrange` writes, each with where its steps begin; ``order`` is a random number, for the steps."""
         recorded, places, m = self.recorded, self.places, self.recorded.m
         neg = np.ascontiguousarray(recorded.negatives[epoch]).view()
         neg.flags.writeable = False  # memory-mapped or not: one compiled version
-        known, size = self._known(epoch)
         where = self.chunks, self.chosen, self.step, self.ends
-        drawn = self.n_steps, order, known
+        drawn = self.n_steps, order
         _select(m)(self.anchored, neg, self.present, self.touched, self.few, *drawn, *where, self.counts)
         starts, next_free = zip(*map(_delimit, self.counts), strict=True)
         data = self.anchored, recorded.users, recorded.pos, neg, places.user, places.item, self.gone, len(places.rows)
         _arrange(m)(*data, *where, np.stack(next_free), *self.tables)
-        return list(zip(self.tables, starts, strict=True)), size
-
-    def _known(self, epoch):
-        """Step of each row, empty where not known, and triples of each step.
-
-        The loss is the mean over a batch, and the last one of an epoch is smaller; at random, all are of one size.
-        """
-        m, n_steps = self.recorded.m, self.n_steps
-        known = self.recorded.steps(epoch) if self.recorded.steps else None
-        if known is None:
-            return np.empty(0, np.int32), np.full(n_steps, self.n_present * m / n_steps)
-        size = np.maximum(np.bincount(known[self.present], minlength=n_steps), 1) * m
-        if len(size) > n_steps:
-            raise ValueError(f"steps name batch {len(size) - 1}, but there are {n_steps}")
-        return known, size
+        return list(zip(self.tables, starts, strict=True))
 
     def returns(self) -> "_Returns":
         """`_Returns` of the rows that are present."""
@@ -475,43 +424,37 @@ class _Selection:
 
 
 class _Lanes:
-    """Weights of the rows that are run again, with the forgotten triples and without them, or without alone.
+    """Weights of the rows that are run again, with the forgotten triples and without them.
 
     Attributes:
-        now: ``[lanes, rows, K]``, views of the kernels' ``W``, as are the ``held`` rows, flat.
+        now: ``[2, rows, K]``, views of the kernels' ``W``, as are the ``held`` rows, flat.
     """
 
     def __init__(self, recorded: Recorded, places: _Places, trajectory: Trajectory) -> None:
         self.recorded, self.places, self.trajectory = recorded, places, trajectory
         n_weights, n_rows = recorded.n_users + recorded.n_items, len(places.rows)
         self.K = len(trajectory.weights[0]) // n_weights
-        first, n_held = places.lanes * n_rows, 0 if places.all_rows else n_weights
-        self.W = np.empty((first + n_held, self.K), np.float32)
-        self.now, self.held = self.W[:first].reshape(places.lanes, n_rows, self.K), self.W[first:].reshape(-1)
+        self.W = np.empty((2 * n_rows + n_weights, self.K), np.float32)
+        self.now, self.held = self.W[: 2 * n_rows].reshape(2, n_rows, self.K), self.W[2 * n_rows :].reshape(-1)
         self.now[:] = trajectory.at(0).reshape(-1, self.K)[places.rows]
         self.M, self.V = np.zeros_like(self.now), np.zeros_like(self.now)
 
-    def change(self, time: float) -> np.ndarray:
-        """Difference of the lanes, or of all rows to the recorded weights at a time, float64 ``[rows, K]``."""
-        recorded = self.trajectory.at(time).reshape(-1, self.K) if self.places.all_rows else self.now[0]
-        return self.now[-1].astype(np.float64) - recorded
+    def change(self) -> np.ndarray:
+        """Difference of the lanes, float64 ``[rows, K]``."""
+        return self.now[1].astype(np.float64) - self.now[0]
 
     def run(self, epoch: int, parts: list[_Part], size: np.ndarray) -> int:
         """An epoch of steps of ``size`` triples; returns how many triples were run through.
 
         ``parts`` are rows with all negatives, lone triples and returned ones, each with where its steps begin.
         """
-        m, hyper, before = self.recorded.m, self.recorded.optimizer.numbers(), epoch * len(size)
+        m, hyper, before = self.recorded.m, self.recorded.adam.numbers(), epoch * len(size)
         (rows, start), (lone, lone_start), (returned, return_start) = parts
         most = max(np.diff(bounds).max() * width for bounds, width in ((start, m), (lone_start, 1), (return_start, 1)))
         weight, rate = (1 / size).astype(np.float32), self.recorded.rates_of(epoch, len(size))
-        if self.places.all_rows:
-            found = rows, start, returned, return_start, most
-            _train_epoch(self.K, m)(self.W, *found, self.M[0], self.V[0], before, weight, rate, hyper)
-        else:
-            self.trajectory.at(epoch + 0.5, out=self.held)
-            found = rows, start, lone, lone_start, returned, return_start, most
-            _replay_epoch(self.K, m)(self.W, *found, self.M, self.V, before, weight, rate, hyper)
+        self.trajectory.at(epoch + 0.5, out=self.held)
+        found = rows, start, lone, lone_start, returned, return_start, most
+        _replay_epoch(self.K, m)(self.W, *found, self.M, self.V, before, weight, rate, hyper)
         return m * int(start[-1]) + int(lone_start[-1]) + len(returned)
 
 

@@ -123,25 +123,6 @@ def multiply(typing, x, y):
 
 
 @intrinsic
-def divide(typing, x, y):
-    """Entrywise quotient of two vectors of the same type, rounded as of numbers."""
-    return x(x, x), lambda context, builder, signature, args: builder.fdiv(*args)
-
-
-@intrinsic
-def root(typing, x):
-    """Entrywise square root."""
-
-    def emit(context, builder, signature, args):
-        kind = args[0].type
-        name = f"llvm.sqrt.v{x.length}f{x.element.bitwidth}"
-        function = cgutils.get_or_insert_function(builder.module, ir.FunctionType(kind, [kind]), name)
-        return builder.call(function, args)
-
-    return x(x), emit
-
-
-@intrinsic
 def dot(typing, x, y):
     """Inner product of two vectors of the same type."""
 

@@ -66,6 +66,7 @@ def page(result: dict, table: pd.DataFrame, method: str) -> str:
         times={NAMES.get(name, name): each["seconds"] for name, each in result["models"].items() if each["seconds"]},
         drift=_drift((result.get("stream") or {}).get("drift")),
         certificate=_certificate(result),
+        exact=result["unlearning"].get("exact", False),
         settings=weight_settings(result["settings"]).items(),
     )
 
@@ -113,6 +114,8 @@ def _certificate(result):
     if found["distance"] is not None:
         rows.append(["guard: distance, and at most", f"{found['distance']:.1e}, {found['limit']:g}"])
     names = {
+        "exact": "exact retraining",
+        "coupling": "random numbers",
         "residual": "relative residual of the solve",
         "negative_curvature": "negative curvature met",
         "gradient_norm_stored": "mean gradient norm of the stored weights",

@@ -32,6 +32,8 @@ def comparison_table(result: dict, metrics: Sequence[str] = ("hit", "ndcg")) -> 
         rows["forget-set AUC"] = {model: f"{values['forget_auc']:.4f}" for model, values in models.items()}
     for name in next(iter(models.values())).get("exposure", ()):
         rows[f"spam {name}"] = {model: f"{values['exposure'][name]:.4f}" for model, values in models.items()}
+    if others := result.get("churn"):
+        rows["top 10 of others changed"] = {m: f"{100 * others[m]:.1f} %" for m in models if m in others}
     rows["seconds"] = {
         model: f"{values['seconds']:.3g}" if values["seconds"] is not None else "" for model, values in models.items()
     }
@@ -120,12 +122,19 @@ def _how(unlearning):
         return (
             f"Method: {unlearning['method']}, {unlearning['requests']} requests in {unlearning['batches']} batches of "
             f"{unlearning['median_seconds']:.2g} s (median; longest {unlearning['longest_seconds']:.2g} s), "
-            "all rows replayed "
-            f"{unlearning['replays_of_all_rows']} times"
+            f"exact in {unlearning['replays_of_all_rows']} of them, "
+            + ("and at the end" if unlearning.get("exact") else "approximate at the end")
         )
     if unlearning["method"] == "replay":
+        if unlearning.get("exact"):
+            return (
+                f"Method: exact: training of {unlearning['epochs']} epochs again without the forget set "
+                f"({unlearning['triples_replayed']:,} triples), by "
+                + ("the original's random numbers" if unlearning["coupling"] == "paired" else "new random numbers")
+            )
         return (
-            f"Method: replay of {'all ' if unlearning['all_rows'] else ''}{unlearning['rows_replayed']} embedding rows "
+            f"Method: approximate: replay of {'all ' if unlearning['all_rows'] else ''}"
+            f"{unlearning['rows_replayed']} embedding rows "
             f"over {unlearning['epochs']} epochs "
             f"({unlearning['triples_replayed']:,} triples)"
         )

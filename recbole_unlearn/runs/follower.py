@@ -3,6 +3,7 @@
 import logging
 import sys
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from recbole_unlearn.storage import checkpoints
 from recbole_unlearn.trained import Checkpoint
 from recbole_unlearn.training import train
 from recbole_unlearn.unlearner import InfluenceUnlearner
+from recbole_unlearn.unlearners.replay import Replay
 
 
 def follow():
@@ -55,9 +57,11 @@ class Follower:
         self.unlearner = InfluenceUnlearner(opened.trained(self.split), shared=True)
         self.unlearner.warm_up()
 
-    def unlearn(self, rows):
-        self.request = np.array(rows, np.int64)
-        self.unlearned = self.unlearner.unlearn(self.request)
+    def unlearn(self, rows, replayed):
+        self.request, way = np.array(rows, np.int64), self.unlearner.way
+        if isinstance(way, Replay):
+            way = replace(way, rows=replayed)
+        self.unlearned = self.unlearner.carry_out(way, self.request)
 
     def apply(self):
         self.unlearner.apply(self.request, self.unlearned)

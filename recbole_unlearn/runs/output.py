@@ -8,11 +8,13 @@ from datetime import datetime
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from recbole_unlearn.compat.recbole_models import CACHES
 from recbole_unlearn.data import frozen_data
 from recbole_unlearn.data.frozen_data import Frozen
 from recbole_unlearn.errors import InputError
+from recbole_unlearn.influence.coupling import Paired
 from recbole_unlearn.settings.shown import public
 from recbole_unlearn.storage import audit, checkpoints, inter_file, paths, purging
 from recbole_unlearn.storage.files import is_debris, locked, remove
@@ -130,10 +132,12 @@ def save_unlearned(
     run_id = secrets.token_hex(8)
     inter = str(inter) if inter else (stored.get("data") or {}).get("inter")
     frozen = Frozen(split, rows) if inter else None
+    new = unlearned.training
+    epochs = new.epochs if new else _approximate(trained, rows)
     fingerprint = frozen.fingerprint if frozen else split.fingerprint_without(rows)
 
     def write_log(folder):
-        log.without(rows, folder, run_id, fingerprint, unlearned.snapshots, split.popularity(), split.repeatable)
+        log.without(rows, folder, run_id, fingerprint, epochs, unlearned.snapshots, ordered=not config["purge"])
         guard.inherit(guarded, folder, unlearned.state_dict)
         if frozen:
             frozen.write(folder)
@@ -142,6 +146,7 @@ def save_unlearned(
         **stored,
         "config": public(config),
         "state_dict": unlearned.state_dict,
+        "optimizer": _optimizer(stored["optimizer"], unlearned),
         # RecBole would serve the original's propagated embeddings
         "other_parameter": {k: v for k, v in (stored.get("other_parameter") or {}).items() if k not in CACHES},
         "triple_log": {"run_id": run_id, "epochs": trained.epochs},
@@ -151,6 +156,27 @@ def save_unlearned(
         state["config"] |= frozen_data.settings(config)
         state["config"]["data_path"] = str(frozen_data.folder(log_path(path)) / config["dataset"])
     checkpoints.save_with_log(path, state, write_log)
+
+
+def _approximate(trained, rows):
+    """What a model that forgot otherwise than by training again would have been trained on."""
+    gone = np.zeros(trained.log.n_rows, bool)
+    gone[rows] = True
+    # by secret random numbers: with the seed, returned items could be told from drawn ones
+    return Paired(trained.recorded(), gone, secrets.randbits(128))
+
+
+def _optimizer(before, unlearned):
+    """The optimiser's state of the training that the weights are of; of the original's, where that is none."""
+    if (new := unlearned.training) is None:
+        return before
+    sizes = [len(value) for value in unlearned.state_dict.values()]
+    moments = (torch.from_numpy(each).split(sizes) for each in (new.first, new.second))
+    states = [
+        {"step": torch.tensor(float(new.steps)), "exp_avg": first.clone(), "exp_avg_sq": second.clone()}
+        for first, second in zip(*moments, strict=True)
+    ]
+    return {**before, "state": dict(enumerate(states))}
 
 
 def erasure_of(config, split, rows, stored):

@@ -15,6 +15,7 @@ from recbole_unlearn.data.dataset import described
 from recbole_unlearn.data.forget import ForgetRequest
 from recbole_unlearn.data.split import Split
 from recbole_unlearn.evaluation import forgetting, ranking
+from recbole_unlearn.evaluation.churn import churn
 from recbole_unlearn.evaluation.exposure import exposure
 from recbole_unlearn.evaluation.geometry import geometry
 from recbole_unlearn.reports import tables
@@ -172,6 +173,7 @@ class Run:
             "verdict": sentence,
             "verdict_figures": figures,
             "rank_histogram": {name: forgetting.histogram(each) for name, each in ranks.items()},
+            "churn": churn(models, judged, rows) if judges else {},
             "geometry": geometry(models, trained.log, rows, trained.epochs) if judges else {},
         }
 

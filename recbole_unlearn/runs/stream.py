@@ -57,7 +57,9 @@ def serve(unlearner, table, scratch, together=1, drift_every=0, show_progress=Fa
     split = unlearner.split
     wanted = rows_of(split, table)
     served, drifts, empty, n_served, retrain = [], [], 0, 0, None
-    for group in tqdm(batches(table, together), "Requests", ncols=100, disable=not show_progress):
+    groups = list(batches(table, together))
+    unlearner.hurry(len(groups))
+    for group in tqdm(groups, "Requests", ncols=100, disable=not show_progress):
         fresh = [rows[~unlearner.problem.absent[rows]] for rows in (wanted[k] for k in group.index)]
         empty += sum(len(rows) == 0 for rows in fresh)
         rows = np.unique(np.concatenate(fresh))
@@ -71,15 +73,18 @@ def serve(unlearner, table, scratch, together=1, drift_every=0, show_progress=Fa
             drifts.append({"requests": n_served, **drift(unlearner, scratch)})
             retrain = retrain or advice(n_served, len(unlearner.forgotten) / split.n_rows, drifts[-1])
         retrain = retrain or advice(n_served, len(unlearner.forgotten) / split.n_rows)
-    seconds = [batch["seconds"] for batch in served]
+    seconds, settled = [batch["seconds"] for batch in served], unlearner.settle_if_wanted(show_progress)
     details = {
         "requests": n_served,
         "batches": len(served),
         "median_seconds": float(np.median(seconds)),
         "longest_seconds": max(seconds),
         "replays_of_all_rows": sum(batch["all_rows"] for batch in served),
+        "settled_seconds": settled.seconds if settled else None,
+        "exact": unlearner.settled,
     }
-    return Served(unlearner.now(sum(seconds), details), served, drifts, empty, retrain)
+    total = sum(seconds) + (settled.seconds if settled else 0)
+    return Served(unlearner.now(total, details), served, drifts, empty, retrain)
 
 
 def advice(requests, share, comparison=None):

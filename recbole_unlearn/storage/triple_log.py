@@ -3,9 +3,10 @@
 A log is a folder: ``metadata.json``, the anchors ``users.npy`` and ``items.npy`` (shape ``[rows]``, grouped by user),
 and one ``epoch-NNNNN.npy`` an epoch (shape ``[rows, negatives]``; only one if the negatives are static). All
 columns use the smallest unsigned integer type that holds the ids, so 2 bytes a triple below 65,536 items.
-``weights-NNNNN.npy`` are snapshots of the weights after NNNNN epochs (float16, flat), ever rarer with time, and
-``rates-NNNNN.npy`` the learning rates of an epoch's steps (float64), where they are not one. The metadata is
-replaced last and atomically: a killed run leaves the last complete epoch.
+``weights-NNNNN.npy`` are snapshots of the weights after NNNNN epochs (flat; float16, but float32 of the start), ever
+rarer with time, ``rates-NNNNN.npy`` the learning rates of an epoch's steps (float64), where they are not one, and
+``steps-NNNNN.npy`` the batch of each row (unsigned), where its order cannot be drawn again. The metadata is replaced
+last and atomically: a killed run leaves the last complete epoch.
 """
 
 import json
@@ -14,7 +15,7 @@ import os
 import shutil
 import tokenize
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,7 +25,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from recbole_unlearn.errors import InputError
-from recbole_unlearn.influence.objective import Redraw
+from recbole_unlearn.influence.coupling import Epoch
 from recbole_unlearn.storage.files import remove, replacing, sync_folder, temporary_path, write_atomically
 
 FORMAT = "recbole_unlearn triple log"
@@ -196,8 +197,9 @@ class TripleLog:
         if (np.diff(users.astype(np.int64)) < 0).any():
             raise ValueError("anchors must be sorted by user")
         path.mkdir(parents=True, exist_ok=True)
-        for old in (*path.glob("epoch-*.npy"), *path.glob("weights-*.npy"), *path.glob("rates-*.npy")):
-            old.unlink()
+        for kind in ("epoch", "weights", "rates", "steps"):
+            for old in path.glob(f"{kind}-*.npy"):
+                old.unlink()
         user_dtype, item_dtype = smallest_uint(training.n_users - 1), smallest_uint(training.n_items - 1)
         metadata = {
             "format": FORMAT,
@@ -296,7 +298,11 @@ class TripleLog:
         write_atomically(self.path / "metadata.json", json.dumps(self.metadata, indent=1).encode())
 
     def append(
-        self, negatives: ArrayLike, order: list[int] | None = None, rates: Sequence[float] | np.ndarray | None = None
+        self,
+        negatives: ArrayLike,
+        order: list[int] | None = None,
+        rates: Sequence[float] | np.ndarray | None = None,
+        steps: np.ndarray | None = None,
     ) -> None:
         """Add a complete epoch.
 
@@ -304,6 +310,7 @@ class TripleLog:
             negatives: item ids ``[rows, negatives]``, none of them 0.
             order: how to recompute the order of batches, see `sampling.BatchOrder`.
             rates: learning rate of each step of the optimiser, ``[steps]``.
+            steps: batch of each row, ``[rows]``, where nothing tells the order.
         """
         negatives = np.ascontiguousarray(negatives, dtype=self.dtype)
         if negatives.shape != (self.n_rows, self.negatives) or (self.n_rows and negatives.min() == 0):
@@ -313,6 +320,9 @@ class TripleLog:
             self.metadata["crc32"][file.name] = _save(file, negatives)
         self.metadata["order"] = [*self.order, order]
         self.metadata["rates"] = [*self._rates, self._keep_rates(rates)]
+        if steps is not None:
+            file, kind = self._steps_file(self.n_epochs), smallest_uint(max(steps.max(initial=0), 0))
+            self.metadata["crc32"][file.name] = _save(file, steps.astype(kind))
         self.metadata["n_epochs"] += 1
         self._write_metadata()
 
@@ -342,6 +352,19 @@ class TripleLog:
     def _rates_file(self, epoch):
         return self.path / f"rates-{epoch:05d}.npy"
 
+    def steps(self, epoch: int) -> np.ndarray | None:
+        """Batch of each row in an epoch, unsigned ``[rows]``; None where `order` tells it, or nothing does."""
+        file = self._steps_file(epoch)
+        if file.name not in self.metadata["crc32"]:
+            return None
+        column = _column(file)
+        if column.shape != (self.n_rows,) or column.dtype.kind != "u":
+            raise InputError(f"triple log: {file} is not a batch of each row; train again")
+        return column
+
+    def _steps_file(self, epoch):
+        return self.path / f"steps-{epoch:05d}.npy"
+
     @property
     def optimizer(self) -> str | None:
         """Name of the class of the optimiser that trained; None: not known."""
@@ -357,16 +380,19 @@ class TripleLog:
         if self.metadata["parameters"] not in (None, shapes):
             raise ValueError("a snapshot must hold the same parameters as the ones before")
         self.metadata["parameters"] = shapes
-        flat = np.concatenate([np.asarray(value).ravel() for value in parameters.values()]).astype(np.float16)
+        flat = np.concatenate([np.asarray(value).ravel() for value in parameters.values()])
+        flat = flat.astype(np.float16 if n_epochs else np.float32)  # all of training follows from the start
         file = self._weights_file(n_epochs)
         self.metadata["crc32"][file.name] = _save(file, flat)
         self.metadata["snapshots"] = sorted({*self.metadata["snapshots"], n_epochs})
         self._write_metadata()
 
     def snapshot(self, n_epochs: int) -> np.ndarray:
-        """Weights after ``n_epochs`` epochs, memory-mapped, float16 ``[size]``."""
+        """Weights after ``n_epochs`` epochs, memory-mapped, ``[size]``: float16, float32 of the start (from 1.1 on)."""
         size = sum(math.prod(shape) for _, shape in self.metadata["parameters"])
-        return _load(self._weights_file(n_epochs), [size], np.dtype(np.float16))
+        file = self._weights_file(n_epochs)
+        kind = np.float16 if n_epochs or _column(file).dtype == np.float16 else np.float32
+        return _load(file, [size], np.dtype(kind))
 
     def named(self, flat: np.ndarray) -> dict[str, np.ndarray]:
         """Flat weights of a snapshot, by name and in their shapes."""
@@ -391,7 +417,7 @@ class TripleLog:
         kept = {self._file(epoch).name for epoch in range(n_epochs)}
         self.metadata["snapshots"] = [n for n in self.snapshots if n <= n_epochs]
         kept |= {"users.npy", "items.npy", "metadata.json", *(self._weights_file(n).name for n in self.snapshots)}
-        kept |= {self._rates_file(epoch).name for epoch in range(n_epochs)}
+        kept |= {name(epoch).name for epoch in range(n_epochs) for name in (self._rates_file, self._steps_file)}
         self.metadata["order"] = self.order[:n_epochs]
         self.metadata["rates"] = self._rates[:n_epochs]
         self.metadata["n_epochs"] = min(n_epochs, self.n_epochs)
@@ -441,6 +467,8 @@ class TripleLog:
                 if not np.isfinite(column).all():
                     raise InputError(f"triple log: {file} holds NaN or infinite {name.split('-')[0]}; train again")
                 continue
+            if name.startswith("steps-"):
+                continue
             largest = self.metadata["n_users" if name == "users.npy" else "n_items"]
             if column.size and (column.min() < 1 or column.max() >= largest):
                 raise InputError(f"triple log: {file} holds ids outside 1..{largest - 1}; train again")
@@ -453,22 +481,25 @@ class TripleLog:
         path: Path | str,
         run_id: str,
         fingerprint: dict[str, Any],
+        epochs: Iterable[Epoch],
         snapshots: Mapping[int, np.ndarray] | None = None,
-        popularity: np.ndarray | None = None,
-        repeatable: bool = False,
+        ordered: bool = True,
     ) -> "TripleLog":
-        """Write a copy in which the given rows, anchors and negatives alike, do not occur; returns the new log.
+        """Write the log of a training in which the given rows, anchors and negatives alike, do not occur.
 
-        Redrawn negatives become what a retrained model's log would hold: forgotten items are drawn for their users as
-        often as any other. Left as they were, an item missing among thousands of draws would tell what was forgotten.
-        The order of batches is not kept either: it is one of all rows.
         The copy appears under its final name only when complete.
 
         Args:
+            epochs: of that training, see `influence.coupling`; in its negatives forgotten items are drawn for their
+                users as often as any other. Left as they were, an item missing among thousands of draws would tell
+                what was forgotten.
             snapshots: number of epochs -> weights that have forgotten, flat; without them the copy
                 has none, since the recorded ones were trained on the forgotten rows.
-            popularity: sampling weight of each item id, ``[n_items]``; None: uniform.
-            repeatable: users' own items were drawn as negatives all along (RecBole's ``repeatable``).
+            ordered: whether to keep the batch of each row. From it, who knows the seed may find the places where the
+                forgotten rows were.
+
+        Returns:
+            The new log.
         """
         path = Path(path)
         keep = np.ones(self.n_rows, dtype=bool)
@@ -480,12 +511,10 @@ class TripleLog:
             sizes = self.metadata["n_users"], n_items, self.negatives
             training = Training(run_id, fingerprint, *sizes, self.static, self.metadata["seed"], self.optimizer)
             copy = TripleLog.create(building, users[keep], items[keep], training)
-            rng = np.random.default_rng()  # unseeded: with the seed, returned items could be told from drawn ones
-            redraw = Redraw(users, items, ~keep, n_items, popularity, rng)
-            for epoch in range(self.n_epochs):
-                negatives = self.epoch(epoch)[keep]
-                negatives = negatives if self.static or repeatable else redraw(negatives)
-                copy.append(negatives, None, self.rates(epoch))
+            for number, epoch in enumerate(epochs):
+                steps = epoch.steps(self.n_rows)[keep] if ordered else None
+                rates = None if self.rates(number) is None else epoch.rates
+                copy.append(epoch.negatives[keep], None, rates, steps)
             for n_epochs, flat in (snapshots or {}).items():
                 copy.add_snapshot(n_epochs, self.named(flat))
             remove(path)

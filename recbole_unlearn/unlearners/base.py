@@ -13,10 +13,28 @@ import numpy as np
 import torch
 from recbole.model.abstract_recommender import AbstractRecommender
 
-from recbole_unlearn.data.sampling import BatchOrder
 from recbole_unlearn.errors import InputError
+from recbole_unlearn.influence.coupling import Coupling
 from recbole_unlearn.influence.sharding import Shard
 from recbole_unlearn.trained import Trained
+
+
+@dataclass
+class NewTraining:
+    """The training whose weights an exact request gives.
+
+    Attributes:
+        epochs: what it trained on.
+        start: its initial weights, float32 ``[rows, K]``.
+        first, second: Adam's moments at its end, like ``start``.
+        steps: that it took.
+    """
+
+    epochs: Coupling
+    start: np.ndarray
+    first: np.ndarray
+    second: np.ndarray
+    steps: int
 
 
 @dataclass
@@ -29,6 +47,7 @@ class Unlearned:
         seconds: from the request to the weights, log reading included.
         details: plain values: why this method (``chosen``), what it did, and how its solver fared.
         snapshots: number of epochs -> flat weights that have forgotten, for the next request's trajectory.
+        training: that the weights are of, where they are exact.
         model: the model to serve, once the request was applied.
     """
 
@@ -37,6 +56,7 @@ class Unlearned:
     seconds: float
     details: dict[str, Any]
     snapshots: dict[int, np.ndarray] = field(default_factory=dict)
+    training: NewTraining | None = None
     model: AbstractRecommender | None = None
 
     @property
@@ -55,12 +75,13 @@ class Change:
 
     Attributes:
         step: change of the weights, flat or in rows, float64.
-        details, snapshots: as of `Unlearned`.
+        details, snapshots, training: as of `Unlearned`.
     """
 
     step: np.ndarray | torch.Tensor
     details: dict[str, Any]
     snapshots: dict[int, np.ndarray] = field(default_factory=dict)
+    training: NewTraining | None = None
 
 
 class Way(Protocol):
@@ -91,7 +112,6 @@ class Problem(ABC):
     name: str
     only_influence: str | None = None  # in words, why, where no other way is for it
     shard: Shard  # of a problem that ranks share
-    order: BatchOrder | None = None  # of training, where replay follows it
 
     def __init__(self, trained: Trained):
         self.trained = trained

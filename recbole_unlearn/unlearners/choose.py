@@ -49,7 +49,7 @@ def wanted(config: UnlearnConfig) -> "Auto | Reoptimise | Replay | Influence":
         "reoptimise": Reoptimise(
             config["reoptimise_tolerance"], config["reoptimise_max_iterations"], config["pool_return"]
         ),
-        "replay": Replay(config["replay_rows"]),
+        "replay": Replay(config["replay_rows"], config["coupling"], config["exact_seconds"]),
         "influence": Influence(**step, forgotten_stay=bool(config["paper"])),
     }
     method = "influence" if config["paper"] else config["method"]

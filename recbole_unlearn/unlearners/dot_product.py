@@ -1,5 +1,7 @@
 """BPR: scores are dot products of embeddings, so that all is known in closed form."""
 
+import secrets
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -7,24 +9,30 @@ import torch
 from tqdm import tqdm
 
 from recbole_unlearn import distributed
-from recbole_unlearn.data.sampling import BatchOrder
+from recbole_unlearn.data.sampling import PoolDraw
 from recbole_unlearn.devices import array, copies
 from recbole_unlearn.errors import InputError
 from recbole_unlearn.influence import damping as damping_metrics
+from recbole_unlearn.influence.coupling import Fresh, Paired
+from recbole_unlearn.influence.dot_product import DotProductTraining
 from recbole_unlearn.influence.newton import Objective, flat
 from recbole_unlearn.influence.objective import gradient, pool_return, sampled_triples
 from recbole_unlearn.influence.operators import DotProductCurvature, UserTriples
-from recbole_unlearn.influence.recorded import Adam, Recorded, Trajectory, single
+from recbole_unlearn.influence.recorded import Recorded, Trajectory, single
 from recbole_unlearn.influence.replay import replay, touching
 from recbole_unlearn.influence.sharding import Shard
 from recbole_unlearn.influence.solver import preconditioner
+from recbole_unlearn.models.losses import fixed_randomness
 from recbole_unlearn.storage.checkpoints import check_finite
 from recbole_unlearn.trained import Trained
-from recbole_unlearn.unlearners.base import Change, Problem, Unlearned
+from recbole_unlearn.training import new_model
+from recbole_unlearn.unlearners.base import Change, NewTraining, Problem, Unlearned
 from recbole_unlearn.unlearners.influence import Influence, conjugate, warn_unless_converged
 
 MOSTLY_TOUCHED = 0.5  # share of the interactions with a touched user or item, from which on replay runs all rows again
 CURVATURE_TRIPLES = 8_000_000
+# Of training again, to tell which requests it serves soon enough: measured on two cores (benchmarks/exact.py).
+SECONDS_A_TRIPLE, SECONDS_A_NUMBER = 2e-8, 1.5e-9
 
 
 class DotProduct(Problem):
@@ -45,7 +53,6 @@ class DotProduct(Problem):
         super().__init__(trained)
         log = self.log
         self.popularity = self.split.popularity()
-        self.order = BatchOrder(log.order, self.split.data_row, self.batch_rows)
         self._hold(copies(trained.model.state_dict()))
         check_finite(self.state_dict, "the model")
         if len(self.P) != log.metadata["n_users"] or len(self.Q) != log.metadata["n_items"]:
@@ -58,6 +65,8 @@ class DotProduct(Problem):
         self.shard = Shard(log.users, *sizes, *(distributed.rank_and_size() if shared else (0, 1)))
         self.pending = self.absent.copy()  # absent rows since all rows were last replayed
         self.snapshots = {n: log.snapshot(n) for n in log.snapshots if n <= self.epochs}
+        self.recorded = trained.recorded()
+        self._start = self._first_weights()
 
     # state
 
@@ -81,8 +90,10 @@ class DotProduct(Problem):
     def apply(self, rows: np.ndarray, unlearned: Unlearned) -> None:
         super().apply(rows, unlearned)
         self.pending[rows] = True
-        if unlearned.details.get("all_rows"):
+        if new := unlearned.training:
             self.pending[:] = False
+            if isinstance(new.epochs, Fresh):  # from now on, this is the training to be coupled to
+                self.recorded, self._start = new.epochs.recorded_anew(), (new.start, True)
         self._hold(unlearned.state_dict)
 
     def served(self, model):
@@ -107,24 +118,128 @@ class DotProduct(Problem):
         neg = np.zeros((1, self.log.negatives), self.log.dtype)
         n_users, n_items = len(self.P), len(self.Q)  # true sizes: small ones might take narrower places
         ends = Trajectory([0, 1], [np.zeros((n_users + n_items) * row.size, np.float32)] * 2)
-        for all_rows in (False, True):
-            replay(Recorded(one, one, [neg], n_users, n_items, self.adam(), 1), ends, one, all_rows)
+        replay(Recorded(one, one, [neg], n_users, n_items, self.recorded.adam, 1), ends, one)
+        self.warm_up_training()
 
-    def adam(self) -> Adam:
-        """The optimiser of the training."""
-        group = self.trained.optimizer["param_groups"][0]
-        beta1, beta2 = group["betas"]
-        return Adam(group["lr"], beta1, beta2, group["eps"], group["weight_decay"])
+    def warm_up_training(self) -> None:
+        """Load or compile the kernels of `retrained`."""
+        one, weights = np.ones(1, self.log.users.dtype), np.zeros((4, self.P.shape[1]), np.float32)
+        items, neg = one.astype(self.log.items.dtype), np.ones((1, self.log.negatives), self.log.dtype)
+        small = DotProductTraining(weights, 2, self.recorded.adam)
+        small.epoch(one[:1] * 0, items * 0, neg, np.zeros(1, np.int64), np.array([0, 1]), np.full(1, 1e-3))
 
-    def _all_rows(self, rows, wanted):
-        """Whether to replay all weight rows: closer to retraining, since the others respond too, at little extra cost.
+    # all of training again
+
+    def _remaining(self) -> Recorded:
+        """What was recorded, without what earlier requests have taken away."""
+        return replace(self.recorded, absent=self.absent)
+
+    def training(self, start: np.ndarray, kept: np.ndarray, stride: int = 1) -> Any:
+        """What trains on ``kept`` rows (bool ``[rows]``) from weights ``[n_users + n_items, K]``, as the model was.
+
+        ``stride``: steps to make at once, of a model that is approximated in this way.
+        """
+        return DotProductTraining(start, len(self.P), self.recorded.adam)
+
+    def seconds_again(self) -> float:
+        """About how long `retrained` takes on two cores: so many triples an epoch, each of so many numbers."""
+        return self.epochs * self.n_triples * (SECONDS_A_TRIPLE + SECONDS_A_NUMBER * self.P.shape[1])
+
+    def _first_weights(self) -> tuple[np.ndarray, bool] | None:
+        """Weights that training began with, float32 ``[n_users + n_items, K]``, and whether they are exact.
+
+        Those of the log, but where an earlier version rounded them to float16, and the seed gives them. None without
+        either.
+        """
+        if 0 not in self.snapshots:
+            return None
+        recorded = self.snapshots[0]
+        known = np.concatenate([each.ravel() for each in (self.trained.initial or {}).values()] or [recorded[:0]])
+        exact = recorded.dtype != np.float16
+        if not exact and known.shape == recorded.shape and (known.astype(np.float16) == recorded).all():
+            recorded, exact = known, True
+        return single(recorded).reshape(-1, self.P.shape[1]), exact
+
+    def _train(self, training, epochs, bar=None):
+        """Train on epochs, and keep the weights when they were kept before: number of epochs -> flat weights."""
+        kept = {0: training.W.ravel().copy()}
+        for number, each in enumerate(tqdm(epochs, bar, len(epochs), ncols=100, disable=bar is None), 1):
+            training.epoch(self.log.users, self.log.items, each.negatives, each.order, each.bounds, each.rates)
+            if number in self.snapshots:
+                kept[number] = training.W.ravel().copy()
+        return kept
+
+    def reproduction(self, show_progress: bool = False) -> tuple[float, float] | None:
+        """How far training again with nothing forgotten ends from the weights, over how far training moved them.
+
+        Returns:
+            The distance, and how much of it the start's rounding may account for; None where the batches of an epoch
+            are not known, so that it would be another training.
+        """
+        assert self._start
+        recorded, (start, exact) = self.recorded, self._start
+        if not recorded.ordered():
+            return None
+        again = Paired(recorded, np.zeros(len(recorded.users), bool))
+        training = self.training(start, again.kept)
+        self._train(training, again, "Check the log" if show_progress else None)
+        end = np.concatenate([self.P, self.Q])
+        way = max(float(np.linalg.norm(end - start)), np.finfo(np.float32).tiny)
+        rounding = 0.0 if exact else float(np.linalg.norm(start) * np.finfo(np.float16).eps / 2)
+        return float(np.linalg.norm(training.W - end) / way), float(rounding / way)
+
+    def retrained(self, rows: np.ndarray, coupling: str, show_progress: bool = False, stride: int = 1) -> Change:
+        """The change to the weights that training ends in without ``rows`` and all that was forgotten before.
+
+        Args:
+            coupling: 'paired' or 'fresh', see `influence.coupling`.
+            stride: as for `training`.
+        """
+        weights = flat(self.P, self.Q).numpy().reshape(-1, self.P.shape[1])
+        if not self.shard.leads:
+            change = self.shard.from_leader(torch.zeros(weights.shape, dtype=torch.float64)).numpy()
+            return Change(change, {})
+        gone = np.zeros(self.log.n_rows, bool)
+        gone[rows] = True
+        epochs, (start, exact) = self._coupled(gone, coupling)
+        training = self.training(start, epochs.kept, stride)
+        snapshots = self._train(training, epochs, "Unlearn" if show_progress else None)
+        change = training.W.astype(np.float64) - weights
+        self.shard.from_leader(torch.from_numpy(change))
+        details = {
+            "epochs": self.epochs,
+            "rows_replayed": len(change),
+            "all_rows": True,
+            "exact": exact and stride == 1,
+            "coupling": coupling,
+            **({"stride": stride} if stride > 1 else {}),
+            "triples_replayed": int(epochs.kept.sum()) * self.log.negatives * self.epochs,
+            "step_norm": float(np.linalg.norm(change)),
+        }
+        new = NewTraining(epochs, start, training.M, training.V, training.steps)
+        return Change(change, details, snapshots, new if details["exact"] else None)
+
+    def _coupled(self, gone, coupling):
+        """Epochs of retraining without what is ``gone``, and its initial weights with whether they are exact."""
+        if coupling == "paired":
+            assert self._start
+            return Paired(self._remaining(), gone, self.config["seed"]), self._start
+        seed, forgotten = secrets.randbits(128), np.flatnonzero(gone | self.absent)
+        draw = PoolDraw(self.split.remaining(forgotten))
+        initial = secrets.randbits(32)  # tells nothing of the rest
+        with fixed_randomness(initial):
+            model = new_model(self.config, self.split, initial, self.split.remaining_dataset(forgotten))
+        weights = [array(value) for value in model.parameters()]
+        return Fresh(self._remaining(), gone, seed, draw), (np.concatenate(weights).astype(np.float32), True)
+
+    # replay of touched rows
+
+    def touches_most(self, rows: np.ndarray) -> bool:
+        """Whether the users and items of ``rows`` anchor most interactions, with those of requests not yet settled.
 
         Many small requests count together, so that what each leaves undone does not add up.
         """
-        log = self.log
-        if wanted != "auto":
-            return wanted == "all"
-        forgotten = self.pending.copy()
+        log, forgotten = self.log, self.pending.copy()
         forgotten[rows] = True
         touched_users, touched_items = np.zeros(len(self.P), bool), np.zeros(len(self.Q), bool)
         touched_users[log.users[forgotten]] = True
@@ -138,68 +253,13 @@ class DotProduct(Problem):
         weights = [*(self.snapshots[n] for n in times), flat(self.P, self.Q).numpy()]
         return Trajectory([*times, self.epochs], weights)
 
-    def _run_again(self, trajectory, rows, all_rows, absent, steps, bar, shard=True):
-        """`replay` of the log; ``bar`` names what is shown of its progress, None: nothing."""
-        log, m = self.log, self.log.negatives
-        known = all(log.rates(epoch) is not None for epoch in range(self.epochs))
-        rates: Any = log.rates if known else None
-        recorded = Recorded(
-            log.users,
-            log.items,
-            [log.epoch(e) for e in range(self.epochs)],
-            len(self.P),
-            len(self.Q),
-            self.adam(),
-            self.batch_rows * m,
-            self.popularity,
-            absent,
-            steps,
-            rates,
-        )
-        with tqdm(total=self.epochs, desc=bar, ncols=100, disable=bar is None) as progress:
-            sharded = self.shard if self.shared and shard else None
-            return replay(recorded, trajectory, rows, all_rows, self.config["seed"], progress.update, sharded)
-
-    def reproduction(self, show_progress: bool = False) -> tuple[float, float] | None:
-        """How far replay of all rows with nothing forgotten ends from the weights, over how far training moved them.
-
-        From the initial weights that the seed gives, where these round to the recorded ones; else from the recorded
-        ones, whose rounding to float16 may be carried through.
-
-        Returns:
-            The distance, and how much of it the start's rounding may account for; None where the batches of an epoch
-            are not known, so that it would be another training.
-        """
-        if not (order := self.order):
-            return None
-
-        def steps(epoch):
-            if (found := order.steps(epoch)) is None:
-                raise LookupError
-            return found
-
-        recorded, end = self._trajectory().at(0), flat(self.P, self.Q).numpy()
-        known = np.concatenate([each.ravel() for each in (self.trained.initial or {}).values()] or [recorded[:0]])
-        exact = known.shape == recorded.shape and bool((known.astype(np.float16) == recorded).all())
-        start = known.astype(np.float32) if exact else recorded
-        bar = "Check the log" if show_progress else None
-        try:
-            trajectory = Trajectory([0, self.epochs], [start, end])
-            result: Any = self._run_again(trajectory, np.empty(0, np.int64), True, None, steps, bar, shard=False)
-        except LookupError:
-            return None
-        way = max(float(np.linalg.norm(end - start)), np.finfo(np.float32).tiny)
-        rounding = 0.0 if exact else float(np.linalg.norm(start) * np.finfo(np.float16).eps / 2)
-        return float(np.linalg.norm(result.change) / way), float(rounding / way)
-
-    def replayed(self, rows: np.ndarray, wanted: str, show_progress: bool = False) -> Change:
+    def replayed(self, rows: np.ndarray, show_progress: bool = False) -> Change:
         """The replayed change of the touched rows, and the recorded snapshots with the same change."""
-        (n_users, K), recorded = self.P.shape, self.snapshots
-        trajectory, all_rows, absent = self._trajectory(), self._all_rows(rows, wanted), self.absent
-        if all_rows:  # from the start, without anything that was ever forgotten
-            rows, absent = np.union1d(rows, np.flatnonzero(absent)), None
-        steps = self.order.steps if all_rows and self.order else None
-        result = self._run_again(trajectory, rows, all_rows, absent, steps, "Unlearn" if show_progress else None)
+        (n_users, K), recorded, trajectory = self.P.shape, self.snapshots, self._trajectory()
+        bar = tqdm(total=self.epochs, desc="Unlearn", ncols=100, disable=not show_progress)
+        with bar as progress:
+            shard = self.shard if self.shared else None
+            result = replay(self._remaining(), trajectory, rows, self.config["seed"], progress.update, shard)
         change = np.zeros((n_users + len(self.Q), K))
         if result is None:  # rank 0 ran the lanes
             change = self.shard.from_leader(torch.from_numpy(change)).numpy()
@@ -207,7 +267,7 @@ class DotProduct(Problem):
         change[result.rows] = result.change
         # A user without any interaction left was never trained: a fresh initial embedding. The recorded one would not
         # do, since every item that was ever sampled against this user has moved along it.
-        bare = result.rows[result.untrained & (not all_rows)]
+        bare = result.rows[result.untrained]
         initial = trajectory.at(0)[: self.P.size]
         fresh = np.random.default_rng(self.config["seed"]).normal(initial.mean(), initial.std(), (len(bare), K))
         change[bare] = fresh - self.P[bare]
@@ -221,7 +281,8 @@ class DotProduct(Problem):
         details = {
             "epochs": self.epochs,
             "rows_replayed": len(result.rows),
-            "all_rows": all_rows,
+            "all_rows": False,
+            "exact": False,
             "triples_replayed": result.triples,
             "step_norm": float(np.linalg.norm(change)),
         }

@@ -76,8 +76,6 @@ def check(unlearner: "InfluenceUnlearner", show_progress: bool = False) -> Guard
         how = f"optimiser, learning rates and steps are those of the log; {way.name} is not checked by replay"
         return Guard("recorded", how)
     problem: Any = unlearner.problem
-    if not problem.order:
-        return Guard("not", f"not guarded: replay of {problem.name} takes another order of batches than its training")
     kept = _kept(trained)
     if kept is not None:
         return kept

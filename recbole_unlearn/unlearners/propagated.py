@@ -4,15 +4,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
-from recbole_unlearn.influence.graph_replay import replay_graph
-from recbole_unlearn.influence.newton import flat
 from recbole_unlearn.influence.objective import gradient, pool_return, sampled_triples
 from recbole_unlearn.influence.operators import DotProductCurvature
 from recbole_unlearn.influence.propagated import Graph, PropagatedCurvature, embedding_l2
-from recbole_unlearn.influence.propagated_training import WARM_UP, GraphLoss
-from recbole_unlearn.influence.recorded import Recorded
+from recbole_unlearn.influence.propagated_training import WARM_UP, GraphLoss, PropagatedTraining
 from recbole_unlearn.trained import Trained
 from recbole_unlearn.training import new_model
 from recbole_unlearn.unlearners.base import Change
@@ -22,6 +18,7 @@ from recbole_unlearn.unlearners.influence import Influence
 # Moves of the weights that replay makes in an epoch, if training made more. On ml-100k, with 40 steps an epoch, 10
 # moves forget as faithfully as 40 (docs/lightgcn.md).
 MOVES = 20
+SECONDS_A_PRODUCT = 1e-10  # of a number with an edge, measured on two cores (benchmarks/exact.py)
 
 
 class Propagated(DotProduct):
@@ -34,7 +31,6 @@ class Propagated(DotProduct):
 
     def __init__(self, trained: Trained, shared: bool = False):
         super().__init__(trained)
-        self.order = None  # replay draws its batches anew
         self.layers = trained.model.n_layers
         self.reg_weight, self.require_pow = float(self.config["reg_weight"]), bool(self.config["require_pow"])
 
@@ -48,10 +44,12 @@ class Propagated(DotProduct):
         return model.eval()
 
     def warm_up_replay(self) -> None:
-        one, weights = np.ones(1, np.int64), np.zeros((4, self.P.shape[1]), np.float32)
-        neg = [np.zeros((1, 1), self.log.dtype)] * (WARM_UP + 2)  # two of them at once
-        recorded = Recorded(one, one, neg, 2, 2, self.adam(), 1)
-        replay_graph(recorded, weights, one[:0], GraphLoss(self.layers), stride=2)
+        one, weights = np.ones(WARM_UP + 2, np.int64), np.zeros((4, self.P.shape[1]), np.float32)  # two at once
+        loss, graph = GraphLoss(self.layers), Graph(one[:1], one[:1], 2, 2, self.layers)
+        training = PropagatedTraining(graph, weights, self.recorded.adam, loss, 2, stride=2)
+        users, items = one.astype(self.log.users.dtype), one.astype(self.log.items.dtype)
+        neg = np.zeros((len(one), self.log.negatives), self.log.dtype)
+        training.epoch(users, items, neg, np.arange(len(one)), np.arange(len(one) + 1), np.ones(len(one)))
 
     def warm_up_step(self, way: Influence) -> None:
         super().warm_up_step(way)
@@ -69,31 +67,24 @@ class Propagated(DotProduct):
         """Triples of a training batch."""
         return self.batch_rows * self.log.negatives
 
-    def replayed(self, rows: np.ndarray, wanted: str, show_progress: bool = False) -> Change:
-        """The change to the weights that are trained again, from the start, without all that was ever forgotten."""
-        log, (n_users, K) = self.log, self.P.shape
-        stride = max(-(-log.n_rows * log.negatives // self._batch) // MOVES, 1)
-        negatives = [log.epoch(e) for e in range(self.epochs)]
-        sizes = n_users, len(self.Q)
-        recorded = Recorded(
-            log.users, log.items, negatives, *sizes, self.adam(), self._batch, self.popularity, self.absent
-        )
+    def training(self, start: np.ndarray, kept: np.ndarray, stride: int = 1) -> PropagatedTraining:
         loss = GraphLoss(self.layers, self.reg_weight, self.require_pow)
-        with tqdm(total=self.epochs, desc="Unlearn", ncols=100, disable=not show_progress) as bar:
-            result = replay_graph(
-                recorded, self.snapshots[0], rows, loss, self.config["seed"], bar.update, self.snapshots, stride
-            )
-        change = result.weights - flat(self.P, self.Q).numpy().reshape(-1, K)
-        snapshots = {n: weights.ravel() for n, weights in result.snapshots.items()}
-        details = {
-            "epochs": self.epochs,
-            "rows_replayed": len(change),
-            "all_rows": True,
-            "stride": stride,
-            "triples_replayed": result.triples,
-            "step_norm": float(np.linalg.norm(change)),
-        }
-        return Change(change, details, snapshots)
+        sizes = len(self.P), len(self.Q)
+        graph = Graph(self.log.users[kept], self.log.items[kept], *sizes, self.layers)
+        return PropagatedTraining(graph, start, self.recorded.adam, loss, len(self.P), stride)
+
+    def seconds_again(self) -> float:
+        steps = -(-self.n_triples // self._batch)
+        products = 2 * self.layers * 2 * self.log.n_rows * self.P.shape[1]
+        return self.epochs * (steps * products * SECONDS_A_PRODUCT + super().seconds_again())
+
+    def touches_most(self, rows: np.ndarray) -> bool:
+        """Never: the approximation moves all rows too."""
+        return False
+
+    def replayed(self, rows: np.ndarray, show_progress: bool = False) -> Change:
+        """`retrained`, several steps at once."""
+        return self.retrained(rows, "paired", show_progress, max(-(-self.n_triples // self._batch) // MOVES, 1))
 
     def _metric(self, way):
         log, n_users = self.log, len(self.P)

@@ -13,12 +13,17 @@ class Replay:
     """Run the recorded training again, without the forgotten rows.
 
     Attributes:
-        rows: weight rows that are run again: those 'touched' by the forget set, 'all', or 'auto': all where the touched
-            ones anchor most interactions anyway. LightGCN's graph ties all of them together: always all.
+        rows: weight rows that are run again. 'all' is retraining, exactly; those 'touched' by the forget set are faster
+            and approximate (of LightGCN, whose graph ties all together: several steps at once). 'auto': all where that
+            takes at most ``exact_seconds``, or where the touched ones anchor most interactions anyway.
+        coupling: random numbers of exact retraining: 'paired', the original's as far as they fit, or 'fresh' ones.
+        exact_seconds: estimated, of two cores.
     """
 
     name: ClassVar[str] = "replay"
     rows: str = "auto"
+    coupling: str = "paired"
+    exact_seconds: float = 10.0
 
     def refuses(self, problem: Problem) -> str | None:
         config, log = problem.config, problem.log
@@ -35,4 +40,12 @@ class Replay:
         problem.warm_up_replay()
 
     def forget(self, problem: Any, rows: np.ndarray, show_progress: bool = False) -> Change:
-        return problem.replayed(rows, self.rows, show_progress)
+        if self.exact(problem, rows):
+            return problem.retrained(rows, self.coupling, show_progress)
+        return problem.replayed(rows, show_progress)
+
+    def exact(self, problem: Any, rows: np.ndarray) -> bool:
+        """Whether ``rows`` are forgotten by training again."""
+        if self.rows != "auto":
+            return self.rows == "all"
+        return problem.seconds_again() <= self.exact_seconds or problem.touches_most(rows)

@@ -1,16 +1,18 @@
 """The order of batches is not stored: it is drawn again, and a checksum says whether it is the one of training."""
 
+import itertools
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
+from logs import without
 
 from recbole_unlearn.data import sampling
 from recbole_unlearn.data.sampling import BatchOrder
 from recbole_unlearn.errors import InputError
+from recbole_unlearn.influence.coupling import Paired
 from recbole_unlearn.influence.newton import flat
-from recbole_unlearn.influence.recorded import Recorded, Trajectory
-from recbole_unlearn.influence.replay import replay
 from recbole_unlearn.storage.triple_log import TripleLog, log_path
 from recbole_unlearn.trained import Checkpoint
 from recbole_unlearn.training import train
@@ -43,7 +45,7 @@ def trained(request, make_split, tmp_path_factory):
 
 
 def order_of(split, log):
-    return BatchOrder(log.order, split.data_row, max(BATCH // log.negatives, 1))
+    return BatchOrder(log, split.data_row, max(BATCH // log.negatives, 1))
 
 
 def test_the_batches_are_those_that_the_model_was_trained_on(trained):
@@ -53,52 +55,56 @@ def test_the_batches_are_those_that_the_model_was_trained_on(trained):
     pairs = list(zip(split.users.tolist(), split.items.tolist(), strict=True))
     per_epoch = -(-split.n_rows // max(BATCH // log.negatives, 1))
     for epoch in [*range(log.n_epochs), 1, 0]:  # forwards, and back again
-        steps = order.steps(epoch)
-        for number, batch in enumerate(seen[epoch * per_epoch : (epoch + 1) * per_epoch]):
-            assert sorted(pairs[row] for row in np.flatnonzero(steps == number)) == sorted(batch)
+        found = [pairs[row] for row in order(epoch)]
+        assert found == list(itertools.chain(*seen[epoch * per_epoch : (epoch + 1) * per_epoch]))
 
 
 def test_an_order_that_is_not_the_recorded_one_is_not_used(trained):
     split, path, _ = trained
     log = TripleLog.open(log_path(path))
     batch_rows = max(BATCH // log.negatives, 1)
-    assert BatchOrder(log.order, split.data_row, batch_rows).steps(0) is not None
-    assert BatchOrder(log.order, split.data_row[::-1], batch_rows).steps(0) is None
-    assert BatchOrder(log.order, split.data_row, batch_rows + 1).steps(0) is None
-    assert BatchOrder([None], split.data_row, batch_rows).steps(0) is None
+    assert BatchOrder(log, split.data_row, batch_rows)(0) is not None
+    assert BatchOrder(log, split.data_row[::-1], batch_rows)(0) is None
+    assert BatchOrder(log, split.data_row, batch_rows + 1)(0) is None
+    log.metadata["order"] = [None] * log.n_epochs
+    assert BatchOrder(log, split.data_row, batch_rows)(0) is None
 
 
-def test_replaying_everything_without_forgetting_anything_is_the_training_again(trained, make_model):
+def test_training_again_without_forgetting_anything_ends_in_the_weights(trained):
     """From the very same start, up to rounding; an order of its own ends somewhere else."""
     split, path, _ = trained
-    unlearner = DotProduct(Checkpoint.written(path, split.config).trained(split))
-    log = unlearner.log
-    start = flat(*[p.detach().numpy() for p in make_model(split).parameters()]).numpy()
-    end = flat(unlearner.P, unlearner.Q).numpy()
-    sizes = len(unlearner.P), len(unlearner.Q)
-    epochs = unlearner.epochs
-    batch = max(BATCH // log.negatives, 1) * log.negatives
-
-    def distance(steps):
-        negatives = [log.epoch(e) for e in range(epochs)]
-        recorded = Recorded(log.users, log.items, negatives, *sizes, unlearner.adam(), batch, steps=steps)
-        result = replay(recorded, Trajectory([0, epochs], [start, end]), np.empty(0, np.int64), all_rows=True)
-        return np.linalg.norm(result.change) / np.linalg.norm(end - start)
-
-    assert distance(unlearner.order.steps) < 1e-4 < 1e-2 < distance(None)
+    problem = DotProduct(Checkpoint.written(path, split.config).trained(split))
+    known, _ = problem.reproduction()
+    end, (start, exact) = flat(problem.P, problem.Q).numpy(), problem._start
+    another = problem.training(start, ~problem.absent)
+    mixed = Paired(replace(problem.recorded, order=None), problem.absent)
+    problem._train(another, mixed)
+    assert exact and known < 1e-4 < 1e-2 < np.linalg.norm(another.W.ravel() - end) / np.linalg.norm(end - start.ravel())
 
 
-def test_a_log_without_the_forgotten_has_no_order(trained, tmp_path):
+def test_the_log_of_a_training_without_rows_tells_its_batches(trained, tmp_path):
     split, path, _ = trained
-    log = TripleLog.open(log_path(path))
-    copy = log.without([3, 5], tmp_path / "copy.triples", "run-2", split.fingerprint_without([3, 5]))
+    log, gone = TripleLog.open(log_path(path)), [3, 5]
+    opened = Checkpoint.written(path, split.config).trained(split)
+    epochs = Paired(opened.recorded(), np.isin(np.arange(log.n_rows), gone))
+    write = log.without, gone, tmp_path / "copy.triples", "run-2", split.fingerprint_without(gone), epochs
+    copy = write[0](*write[1:])
+    size, position = max(BATCH // log.negatives, 1), np.cumsum(epochs.kept) - 1
+    order = BatchOrder(copy, np.arange(copy.n_rows), size)
+    for number, epoch in enumerate(epochs):
+        batches = [set(order(number)[start : start + size]) for start in range(0, copy.n_rows, size)]
+        expected = [set(position[epoch.order[start : start + size]]) for start in range(0, copy.n_rows, size)]
+        assert batches == expected and (order(number) == order(number)).all()
     assert copy.order == [None] * log.n_epochs
+    hidden = log.without(gone, tmp_path / "hidden.triples", "run-3", write[4], epochs, ordered=False)
+    assert [hidden.steps(number) for number in range(log.n_epochs)] == [None] * log.n_epochs
+    assert order_of(split, copy) and BatchOrder(hidden, np.arange(hidden.n_rows), size)(0) is None
 
 
 @pytest.mark.parametrize("entry", ["no", [], [1, 2, 3, 4], [2020, -1, 3], [2020, 10**9, 3], [2020, 0.5, 3]])
 def test_metadata_with_a_bad_order_is_refused(trained, tmp_path, entry):
     _, path, _ = trained
-    log = TripleLog.open(log_path(path)).without([0], tmp_path / "bad.triples", "run-3", {})
+    log = without(TripleLog.open(log_path(path)), [0], tmp_path / "bad.triples", "run-3", {})
     for order in ([entry] * log.n_epochs, [None] * (log.n_epochs + 1)):
         (log.path / "metadata.json").write_text(json.dumps({**log.metadata, "order": order}))
         with pytest.raises(InputError, match="damaged"):

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from logs import without
 
 from recbole_unlearn.errors import InputError
 from recbole_unlearn.storage import triple_log
@@ -202,14 +203,25 @@ def flat(parameters):
     return np.concatenate([value.ravel() for value in parameters.values()]).astype(np.float16)
 
 
-def test_snapshots_come_back_in_half_precision(tmp_path):
+def test_snapshots_come_back_in_half_precision_but_for_the_start(tmp_path):
     log, *_ = make(tmp_path / "log")
     for n in (3, 0):
         log.add_snapshot(n, weights(n))
     log = read_back(tmp_path / "log")
     assert list(log.snapshots) == [0, 3]
-    for n in (0, 3):
-        np.testing.assert_array_equal(log.snapshot(n), flat(weights(n)))
+    np.testing.assert_array_equal(log.snapshot(3), flat(weights(3)))
+    start = np.concatenate([value.ravel() for value in weights(0).values()])
+    assert log.snapshot(0).dtype == np.float32 and np.array_equal(log.snapshot(0), start)
+
+
+def test_a_start_that_an_earlier_version_rounded_is_read(tmp_path):
+    log, *_ = make(tmp_path / "log")
+    log.add_snapshot(0, weights(0))
+    file = tmp_path / "log" / "weights-00000.npy"
+    np.save(file, np.load(file).astype(np.float16))
+    log.metadata["crc32"][file.name] = triple_log._crc(np.load(file))
+    log._write_metadata()
+    np.testing.assert_array_equal(read_back(tmp_path / "log").snapshot(0), flat(weights(0)))
 
 
 def test_a_log_without_snapshots_opens(tmp_path):
@@ -244,7 +256,7 @@ def test_creating_a_log_over_an_older_one_leaves_none_of_its_snapshots(tmp_path)
 def test_without_keeps_no_snapshot_that_was_trained_on_the_forgotten_rows(tmp_path):
     log, *_ = make(tmp_path / "log")
     log.add_snapshot(0, weights(0))
-    log.without([1], tmp_path / "bare", "b", PRINT)
+    without(log, [1], tmp_path / "bare", "b", PRINT)
     assert list(read_back(tmp_path / "bare").snapshots) == []
     assert not list((tmp_path / "bare").glob("weights-*"))
 
@@ -253,7 +265,7 @@ def test_without_takes_the_snapshots_that_have_forgotten(tmp_path):
     log, *_ = make(tmp_path / "log")
     log.add_snapshot(0, weights(0))
     forgotten = flat(weights(8)).astype(np.float32)
-    log.without([1], tmp_path / "new", "n", PRINT, {0: forgotten, 2: forgotten * 2})
+    without(log, [1], tmp_path / "new", "n", PRINT, {0: forgotten, 2: forgotten * 2})
     new = read_back(tmp_path / "new")
     assert list(new.snapshots) == [0, 2]
     np.testing.assert_array_equal(new.snapshot(0), forgotten.astype(np.float16))
@@ -614,7 +626,7 @@ def test_without_drops_the_rows_and_keeps_the_bytes_of_the_others(tmp_path):
     log, users, items, drawn = make(tmp_path / "log")
     forgotten = np.array([0, 4, 5, 10])
     keep = np.setdiff1d(np.arange(11), forgotten)
-    log.without(forgotten, tmp_path / "new", "run-2", {**PRINT, "rows": "d"})
+    without(log, forgotten, tmp_path / "new", "run-2", {**PRINT, "rows": "d"})
     new = read_back(tmp_path / "new")
     assert (new.n_rows, new.n_epochs, new.run_id, new.metadata["fingerprint"]["rows"]) == (7, 3, "run-2", "d")
     assert np.asarray(new.users).tobytes() == np.asarray(log.users)[keep].tobytes()
@@ -635,7 +647,7 @@ def test_forgotten_items_are_among_the_negatives_as_often_as_a_retrained_models_
     for _ in range(epochs):
         drawn = rng.choice(pool, (302, m), p=weight[pool] / weight[pool].sum())
         log.append(np.where(users[:, None] == 1, drawn, 4))
-    log.without([0, 1], tmp_path / "new", "s", PRINT, popularity=popularity)
+    without(log, [0, 1], tmp_path / "new", "s", PRINT, popularity=popularity)
     new = read_back(tmp_path / "new")
     negatives = np.stack([new.epoch(e) for e in range(epochs)])
     assert (negatives[:, 200:] == 4).all()
@@ -650,32 +662,33 @@ def test_without_leaves_nothing_of_the_forgotten_rows(tmp_path):
     log = TripleLog.create(tmp_path / "log", users, items, Training("r", PRINT, 9, 300, 1))
     log.append([[11], [12], [13], [214], [215]])
     log.append([[21], [22], [23], [224], [225]])
-    log.without([3, 4], tmp_path / "new", "s", PRINT)
+    without(log, [3, 4], tmp_path / "new", "s", PRINT)
     old = json.loads((tmp_path / "log" / "metadata.json").read_text())["crc32"]
     new = json.loads((tmp_path / "new" / "metadata.json").read_text())["crc32"]
     assert not set(old.values()) & set(new.values())  # a checksum of the old column would betray it
     for file in (tmp_path / "new").glob("*.npy"):
         assert np.load(file).max() < 200
     assert 7 not in np.load(tmp_path / "new" / "users.npy")
+    steps = ["steps-00000.npy", "steps-00001.npy"]
     assert sorted(file.name for file in (tmp_path / "new").iterdir()) == sorted(
-        file.name for file in (tmp_path / "log").iterdir()
+        [*(file.name for file in (tmp_path / "log").iterdir()), *steps]
     )
 
 
 def test_without_leaves_the_log_it_came_from_alone(tmp_path):
     log, *_ = make(tmp_path / "log")
     before = {file.name: file.read_bytes() for file in (tmp_path / "log").iterdir()}
-    log.without([2], tmp_path / "new", "run-2", PRINT)
+    without(log, [2], tmp_path / "new", "run-2", PRINT)
     assert {file.name: file.read_bytes() for file in (tmp_path / "log").iterdir()} == before
 
 
 def test_without_of_a_static_log_is_static(tmp_path):
-    log, _, _, drawn = make(tmp_path / "log", static=True)
-    log.without([2, 3], tmp_path / "new", "run-2", PRINT)
+    log, users, items, drawn = make(tmp_path / "log", static=True)
+    without(log, [2, 3], tmp_path / "new", "run-2", PRINT)
     new = read_back(tmp_path / "new")
     assert new.static and new.n_epochs == 3
     assert len(list((tmp_path / "new").glob("epoch-*"))) == 1
-    np.testing.assert_array_equal(new.epoch(2), np.delete(drawn[0], [2, 3], axis=0))
+    assert_kept_or_returned(new.epoch(2), drawn[0], users, items, ~np.isin(np.arange(11), [2, 3]))
 
 
 def test_an_interrupted_without_leaves_no_half_log(tmp_path, monkeypatch):
@@ -689,7 +702,7 @@ def test_an_interrupted_without_leaves_no_half_log(tmp_path, monkeypatch):
 
     monkeypatch.setattr(TripleLog, "append", killed)
     with pytest.raises(KeyboardInterrupt):
-        log.without([1], tmp_path / "new", "run-2", PRINT)
+        without(log, [1], tmp_path / "new", "run-2", PRINT)
     assert {entry.name for entry in tmp_path.iterdir()} == {"log", "cwd"}
 
 
@@ -710,7 +723,7 @@ def test_any_log_and_any_part_of_it_come_back_as_written(seed, rows, n_items, ne
         _, users, items, drawn = make(path / "log", **shape)
         keep = np.random.default_rng(seed).random(rows) >= share
         keep[seed % rows] = True  # forgetting everything is refused before it comes to a log
-        TripleLog.open(path / "log").without(np.flatnonzero(~keep), path / "part", "p", PRINT)
+        without(TripleLog.open(path / "log"), np.flatnonzero(~keep), path / "part", "p", PRINT)
         for name, kept in (("log", np.ones(rows, bool)), ("part", keep)):
             log = read_back(path / name)
             assert (log.n_rows, log.n_epochs) == (kept.sum(), epochs)

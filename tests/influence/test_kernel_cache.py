@@ -21,10 +21,9 @@ used = [kernels.number_items, kernels.linearise(3, True), kernels.curvature_prod
 used += [kernels.gauss_newton_diagonal(3), kernels.gauss_newton_blocks(3)]
 
 one, ends = np.zeros(1, int), Trajectory([0, 1], [np.zeros(9, np.float32)] * 2)
-for all_rows in (False, True):
-    recorded = Recorded(one, one, [np.zeros((1, 1), np.uint16)], 1, 2, Adam(0.1, 0.9, 0.999, 1e-8, 0.0), 1)
-    replaying.replay(recorded, ends, one, all_rows)
-used += [replaying._select(1), replaying._arrange(1), replaying._replay_epoch(3, 1), replaying._train_epoch(3, 1)]
+recorded = Recorded(one, one, [np.zeros((1, 1), np.uint16)], 1, 2, Adam(0.1, 0.9, 0.999, 1e-8, 0.0), 1)
+replaying.replay(recorded, ends, one)
+used += [replaying._select(1), replaying._arrange(1), replaying._replay_epoch(3, 1)]
 
 training = propagated_training.PropagatedTraining(
     Graph(one, one, 1, 2, 1), np.ones((3, 3), np.float32), recorded.optimizer, propagated_training.GraphLoss(1), 1
@@ -39,4 +38,4 @@ def test_a_second_process_compiles_nothing():
     for _ in range(2):
         run = subprocess.run([sys.executable, "-W", "ignore", "-c", PROGRAM], capture_output=True, text=True)
         assert run.returncode == 0, run.stderr
-    assert run.stdout.split() == ["0", "11"]
+    assert run.stdout.split() == ["0", "10"]

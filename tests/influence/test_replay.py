@@ -34,7 +34,6 @@ class Problem:
     adam: Adam = field(default_factory=lambda: ADAM)
     popularity: np.ndarray = None
     seed: int = 7
-    all_rows: bool = False
 
     @property
     def m(self):
@@ -51,8 +50,6 @@ class Problem:
     @property
     def rows(self):
         """Weight rows to run again."""
-        if self.all_rows:
-            return np.arange(self.n_users + self.n_items)
         items = self.n_users + self.pos[self.forgotten].astype(np.int64)
         return np.unique(np.concatenate([self.users[self.forgotten], items]))
 
@@ -74,7 +71,7 @@ class Problem:
 
     def replay(self, **changes):
         p = replace(self, **changes)
-        return replay(p.recorded(), p.trajectory(), p.forgotten, p.all_rows, p.seed)
+        return replay(p.recorded(), p.trajectory(), p.forgotten, p.seed)
 
     def returns(self):
         return _Returns(self.users, self.pos, self.gone, self.n_items, self.m, self.popularity)
@@ -236,31 +233,6 @@ class TestAgainstTorch:
         result = p.replay()
         for lane, actual in enumerate((result.without - result.change, result.without)):
             np.testing.assert_allclose(actual, reference(p, lane)[-1], rtol=0, atol=2 * FLOAT32)
-
-
-class TestAllRows:
-    @pytest.mark.parametrize("weight_decay", [0.0, 0.01])
-    @pytest.mark.parametrize("K", [3, 8])
-    def test_is_training_without_the_forgotten_rows(self, K, weight_decay):
-        p = random_problem(seed=20 + K, K=K, all_rows=True, adam=replace(ADAM, weight_decay=weight_decay))
-        result, expected = p.replay(), reference(p, 1)
-        np.testing.assert_array_equal(result.rows, p.rows)
-        np.testing.assert_allclose(result.without, expected[-1], rtol=0, atol=FLOAT32)
-        np.testing.assert_allclose(p.at(3) + result.change, expected[-1], rtol=0, atol=2 * FLOAT32)
-        for epoch, change in result.snapshots.items():
-            np.testing.assert_allclose(p.at(epoch) + change, expected[epoch], rtol=0, atol=2 * FLOAT32)
-
-    def test_nothing_of_the_recorded_path_remains_but_its_start(self):
-        p = random_problem(all_rows=True)
-        other = {n: w if n == 0 else -w for n, w in p.weights.items()}
-        np.testing.assert_array_equal(p.replay().without, p.replay(weights=other).without)
-
-    def test_untrained_users_are_named(self):
-        p = random_problem(all_rows=True)
-        p.forgotten = np.flatnonzero(p.users == p.users[20])
-        result = p.replay()
-        assert result.rows[result.untrained].tolist() == [p.users[20]]
-        np.testing.assert_array_equal(result.without[result.untrained], p.at(0)[result.untrained].astype(np.float32))
 
 
 class TestSelection:
