@@ -284,16 +284,14 @@ def again(config, split, log, rows, epochs, shift=0.0):
             ours.copy_(theirs * (1 + shift * torch.randn(theirs.shape, generator=noise)) if shift else theirs)
     keep_draws(start, model, rest._dataset)
     before, after = View(start, split.train, split.data_row), View(model, rest, split.positions_without(rows))
-    redraw = Redraw(
-        np.array(log.users), np.array(log.items), gone, log.metadata["n_items"], split.popularity(),
-        np.random.default_rng(0),
-    )  # fmt: skip
+    redraw = Redraw(np.array(log.users), np.array(log.items), gone, log.metadata["n_items"], split.popularity())
+    rng = np.random.default_rng(0)
     optimizer = torch.optim.Adam(model.parameters(), lr=config["learning_rate"], weight_decay=config["weight_decay"])
     loader = pairwise_loader(split.remaining(rows[:0]))
     for epoch in range(epochs):
         negatives = np.array(log.epoch(epoch), np.int64)
         if not split.repeatable:
-            negatives[~gone] = redraw(negatives[~gone])
+            negatives = redraw(negatives, rng)
         model.train()  # SGL draws its graphs here
         for taken in batches(loader, np.asarray):
             taken = position[taken]

@@ -41,10 +41,10 @@ from synthetic import forget_sets, growth, kernels, replay, report
 from recbole_unlearn import distributed
 from recbole_unlearn.comparison.seeds import opened
 from recbole_unlearn.data.forget import ForgetRequest
-from recbole_unlearn.influence.graph_replay import replay_graph
 from recbole_unlearn.influence.operators import Damped, DotProductCurvature, UserTriples
-from recbole_unlearn.influence.propagated_training import GraphLoss
-from recbole_unlearn.influence.recorded import Adam, Recorded
+from recbole_unlearn.influence.propagated import Graph
+from recbole_unlearn.influence.propagated_training import GraphLoss, PropagatedTraining
+from recbole_unlearn.influence.recorded import Adam
 from recbole_unlearn.influence.solver import block_jacobi, conjugate_gradient, jacobi
 from recbole_unlearn.settings.config import changed
 from recbole_unlearn.settings.given import Given
@@ -257,13 +257,19 @@ def replayed_graph(config, split, rows, clock):
     stride = max(-(-split.n_rows // batch) // MOVES, 1)
     times = []
 
-    one, adam = np.ones(1, np.int64), Adam(config["learning_rate"], 0.9, 0.999, 1e-8, 0.0)
-    loss = GraphLoss(config["n_layers"], config["reg_weight"])
-    small, zero = Recorded(one, one, [one[:, None]] * 30, 2, 2, adam, 1), np.zeros(4 * config["embedding_size"])
-    replay_graph(small, zero, one[:0], loss, stride=2)  # compiles
-    recorded = Recorded(split.users, split.items, negatives, split.n_users, split.n_items, adam, batch)
-    begin = clock()
-    replay_graph(recorded, start, rows, loss, progress=lambda: times.append(clock()), stride=stride)
+    adam, loss = (
+        Adam(config["learning_rate"], 0.9, 0.999, 1e-8, 0.0),
+        GraphLoss(config["n_layers"], config["reg_weight"]),
+    )
+    begin, kept, order = clock(), np.delete(np.arange(split.n_rows), rows), rng.permutation(split.n_rows - len(rows))
+    graph = Graph(split.users[kept], split.items[kept], split.n_users, split.n_items, loss.layers)
+    training = PropagatedTraining(
+        graph, start.reshape(split.n_users + split.n_items, -1), adam, loss, split.n_users, stride
+    )
+    bounds = np.append(np.arange(0, len(kept), batch), len(kept))
+    for each in negatives:
+        training.epoch(split.users, split.items, each, kept[order], bounds, np.full(len(bounds) - 1, adam.lr))
+        times.append(clock())
     return times[0] - begin, float(np.median(np.diff(times))), stride
 
 
