@@ -15,8 +15,9 @@ from recbole.utils import InputType, ModelType
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data.distributed import DistributedSampler
 
-from recbole_unlearn import compiled, distributed
+from recbole_unlearn import distributed
 from recbole_unlearn.compat.recbole_models import checkpoint_state, class_named, model_class, replaced
+from recbole_unlearn.compiled import CompiledEpochs
 from recbole_unlearn.data.fingerprint import fingerprint
 from recbole_unlearn.data.sampling import ROW, NegativeDraw, OrderNote, PairwiseCollate, batches, record
 from recbole_unlearn.data.split import pairwise_loader
@@ -254,8 +255,8 @@ class _Logging(Trainer):
         loader = pairwise_loader(train_data)
         if getattr(loader, "dl_format", None) != InputType.PAIRWISE:
             return super()._train_epoch(train_data, epoch_idx, loss_func, show_progress)
-        if self.config["compiled"] and (reason := self._compiled is None and compiled.refusal(self, loader)):
-            raise InputError(f"compiled: {reason}; leave compiled out")
+        if self.config["compiled"] and self._compiled is None:
+            self._compiled = CompiledEpochs(self, loader)
         if self.shared:
             distributed.same_draws(self.device)
         if loader is not self._loader or (self._logs and self.triple_log is None and distributed.leads()):
@@ -268,8 +269,7 @@ class _Logging(Trainer):
             recorded.keep = self.triple_log is not None
         begun = self._order.begin(loader)
         with _Steps(self.optimizer) as steps:
-            if self.config["compiled"]:
-                self._compiled = self._compiled or compiled.CompiledEpochs(self, loader)
+            if self._compiled:
                 loss = self._compiled(recorded, steps.rates)
             elif loader is train_data:
                 loss = super()._train_epoch(recorded, epoch_idx, loss_func, show_progress)

@@ -1,4 +1,4 @@
-"""Training runs: one model, or many seeds of it in parallel processes, each kept by what determines it."""
+"""One training from a configuration, a new model on given data, and a training again without some rows."""
 
 from pathlib import Path
 from time import perf_counter
@@ -134,15 +134,13 @@ def recorded(config, split, stored, log):
     """
     epochs, batch_rows = stored["triple_log"]["epochs"], max(config["train_batch_size"] // log.negatives, 1)
     group = stored["optimizer"]["param_groups"][0]
-    beta1, beta2 = group.get("betas", (0, 0))
-    adam = Adam(group["lr"], beta1, beta2, group["eps"], group["weight_decay"]) if "betas" in group else None
     return Recorded(
         users=log.users,
         pos=log.items,
         negatives=[log.epoch(epoch) for epoch in range(epochs)],
         n_users=split.n_users,
         n_items=split.n_items,
-        optimizer=adam,
+        optimizer=Adam.of(group) if "betas" in group else None,
         batch_triples=batch_rows * log.negatives,
         popularity=split.popularity(),
         order=BatchOrder(log, split.data_row, batch_rows),

@@ -49,9 +49,7 @@ def churn(models: Mapping[str, AbstractRecommender], split: Split, rows: np.ndar
     top = min(TOP, (split.n_items - 1) // 2)
     if not len(asked) or not top:
         return {}
-    lists = {name: np.sort(recommended(model, split, asked, top)) for name, model in models.items()}
+    lists = {name: recommended(model, split, asked, top) for name, model in models.items()}
     before = lists.pop("original")
-    kept = {
-        name: sum(len(np.intersect1d(a, b)) for a, b in zip(before, now, strict=True)) for name, now in lists.items()
-    }
-    return {"users": len(asked), **{name: 1 - count / before.size for name, count in kept.items()}}
+    kept = {name: (before[:, :, None] == now[:, None]).any(2).mean() for name, now in lists.items()}
+    return {"users": len(asked), **{name: float(1 - share) for name, share in kept.items()}}

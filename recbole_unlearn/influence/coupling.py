@@ -60,8 +60,6 @@ class Coupling(ABC):
         seed: of all that is drawn.
     """
 
-    name: str
-
     def __init__(self, recorded: Recorded, gone: np.ndarray, seed: int) -> None:
         self.recorded, self.seed = recorded, seed
         self.kept = recorded.present() & ~gone
@@ -76,8 +74,11 @@ class Coupling(ABC):
         """One of them."""
         order, size = self._order(number), self.recorded.batch_rows
         bounds = np.append(np.arange(0, len(order), size), len(order))
-        rng = self._rng(0 if self.recorded.static else number, NEGATIVES)
-        return Epoch(order, bounds, self._negatives(number, rng), self.recorded.rates_of(number, len(bounds) - 1))
+        return Epoch(order, bounds, self.negatives(number), self.recorded.rates_of(number, len(bounds) - 1))
+
+    def negatives(self, number: int) -> np.ndarray:
+        """An epoch's negatives alone."""
+        return self._negatives(number, self._rng(0 if self.recorded.static else number, NEGATIVES))
 
     def _rng(self, number, what):
         return np.random.default_rng([self.seed, number, what])
@@ -91,8 +92,6 @@ class Coupling(ABC):
 
 class Paired(Coupling):
     """Retraining by the original's random numbers, as far as these fit; see the module."""
-
-    name = "paired"
 
     def __init__(self, recorded: Recorded, gone: np.ndarray, seed: int = 0) -> None:
         super().__init__(recorded, gone, seed)
@@ -127,8 +126,6 @@ class Fresh(Coupling):
         others: as for `Coupling`; the seed should be the operating system's, and secret.
     """
 
-    name = "fresh"
-
     def __init__(
         self,
         recorded: Recorded,
@@ -162,4 +159,4 @@ class _Drawn(Sequence[np.ndarray]):
         return len(self.coupling)
 
     def __getitem__(self, number: Any) -> Any:
-        return self.coupling.epoch(number).negatives
+        return self.coupling.negatives(number)

@@ -23,9 +23,11 @@ from functools import cache
 import numba
 import numpy as np
 
-from recbole_unlearn.influence.recorded import Adam
+from recbole_unlearn.influence.recorded import GAMMA, Adam, steps_made
 from recbole_unlearn.influence.vectors import (
     FLAGS,
+    LINE,
+    aligned,
     dot,
     exp,
     observe,
@@ -39,7 +41,7 @@ from recbole_unlearn.influence.vectors import (
     take,
 )
 
-GAMMA = np.float32(1e-10)  # of RecBole's BPRLoss
+GAMMA32 = np.float32(GAMMA)
 BLOCK = 1 << 20  # rows, at least, that are arranged at once
 NEGLIGIBLE = 1e-9  # share of the first moment that moves nothing any more
 REACH = 512  # steps, at most, after which the first moment must be negligible, for rows to catch up at once
@@ -48,17 +50,7 @@ SPLIT = 32  # columns from which on it pays to split them
 SPINS = 4000  # looks at the other thread's progress before the core is offered to others
 AHEAD = np.uint64(32)  # rows for which memory is asked before it is needed
 SOON = np.uint64(6)  # rows of weights, likewise
-LINE = 64  # bytes of a cache line
 NONE = np.uint32(0xFFFFFFFF)
-
-
-def _aligned(shape: tuple[int, ...], dtype: type) -> np.ndarray:
-    """An array of zeros that begins with a cache line."""
-    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
-    raw = np.empty(size + LINE, np.uint8)  # of large ones numpy asks for large pages, of zeros it does not
-    raw[:] = 0
-    start = -raw.ctypes.data % LINE
-    return raw[start : start + size].view(dtype).reshape(shape)
 
 
 def _plain(array: np.ndarray, dtype: type | None = None) -> np.ndarray:
@@ -287,7 +279,7 @@ def _weigh(m, n, scores, scale, weights):
     for c in range(n * m):
         total = scores[0, c] + scores[last, c] if last else scores[0, c]
         e = exp(min(total, np.float32(40)))
-        share[c] = scale * e / ((np.float32(1) + e) * (e + GAMMA * (np.float32(1) + e)))
+        share[c] = scale * e / ((np.float32(1) + e) * (e + GAMMA32 * (np.float32(1) + e)))
     for r in range(n):
         at, total = r * (m + one), np.float32(0)
         for t in range(m):
@@ -304,7 +296,7 @@ def _loss(scores, begin, end):
         score = 0.0
         for h in range(len(scores)):
             score += scores[h, c]
-        loss -= np.log(1e-10 + 1 / (1 + np.exp(-score)))
+        loss -= np.log(GAMMA + 1 / (1 + np.exp(-score)))
     return loss
 
 
@@ -424,7 +416,7 @@ class DotProductTraining:
         self.steps, self._n_users, self._optimizer = 0, n_users, optimizer
         self._threads = max(1, min(2, numba.get_num_threads() if threads is None else threads))
         self._columns = K // parts
-        self._table = _aligned((parts, rows, 3 * self._columns), np.float32)
+        self._table = aligned((parts, rows, 3 * self._columns), np.float32)
         self._table[:, :, : self._columns] = start.reshape(rows, parts, -1).transpose(1, 0, 2)
         self._slots = np.full((self._threads, rows), NONE)
         self._scratch: dict[str, np.ndarray] = {}
@@ -472,9 +464,7 @@ class DotProductTraining:
         """
         users, pos, negatives = _plain(users, np.uint32), _plain(pos, np.uint32), _plain(negatives)
         order = _plain(order, np.int64)
-        bounds, rates = np.asarray(bounds, np.int64), np.asarray(rates, np.float64)
-        full = np.diff(bounds) > 0
-        bounds, rates = np.append(bounds[:-1][full], bounds[-1]), rates[full]
+        bounds, rates = steps_made(bounds, rates)
         losses, begin = np.zeros(len(self._table) if with_loss else 0), 0
         while begin < len(rates):
             least = bounds[begin] + max(BLOCK, 4 * self._table.shape[1])
@@ -489,7 +479,7 @@ class DotProductTraining:
         """An array to be written to, the same again and again as long as it is large enough."""
         size = int(np.prod(shape))
         if name not in self._scratch or len(self._scratch[name]) < size:
-            self._scratch[name] = _aligned((size,), dtype)
+            self._scratch[name] = aligned((size,), dtype)
         return self._scratch[name][:size].reshape(shape)
 
     def _arrange(self, users, pos, negatives, order, bounds) -> tuple[np.ndarray, ...]:
@@ -529,7 +519,7 @@ class DotProductTraining:
         schedule[:steps, 0], schedule[:steps, 1], schedule[:, 2], schedule[:, 3] = numbers
         single = tuple(np.float32(x) for x in (b1, b2, 1 - b1, 1 - b2, adam.eps, decay))
         scores = self._room("scores", 2, parts, m * most, dtype=np.float32)
-        progress, sums = _aligned((16,), np.int64), _sums(rates, self.steps, b1, b2)
+        progress, sums = aligned((16,), np.int64), _sums(rates, self.steps, b1, b2)
         threads = min(self._threads, parts)
         weights = self._room("weights", threads, (2 * m + 1) * most, dtype=np.float32)
         gradients = self._room("gradients", threads, most, self._columns, dtype=np.float32)

@@ -21,11 +21,12 @@ import numba
 import numpy as np
 
 from recbole_unlearn.influence.propagated import Graph
-from recbole_unlearn.influence.recorded import Adam
+from recbole_unlearn.influence.recorded import GAMMA, Adam, steps_made
 from recbole_unlearn.influence.vectors import (
     FLAGS,
     PARALLEL,
     add_scaled,
+    aligned,
     dot,
     exp,
     load,
@@ -37,7 +38,6 @@ from recbole_unlearn.influence.vectors import (
 
 WARM_UP = 10  # steps; Adam's moments, and the weights, change most in the first ones
 WIDTH = 16  # columns of a block, at most: a line of cache
-GAMMA = 1e-10  # of RecBole's BPRLoss
 
 
 @dataclass(frozen=True)
@@ -272,14 +272,6 @@ def _train(width):
     return kernel
 
 
-def _room(*shape):
-    """Zeros in float32 from an address that a line of cache begins at: numpy's own may not, and rows take two then."""
-    size = int(np.prod(shape))
-    room = np.zeros(size + 16, np.float32)
-    begin = -room.ctypes.data % 64 // 4
-    return room[begin : begin + size].reshape(shape)
-
-
 class PropagatedTraining:
     """A model in training.
 
@@ -316,9 +308,9 @@ class PropagatedTraining:
         self._edges = graph.start, graph.neighbour, scale, root, root * root
         width = min(1 << (K - 1).bit_length(), WIDTH)
         blocks = -(-K // width)  # the last one filled up with zeros
-        self._tables = [_room(blocks, n, width) for _ in range(3)]
+        self._tables = [aligned((blocks, n, width)) for _ in range(3)]
         sizes = (n, width), (n, width), (n * (stride > 1), width), (2, n, width)
-        self._rooms = [_room(blocks, *size) for size in sizes]
+        self._rooms = [aligned((blocks, *size)) for size in sizes]
 
     def epoch(
         self,
@@ -343,14 +335,12 @@ class PropagatedTraining:
         batches = np.empty((len(order), 2 + negatives.shape[1]), np.int32)
         batches[:, 0], batches[:, 1], batches[:, 2:] = users[order], pos[order], negatives[order]
         batches[:, 1:] += self.n_users
-        bounds = np.asarray(bounds, np.int64)
-        full = np.diff(bounds) > 0
-        rates = np.asarray(rates, np.float64)[full]
+        bounds, rates = steps_made(bounds, rates)
         groups = [0]
         while groups[-1] < len(rates):
             most = min(self.stride, 1 + (self.steps + groups[-1]) // WARM_UP)
             groups.append(min(groups[-1] + most, len(rates)))
-        steps = bounds[:-1][full], bounds[1:][full], np.array(groups), rates, self.steps
+        steps = bounds[:-1], bounds[1:], np.array(groups), rates, self.steps
         loss = self.loss.layers, batches, *steps, self._hyper, float(self.loss.reg_weight), bool(self.loss.require_pow)
         total = self._run(*self._edges, *loss, with_loss)
         self.steps += len(rates)

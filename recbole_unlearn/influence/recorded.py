@@ -1,13 +1,17 @@
 """What was recorded of a training, to run it again: its triples, how Adam was set, and its weights along the way."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import astuple, dataclass
+from functools import cached_property
+from typing import Any
 
 import numba
 import numpy as np
 import torch
 
 from recbole_unlearn.influence.vectors import PARALLEL
+
+GAMMA = 1e-10  # of RecBole's BPRLoss
 
 
 @dataclass(frozen=True)
@@ -19,6 +23,12 @@ class Adam:
     beta2: float
     eps: float
     weight_decay: float
+
+    @classmethod
+    def of(cls, group: Mapping[str, Any]) -> "Adam":
+        """Those of a group of torch's parameters."""
+        beta1, beta2 = group["betas"]
+        return cls(group["lr"], beta1, beta2, group["eps"], group["weight_decay"])
 
     def numbers(self) -> tuple[float, ...]:
         """The fields as kernels take them."""
@@ -61,7 +71,7 @@ class Recorded:
     static: bool = False
     returns: bool = True
 
-    @property
+    @cached_property  # negatives may be drawn when they are asked for
     def m(self) -> int:
         """Negatives of a row."""
         return self.negatives[0].shape[1]
@@ -90,6 +100,13 @@ class Recorded:
         """Learning rate of each step of an epoch, ``[n_steps]``."""
         rates = np.full(n_steps, self.adam.lr) if self.rates is None else self.rates(epoch)
         return np.append(rates, np.full(max(n_steps - len(rates), 0), rates[-1]))[:n_steps]
+
+
+def steps_made(bounds: np.ndarray, rates: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Where batches begin, and the rate of each, without those of which nothing is left: they make no step."""
+    bounds = np.asarray(bounds, np.int64)
+    full = np.diff(bounds) > 0
+    return np.append(bounds[:-1][full], bounds[-1]), np.asarray(rates, np.float64)[full]
 
 
 def single(array: np.ndarray) -> np.ndarray:

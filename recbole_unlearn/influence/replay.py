@@ -6,7 +6,7 @@ large. Given the triple log (what was trained on) and the trajectory (snapshots 
 can be run again for the touched rows alone (the forgotten interactions' users and items), with every other
 row held on its recorded path. It is run twice side by side, in the same order: with the forgotten triples,
 and without them but with the forgotten items back in their users' negative pools. The difference is the step;
-what the two have in common (the order of batches, which the log does not keep) cancels.
+what the two have in common (the order of batches, drawn anew) cancels.
 
 The two lanes run in parallel with each other; an epoch's triples are found and ordered by all threads before.
 

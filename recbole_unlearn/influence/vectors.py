@@ -27,6 +27,18 @@ ir = cgutils.ir  # llvmlite's
 LLVM_FLAGS = ("reassoc", "contract", "nsz")
 
 
+LINE = 64  # bytes of a cache line
+
+
+def aligned(shape: tuple[int, ...], dtype: type = np.float32) -> np.ndarray:
+    """An array of zeros that begins with a cache line: numpy's own may not, and rows take two then."""
+    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    raw = np.empty(size + LINE, np.uint8)  # of large ones numpy asks for large pages, of zeros it does not
+    raw[:] = 0
+    start = -raw.ctypes.data % LINE
+    return raw[start : start + size].view(dtype).reshape(shape)
+
+
 class Vector(types.Type):
     """Numba type of a row of ``length`` numbers, float32 or float64."""
 

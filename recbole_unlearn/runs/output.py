@@ -8,9 +8,9 @@ from datetime import datetime
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from recbole_unlearn.compat.recbole_models import CACHES
+from recbole_unlearn.compiled import adam_states
 from recbole_unlearn.data import frozen_data
 from recbole_unlearn.data.frozen_data import Frozen
 from recbole_unlearn.errors import InputError
@@ -171,11 +171,7 @@ def _optimizer(before, unlearned):
     if (new := unlearned.training) is None:
         return before
     sizes = [len(value) for value in unlearned.state_dict.values()]
-    moments = (torch.from_numpy(each).split(sizes) for each in (new.first, new.second))
-    states = [
-        {"step": torch.tensor(float(new.steps)), "exp_avg": first.clone(), "exp_avg_sq": second.clone()}
-        for first, second in zip(*moments, strict=True)
-    ]
+    states = adam_states(sizes, new.first, new.second, new.steps)
     return {**before, "state": dict(enumerate(states))}
 
 

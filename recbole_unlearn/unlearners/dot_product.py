@@ -9,6 +9,7 @@ import torch
 from tqdm import tqdm
 
 from recbole_unlearn import distributed
+from recbole_unlearn.compiled import training_of
 from recbole_unlearn.data.sampling import PoolDraw
 from recbole_unlearn.devices import array, copies
 from recbole_unlearn.errors import InputError
@@ -31,7 +32,7 @@ from recbole_unlearn.unlearners.influence import Influence, conjugate, warn_unle
 
 MOSTLY_TOUCHED = 0.5  # share of the interactions with a touched user or item, from which on replay runs all rows again
 CURVATURE_TRIPLES = 8_000_000
-# Of training again, to tell which requests it serves soon enough: measured on two cores (benchmarks/exact.py).
+# Of training again, to tell which requests it serves soon enough: roughly what ML-1M took, K = 8 and 64, two cores.
 SECONDS_A_TRIPLE, SECONDS_A_NUMBER = 2e-8, 1.5e-9
 
 
@@ -139,7 +140,8 @@ class DotProduct(Problem):
 
         ``stride``: steps to make at once, of a model that is approximated in this way.
         """
-        return DotProductTraining(start, len(self.P), self.recorded.adam)
+        pairs = self.log.users[kept], self.log.items[kept]
+        return training_of(self.trained.model, pairs, start, self.recorded.adam, stride)
 
     def seconds_again(self) -> float:
         """About how long `retrained` takes on two cores: so many triples an epoch, each of so many numbers."""
@@ -225,12 +227,15 @@ class DotProduct(Problem):
             assert self._start
             return Paired(self._remaining(), gone, self.config["seed"]), self._start
         seed, forgotten = secrets.randbits(128), np.flatnonzero(gone | self.absent)
-        draw = PoolDraw(self.split.remaining(forgotten))
+        loader = self.split.remaining(forgotten)
         initial = secrets.randbits(32)  # tells nothing of the rest
         with fixed_randomness(initial):
-            model = new_model(self.config, self.split, initial, self.split.remaining_dataset(forgotten))
+            model = new_model(self.config, self.split, initial, loader._dataset)
         weights = [array(value) for value in model.parameters()]
-        return Fresh(self._remaining(), gone, seed, draw), (np.concatenate(weights).astype(np.float32), True)
+        return Fresh(self._remaining(), gone, seed, PoolDraw(loader)), (
+            np.concatenate(weights).astype(np.float32),
+            True,
+        )
 
     # replay of touched rows
 

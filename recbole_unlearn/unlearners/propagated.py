@@ -18,7 +18,7 @@ from recbole_unlearn.unlearners.influence import Influence
 # Moves of the weights that replay makes in an epoch, if training made more. On ml-100k, with 40 steps an epoch, 10
 # moves forget as faithfully as 40 (docs/lightgcn.md).
 MOVES = 20
-SECONDS_A_PRODUCT = 1e-10  # of a number with an edge, measured on two cores (benchmarks/exact.py)
+SECONDS_A_PRODUCT = 1e-10  # of a number with an edge; ML-1M on two cores took a quarter of it
 
 
 class Propagated(DotProduct):
@@ -66,12 +66,6 @@ class Propagated(DotProduct):
     def _batch(self):
         """Triples of a training batch."""
         return self.batch_rows * self.log.negatives
-
-    def training(self, start: np.ndarray, kept: np.ndarray, stride: int = 1) -> PropagatedTraining:
-        loss = GraphLoss(self.layers, self.reg_weight, self.require_pow)
-        sizes = len(self.P), len(self.Q)
-        graph = Graph(self.log.users[kept], self.log.items[kept], *sizes, self.layers)
-        return PropagatedTraining(graph, start, self.recorded.adam, loss, len(self.P), stride)
 
     def seconds_again(self) -> float:
         steps = -(-self.n_triples // self._batch)
