@@ -267,7 +267,7 @@ class Battery:
 
 def flat(state_dict: dict[str, torch.Tensor]) -> torch.Tensor:
     """All weights, one after the other, in float64."""
-    return torch.cat([value.ravel().double() for value in state_dict.values()])
+    return torch.cat([value.ravel().double().cpu() for value in state_dict.values()])
 
 
 def forgotten(unlearner: InfluenceUnlearner) -> np.ndarray:
@@ -280,8 +280,8 @@ def scores(model: AbstractRecommender, split: Split) -> torch.Tensor:
     users = torch.arange(1, split.n_users)
     model.eval()
     with torch.no_grad():
-        found = model.full_sort_predict(Interaction({split.config["USER_ID_FIELD"]: users}))
-    return found.reshape(len(users), -1)[:, 1:].double()
+        found = model.full_sort_predict(Interaction({split.config["USER_ID_FIELD"]: users}).to(split.config["device"]))
+    return found.reshape(len(users), -1)[:, 1:].double().cpu()
 
 
 def content(folder: Path) -> dict[Path, bytes]:

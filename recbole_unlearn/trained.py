@@ -223,8 +223,8 @@ def _check_training(path, config, trained):
 
 
 def same_weights(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
-    """Whether two state dicts are equal to the last bit."""
-    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+    """Whether two state dicts are equal to the last bit, wherever each is."""
+    return first.keys() == second.keys() and all(torch.equal(first[name].cpu(), second[name].cpu()) for name in first)
 
 
 def load_weights(model: AbstractRecommender, stored: dict[str, Any]) -> None:

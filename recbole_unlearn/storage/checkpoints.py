@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from recbole_unlearn import devices
 from recbole_unlearn.errors import InputError
 from recbole_unlearn.storage.files import remove, replacing, sync_folder
 from recbole_unlearn.storage.triple_log import TripleLog, log_path
@@ -102,7 +103,7 @@ def read(path: Path | str, logged: bool = True) -> dict[str, Any]:
         raise InputError(f"checkpoint {path} {'is no plain file' if path.exists() else 'does not exist'}")
     try:
         _check_zip(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = devices.read(path)
     except Exception as error:  # torch raises RuntimeError, UnpicklingError, EOFError, ... on bad files
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(
