@@ -309,9 +309,9 @@ def paper_ratios(options):
 # The picture
 
 TITLES = {"count-200": "200 random interactions", "users-20": "20 whole users", "items-20": "20 whole items"}
-ORDER = ("nothing done", "paper's step", "influence", "replay", "replay, all rows", "retrained")
-LABELS = {"influence": "one corrected step", "replay": "replay, touched rows", "retrained": "Retrain"}
-COLOURS = dict(zip(ORDER, ("#b0b0b0", "#d08770", "#5e81ac", "#7cb342", "#2e7d32", "#222222"), strict=True))
+ORDER = ("nothing done", "paper's step", "influence", "touched rows", "exact, fresh", "exact, paired", "retrained")
+LABELS = {"paper's step": "UBPR's step", "influence": "one corrected step", "retrained": "Retrain"}
+COLOURS = dict(zip(ORDER, ("#b0b0b0", "#d08770", "#5e81ac", "#7cb342", "#00838f", "#2e7d32", "#222222"), strict=True))
 
 
 @takes(results=RESULTS / "fidelity", stem="ml-100k-default", output=ROOT / "docs/fidelity.svg")

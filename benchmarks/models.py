@@ -284,7 +284,9 @@ def again(config, split, log, rows, epochs, shift=0.0):
             ours.copy_(theirs * (1 + shift * torch.randn(theirs.shape, generator=noise)) if shift else theirs)
     keep_draws(start, model, rest._dataset)
     before, after = View(start, split.train, split.data_row), View(model, rest, split.positions_without(rows))
-    redraw = Redraw(np.array(log.users), np.array(log.items), gone, log.metadata["n_items"], split.popularity())
+    redraw = Redraw(
+        np.array(log.users), np.array(log.items), gone, log.metadata["n_items"], *[split.negative_weights()] * 2
+    )
     rng = np.random.default_rng(0)
     optimizer = torch.optim.Adam(model.parameters(), lr=config["learning_rate"], weight_decay=config["weight_decay"])
     loader = pairwise_loader(split.remaining(rows[:0]))

@@ -13,8 +13,9 @@ METHODS = {
     "nothing done": "nothing done",
     "paper's step": "UBPR's step",
     "influence": "one corrected step",
-    "replay": "replay, touched rows",
-    "replay, all rows": "replay, all rows",
+    "touched rows": "touched rows",
+    "exact, paired": "exact, paired",
+    "exact, fresh": "exact, fresh",
 }
 KINDS = {"count": "random interactions", "users": "users", "items": "items"}
 COMPARED = (
@@ -43,8 +44,6 @@ def fidelity():
     for file in sorted(files, key=lambda file: forget_set(file.stem)):
         results = json.loads(file.read_text())
         data, what = forget_set(file.stem)
-        if "LightGCN" in data:  # its replay is always one of all rows
-            results["replay, all rows"] = results.pop("replay")
         line = [data, what]
         for name in METHODS:
             row = results.get(name)

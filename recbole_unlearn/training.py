@@ -143,6 +143,7 @@ def recorded(config, split, stored, log):
         optimizer=Adam.of(group) if "betas" in group else None,
         batch_triples=batch_rows * log.negatives,
         popularity=split.popularity(),
+        alpha=config["train_neg_sample_args"]["alpha"],
         order=BatchOrder(log, split.data_row, batch_rows),
         rates=None if any(log.rates(epoch) is None for epoch in range(epochs)) else log.rates,
         static=log.static,

@@ -35,8 +35,9 @@ METHODS = {
         "log_epochs": 1,
     },
     "influence": {"method": "influence"},
-    "replay": {"method": "replay", "replay_rows": "touched"},
-    "replay, all rows": {"method": "replay", "replay_rows": "all"},
+    "touched rows": {"method": "replay", "replay_rows": "touched"},
+    "exact, paired": {"method": "replay", "replay_rows": "all"},
+    "exact, fresh": {"method": "replay", "replay_rows": "all", "coupling": "fresh"},
 }
 TOP_K = 10
 UNAFFECTED_USERS = 500
@@ -275,6 +276,7 @@ def fidelity(trained, rows, seeds=6, methods=None, show_progress=True):
                 model, setting = trained_model(run), changed(config, **methods[name])
                 stored, log = checkpoints.load(path := trained.path(run))
                 unlearner = InfluenceUnlearner(Trained(model, setting, split, log, stored, path))
+                unlearner.check()
                 unlearner.warm_up()
                 unlearned = unlearner.unlearn(rows)
                 seconds.append(unlearned.seconds)

@@ -30,6 +30,7 @@ from recbole_unlearn.data.frozen_data import FrozenDataset, is_frozen
 from recbole_unlearn.data.knowledge import KEY, LinkedDataset
 from recbole_unlearn.data.spam import draw_spam
 from recbole_unlearn.errors import InputError
+from recbole_unlearn.influence.recorded import popularity_weights
 from recbole_unlearn.settings.config import changed
 from recbole_unlearn.storage.files import check_regular, scratch_folder
 from recbole_unlearn.storage.triple_log import TripleLog
@@ -371,17 +372,16 @@ class Split:
         return split
 
     def popularity(self) -> np.ndarray | None:
-        """Sampling weight of each item id, ``[n_items]``; None where negatives are uniform."""
-        args = self.config["train_neg_sample_args"]
-        if args["distribution"] != "popularity":
+        """Interactions of each item id, by which negatives are drawn, ``[n_items]``; None where they are uniform."""
+        if self.config["train_neg_sample_args"]["distribution"] != "popularity":
             return None
-        count = np.zeros(self.n_items)
-        for items in (
-            self.items,
-            *(d._dataset.inter_feat[d._dataset.iid_field].numpy() for d in (self.valid, self.test)),
-        ):
-            np.add.at(count, items, 1)
-        return count ** args["alpha"]
+        parts = (loader._dataset.inter_feat[loader._dataset.iid_field].numpy() for loader in (self.valid, self.test))
+        return sum(np.bincount(items, minlength=self.n_items) for items in (self.items, *parts))
+
+    def negative_weights(self) -> np.ndarray | None:
+        """Sampling weight of each item id as a negative, ``[n_items]``; None where they are uniform."""
+        count, alpha = self.popularity(), self.config["train_neg_sample_args"]["alpha"]
+        return None if count is None else popularity_weights(count, alpha)
 
     def seen(self) -> Callable[[int], np.ndarray]:
         """Items of each user in training, validation and test.

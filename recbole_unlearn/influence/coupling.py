@@ -7,9 +7,8 @@ negatives, each drawn from the pool of its row's user. `Paired` takes them from 
 - the order is the original's, with the places of F taken by rows from its end; whatever is done with the places of F
   alone, the remaining rows are in a uniformly random order again, since none of them is treated otherwise than another.
   It is cut into batches as training does, so that only the last ones become smaller;
-- a negative of user u stays with probability 1 - c and else becomes one of the items that F gives back to u's pool,
-  by their weights, where c is their share of the new pool. Over the old pool it was drawn with ``w_j / W``, so that it
-  now is drawn with ``(1 - c) w_j / W = w_j / W'`` over the new one, whose weights add up to W'.
+- a negative of user u becomes one of the items that F gives back to u's pool as often as these are in the new pool,
+  and else stays. Where items are drawn by popularity, F's own count less too, in the pools of all users: see `Redraw`.
 
 So its law is retraining's, and what it does not have to change it does not change: other users keep what they were
 recommended. Nothing else of this training is random. `Fresh` draws all of it anew.
@@ -63,6 +62,8 @@ class Coupling(ABC):
     def __init__(self, recorded: Recorded, gone: np.ndarray, seed: int) -> None:
         self.recorded, self.seed = recorded, seed
         self.kept = recorded.present() & ~gone
+        there = np.ones(len(gone), bool) if recorded.drawn is None else recorded.drawn
+        self.lost = there & ~self.kept  # since the negatives were drawn
 
     def __len__(self) -> int:
         return len(self.recorded.negatives)
@@ -97,9 +98,10 @@ class Paired(Coupling):
         super().__init__(recorded, gone, seed)
         self.redraw = None
         if recorded.returns:
-            there = np.arange(len(gone)) if recorded.drawn is None else np.flatnonzero(recorded.drawn)
-            data = np.asarray(recorded.users)[there], np.asarray(recorded.pos)[there], ~self.kept[there]
-            self.redraw = Redraw(*data, recorded.n_items, recorded.popularity)
+            there = np.flatnonzero(self.lost | self.kept)
+            data = np.asarray(recorded.users)[there], np.asarray(recorded.pos)[there], self.lost[there]
+            weights = recorded.weights, recorded.counted_without(self.lost).weights
+            self.redraw = Redraw(*data, recorded.n_items, *weights)
             self.redraw.rows = there[self.redraw.rows]
 
     def _order(self, number):
@@ -146,7 +148,8 @@ class Fresh(Coupling):
 
     def recorded_anew(self) -> Recorded:
         """What would be recorded of this training: another one can be coupled to it."""
-        return replace(self.recorded, negatives=_Drawn(self), order=self._order, absent=~self.kept, drawn=self.kept)
+        counted = self.recorded.counted_without(self.lost)
+        return replace(counted, negatives=_Drawn(self), order=self._order, absent=~self.kept, drawn=self.kept)
 
 
 class _Drawn(Sequence[np.ndarray]):

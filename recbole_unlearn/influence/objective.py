@@ -79,7 +79,13 @@ def returning(
 
 
 class Redraw:
-    """Replaces negatives by items that came back into their users' pools, each with its probability of being drawn.
+    """Changes negatives drawn from the pools of some rows into ones drawn from the pools of fewer, as few as it can.
+
+    An item that its user's rows no longer have comes into the pool; where items are drawn by popularity, their weights
+    change too. So a negative of a user was drawn with probability ``p_j = b_j / B`` and must be with ``q_j = a_j / A``
+    (b, a: weights before and after; B, A: of the user's pools). It stays with probability ``min(1, q_j / p_j)``, and is
+    else drawn in proportion to ``max(q_j - p_j, 0)``: a maximal coupling of the two. Uniform draws only change into
+    items that come back.
 
     Called with the negatives of an epoch, ``[rows, m]``, and a random generator, it changes and returns them.
 
@@ -87,28 +93,79 @@ class Redraw:
         rows: whose negatives it may change.
 
     Args:
-        others: as for `returning`.
+        users, items: all rows before forgetting, ``[rows]``, grouped by user.
+        gone: which of them are forgotten, bool ``[rows]``.
+        n_items: number of item ids, the padding id 0 (never drawn) included.
+        before, after: weights that items are drawn by, ``[n_items]``; None: uniform.
     """
 
     def __init__(
-        self, users: np.ndarray, items: np.ndarray, gone: np.ndarray, n_items: int, popularity: np.ndarray | None = None
+        self,
+        users: np.ndarray,
+        items: np.ndarray,
+        gone: np.ndarray,
+        n_items: int,
+        before: np.ndarray | None = None,
+        after: np.ndarray | None = None,
     ) -> None:
-        returns = list(returning(users, items, gone, n_items, popularity))
-        self.rows = np.concatenate([np.empty(0, np.int64), *(kept for _, kept, _, _ in returns)]).astype(np.int64)
-        self.owner = np.repeat(np.arange(len(returns)), [len(kept) for _, kept, _, _ in returns])
-        self.chance = np.array([share.sum() for _, _, _, share in returns])
-        self.back = np.concatenate([np.empty(0, items.dtype), *(back for _, _, back, _ in returns)])
-        # one search finds the item of any user: user n's shares, cumulated, lie between n and n + 1
-        cumulated = [n + np.cumsum(share) / share.sum() for n, (_, _, _, share) in enumerate(returns)]
-        self.cumulated = np.concatenate([np.empty(0), *cumulated])
+        self.n_items, uniform = n_items, np.append(0.0, np.ones(n_items - 1))
+        self.before, self.after = (uniform if each is None else np.array(each, np.float64) for each in (before, after))
+        self.before[0] = self.after[0] = 0
+        pairs = users.astype(np.int64) * n_items + items
+        self.had, has = np.unique(pairs), np.unique(pairs[~gone])
+        back = np.setdiff1d(self.had, has, assume_unique=True)
+        n_users = int(users[-1]) + 1 if len(users) else 0
+
+        def weight(pairs, weights):
+            return np.bincount(pairs // n_items, weights[pairs % n_items], n_users)
+
+        self.back, self.back_ends = back % n_items, np.cumsum(self.after[back % n_items])
+        self.first = np.searchsorted(back, np.arange(n_users) * n_items)  # of a user's own in them
+        with np.errstate(divide="ignore", invalid="ignore"):
+            old, new = (1 / (w.sum() - weight(at, w)) for at, w in ((self.had, self.before), (has, self.after)))
+            self.less = self.after / self.before  # nan: never drawn
+            self.more = self.before / self.after
+        self.old, self.new = old, new  # per unit of weight, of users
+        # what a user's negatives change into lies below these two, which are drawn from: all items, the returned ones
+        self.least = np.nanmin(self.more, initial=np.inf)
+        self.whole, self.ends = np.maximum(new - self.least * old, 0) * self.after.sum(), np.cumsum(self.after)
+        self.returned = weight(back, self.after) * new
+        alike = np.array_equal(self.before, self.after)
+        affected = ~gone & (self.returned[users] > 0) if alike else ~gone
+        self.rows = np.flatnonzero(affected)
+        self.owner = users[self.rows].astype(np.int64)
 
     def __call__(self, negatives: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        if len(self.rows):
-            draws = rng.random((len(self.rows), negatives.shape[1]))
-            row, column = np.nonzero(draws < self.chance[self.owner][:, None])
-            found = np.searchsorted(self.cumulated, self.owner[row] + rng.random(len(row)), "right")
-            negatives[self.rows[row], column] = self.back[np.minimum(found, len(self.back) - 1)]
+        drawn = negatives[self.rows]
+        stays = self.less[drawn] * (self.new / self.old)[self.owner][:, None]  # with such a probability
+        row, column = np.nonzero(stays < 1)
+        goes = rng.random(len(row)) >= stays[row, column]
+        goes &= (self.whole + self.returned)[self.owner[row]] > 0  # else all that makes a difference is rounding
+        row, column = row[goes], column[goes]
+        negatives[self.rows[row], column] = self._others(self.owner[row], rng)
         return negatives
+
+    def _others(self, users, rng):
+        """An item for each, in proportion to what the new pool has more of."""
+        found, open_ = np.zeros(len(users), np.int64), np.arange(len(users))
+        while len(open_):
+            who, drawn = users[open_], rng.random((3, len(open_)))
+            returns = drawn[0] * (self.whole + self.returned)[who] < self.returned[who]
+            some = np.searchsorted(self.ends, drawn[1] * self.ends[-1], "right")
+            surplus, most = (self.new[who] - each * self.old[who] for each in (self.more[some], self.least))
+            taken = returns | (drawn[2] * most < surplus) & ~_among(who * self.n_items + some, self.had)
+            start = np.append(0.0, self.back_ends)[self.first[who]]
+            own = np.searchsorted(self.back_ends, start + drawn[1] * (self.returned / self.new)[who], "right")
+            last = np.append(self.first, len(self.back))[who + 1] - 1
+            item = np.where(returns, np.append(self.back, 0)[np.minimum(own, last)], some)
+            found[open_[taken]] = item[taken]
+            open_ = open_[~taken]
+        return found
+
+
+def _among(values, ordered):
+    """Which values are in an ordered array."""
+    return ordered[np.minimum(np.searchsorted(ordered, values), len(ordered) - 1)] == values
 
 
 def pool_return(

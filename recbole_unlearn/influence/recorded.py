@@ -1,7 +1,7 @@
 """What was recorded of a training, to run it again: its triples, how Adam was set, and its weights along the way."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -45,7 +45,9 @@ class Recorded:
         n_users, n_items: sizes of the id spaces.
         optimizer: as in training; None: no Adam.
         batch_triples: triples of a training batch.
-        popularity: sampling weight of each item id; None: uniform over 1..n_items-1.
+        popularity: number of interactions of each item id by which negatives were drawn; None: uniform over
+            1..n_items-1.
+        alpha: an item's weight is its popularity to this power.
         absent: rows that were taken away since, bool ``[rows]``.
         drawn: rows that were there when the negatives were drawn, bool ``[rows]``; default: all.
         order: epoch -> all rows, absent ones too, in the order in which they were trained on, or None; default: not
@@ -70,6 +72,7 @@ class Recorded:
     rates: Callable[[int], np.ndarray] | None = None
     static: bool = False
     returns: bool = True
+    alpha: float = 1.0
 
     @cached_property  # negatives may be drawn when they are asked for
     def m(self) -> int:
@@ -88,6 +91,17 @@ class Recorded:
             raise ValueError("the training was not one by Adam")
         return self.optimizer
 
+    @property
+    def weights(self) -> np.ndarray | None:
+        """By which items are drawn as negatives, float64 ``[n_items]``; None: uniformly."""
+        return None if self.popularity is None else popularity_weights(self.popularity, self.alpha)
+
+    def counted_without(self, gone: np.ndarray) -> "Recorded":
+        """The same with popularity counted anew, without some rows, bool ``[rows]``."""
+        if self.popularity is None:
+            return self
+        return replace(self, popularity=self.popularity - np.bincount(self.pos[gone], minlength=self.n_items))
+
     def ordered(self) -> bool:
         """Whether the order of every epoch is known."""
         return self.order is not None and all(self.order(epoch) is not None for epoch in range(len(self.negatives)))
@@ -100,6 +114,11 @@ class Recorded:
         """Learning rate of each step of an epoch, ``[n_steps]``."""
         rates = np.full(n_steps, self.adam.lr) if self.rates is None else self.rates(epoch)
         return np.append(rates, np.full(max(n_steps - len(rates), 0), rates[-1]))[:n_steps]
+
+
+def popularity_weights(count: np.ndarray, alpha: float) -> np.ndarray:
+    """``count ** alpha``, by which RecBole draws items that occur, float64; 0 of others."""
+    return np.where(count > 0, np.maximum(count, 1.0) ** alpha, 0.0)
 
 
 def steps_made(bounds: np.ndarray, rates: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

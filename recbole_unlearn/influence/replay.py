@@ -412,7 +412,7 @@ class _Selection:
         """`_Returns` of the rows that are present."""
         recorded, some = self.recorded, slice(None) if self.n_present == len(self.gone) else self.present
         rows = recorded.users[some], recorded.pos[some], self.gone[some]
-        return _Returns(*rows, recorded.n_items, recorded.m, recorded.popularity)
+        return _Returns(*rows, recorded.n_items, recorded.m, recorded.weights)
 
     def bare_users(self) -> np.ndarray:
         """Touched users without a row left."""

@@ -298,7 +298,7 @@ class AnyLoss(Problem):
         present = np.flatnonzero(~self.absent)
         users, items = np.asarray(log.users, np.int64)[present], np.asarray(log.items, np.int64)[present]
         gone = np.isin(present, rows)
-        found = list(returning(users, items, gone, log.metadata["n_items"], self.split.popularity()))
+        found = list(returning(users, items, gone, log.metadata["n_items"], self.split.negative_weights()))
         empty = np.empty(0, np.int64)
         kept = np.concatenate([empty, *(np.tile(present[k], len(back)) for _, k, back, _ in found)]).astype(np.int64)
         item = np.concatenate([empty, *(np.repeat(back, len(k)) for _, k, back, _ in found)]).astype(np.int64)

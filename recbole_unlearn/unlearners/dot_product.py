@@ -53,7 +53,7 @@ class DotProduct(Problem):
     def __init__(self, trained: Trained, shared: bool = False):
         super().__init__(trained)
         log = self.log
-        self.popularity = self.split.popularity()
+        self.popularity = self.split.negative_weights()
         self._hold(copies(trained.model.state_dict()))
         check_finite(self.state_dict, "the model")
         if len(self.P) != log.metadata["n_users"] or len(self.Q) != log.metadata["n_items"]:

@@ -22,6 +22,12 @@ def pool(user, keep, weight):
     return free / free.sum()
 
 
+def weighed(keep, alpha):
+    """Weights by popularity among the kept rows, and others which have items 2, 5, 8 and 11; None: uniform ones."""
+    counted = (np.arange(N_ITEMS) % 3 == 2) * 2 + np.bincount(ITEMS[keep], minlength=N_ITEMS)
+    return np.ones(N_ITEMS) if alpha is None else np.where(counted > 0, np.maximum(counted, 1.0) ** alpha, 0)
+
+
 def draws(keep, weight, epochs, rng, m=M):
     negatives = np.zeros((epochs, len(USERS), m), np.uint16)
     for row, user in enumerate(USERS):
@@ -29,14 +35,18 @@ def draws(keep, weight, epochs, rng, m=M):
     return negatives
 
 
-def recorded(epochs=3, weight=None, seed=0, **more):
+EVERYTHING = np.ones(len(USERS), bool)
+
+
+def recorded(epochs=3, alpha=None, seed=0, **more):
     rng = np.random.default_rng(seed)
-    everything = np.ones(len(USERS), bool)
-    negatives = list(draws(everything, np.ones(N_ITEMS) if weight is None else weight, epochs, rng))
+    negatives = list(draws(EVERYTHING, weighed(EVERYTHING, alpha), epochs, rng))
     order = [rng.permutation(len(USERS)) for _ in range(epochs)]
     adam = Adam(0.01, 0.9, 0.999, 1e-8, 0.0)
     more = {"order": order.__getitem__, **more}
-    return Recorded(USERS, ITEMS, negatives, 5, N_ITEMS, adam, SIZE * M // 2, weight, **more)
+    if alpha is not None:
+        more |= {"popularity": weighed(EVERYTHING, 1).astype(int), "alpha": alpha}
+    return Recorded(USERS, ITEMS, negatives, 5, N_ITEMS, adam, SIZE * M // 2, **more)
 
 
 def own_draw(weight):
@@ -48,12 +58,18 @@ def own_draw(weight):
     return draw
 
 
-@pytest.mark.parametrize("weight", [None, np.arange(1.0, N_ITEMS + 1)], ids=["uniform", "popularity"])
+ALPHAS = {"uniform": None, "popularity": 1.0, "its root": 0.5, "the rare ones": -1.0}
+
+
+@pytest.mark.parametrize("alpha", ALPHAS.values(), ids=ALPHAS)
 @pytest.mark.parametrize("kind", ["paired", "fresh"])
-def test_each_negative_is_drawn_from_the_new_pool(kind, weight):
-    """Over many epochs each is as frequent as enumeration says, and two of a row do not depend on each other."""
-    weights = np.ones(N_ITEMS) if weight is None else weight
-    training = recorded(4000, weight)
+def test_each_negative_is_drawn_from_the_new_pool(kind, alpha):
+    """Over many epochs each is as frequent as enumeration says, and two of a row do not depend on each other.
+
+    Where items are drawn by popularity, what is forgotten does not count any more, in nobody's pool.
+    """
+    weights = weighed(~GONE, alpha)
+    training = recorded(4000, alpha)
     epochs = Paired(training, GONE, 1) if kind == "paired" else Fresh(training, GONE, 1, own_draw(weights))
     found = np.array([epoch.negatives for epoch in epochs])
     for row in np.flatnonzero(~GONE):
@@ -66,15 +82,15 @@ def test_each_negative_is_drawn_from_the_new_pool(kind, weight):
         assert (np.abs(both - together) <= 5.5 * np.sqrt(together * (1 - together) / len(found))).all()
 
 
-def test_a_paired_negative_changes_as_rarely_as_it_can():
-    """By the total variation between the old pool and the new one; of users to whom nothing returns never."""
-    training = recorded(4000)
+@pytest.mark.parametrize("alpha", ALPHAS.values(), ids=ALPHAS)
+def test_a_paired_negative_changes_as_rarely_as_it_can(alpha):
+    """By the total variation between the old pool and the new one."""
+    training = recorded(4000, alpha)
     changed = np.array(
         [e.negatives != old for e, old in zip(Paired(training, GONE, 1), training.negatives, strict=True)]
     )
-    everything = np.ones(len(USERS), bool)
     for row in np.flatnonzero(~GONE):
-        apart = (pool(USERS[row], everything, np.ones(N_ITEMS)), pool(USERS[row], ~GONE, np.ones(N_ITEMS)))
+        apart = [pool(USERS[row], keep, weighed(keep, alpha)) for keep in (EVERYTHING, ~GONE)]
         distance = np.abs(apart[0] - apart[1]).sum() / 2
         share = changed[:, row].mean()
         assert abs(share - distance) <= 5 * np.sqrt(distance * (1 - distance) / changed[:, row].size) + 1e-12
@@ -151,18 +167,20 @@ def test_nothing_returns_where_a_users_own_items_were_drawn_all_along():
         assert np.array_equal(epoch.negatives, old)
 
 
-def test_what_was_absent_before_stays_away_and_comes_back_as_negatives():
+@pytest.mark.parametrize("alpha", [None, 1.0])
+def test_what_was_absent_before_stays_away_and_comes_back_as_negatives(alpha):
     """Two requests, one after the other, are one for both."""
     first, second = np.isin(np.arange(10), [1, 5]), np.isin(np.arange(10), [2, 7])
-    training = recorded()
+    training = recorded(alpha=alpha)
     later = Recorded(**{**training.__dict__, "absent": first})
     for one, other in zip(Paired(training, GONE, 8), Paired(later, second, 8), strict=True):
         assert np.array_equal(one.order, other.order) and np.array_equal(one.negatives, other.negatives)
 
 
 def test_a_fresh_training_can_be_coupled_to():
-    """Its epochs are then what is recorded."""
-    fresh = Fresh(recorded(), GONE, 9, own_draw(np.ones(N_ITEMS)))
+    """Its epochs are then what is recorded, and popularity is counted as it was drawn by."""
+    fresh = Fresh(recorded(alpha=1.0), GONE, 9, own_draw(weighed(~GONE, 1)))
+    np.testing.assert_array_equal(fresh.recorded_anew().weights, weighed(~GONE, 1))
     for one, other in zip(fresh, Paired(fresh.recorded_anew(), np.zeros(10, bool)), strict=True):
         assert np.array_equal(one.order, other.order) and np.array_equal(one.bounds, other.bounds)
         assert np.array_equal(one.negatives[~GONE], other.negatives[~GONE])
