@@ -294,7 +294,7 @@ def paper_ratios(options):
         table[f"{ratio:.3%}"] = row
         print(f"{ratio:.3%}", row, flush=True)
     frame = pd.DataFrame.from_dict(table, orient="index")
-    epoch = sorted(common.stock_epoch_seconds(config, split, options.retrain_epochs))[options.retrain_epochs // 2]
+    epoch = sorted(common.epoch_seconds(config, split, options.retrain_epochs))[options.retrain_epochs // 2]
     total, unlearning = epoch * config["epochs"], sorted(seconds)[len(seconds) // 2]
     page = (
         f"## {options.dataset}, the paper's setting, {options.seeds} seeds\n\n"

@@ -41,7 +41,7 @@ from synthetic import forget_sets, growth, kernels, replay, report
 from recbole_unlearn import distributed
 from recbole_unlearn.comparison.seeds import opened
 from recbole_unlearn.data.forget import ForgetRequest
-from recbole_unlearn.influence.operators import Damped, DotProductCurvature, UserTriples
+from recbole_unlearn.influence.operators import Damped
 from recbole_unlearn.influence.propagated import Graph
 from recbole_unlearn.influence.propagated_training import GraphLoss, PropagatedTraining
 from recbole_unlearn.influence.recorded import Adam
@@ -55,6 +55,7 @@ from recbole_unlearn.trainer import BPRTrainer
 from recbole_unlearn.training import new_model
 from recbole_unlearn.unlearner import InfluenceUnlearner
 from recbole_unlearn.unlearners.propagated import MOVES
+from recbole_unlearn.unlearners.replay import Replay
 
 RATIO = 0.0002  # of the interactions in a request
 OUTPUT = {"output": RESULTS / "speed"}
@@ -147,21 +148,46 @@ def logging_cost(config, split, folder, rounds, trained):
     return more, sum(snapshots) / (trained * median(times[False])), times[True]
 
 
+def implicit_seconds(split, K, epochs, regularisation):
+    """implicit's BPR (SGD, as many epochs, two threads) on the same interactions; None where it is not installed."""
+    try:
+        from implicit.bpr import BayesianPersonalizedRanking
+    except ImportError:
+        return None
+    from scipy.sparse import csr_matrix
+
+    interactions = csr_matrix((np.ones(split.n_rows, np.float32), (split.users, split.items)))
+    threads = len(os.sched_getaffinity(0))
+    model = BayesianPersonalizedRanking(K, regularization=regularisation, iterations=epochs, num_threads=threads)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return seconds(partial(model.fit, interactions, show_progress=False))
+
+
+WAYS = {"exact": Replay("all"), "touched rows": Replay("touched")}
+RETRAINS = {
+    "stock RecBole": (None, {}),
+    "this package's": (BPRTrainer, {}),
+    "compiled": (BPRTrainer, {"compiled": True}),
+}
+
+
 @takes(
     **CACHED,
-    epochs=option(3, "of stock RecBole to measure"),
+    epochs=option(3, "of each Retrain to measure"),
     logged_epochs=option(9, "to measure with and without log, in turn"),
-    requests=11,
+    requests=7,
     seeds=option(1, "originals to take requests on"),
     **OUTPUT,
 )
 def requests(options):
-    """What a request costs: against stock Retrain, against a curvature product, and what logging costs before.
+    """What a request costs: against three ways to retrain, and what logging costs before.
 
-    Everything is measured in one process, one after the other, on an otherwise idle machine. Retrain is stock RecBole:
-    its own loader and trainer, median of --epochs epochs with validation, taken in turn with the requests of each
-    original, times the epochs that the configuration trains (or, under early stopping, that the original trained). The
-    originals (--seeds of them) come from --cache or are trained first.
+    Everything is measured in one process, one after the other, on an otherwise idle machine: for each original
+    (--seeds of them, from --cache or trained first) requests, then --epochs epochs with validation of each Retrain.
+    Retrain is stock RecBole's own loader and trainer, this package's trainer, or the latter by compiled kernels; the
+    median epoch, times the epochs that the configuration trains (or, under early stopping, that the original trained).
+    implicit's BPR, where it is installed, trains as many epochs as the original's best one.
     """
     trained = common.trained_seeds(options, method="replay")
     config, split = trained.config, trained.split
@@ -169,7 +195,8 @@ def requests(options):
     paths = trained.train(runs)
 
     # Each request starts from the original: what a session has forgotten is not kept here.
-    openings, replayed, asked, single, stock = [], [], [], [], []
+    openings, replayed, beside, found = [], [], [], {}
+    epochs = {name: [] for name in RETRAINS}
     keys = {"data_path": options.data_path, "method": "replay", "show_progress": False}
     for run, path in zip(runs, paths, strict=True):
         start = perf_counter()
@@ -178,44 +205,39 @@ def requests(options):
         replayed.append(session.problem.epochs)
         for n in range(options.requests):
             rng = np.random.default_rng(n)
-            for times, count in ((asked, max(round(RATIO * split.n_rows), 1)), (single, 1)):
+            for count in (max(round(RATIO * split.n_rows), 1), 1):
                 rows = np.sort(rng.choice(split.n_rows, count, replace=False))
-                times.append(session.unlearn(rows).seconds)
+                for name, way in WAYS.items():  # in turn, so that a slow spell of the machine meets all
+                    found.setdefault((name, count), []).append(session.carry_out(way, rows).seconds)
         session.close()
-        # in turn, so that a slow spell of the machine meets both
-        for _ in range(-(-options.epochs // len(paths))):
-            stock += common.stock_epoch_seconds(config, split, 1)
+        for name, (trainer, more) in RETRAINS.items():
+            epochs[name] += common.epoch_seconds(changed(config, **more), split, options.epochs, trainer)
+        size = session.problem.P.shape[1], session.problem.epochs * session.log.negatives
+        beside.append(implicit_seconds(split, *size, config["weight_decay"]))
     log, stored = session.log, session.trained.stored
-
-    triples = UserTriples(
-        log.users, np.array(log.items), np.ascontiguousarray(log.epoch(0)), split.n_users, split.n_items
-    )
-    curvature = DotProductCurvature(triples, session.problem.P, session.problem.Q)
-    vector = torch.randn(curvature.size, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    curvature.matvec(vector)
-    products = [seconds(partial(curvature.matvec, vector)) for _ in range(options.requests)]
-
-    epoch = median(stock)
-    epochs = min(config["epochs"], stored["epoch"] + 1 + config["stopping_step"])
+    n_epochs = min(config["epochs"], stored["epoch"] + 1 + config["stopping_step"])
     with tempfile.TemporaryDirectory() as folder:
-        more, snapshots, training = logging_cost(config, split, Path(folder), options.logged_epochs, epochs)
+        more, snapshots, training = logging_cost(config, split, Path(folder), options.logged_epochs, n_epochs)
     n_logged = log.n_epochs if not log.static else 1
     size = sum(f.stat().st_size for f in log_path(paths[-1]).iterdir()) / (n_logged * log.n_rows * log.negatives)
+    retrain = {name: n_epochs * median(took) for name, took in epochs.items()}
 
     def told(times):
         return f"{median(times):.3g} s ({min(times):.3g}-{max(times):.3g})"
 
-    figures = {
-        "triples an epoch": f"{log.n_rows * log.negatives:,}",
-        "Retrain, stock RecBole": f"{epochs * epoch:.4g} s ({epochs} epochs of {epoch:.3g} s)",
-        "epochs replayed (up to the best one)": ", ".join(map(str, replayed)),
-        f"request, {RATIO:.2%} of the interactions": told(asked),
-        "times faster than Retrain": f"{epochs * epoch / median(asked):.0f}",
-        "request, 1 interaction": told(single),
-        "times faster than Retrain, 1 interaction": f"{epochs * epoch / median(single):.0f}",
-        "one curvature product": told(products),
-        "request, 1 interaction, in curvature products": f"{median(single) / median(products):.1f}",
-        "opening before the first request": told(openings),
+    figures = {"triples an epoch": f"{log.n_rows * log.negatives:,}"}
+    for name, whole in retrain.items():
+        figures[f"Retrain, {name}"] = f"{whole:.4g} s ({n_epochs} epochs of {median(epochs[name]):.3g} s)"
+    figures["epochs replayed (up to the best one)"] = ", ".join(map(str, replayed))
+    if beside[0] is not None:
+        figures["implicit's BPR, as many epochs by SGD"] = told(beside)
+    for (name, count), times in found.items():
+        what = f"{name}, {'1 interaction' if count == 1 else f'{RATIO:.2%} of the interactions'}"
+        figures[f"request, {what}"] = told(times)
+        for other, whole in retrain.items():
+            figures[f"times faster than Retrain, {other}; {what}"] = f"{whole / median(times):.3g}"
+    figures |= {
+        "opening before the first request, kernels and guard": told(openings),
         "logging, share of training time": f"{median(more) + snapshots:+.1%} "
         f"(an epoch {min(more):+.1%} to {max(more):+.1%}, snapshots {snapshots:+.1%})",
         "log, bytes a triple": f"{size:.2f}",
@@ -223,8 +245,9 @@ def requests(options):
     }
     name = f"{options.dataset}-{setting(options)}"
     page = pd.Series(figures, name=name).to_markdown() + "\n"
-    found = {"figures": figures, "requests": asked, "single": single, "logging": more}
-    common.write(page, options.output, f"request_cost-{name}", found)
+    took = {f"{way}, {count}": times for (way, count), times in found.items()}
+    data = {"figures": figures, "requests": took, "epochs": epochs, "logging": more}
+    common.write(page, options.output, f"request_cost-{name}", data)
 
 
 # LightGCN

@@ -376,7 +376,7 @@ class Split:
         if self.config["train_neg_sample_args"]["distribution"] != "popularity":
             return None
         parts = (loader._dataset.inter_feat[loader._dataset.iid_field].numpy() for loader in (self.valid, self.test))
-        return sum(np.bincount(items, minlength=self.n_items) for items in (self.items, *parts))
+        return np.bincount(np.concatenate([self.items, *parts]), minlength=self.n_items)
 
     def negative_weights(self) -> np.ndarray | None:
         """Sampling weight of each item id as a negative, ``[n_items]``; None where they are uniform."""
