@@ -19,7 +19,8 @@ from recbole_unlearn import distributed
 from recbole_unlearn.compat.recbole_models import checkpoint_state, class_named, model_class, replaced
 from recbole_unlearn.compiled import CompiledEpochs
 from recbole_unlearn.data.fingerprint import fingerprint
-from recbole_unlearn.data.sampling import ROW, NegativeDraw, OrderNote, PairwiseCollate, batches, record
+from recbole_unlearn.data.orders import OrderNote
+from recbole_unlearn.data.sampling import ROW, NegativeDraw, PairwiseCollate, batches, record
 from recbole_unlearn.data.split import pairwise_loader
 from recbole_unlearn.devices import array, read
 from recbole_unlearn.errors import InputError

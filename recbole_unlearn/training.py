@@ -9,7 +9,8 @@ from recbole.utils import init_seed
 
 from recbole_unlearn import distributed
 from recbole_unlearn.compat.recbole_models import checkpoint_state
-from recbole_unlearn.data.sampling import BatchOrder, Played
+from recbole_unlearn.data.orders import BatchOrder
+from recbole_unlearn.data.sampling import Played
 from recbole_unlearn.devices import read
 from recbole_unlearn.errors import InputError
 from recbole_unlearn.influence.coupling import Paired

@@ -9,7 +9,8 @@ import torch
 from logs import paired
 
 from recbole_unlearn.comparison.seeds import SeedRun, TrainedSeeds
-from recbole_unlearn.data.sampling import BatchOrder, Played
+from recbole_unlearn.data.orders import BatchOrder
+from recbole_unlearn.data.sampling import Played
 from recbole_unlearn.errors import InputError
 from recbole_unlearn.trained import Checkpoint
 from recbole_unlearn.training import train_paired

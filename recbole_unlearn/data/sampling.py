@@ -1,7 +1,6 @@
 """Draws RecBole's training negatives and batches faster, bit for bit the same."""
 
 import itertools
-import zlib
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
@@ -14,8 +13,8 @@ from recbole.sampler import Sampler
 from recbole.sampler.sampler import AbstractSampler
 
 from recbole_unlearn.data.dataset import UsedItems
+from recbole_unlearn.data.orders import next_order
 from recbole_unlearn.influence.coupling import Epoch
-from recbole_unlearn.storage.triple_log import MOST_DRAWN, TripleLog
 
 ROW = "triple_row"
 FILTER_BITS = 2**29  # 64 MiB
@@ -212,34 +211,10 @@ def batches(
 
     ``step``: rows of a batch; default: the loader's.
     """
-    order = _next_order(loader.sample_size, loader.generator) if loader.shuffle else np.arange(loader.sample_size)
+    order = next_order(loader.sample_size, loader.generator) if loader.shuffle else np.arange(loader.sample_size)
     step = step or loader.step
     for start in range(0, loader.sample_size, step):
         yield collate(order[start : start + step])
-
-
-def _next_order(n, generator):
-    """Rows in the order of an epoch, drawn from a loader's generator as torch's single-process iterator does.
-
-    That is a base seed, the permutation, and one more permutation of which ``RandomSampler`` uses nothing. Without a
-    generator, as RecBole leaves its loaders after it has saved them, base seed and the seed of an own generator come
-    from the process's stream.
-    """
-    torch.empty((), dtype=torch.int64).random_(generator=generator)
-    if generator is None:
-        generator = torch.Generator()
-        generator.manual_seed(int(torch.empty((), dtype=torch.int64).random_()))
-    order = torch.randperm(n, generator=generator)
-    torch.randperm(n, generator=generator)
-    return order.numpy()
-
-
-def _own_seed():
-    """Seed of the generator that `_next_order` will make where there is none; nothing is drawn."""
-    state = torch.get_rng_state()
-    _, seed = (torch.empty((), dtype=torch.int64).random_() for _ in range(2))
-    torch.set_rng_state(state)
-    return int(seed)
 
 
 class Played:
@@ -291,90 +266,3 @@ class PoolDraw:
             return self.draw(np.asarray(users, np.int64), negatives).reshape(negatives, -1).T
         finally:
             np.random.set_state(before)
-
-
-class OrderNote:
-    """Notes down, epoch by epoch, how to draw the order of batches again: entries of `BatchOrder`."""
-
-    def __init__(self) -> None:
-        self._generator, self._seed, self._drawn = None, None, 0
-
-    def begin(self, loader: TrainDataLoader) -> list[int] | None:
-        """Before an epoch of a loader: what its order will be drawn from."""
-        generator = loader.generator
-        if not loader.shuffle:
-            return []
-        if generator is None:
-            return [_own_seed()]
-        if generator is not self._generator or generator.initial_seed() != self._seed:
-            self._generator, self._seed = generator, generator.initial_seed()
-            self._drawn = _epochs_drawn(loader.sample_size, generator)
-        if self._drawn is None:
-            return None
-        self._drawn += 1
-        return [generator.initial_seed(), self._drawn - 1]
-
-    @staticmethod
-    def end(begun: list[int] | None, steps: np.ndarray) -> list[int] | None:
-        """The entry, after the epoch: ``steps`` is the batch of each row, int32 ``[rows]``."""
-        return None if begun is None else [*begun, zlib.crc32(steps.data)]
-
-
-def _epochs_drawn(n, generator):
-    """How many epochs' orders have been drawn from a generator since it was seeded; None: none of the first ones."""
-    again, state = torch.Generator(), generator.get_state()
-    again.manual_seed(generator.initial_seed())
-    for drawn in range(MOST_DRAWN):
-        if torch.equal(again.get_state(), state):
-            return drawn
-        _next_order(n, again)
-    return None
-
-
-class BatchOrder:
-    """The order in which rows were trained on, epoch by epoch: mostly not stored, since it can be drawn again.
-
-    Args:
-        log: says of each epoch ``[seed, epochs drawn before with it, checksum of the batches]``, or without the epochs
-            where the seed was its own, or without the seed where rows came in order; or stores the batch of each row.
-        data_row: row in RecBole's training data of each row, ``[rows]``.
-        batch_rows: rows of a batch.
-    """
-
-    def __init__(self, log: TripleLog, data_row: np.ndarray, batch_rows: int) -> None:
-        self.log, self.data_row, self.batch_rows = log, data_row, batch_rows
-        self._row = np.empty_like(data_row)
-        self._row[data_row] = np.arange(len(data_row))
-        self._generator, self._drawn = None, 0
-
-    def __call__(self, epoch: int) -> np.ndarray | None:
-        """Rows in the order of an epoch, ints ``[rows]``; None where it cannot be told.
-
-        Where only batches are known, rows are in random order within, the same each time.
-        """
-        if (stored := self.log.steps(epoch)) is not None:
-            mixed = np.random.default_rng(epoch).permutation(len(stored))
-            return mixed[np.argsort(stored[mixed], kind="stable")]
-        if (recorded := self.log.order[epoch]) is None:
-            return None
-        *drawn_from, checksum = recorded
-        order = self._row[self._order(*drawn_from)]
-        steps = np.empty(len(order), np.int32)
-        steps[order] = np.arange(len(order), dtype=np.int32) // self.batch_rows
-        return order if zlib.crc32(steps.data) == checksum else None
-
-    def _order(self, seed=None, drawn=None):
-        n = len(self.data_row)
-        if seed is None:
-            return np.arange(n)
-        if drawn is None:  # torch draws no base seed from a generator of the sampler's own
-            generator = torch.Generator()
-            generator.manual_seed(seed)
-            return torch.randperm(n, generator=generator).numpy()
-        if self._generator is None or self._generator.initial_seed() != seed or drawn < self._drawn:
-            self._generator, self._drawn = torch.Generator(), 0
-            self._generator.manual_seed(seed)
-        while self._drawn <= drawn:
-            order = _next_order(n, self._generator)
-            self._drawn += 1
-        return order

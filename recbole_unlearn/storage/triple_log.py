@@ -33,7 +33,7 @@ VERSION = 1
 MAX_METADATA_BYTES = 16 << 20
 MAX_EPOCHS = 1_000_000
 DAMAGED = (OSError, ValueError, EOFError, SyntaxError, tokenize.TokenError)  # what np.load raises on bad files
-MOST_DRAWN = 100  # epochs that another training may have drawn from a loader before, see `sampling.OrderNote`
+MOST_DRAWN = 100  # epochs that another training may have drawn from a loader before, see `orders.OrderNote`
 ROUNDED = 1e-5  # of a norm, by which sums and norms of the same weights may differ
 SNAPSHOT_SPACING = 1.5  # each snapshot at least this much later than the one before; 1.2 is no better (measured)
 
@@ -135,7 +135,7 @@ def _check_metadata(metadata):
 
 
 def _is_order(entry, n_epochs):
-    """Whether this is an entry of `sampling.BatchOrder`: one to three whole numbers, the second of three an epoch's."""
+    """Whether this is an entry of `orders.BatchOrder`: one to three whole numbers, the second of three an epoch's."""
     fits = 1 <= len(entry) <= 3 and all(type(number) is int and number >= 0 for number in entry)
     return fits and (len(entry) < 3 or entry[1] < n_epochs + MOST_DRAWN)
 
@@ -308,7 +308,7 @@ class TripleLog:
 
         Args:
             negatives: item ids ``[rows, negatives]``, none of them 0.
-            order: how to recompute the order of batches, see `sampling.BatchOrder`.
+            order: how to recompute the order of batches, see `orders.BatchOrder`.
             rates: learning rate of each step of the optimiser, ``[steps]``.
             steps: batch of each row, ``[rows]``, where nothing tells the order.
         """
@@ -401,7 +401,7 @@ class TripleLog:
 
     @property
     def order(self) -> list[list[int] | None]:
-        """For each epoch how to recompute the order of batches, see `sampling.BatchOrder`; None: not known."""
+        """For each epoch how to recompute the order of batches, see `orders.BatchOrder`; None: not known."""
         return self.metadata.get("order") or [None] * self.n_epochs
 
     @property

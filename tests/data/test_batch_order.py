@@ -6,10 +6,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from logs import without
 
 from recbole_unlearn.data import sampling
-from recbole_unlearn.data.sampling import BatchOrder
+from recbole_unlearn.data.orders import BatchOrder, permutation
 from recbole_unlearn.errors import InputError
 from recbole_unlearn.influence.coupling import Paired
 from recbole_unlearn.influence.newton import flat
@@ -109,3 +110,11 @@ def test_metadata_with_a_bad_order_is_refused(trained, tmp_path, entry):
         (log.path / "metadata.json").write_text(json.dumps({**log.metadata, "order": order}))
         with pytest.raises(InputError, match="damaged"):
             TripleLog.open(log.path)
+
+
+@pytest.mark.parametrize("n", [0, 1, 2, 3, 10, 4097, 100_000])
+def test_a_permutation_is_torchs_and_leaves_the_generator_as_torch_does(n):
+    ours, theirs = (torch.Generator().manual_seed(7) for _ in range(2))
+    for _ in range(3):
+        np.testing.assert_array_equal(permutation(n, ours), torch.randperm(n, generator=theirs).numpy())
+        assert torch.equal(ours.get_state(), theirs.get_state())
