@@ -43,7 +43,7 @@ CASES = {
     "ml-100k, LightGCN": ("ml-100k", "LightGCN", {"epochs": 20}, ("ratio", 0.0025)),
     "ml-1m, defaults": ("ml-1m", "BPR", {"epochs": 12}, ("ratio", 0.0005)),
     "ml-1m, K = 8, 4 negatives": ("ml-1m", "BPR", {**PAPER, "epochs": 12}, ("ratio", 0.0005)),
-    "ml-1m, LightGCN": ("ml-1m", "LightGCN", {"epochs": 2}, ("ratio", 0.0005)),
+    "ml-1m, LightGCN": ("ml-1m", "LightGCN", {"epochs": 1}, ("ratio", 0.0005)),
 }  # fmt: skip
 
 

@@ -219,9 +219,12 @@ def compare(retrained, originals, unlearned):
     before = np.array([v.margin for v in originals])
     after = np.array([v.margin for v in retrained])
     predicted = np.array([v.margin for v in unlearned]) - before
-    true = after.mean(0) - before.mean(0)
+    change = after - before
+    true = change.mean(0)
     limit = ceiling(before, after)
-    single = [np.corrcoef(p, true)[0, 1] if p.std() else float("nan") for p in predicted]
+    # a retraining is compared with the others: it would agree with itself
+    others = [np.delete(change, k, 0).mean(0) if unlearned is retrained else true for k in range(len(predicted))]
+    single = [np.corrcoef(p, t)[0, 1] if p.std() else float("nan") for p, t in zip(predicted, others, strict=True)]
     result |= {
         "mean_change": float(predicted.mean()),
         "true_mean_change": float(true.mean()),
