@@ -48,8 +48,12 @@ def check_origin(path: Path, stored: dict[str, Any], stock: Path) -> None:
         )
 
 
-def check_sizes(stock: Path, stored: dict[str, Any], config: UnlearnConfig, split: Split) -> None:
-    """Raises InputError where a model on these data would have weights of other sizes than the stored ones."""
+def check(stock: Path, stored: dict[str, Any], config: UnlearnConfig, split: Split) -> None:
+    """Raises InputError where a model on these data would have weights of other sizes than the stored ones, or was
+    not trained for some of its epochs."""
+    epoch = stored["epoch"]
+    if type(epoch) is not int or not 0 <= epoch < config["epochs"]:
+        raise InputError(f"checkpoint {stock} is of epoch {epoch!r} of {config['epochs']}; give one of a trained model")
     now = {name: list(value.shape) for name, value in new_model(config, split).state_dict().items()}
     then = {name: list(value.shape) for name, value in stored["state_dict"].items()}
     for name in sorted(now.keys() | then.keys()):

@@ -92,7 +92,7 @@ class Checkpoint:
         """The data that it was trained on, without what it has forgotten since."""
         split = Split.seeded(self.config, self.log)
         if self.stock and not self.log:
-            adoption.check_sizes(self.stock, self.stored, self.config, split)
+            adoption.check(self.stock, self.stored, self.config, split)
         return split
 
     def trained(self, split: Split, seed: int | None = None) -> "Trained":

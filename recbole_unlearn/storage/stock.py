@@ -200,11 +200,12 @@ class _Reader(pickle.Unpickler):
             raise pickle.UnpicklingError("it refers to what is no tensor's")
         if (key, dtype) not in self.storages:
             content = bytearray(self.file.read(f"{self.root}/data/{key}"))
-            if len(content) != size * dtype.itemsize:
-                raise pickle.UnpicklingError("a tensor is not of the size that it says")
-            numbers = torch.frombuffer(content, dtype=dtype) if size else torch.empty(0, dtype=dtype)
-            self.storages[key, dtype] = _Numbers(numbers)
-        return self.storages[key, dtype]
+            self.storages[key, dtype] = (
+                torch.frombuffer(content, dtype=dtype) if content else torch.empty(0, dtype=dtype)
+            )
+        if len(numbers := self.storages[key, dtype]) != size:
+            raise pickle.UnpicklingError("a tensor is not of the size that it says")
+        return _Numbers(numbers)
 
 
 def _device(kind, index=None):
