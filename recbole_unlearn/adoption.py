@@ -6,6 +6,7 @@ the stored weights, what it drew is what was drawn then.
 
 import shutil
 from collections import deque
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +82,8 @@ def adopt(
         InputError: training again does not end in the stored weights, or the system refuses.
     """
     epochs, weights = stored["epoch"] + 1, stored["state_dict"]
-    with scratch_folder() as scratch:
+    with _in_one_line(path), scratch_folder() as scratch:
+        path.parent.mkdir(parents=True, exist_ok=True)  # before the work
         trainer, start = _trained(config, split, epochs, scratch / path.name)
         if trainer.triple_log is None:
             raise InputError(f"checkpoint {stock} cannot be adopted: {trainer.no_log}")
@@ -93,24 +95,28 @@ def adopt(
                 f"{_likely(distance)}; give the data that it was trained on, or train anew with recbole_unlearn"
             )
         state = checkpoint_state(trainer, stored["epoch"])
-        state["config"]["compiled"] = False  # as it was trained: what is compared with it is not compiled either
+        # as it was trained: what is compared with it is not compiled either
+        state["config"] |= {"compiled": False, "checkpoint_dir": config["checkpoint_dir"]}
         state |= {key: stored[key] for key in state if key in stored and key != "config"}
         noted = {"file": stock.name, "sha256": audit.file_checksum(stock), "distance": distance}
         log = trainer.triple_log
         state["triple_log"] = {"run_id": log.run_id, "epochs": epochs, "adopted": noted}
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            return state, checkpoints.save_with_log(path, state, lambda folder: shutil.copytree(log.path, folder))
-        except OSError as error:
-            raise InputError(
-                f"cannot write {path} ({error.strerror or error}), the adopted form of {stock}; make room, give rights "
-                "or name another checkpoint_dir"
-            ) from error
+        return state, checkpoints.save_with_log(path, state, lambda folder: shutil.copytree(log.path, folder))
+
+
+@contextmanager
+def _in_one_line(path):
+    try:
+        yield
+    except OSError as error:
+        raise InputError(
+            f"cannot write {path} ({error.strerror or error}); make room, give rights or name another checkpoint_dir"
+        ) from error
 
 
 def _trained(config, split, epochs, path):
     """A trainer that has trained for some epochs as RecBole's would have, and the weights that it began with."""
-    config = changed(config, compiled=False, log_negatives=True)
+    config = changed(config, compiled=False, log_negatives=True, checkpoint_dir=str(path.parent))
     model = new_model(config, split)
     start = copies(model.state_dict())
     trainer = make_trainer(config, model)

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from recbole.model.general_recommender.bpr import BPR
+from recbole.quick_start import load_data_and_model
 
 from recbole_unlearn import adoption
 from recbole_unlearn.errors import InputError
@@ -163,6 +164,17 @@ def test_it_may_lie_elsewhere_and_its_data_too(stock, tmp_path, data_path):
     assert (tmp_path / "new" / "bpr-adopted.pth").is_file() and not adopted(path).exists()
 
 
+def test_sampled_validation_draws_from_the_stream_of_training(stock, monkeypatch):
+    monkeypatch.setattr(adoption, "_drawing", lambda *_: None)
+    assert "cannot be adopted" in refusal(stock("sampled"))
+
+
+def test_recboles_own_function_reads_it(stock):
+    path = stock("graph")
+    _, model, *_ = load_data_and_model(str(path))
+    assert all(torch.equal(model.state_dict()[name], value) for name, value in raw(path).items())
+
+
 # -- refused
 
 
@@ -211,6 +223,11 @@ def test_other_settings_than_it_was_trained_with_are_refused(stock):
 
 def test_a_class_of_the_users_own_must_be_given(stock):
     assert "class of your own, Mine" in refusal(stock("own"))
+
+
+def test_a_folder_that_cannot_be_written_to_is_refused(stock):
+    Path("file").touch()
+    assert "cannot write" in refusal(stock("bpr"), checkpoint_dir="file")
 
 
 def test_bad_requests_are_refused_before_anything_is_trained(stock, monkeypatch):
@@ -300,7 +317,7 @@ HOSTILE = {
     "nested lists": b"]" * 100_000 + b"a" * 99_999,
     "nested tuples as a key": b"}" + b")" + b"\x85" * 1_000_000 + b"Ns",
     "a tuple as a key": b"}" + small(1) + b"\x85Ns",
-    "values without end": b"".join(b"]\x94(" + b"%b" * 9 + b"e" for _ in range(12)),
+    "values without end": b"(]\x94" + (b"](" + b"%b" * 9 + b"e\x94") * 12 + b"t",
     "a list of itself": b"]\x94%ba",
     "a huge number": b"\x8a\xff" + b"\x7f" * 255,
     "nothing on the stack": b"0000",
