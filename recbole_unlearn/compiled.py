@@ -20,7 +20,7 @@ from recbole_unlearn.influence.propagated_training import GraphLoss, PropagatedT
 from recbole_unlearn.influence.recorded import Adam
 
 
-def _refusal(trainer: Trainer, loader: TrainDataLoader) -> str | None:
+def refusal(trainer: Trainer, loader: TrainDataLoader) -> str | None:
     """Why a training cannot be compiled, in words; None where it can."""
     config, group = trainer.config, trainer.optimizer.param_groups[0]
     if type(trainer.model) not in (BPR, LightGCN):
@@ -76,7 +76,7 @@ class CompiledEpochs:
     """
 
     def __init__(self, trainer: Trainer, loader: TrainDataLoader) -> None:
-        if reason := _refusal(trainer, loader):
+        if reason := refusal(trainer, loader):
             raise InputError(f"compiled: {reason}; leave compiled out")
         self.model, self.optimizer, data = trainer.model, trainer.optimizer, loader._dataset
         self.users, self.items = (data.inter_feat[name].numpy() for name in (data.uid_field, data.iid_field))

@@ -12,7 +12,7 @@ from recbole.model.abstract_recommender import AbstractRecommender
 from recbole.trainer import Trainer
 from recbole.utils import init_logger
 
-from recbole_unlearn import distributed
+from recbole_unlearn import adoption, distributed
 from recbole_unlearn.compat.recbole_models import checkpoint_state, class_named
 from recbole_unlearn.data import frozen_data
 from recbole_unlearn.data.split import Split
@@ -33,19 +33,21 @@ from recbole_unlearn.training import new_model, recorded
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint that our trainer wrote, before there is data or a model.
+    """A checkpoint before there is data or a model: of our trainer, or of RecBole's own, to be adopted.
 
     Attributes:
-        path: its file.
+        path: its file; of one to be adopted, where the adopted one will lie.
         config: what it was trained with, and what the request says.
         stored: its content.
-        log: its triple log.
+        log: its triple log; None before it is adopted.
+        stock: RecBole's own file that it was, or is to be, adopted from; None: there is none.
     """
 
     path: Path
     config: UnlearnConfig
     stored: dict[str, Any]
-    log: TripleLog
+    log: TripleLog | None
+    stock: Path | None = None
 
     @classmethod
     def open(cls, given: Given, held: ExitStack) -> "Checkpoint | None":
@@ -59,14 +61,27 @@ class Checkpoint:
             return None
         if not isinstance(named, (str, Path)):
             raise InputError(f"checkpoint must be a path, not {named!r}")
-        if distributed.leads() and (Path(named).is_file() or purging.pending(named)):
-            held.enter_context(locked(named))
-            if purging.recover(named):
-                raise InputError(
-                    f"checkpoint {named} was purged by a process that was killed; the purge is finished now"
-                )
-        stored, log = checkpoints.load(named, verify=distributed.leads())
-        return cls(Path(named), supported(config_of(named, stored, log, given)), stored, log)
+        _hold(named, held)
+        path, stock, verify = Path(named), None, distributed.leads()
+        stored, log = checkpoints.read(path, logged=False), None
+        if stored.get("stock"):
+            stock, path = path, adoption.adopted_path(path, given.get("checkpoint_dir"))
+            _hold(path, held, new=True)
+            if path.exists():
+                stored, log = checkpoints.load(path, verify)
+                adoption.check_origin(path, stored, stock)
+            elif distributed.shared():
+                raise InputError(f"checkpoint {stock} is adopted by one process; first leave torchrun and nproc out")
+        else:
+            log = checkpoints.log_of(path, stored, verify)
+            stock = adoption.origin(path, stored)
+        config = supported(config_of(named, stored, log, given))
+        if config["purge"] and stock and stock.is_file():
+            raise InputError(
+                f"purge: True would leave {stock}, which RecBole wrote and which knows what is to be forgotten too; "
+                f"forget from {path} once you have deleted it yourself, or leave purge out"
+            )
+        return cls(path, config, stored, log, stock)
 
     @classmethod
     def written(cls, path: Path | str, config: UnlearnConfig) -> "Checkpoint":
@@ -75,17 +90,36 @@ class Checkpoint:
 
     def split(self) -> Split:
         """The data that it was trained on, without what it has forgotten since."""
-        return Split.seeded(self.config, self.log)
+        split = Split.seeded(self.config, self.log)
+        if self.stock and not self.log:
+            adoption.check(self.stock, self.stored, self.config, split)
+        return split
 
     def trained(self, split: Split, seed: int | None = None) -> "Trained":
-        """The training, on its data.
+        """The training, on its data; one of RecBole's own is adopted now.
 
         ``seed`` is that of the training, for models whose structure is drawn at random; default: the configuration's.
         """
+        stored, log = self.stored, self.log
+        if log is None:
+            assert self.stock
+            stored, log = adoption.adopt(self.stock, stored, self.config, split, self.path)
         model = new_model(self.config, split, seed)
         initial = _parameters(model)
-        load_weights(model, self.stored)
-        return Trained(model, self.config, split, self.log, self.stored, self.path, initial)
+        load_weights(model, stored)
+        return Trained(model, self.config, split, log, stored, self.path, initial)
+
+
+def _hold(path, held, new=False):
+    """Lock a checkpoint, and finish or undo what a killed process was doing to it.
+
+    Raises:
+        InputError: it is locked, or its purge is finished now.
+    """
+    if distributed.leads() and (new or Path(path).is_file() or purging.pending(path)):
+        held.enter_context(locked(path))
+        if purging.recover(path):
+            raise InputError(f"checkpoint {path} was purged by a process that was killed; the purge is finished now")
 
 
 @dataclass(frozen=True)

@@ -50,6 +50,7 @@ class Follower:
 
     def open_unlearner(self, checkpoint, run_id):
         opened = Checkpoint(Path(checkpoint), self.config, *checkpoints.load(checkpoint, verify=False))
+        assert opened.log
         if opened.log.run_id != run_id:
             raise InputError(
                 f"checkpoint {checkpoint} is another one here than on rank 0; give all ranks the same files"

@@ -70,11 +70,14 @@ class Run:
             self.logger = logging.getLogger()
             self.logger.info(str(config))
         self.logger.info(described(self.split.train._dataset))
+        if checkpoint and checkpoint.stock:
+            self.logger.info(f"{checkpoint.stock}, which RecBole wrote, is adopted as {checkpoint.path}")
 
     def _opened(self, checkpoint):
         """The unlearner of a checkpoint, which all ranks share."""
         shared = distributed.shared()
         if shared:
+            assert checkpoint.log
             distributed.order("open_unlearner", checkpoint=str(checkpoint.path), run_id=checkpoint.log.run_id)
         return InfluenceUnlearner(checkpoint.trained(self.split), shared=shared)
 

@@ -13,6 +13,7 @@ import torch
 
 from recbole_unlearn import devices
 from recbole_unlearn.errors import InputError
+from recbole_unlearn.storage import stock
 from recbole_unlearn.storage.files import remove, replacing, sync_folder
 from recbole_unlearn.storage.triple_log import TripleLog, log_path
 
@@ -90,7 +91,7 @@ def _log_folder(path, state):
 
 
 def read(path: Path | str, logged: bool = True) -> dict[str, Any]:
-    """Content of a checkpoint file: plain values and tensors.
+    """Content of a checkpoint file: plain values and tensors; ``stock`` is True in one that RecBole wrote without us.
 
     Args:
         logged: whether it must have been trained with a triple log.
@@ -103,26 +104,19 @@ def read(path: Path | str, logged: bool = True) -> dict[str, Any]:
         raise InputError(f"checkpoint {path} {'is no plain file' if path.exists() else 'does not exist'}")
     try:
         _check_zip(path)
-        state = devices.read(path)
+        state = _content(path)
     except Exception as error:  # torch raises RuntimeError, UnpicklingError, EOFError, ... on bad files
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(
-            f"checkpoint {path} cannot be read ({first}); it is damaged, or RecBole wrote it without recbole_unlearn: "
-            "train with recbole_unlearn imported"
+            f"checkpoint {path} cannot be read ({first}); it is damaged, or not of RecBole's or recbole_unlearn's "
+            "training: give the .pth file that it wrote"
         ) from None
     if not isinstance(state, dict) or not {"config", "epoch", "state_dict", "optimizer"} <= state.keys():
         raise InputError(f"checkpoint {path} is no RecBole checkpoint; give the .pth file that training wrote")
     damaged = InputError(f"checkpoint {path} is damaged; give the .pth file that training wrote")
-    tie, weights = state.get("triple_log"), state["state_dict"]
-    if logged and (not isinstance(state["config"], dict) or tie is None):
-        raise InputError(
-            f"checkpoint {path} has no triple log: it was trained without recbole_unlearn, or with log_negatives: "
-            "False; train again with recbole_unlearn imported and log_negatives: True"
-        )
-    if logged and isinstance(tie, dict) and isinstance(reason := tie.get("missing"), str):
-        raise InputError(f"checkpoint {path} has no triple log: {reason}; train anew to get one")
-    if logged and not (isinstance(tie, dict) and type(tie.get("epochs")) is int):
-        raise damaged
+    if logged:
+        _check_logged(path, state)
+    weights = state["state_dict"]
     if not (
         isinstance(weights, dict)
         and all(map(_plain_tensor, weights.values()))
@@ -135,6 +129,25 @@ def read(path: Path | str, logged: bool = True) -> dict[str, Any]:
         raise damaged
     check_finite(weights, f"checkpoint {path}")
     return state
+
+
+def _content(path):
+    """What a file holds that this package wrote, or RecBole itself."""
+    return {**stock.read(path), "stock": True} if stock.wrote(path) else devices.read(path)
+
+
+def _check_logged(path, state):
+    """Raises InputError where a checkpoint was not trained with a triple log."""
+    tie = state.get("triple_log")
+    if not isinstance(state["config"], dict) or tie is None:
+        raise InputError(
+            f"checkpoint {path} has no triple log: it was trained without recbole_unlearn, or with log_negatives: "
+            "False; train again with recbole_unlearn imported and log_negatives: True"
+        )
+    if isinstance(tie, dict) and isinstance(reason := tie.get("missing"), str):
+        raise InputError(f"checkpoint {path} has no triple log: {reason}; train anew to get one")
+    if not (isinstance(tie, dict) and type(tie.get("epochs")) is int):
+        raise InputError(f"checkpoint {path} is damaged; give the .pth file that training wrote")
 
 
 def _check_zip(path):
@@ -202,8 +215,18 @@ def load(path: Path | str, verify: bool = True) -> tuple[dict[str, Any], TripleL
     Raises:
         InputError: missing, truncated, foreign or unsafe file; NaN weights; a log of another run.
     """
-    path = Path(path)
     state = read(path)
+    return state, log_of(path, state, verify)
+
+
+def log_of(path: Path | str, state: dict[str, Any], verify: bool = True) -> TripleLog:
+    """The triple log of a checkpoint whose content was read.
+
+    Raises:
+        InputError: it has none, or one that is damaged or of another run.
+    """
+    path = Path(path)
+    _check_logged(path, state)
     tie = state["triple_log"]
     log = TripleLog.open(_log_folder(path, state))
     if verify:
@@ -212,4 +235,4 @@ def load(path: Path | str, verify: bool = True) -> tuple[dict[str, Any], TripleL
         raise InputError(
             f"checkpoint {path} and {log.path} come from different runs; put back the folder that training wrote"
         )
-    return state, log
+    return log

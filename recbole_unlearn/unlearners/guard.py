@@ -20,15 +20,13 @@ from recbole_unlearn.errors import InputError
 from recbole_unlearn.storage import audit
 from recbole_unlearn.storage.files import read_whole, write_atomically
 from recbole_unlearn.storage.triple_log import same_start, start_of
+from recbole_unlearn.training import LIMIT
 from recbole_unlearn.unlearners.influence import Influence
 
 if TYPE_CHECKING:
     from recbole_unlearn.unlearner import InfluenceUnlearner
 
 FILE = "guard.json"  # in a log's folder
-# Of the way that training moved the weights. Trainings that did what their log tells end some 1e-6 away, though torch's
-# arithmetic is another than the replay's; those that did not, as mildly as was tried, .0035 (results/guard-ml-100k.md).
-LIMIT = 0.001
 OPTIMIZERS = {
     "adam": "Adam", "adamw": "AdamW", "sgd": "SGD", "adagrad": "Adagrad", "rmsprop": "RMSprop",
     "sparse_adam": "SparseAdam",
