@@ -85,7 +85,7 @@ class Checkpoint:
         model = new_model(self.config, split, seed)
         initial = _parameters(model)
         load_weights(model, self.stored)
-        return Trained(model, self.config, split, self.log, self.stored, self.path, initial)
+        return Trained(model, self.config, split, self.log, self.stored, self.path, initial, seed)
 
 
 @dataclass(frozen=True)
@@ -100,6 +100,7 @@ class Trained:
         stored: the other content of its checkpoint.
         path: of the checkpoint.
         initial: weights that the training's seed gives, by name; None where nobody knows them.
+        seed: of the training, where it is another than the configuration's.
     """
 
     model: AbstractRecommender
@@ -109,6 +110,7 @@ class Trained:
     stored: dict[str, Any]
     path: Path
     initial: dict[str, np.ndarray] | None = None
+    seed: int | None = None
 
     @classmethod
     def of(cls, trainer: Trainer, train, valid, test, **changes: Any) -> "Trained":
