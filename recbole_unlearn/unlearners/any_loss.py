@@ -129,7 +129,8 @@ class AnyLoss(Problem):
     def replayed(self, rows: np.ndarray, show_progress: bool = False) -> Change:
         """One step, where there is no time to be exact."""
         self.check(self.step)
-        return self.step.forget(self, rows, show_progress)
+        change = self.step.forget(self, rows, show_progress)
+        return replace(change, details={**change.details, "exact": False})
 
     def _again(self, epochs, beginning, bar):
         return trained_again(self.config, self.split, epochs, beginning, self.log, self.snapshots, bar)
