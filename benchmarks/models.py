@@ -533,10 +533,11 @@ def paired_table(folder, dataset):
 def paired(options):
     """A request against the model's own training again without the forgotten rows, with the same dropout.
 
-    Two trainings from different random streams differ by more than a small request does. Here the second training has
-    the first one's initial weights, batches, negatives and dropout masks; the places of forgotten rows in their
-    batches are taken by rows from an epoch's end, and they are in no history. What is left is the effect of the request (and of rounding: see the column *nothing
-    forgotten*, the training again with all rows). For the sequential models that need no pre-trained vectors.
+    Two trainings from different random streams differ by more than a small request does. Here the second training
+    has the first one's initial weights, batches, negatives and dropout masks; the places of forgotten rows in their
+    batches are taken by rows from an epoch's end, and they are in no history. What is left is the effect of the
+    request (and of rounding: see the column *nothing forgotten*, the training again with all rows). For the
+    sequential models that need no pre-trained vectors.
     """
     folder, variants = options.output / "paired", options.variants.split(",")
     folder.mkdir(parents=True, exist_ok=True)
