@@ -6,7 +6,7 @@
         model = Mine
         way = Influence()
         keys = {"my_key": 3}
-        refused = {"replay": "one step is the one way", "reoptimise": "one step is the one way"}
+        refused = {"reoptimise": "is not for"}
 
 In a conftest.py, ``pytest.register_assert_rewrite("recbole_unlearn.testing")`` lets failures show their values.
 """
