@@ -28,6 +28,7 @@ USUAL = {
     "epochs": 2, "embedding_size": 8, "eval_step": 0, "compare": "none", "evaluate": "none", "forget_count": 50,
     "show_progress": False, "state": "ERROR", "use_gpu": False, "cg_max_iterations": 8,
 }  # fmt: skip
+STEP = {"method": "influence"}
 STATIC = {"negatives": "static", "weight_decay": 1e-3, "method": "reoptimise", "reoptimise_max_iterations": 3}
 PAIRS = {"distribution": "uniform", "sample_num": 1}
 SEQUENTIAL = {"loss_type": "BPR", "train_neg_sample_args": PAIRS, "MAX_ITEM_LIST_LENGTH": 5, "hidden_size": 8}
@@ -48,11 +49,11 @@ RUNS = {
     "BPR, 2 ranks": ("BPR", {"method": "influence", "nproc": 2}),
     "LightGCN, replay": ("LightGCN", {"n_layers": 2}),
     "LightGCN, influence": ("LightGCN", {"n_layers": 2, "method": "influence"}),
-    "NGCF": ("NGCF", {"hidden_size_list": [8], "node_dropout": 0.0, "message_dropout": 0.0, **FEW}),
-    "SimpleX": ("SimpleX", {"history_len": 5, **FEW}),
-    "GRU4Rec": ("GRU4Rec", {**SEQUENTIAL, **FEW}),
-    "FPMC, along the training": ("FPMC", {**SEQUENTIAL, "epochs": 3}),
-    "CKE": ("CKE", {"kg_embedding_size": 8, **FEW}),
+    "NGCF": ("NGCF", {"hidden_size_list": [8], "node_dropout": 0.0, "message_dropout": 0.0, **FEW, **STEP}),
+    "SimpleX": ("SimpleX", {"history_len": 5, **FEW, **STEP}),
+    "GRU4Rec": ("GRU4Rec", {**SEQUENTIAL, **FEW, **STEP}),
+    "FPMC, along the training": ("FPMC", {**SEQUENTIAL, **STEP, "epochs": 3}),
+    "CKE": ("CKE", {"kg_embedding_size": 8, **FEW, **STEP}),
 }  # fmt: skip
 
 

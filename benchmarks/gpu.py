@@ -18,9 +18,9 @@ numpy, numba, scipy, pandas and scikit-learn, the others come as wheels, none of
 Each model has a process of its own. One that fails, or takes longer than its share of the time, leaves a row that says
 so, with what it had found by then.
 
-*Paired*: the model's own training again on the device without the forgotten rows, with the same initial weights,
-batches, negatives and dropout. BPR and LightGCN train by RecBole's own trainer (`training.train_paired`), which lets no
-forgotten item come back as a negative, and so neither does the request; the others as in `benchmarks/models.py paired`.
+*Paired*: the model's own training again on the device without the forgotten rows, by RecBole's own trainer, with the
+same initial weights, batches, negatives and dropout as far as they fit (`training.train_paired`). GRU4Rec and SASRec
+forget by an influence step here, which that training is to judge, and not by itself.
 """
 
 import importlib.util
@@ -72,11 +72,10 @@ def one(options):
     """Tells the figures of one model, after each part of the work all that are known by then."""
     import numpy as np
     import torch
-    from models import again, settings
+    from models import settings
 
     from recbole_unlearn import InfluenceUnlearner
     from recbole_unlearn.comparison.seeds import opened, quiet
-    from recbole_unlearn.data.sampling import Played
     from recbole_unlearn.devices import array
     from recbole_unlearn.evaluation.forgetting import percentiles
     from recbole_unlearn.training import new_model, train, train_paired
@@ -106,7 +105,8 @@ def one(options):
         tell(train_seconds=seconds, original=float(before.mean()), on=str(next(original.parameters()).device))
 
         start = perf_counter()
-        own = where | {"pool_return": False, "show_progress": False, "state": "ERROR"}
+        method = "auto" if name in ("BPR", "LightGCN") else "influence"
+        own = where | {"method": method, "show_progress": False, "state": "ERROR"}
         with InfluenceUnlearner.load(path, config_dict=own) as session:
             tell(open_seconds=perf_counter() - start, guard=session.guard.distance)
             unlearned = session.forget_rows(rows)
@@ -117,13 +117,9 @@ def one(options):
                 unlearned=float((before + change).mean()),
                 served_on=str(next(session.model.parameters()).device),
             )
-            log = session.log
-        by_trainer = Played.fits(split.train)
 
         def paired(gone):
-            if by_trainer:
-                return train_paired(config, split, Path(folder) / "paired.pth", path, gone, SEED)[0]
-            return again(config, split, log, gone, epochs)
+            return train_paired(config, split, Path(folder) / "paired.pth", path, gone, SEED)[0]
 
         truth = percentiles(paired(rows), split, rows) - before
         tell(

@@ -51,7 +51,7 @@ SMALLER = {  # than RecBole's defaults, of models that two cores would train for
     **dict.fromkeys(["FEARec", "LightSANs", "GCSAN"], SMALL_TRANSFORMER),
 }
 DIRECTION_ROWS = 256  # rows that the Hessian product is checked on
-REPEATS = 0.01  # distance of a training done again from the recorded one, in half precision, over its whole way
+REPEATS = 0.01  # distance of a training done again from the recorded one, over its whole way
 STEP = 1e-8  # of its central differences: hardly any kink of a max or ReLU lies so near
 
 
@@ -256,82 +256,29 @@ def trained(config, split, folder):
     return original, unlearner, seconds
 
 
-def again(config, split, log, rows, epochs, shift=0.0):
-    """The training of a log again, without some rows in batches, histories and graph; the model as it ends.
-
-    With the same initial weights, batches, dropout and negatives, but that forgotten items are drawn where they are
-    back in a pool. Losses of facts are left out. ``shift``: relative noise of the initial weights.
-    """
+def again(unlearner, rows, shift=0.0):
+    """`train_paired` of an unlearner's model without some rows. ``shift``: relative noise of the initial weights."""
     import torch
 
-    from recbole_unlearn.data.sampling import batches
-    from recbole_unlearn.data.split import pairwise_loader
-    from recbole_unlearn.influence.objective import Redraw
-    from recbole_unlearn.models.draws import keep_draws
-    from recbole_unlearn.models.losses import fixed_randomness
-    from recbole_unlearn.models.view import View
-    from recbole_unlearn.training import new_model
+    from recbole_unlearn import training
 
-    gone, position = np.zeros(split.n_rows, bool), np.empty(split.n_rows, np.int64)
-    gone[rows], position[split.data_row] = True, np.arange(split.n_rows)  # row of the data set -> row of the log
-    rest = split.remaining(rows)
-    with fixed_randomness(0):
-        model = new_model(config, split, data=rest._dataset)
-    start = new_model(config, split)  # sets the random streams, as in training
-    noise = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for ours, theirs in zip(model.parameters(), start.parameters(), strict=True):
-            ours.copy_(theirs * (1 + shift * torch.randn(theirs.shape, generator=noise)) if shift else theirs)
-    keep_draws(start, model, rest._dataset)
-    before, after = View(start, split.train, split.data_row), View(model, rest, split.positions_without(rows))
-    redraw = Redraw(
-        np.array(log.users), np.array(log.items), gone, log.metadata["n_items"], *[split.negative_weights()] * 2
-    )
-    rng = np.random.default_rng(0)
-    optimizer = torch.optim.Adam(model.parameters(), lr=config["learning_rate"], weight_decay=config["weight_decay"])
-    loader = pairwise_loader(split.remaining(rows[:0]))
-    for epoch in range(epochs):
-        negatives = np.array(log.epoch(epoch), np.int64)
-        if not split.repeatable:
-            negatives = redraw(negatives, rng)
-        model.train()  # SGL draws its graphs here
-        for taken in batches(loader, np.asarray):
-            taken = position[taken]
-            kept = ~gone[taken]
-            # forgotten rows are in it, for dropout of the same shape, with no weight
-            batch, now = (
-                before.interaction(taken, negatives[taken]),
-                after.interaction(taken[kept], negatives[taken[kept]]),
-            )
-            for name, column in batch.interaction.items():
-                column[torch.from_numpy(np.tile(kept, len(column) // len(taken)))] = now[name]
-            losses = after._losses(batch, len(taken))[torch.from_numpy(kept)]
-            loss = (
-                losses.sum() if after.traits.sums else losses.mean() / (1 if after.traits.row_loss else log.negatives)
-            )
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-    return model
+    begin, noise = training.begin, torch.Generator().manual_seed(0)
+
+    def shifted(model, log):
+        begin(model, log)
+        with torch.no_grad():
+            for value in model.parameters() if shift else ():
+                value.mul_(1 + shift * torch.randn(value.shape, generator=noise))
+
+    path, seed = unlearner.trained.path, unlearner.config["seed"]
+    with patch.object(training, "begin", shifted):
+        return training.train_paired(unlearner.config, unlearner.split, f"{path}.paired", path, rows, seed)[0]
 
 
-def repeats(config, split, unlearner, original):
-    """How far `again` without anything forgotten is from the recorded weights, over their way from the start.
-
-    After an epoch, where there is a snapshot, else at the end.
-    """
-    from torch.nn.utils import parameters_to_vector
-
-    from recbole_unlearn.training import new_model
-
-    def flat(model):
-        return parameters_to_vector(model.parameters()).detach().double().numpy()
-
-    recorded = unlearner.problem.snapshots.get(1)
-    recorded = flat(original) if recorded is None else np.asarray(recorded, np.float64)
-    epochs = 1 if 1 in unlearner.problem.snapshots else unlearner.problem.epochs
-    ours = flat(again(config, split, unlearner.log, np.empty(0, np.int64), epochs))
-    return float(np.linalg.norm(ours - recorded) / np.linalg.norm(recorded - flat(new_model(config, split))))
+def repeats(unlearner):
+    """How far training again without anything forgotten is from the weights, over their way; None: nobody can tell."""
+    found = unlearner.problem.reproduction()
+    return None if found is None else found[0]
 
 
 def run_seed(name, dataset, epochs, count, seed, changes):
@@ -360,9 +307,9 @@ def run_seed(name, dataset, epochs, count, seed, changes):
         model.load_state_dict(unlearned.state_dict)
         retrained, _, retrain_seconds = train(config, split, Path(folder) / "retrained.pth", rows, log_negatives=False)
         judged = {"original": original, "unlearned": model, "retrained": retrained}
-        distance = None if KINDS[name] == "knowledge-aware" else repeats(config, split, unlearner, original)
+        distance = repeats(unlearner)
         if distance is not None and distance < REPEATS:
-            judged["paired"] = again(config, split, unlearner.log, rows, unlearner.problem.epochs)
+            judged["paired"] = again(unlearner, rows)
         result = {
             "auc": {key: float(percentiles(each, split, rows).mean()) for key, each in judged.items()},
             "repeats": distance,
@@ -503,10 +450,10 @@ def run_paired(name, dataset, epochs, count, seed, variants, check):
             report = {key: value for key, value in result.report().items() if key != "history"}
             found["unlearned"][variant] = {"seconds": result.seconds, "report": report}
         start = perf_counter()
-        asked["paired"] = percentiles(again(config, split, unlearner.log, rows, epochs), split, rows)
+        asked["paired"] = percentiles(again(unlearner, rows), split, rows)
         found["paired_seconds"] = perf_counter() - start
         if check:
-            whole = again(config, split, unlearner.log, rows[:0], epochs)
+            whole = again(unlearner, rows[:0])
             found["nothing_forgotten"] = float((percentiles(whole, split, rows) - asked["original"]).mean())
     found["auc"] = {key: float(value.mean()) for key, value in asked.items()}
     truth = asked["paired"] - asked["original"]
@@ -529,11 +476,8 @@ def beside(name, dataset, epochs, count, seed):
 
     with training(name, dataset, epochs, count, seed) as (config, split, rows, original, unlearner, _):
         before = percentiles(original, split, rows)
-        change = percentiles(again(config, split, unlearner.log, rows, epochs), split, rows) - before
-        shifted, without = (
-            percentiles(again(config, split, unlearner.log, gone, epochs, SHIFT), split, rows)
-            for gone in (rows[:0], rows)
-        )
+        change = percentiles(again(unlearner, rows), split, rows) - before
+        shifted, without = (percentiles(again(unlearner, gone, SHIFT), split, rows) for gone in (rows[:0], rows))
     return {
         "shift": float((shifted - before).mean()),
         "way": float((without - shifted).mean() / change.mean()),
@@ -589,10 +533,11 @@ def paired_table(folder, dataset):
 def paired(options):
     """A request against the model's own training again without the forgotten rows, with the same dropout.
 
-    Two trainings from different random streams differ by more than a small request does. Here the second training has
-    the first one's initial weights, batches, negatives and dropout masks; forgotten rows have no weight in their
-    batches, and are in no history. What is left is the effect of the request (and of rounding: see the column *nothing
-    forgotten*, the training again with all rows). For the sequential models that need no pre-trained vectors.
+    Two trainings from different random streams differ by more than a small request does. Here the second training
+    has the first one's initial weights, batches, negatives and dropout masks; the places of forgotten rows in their
+    batches are taken by rows from an epoch's end, and they are in no history. What is left is the effect of the
+    request (and of rounding: see the column *nothing forgotten*, the training again with all rows). For the
+    sequential models that need no pre-trained vectors.
     """
     folder, variants = options.output / "paired", options.variants.split(",")
     folder.mkdir(parents=True, exist_ok=True)

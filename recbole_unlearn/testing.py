@@ -6,7 +6,7 @@
         model = Mine
         way = Influence()
         keys = {"my_key": 3}
-        refused = {"replay": "one step is the one way", "reoptimise": "one step is the one way"}
+        refused = {"reoptimise": "is not for"}
 
 In a conftest.py, ``pytest.register_assert_rewrite("recbole_unlearn.testing")`` lets failures show their values.
 """
@@ -276,12 +276,15 @@ def forgotten(unlearner: InfluenceUnlearner) -> np.ndarray:
 
 
 def scores(model: AbstractRecommender, split: Split) -> torch.Tensor:
-    """What a model that ranks for users makes of all items, float64 ``[users, items]``."""
-    users = torch.arange(1, split.n_users)
+    """What a model makes of all items, float64: a row a user, or of a sequential model a row a history to be tested."""
+    asked = Interaction({split.config["USER_ID_FIELD"]: torch.arange(1, split.n_users)})
+    if split.sequential:
+        held_out = split.test._dataset
+        asked = split.test.transform(held_out, held_out[np.arange(len(held_out))])
     model.eval()
     with torch.no_grad():
-        found = model.full_sort_predict(Interaction({split.config["USER_ID_FIELD"]: users}).to(split.config["device"]))
-    return found.reshape(len(users), -1)[:, 1:].double().cpu()
+        found = model.full_sort_predict(asked.to(split.config["device"]))
+    return found.reshape(len(asked), -1)[:, 1:].double().cpu()
 
 
 def content(folder: Path) -> dict[Path, bytes]:

@@ -107,7 +107,7 @@ class Checkpoint:
         model = new_model(self.config, split, seed)
         initial = _parameters(model)
         load_weights(model, stored)
-        return Trained(model, self.config, split, log, stored, self.path, initial)
+        return Trained(model, self.config, split, log, stored, self.path, initial, seed)
 
 
 def _hold(path, held, new=False):
@@ -134,6 +134,7 @@ class Trained:
         stored: the other content of its checkpoint.
         path: of the checkpoint.
         initial: weights that the training's seed gives, by name; None where nobody knows them.
+        seed: of the training, where it is another than the configuration's.
     """
 
     model: AbstractRecommender
@@ -143,6 +144,7 @@ class Trained:
     stored: dict[str, Any]
     path: Path
     initial: dict[str, np.ndarray] | None = None
+    seed: int | None = None
 
     @classmethod
     def of(cls, trainer: Trainer, train, valid, test, **changes: Any) -> "Trained":

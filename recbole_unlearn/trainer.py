@@ -2,11 +2,13 @@
 
 import secrets
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import numpy as np
 import torch
 from recbole.config import Config
+from recbole.data.dataloader import TrainDataLoader
 from recbole.data.interaction import Interaction
 from recbole.model.abstract_recommender import AbstractRecommender
 from recbole.model.general_recommender import BPR, LightGCN
@@ -20,7 +22,7 @@ from recbole_unlearn.compat.recbole_models import checkpoint_state, class_named,
 from recbole_unlearn.compiled import CompiledEpochs
 from recbole_unlearn.data.fingerprint import fingerprint
 from recbole_unlearn.data.orders import OrderNote
-from recbole_unlearn.data.sampling import ROW, NegativeDraw, PairwiseCollate, batches, record
+from recbole_unlearn.data.sampling import ROW, NegativeDraw, PairwiseCollate, batches, drawn_by, record
 from recbole_unlearn.data.split import pairwise_loader
 from recbole_unlearn.devices import array, read
 from recbole_unlearn.errors import InputError
@@ -47,8 +49,7 @@ class _Recorded:
         self.step = np.zeros(len(position), np.int32)
 
     def __iter__(self):
-        fast = isinstance(self.loader.collate_fn, PairwiseCollate) and self.loader.num_workers == 0
-        for step, batch in enumerate(batches(self.loader, self.loader.collate_fn) if fast else self.loader):
+        for step, batch in enumerate(drawn_by(self.loader)):
             rows = batch.interaction.pop(ROW)
             if self.keep:
                 negatives = batch[self.loader.neg_item_id].view(self.drawn.shape[1], -1).numpy()
@@ -156,6 +157,7 @@ class _Logging(Trainer):
         self._ended = None  # the log until then, which the checkpoint may still need
         self._loader = self._position = self._table = None
         self._order, self._settings = OrderNote(), set()
+        self._seconds: list[float] = []  # of each epoch
         self._compiled = None  # what trains instead of RecBole's loop, where that was asked for
 
     def fit(self, train_data, valid_data=None, verbose=True, saved=True, show_progress=False, callback_fn=None):
@@ -186,7 +188,7 @@ class _Logging(Trainer):
         self._position[order] = np.arange(len(order))
         if static and self.triple_log and self.triple_log.n_epochs:
             self._table = np.asarray(self.triple_log.epoch(0), np.int64)[self._position]
-        self._equip(train_data, static)
+        self.equip(train_data, static)
         if not self._logs or self.triple_log or not distributed.leads():
             return
         if self.optimizer.state:
@@ -206,7 +208,7 @@ class _Logging(Trainer):
         self.triple_log = TripleLog.create(log_path(self.saved_model_file), users[order], items[order], training)
         self._snapshot()
 
-    def _equip(self, loader, static):
+    def equip(self, loader: TrainDataLoader, static: bool) -> None:
         """Make a loader's batches name their rows; static negatives are those of a table, drawn now or before."""
         if PairwiseCollate.fits(loader):
             collate = PairwiseCollate(loader)
@@ -268,7 +270,7 @@ class _Logging(Trainer):
             loss_func = recorded.loss(loss_func or self.model.calculate_loss)
         else:
             recorded.keep = self.triple_log is not None
-        begun = self._order.begin(loader)
+        begun, start = self._order.begin(loader), perf_counter()
         with _Steps(self.optimizer) as steps:
             if self._compiled:
                 loss = self._compiled(recorded, steps.rates)
@@ -277,10 +279,13 @@ class _Logging(Trainer):
             else:
                 with replaced(train_data, general_dataloader=recorded):
                     loss = super()._train_epoch(train_data, epoch_idx, loss_func, show_progress)
+        self._seconds.append(perf_counter() - start)
         if self.shared:
             loss = distributed.mean(loss, self.device)
             if self.log_negatives:
                 distributed.gather(recorded.drawn, self.device)
+        if not recorded.drawn.any():
+            self._order.undo()
         if self.triple_log:
             self._append(recorded, OrderNote.end(begun, recorded.step), steps)
         return loss
@@ -289,7 +294,7 @@ class _Logging(Trainer):
         """Add an epoch to the log."""
         drawn = recorded.drawn
         if not drawn.any():  # an epoch on the knowledge graph alone: the triples are still those of before
-            drawn = np.array(self.triple_log.epoch(self.triple_log.n_epochs - 1))
+            drawn, order = np.array(self.triple_log.epoch(self.triple_log.n_epochs - 1)), self.triple_log.order[-1]
         self._settings |= steps.settings
         if len(self._settings) > 1:
             self._give_up("the optimiser's settings changed while it trained, or are several")
@@ -327,7 +332,8 @@ class _Logging(Trainer):
         path = Path(kwargs.pop("saved_model_file", self.saved_model_file))
         state = checkpoint_state(self, epoch)
         if self.triple_log:
-            state["triple_log"] = {"run_id": self.triple_log.run_id, "epochs": self.triple_log.n_epochs}
+            tie = {"run_id": self.triple_log.run_id, "epochs": self.triple_log.n_epochs}
+            state["triple_log"] = tie | {"seconds": sum(self._seconds) / max(len(self._seconds), 1)}  # of an epoch
         elif reason := self.no_log or refusal(self.config):
             state["triple_log"] = {"missing": reason}
         save(path, state)

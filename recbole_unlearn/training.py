@@ -1,24 +1,36 @@
 """One training from a configuration, a new model on given data, and a training again without some rows."""
 
+from collections.abc import Iterable
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
+from typing import Any
 
 import numpy as np
 import torch
+from recbole.config import Config
+from recbole.trainer import Trainer
+from recbole.trainer import trainer as recbole_trainer
 from recbole.utils import init_seed
+from tqdm import tqdm
 
 from recbole_unlearn import distributed
-from recbole_unlearn.compat.recbole_models import checkpoint_state
+from recbole_unlearn.compat.recbole_models import checkpoint_state, replaced
 from recbole_unlearn.data.orders import BatchOrder
 from recbole_unlearn.data.sampling import Played
-from recbole_unlearn.devices import read
+from recbole_unlearn.data.split import Split, pairwise_loader
+from recbole_unlearn.devices import array, read
 from recbole_unlearn.errors import InputError
-from recbole_unlearn.influence.coupling import Paired
+from recbole_unlearn.influence.coupling import Coupling, Paired
 from recbole_unlearn.influence.recorded import Adam, Recorded
+from recbole_unlearn.models.draws import keep_draws
+from recbole_unlearn.models.losses import fixed_randomness, streams
 from recbole_unlearn.settings import keys
+from recbole_unlearn.settings.config import changed
 from recbole_unlearn.settings.shown import plain
 from recbole_unlearn.storage import checkpoints
-from recbole_unlearn.storage.files import remove
+from recbole_unlearn.storage.files import remove, scratch_folder
 from recbole_unlearn.storage.triple_log import TripleLog, log_path
 from recbole_unlearn.trainer import make_trainer
 
@@ -89,8 +101,8 @@ def train(config, split, path, forgotten=None, seed=None, log_negatives=True):
 def train_paired(config, split, path, original, forgotten, seed):
     """A model's own training again, without some rows: by its random numbers, as far as these fit (`Paired`).
 
-    It takes as many epochs as the model's weights did, and no validation data picks another. By RecBole's trainer, not
-    by our kernels. With nothing left out it ends in the model's weights.
+    For every model: see `trained_again`. It takes as many epochs as the model's weights did, and no validation data
+    picks another. By RecBole's trainer, not by our kernels. With nothing left out it ends in the model's weights.
 
     Args:
         path: file for the new weights.
@@ -109,18 +121,116 @@ def train_paired(config, split, path, original, forgotten, seed):
     gone = np.zeros(log.n_rows, bool)
     gone[rows] = True
     paired = Paired(recorded(config, split, stored, log), gone, config["seed"])
-    model = new_model(config, split, seed, split.remaining_dataset(rows))
-    begin(model, log)
-    trainer = make_trainer(config, model)
-    start = perf_counter()
     if not paired.recorded.ordered():
         raise InputError(f"the order of batches of {log.path} is not known; train again")
-    played = Played(split.remaining(_rows(None), seed), paired, split.data_row)
-    for epoch in range(len(paired)):
-        trainer._train_epoch(played, epoch)  # is RecBole's for a loader like this one, which there is no log of
-    seconds = perf_counter() - start
-    checkpoints.save(path, checkpoint_state(trainer, len(paired) - 1))
-    return model, seconds
+    again = trained_again(config, split, paired, Beginning(seed), log)
+    checkpoints.save(path, checkpoint_state(again.trainer, len(paired) - 1))
+    return again.trainer.model, again.seconds
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """Where a training's random numbers came from, beside those that are recorded.
+
+    Attributes:
+        seed: of the initial weights, and of what is drawn in training.
+        without: rows of the split that were not there, sorted ints.
+        fresh: whether it is another than the log's.
+    """
+
+    seed: int | None = None
+    without: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
+    fresh: bool = False
+
+
+@dataclass
+class Again:
+    """What a training came to.
+
+    Attributes:
+        trainer: with its model and its optimiser.
+        start: initial weights, flat, float64.
+        seconds: of training.
+        snapshots: number of epochs -> flat weights.
+    """
+
+    trainer: Trainer
+    start: torch.Tensor
+    seconds: float
+    snapshots: dict[int, np.ndarray]
+
+
+def trained_again(
+    config: Config,
+    split: Split,
+    epochs: Coupling,
+    beginning: Beginning,
+    log: TripleLog,
+    snapshots: Iterable[int] = (),
+    bar: str | None = None,
+) -> Again:
+    """Train on given epochs by RecBole's own trainer, with nothing of other rows in graph, histories or facts.
+
+    The initial weights are those of the beginning, and so is what the model draws in training (dropout), as far as it
+    draws as much. No random stream of the process moves.
+
+    Args:
+        epochs: what to train on.
+        log: that may hold the initial weights.
+        snapshots: numbers of epochs after which the weights are kept.
+        bar: name of what is shown of the progress.
+    """
+    static, numbers = config["negatives"] == "static", set(snapshots)
+    with (
+        fixed_randomness(0),
+        scratch_folder() as folder,
+        replaced(recbole_trainer, get_tensorboard=lambda logger: None),
+    ):
+        gone = np.flatnonzero(~epochs.kept)
+        rest, whole = split.remaining(gone), split.remaining(_rows(None), beginning.seed)
+        model = new_model(config, split, beginning.seed, rest._dataset)
+        trainer: Any = make_trainer(changed(config, checkpoint_dir=str(folder)), model)
+        first = new_model(config, split, beginning.seed, split.remaining_dataset(beginning.without))
+        start = perf_counter()
+        with torch.no_grad():  # what a model draws of its graph or histories, when it is built, may come before weights
+            for value, theirs in zip(model.parameters(), first.parameters(), strict=True):
+                value.copy_(theirs)
+        keep_draws(first, model, rest._dataset)
+        if not beginning.fresh:
+            begin(model, log)
+        trainer.equip(pairwise_loader(whole), static)
+        played = _Coupled(whole, epochs, split.positions_without(gone), rest, model=model)
+        initial = _flat(model)
+        kept = {0: initial} if 0 in numbers else {}
+        for epoch in tqdm(range(len(epochs)), bar, ncols=100, disable=bar is None):
+            trainer._train_epoch(played, epoch)  # is RecBole's for a loader like this one, which there is no log of
+            if epoch + 1 in numbers:
+                kept[epoch + 1] = _flat(model)
+        return Again(trainer, torch.from_numpy(initial).double(), perf_counter() - start, kept)
+
+
+def _flat(model):
+    return np.concatenate([array(value).ravel() for value in model.parameters()])
+
+
+class _Coupled(Played):
+    """Draws as much in a shortened batch as in the whole one, so that what is drawn later stays what it was."""
+
+    def __init__(self, *arguments, model):
+        super().__init__(*arguments)
+        self.model = model
+
+    @contextmanager
+    def shortened(self, drawn, rows):
+        short = rows * self.rest.times < len(drawn[self.rest.neg_item_id])
+        back = streams() if short else None
+        yield
+        if back:
+            back()
+            buffers = [(value, value.clone()) for value in self.model.buffers()]
+            self.model.calculate_loss(drawn.to(self.model.device))
+            for value, before in buffers:
+                value.copy_(before)
 
 
 def begin(model, log):

@@ -59,6 +59,8 @@ class InfluenceUnlearner:
         self.problem = problem_of(trained, way, shared)
         self.way, self.chosen = choose(self.problem, way)
         self.method = self.way.name
+        # that auto takes where the training of a model cannot be run again as it was
+        self.step = way.influence if isinstance(way, Auto) and not self.problem.derived else None
         self.model: AbstractRecommender = trained.model
         self.shared = shared and getattr(self.problem, "shared", False)
         self.guard: guard.Guard | None = None
@@ -122,7 +124,15 @@ class InfluenceUnlearner:
     def check(self, show_progress: bool = False) -> guard.Guard:
         """Compare the log with the training, once. InputError where it does not tell what training did."""
         if self.guard is None:
-            self.guard = guard.check(self, show_progress)
+            try:
+                self.guard = guard.check(self, self.way, show_progress)
+            except guard.NotReproduced as failed:
+                if self.step is None:
+                    raise
+                self.way, self.chosen = self.step, f"auto: {failed.reason}"
+                self.method = self.way.name
+                self.problem.check(self.way)
+                self.guard = guard.check(self, self.way, show_progress)
         return self.guard
 
     def warm_up(self) -> None:
@@ -152,7 +162,7 @@ class InfluenceUnlearner:
             distributed.order("unlearn", rows=rows.tolist(), replayed=getattr(way, "rows", None))
         sent = shard.bytes_summed if shard else 0
         change = way.forget(problem, rows, show_progress)
-        state = problem.moved(change.step)
+        state = change.state_dict or problem.moved(change.step)
         check_finite(state, "the unlearned model; raise damping_strength: the result")
         details = {"chosen": self.chosen, **change.details}
         if shard:
@@ -170,11 +180,14 @@ class InfluenceUnlearner:
             InputError: the training cannot be run again; nothing has changed.
         """
         exact = self.way if isinstance(self.way, Replay) else Replay()
-        if reason := self.problem.only_influence or exact.refuses(self.problem):
+        exact = replace(exact, rows="all")
+        if reason := exact.refuses(self.problem):
             raise InputError(f"what was forgotten cannot be settled exactly: {reason}")
-        self.check()
+        if not isinstance(self.way, Replay):
+            self.guard = guard.check(self, exact, show_progress)
+        self.check(show_progress)
         nothing = np.empty(0, np.int64)
-        unlearned = self.carry_out(replace(exact, rows="all"), nothing, show_progress)
+        unlearned = self.carry_out(exact, nothing, show_progress)
         self.apply(nothing, unlearned)
         unlearned.model = self.model = self.served(self.model)
         return unlearned

@@ -9,7 +9,7 @@ from recbole_unlearn.unlearners.influence import PAPER, Influence
 from recbole_unlearn.unlearners.reoptimise import Reoptimise
 from recbole_unlearn.unlearners.replay import Replay
 
-ONE_STEP = {"replay": "is not for", "reoptimise": "is not for"}
+NO_MINIMUM = {"reoptimise": "is not for"}
 # To a minimum, of which re-optimisation and the paper's Hessian are.
 CONVERGED = {"negatives": "static", "weight_decay": 6e-3, "learning_rate": 0.05, "epochs": 300}
 SEQUENTIAL = {
@@ -77,8 +77,14 @@ class TestLightGCNPaper(Battery):
 
 
 class OfNGCF(Battery):
-    model, refused, rounding = "NGCF", ONE_STEP, 1e-3
+    model, refused, rounding = "NGCF", NO_MINIMUM, 1e-3
     keys: ClassVar = {"embedding_size": 8, "hidden_size_list": [8], "node_dropout": 0, "message_dropout": 0}
+
+
+class TestNGCFReplay(OfNGCF):
+    way, rounding = Replay("all"), 0.0
+    keys: ClassVar = {"embedding_size": 8, "hidden_size_list": [8], "node_dropout": 0, "message_dropout": 0.1}
+    left, apart = 1e-6, 1e-6
 
 
 class TestNGCFInfluence(OfNGCF):
@@ -91,7 +97,12 @@ class TestNGCFPaper(OfNGCF):
 
 
 class OfFPMC(Battery):
-    model, keys, refused = "FPMC", SEQUENTIAL, ONE_STEP
+    model, keys, refused = "FPMC", SEQUENTIAL, NO_MINIMUM
+
+
+class TestFPMCReplay(OfFPMC):
+    way = Replay("all")
+    left, apart = 1e-6, 1e-6
 
 
 class TestFPMCInfluence(OfFPMC):
@@ -103,11 +114,11 @@ class TestFPMCPaper(OfFPMC):
 
 
 class TestOwnInfluence(Battery):
-    model, way, refused = Own, Influence(), ONE_STEP
+    model, way, refused = Own, Influence(), NO_MINIMUM
     left, apart = 0.95, 0.5
 
 
 class TestOwnPaper(Battery):
-    model, way, refused = Own, PAPER, ONE_STEP
+    model, way, refused = Own, PAPER, NO_MINIMUM
     keys: ClassVar = {**CONVERGED, "weight_decay": 0.012}
     left, apart = 0.8, 0.5

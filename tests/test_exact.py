@@ -77,11 +77,11 @@ def test_what_is_saved_is_settled_unless_only_touched_rows_were_asked_for(bpr):
 
 
 def test_a_way_that_cannot_be_settled_says_so(bpr, make_options):
+    step = {"cg_max_iterations": 1, "unlearn_params": ["user_embedding*"]}
     run_unlearn("NGCF", "tiny", config_dict=make_options(
-        compare="none", output_dir="graph", forget_count=1, epochs=1, hidden_size_list=[4], evaluate="none",
-        cg_max_iterations=1,
+        compare="none", output_dir="graph", forget_count=1, epochs=1, hidden_size_list=[4], evaluate="none", **step,
     ))  # fmt: skip
-    with ru.load("graph/model.pth", config_dict={"cg_max_iterations": 1}) as unlearner:
+    with ru.load("graph/model.pth", config_dict=step) as unlearner:
         unlearner.forget(count=2)
         with pytest.raises(InputError, match="settled"):
             unlearner.settle()

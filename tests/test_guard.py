@@ -286,7 +286,8 @@ def test_models_that_take_steps_are_checked_by_what_the_log_says(ready):
         "NGCF", hidden_size_list=[8], node_dropout=0.0, message_dropout=0.0, reg_weight=1e-5, epochs=2
     )
     trainer.fit(train, verbose=False)
-    assert request(trainer.saved_model_file, cg_max_iterations=3)["guard"]["checked"] == "recorded"
+    asked = {"method": "influence", "cg_max_iterations": 3}
+    assert request(trainer.saved_model_file, **asked)["guard"]["checked"] == "recorded"
 
 
 def test_a_start_that_the_seed_does_not_give_is_that_of_the_log(ready):
@@ -331,7 +332,7 @@ class Doubled(BPR):
 
 
 def test_an_own_model_forgets_by_its_own_loss(make_options, tmp_path):
-    given = make_options(compare="none", forget_users=["u17"], output_dir="out")
+    given = make_options(method="influence", compare="none", forget_users=["u17"], output_dir="out")
     result = run_unlearn(Doubled, "tiny", None, given)
     assert result["unlearning"]["method"] == "influence" and result["guard"]["checked"] == "recorded"
     again = {"checkpoint": "out/unlearned.pth", "forget_users": ["u20"], "compare": "none", "output_dir": "again"}

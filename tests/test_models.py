@@ -61,7 +61,7 @@ def trained(of, tmp_path):
     """Function (model, **overrides) -> (config, split, stored, log, model, unlearner) after two epochs."""
 
     def make(name, **overrides):
-        config, split = of(name, epochs=2, **overrides)
+        config, split = of(name, epochs=2, method="influence", **overrides)
         train(config, split, tmp_path / "model.pth")
         stored, log = checkpoints.load(tmp_path / "model.pth")
         unlearner = InfluenceUnlearner(Checkpoint(tmp_path / "model.pth", config, stored, log).trained(split))
@@ -460,7 +460,7 @@ def test_knowledge_aware_models_keep_their_facts(make_options, write_data, inter
     header = "head_id:token\trelation_id:token\ttail_id:token"
     (tmp_path / "data/tiny/tiny.kg").write_text("\n".join([header, *facts]) + "\n")
     columns = {"inter": INTERACTIONS, "kg": header.replace(":token", "").split(), "link": ["item_id", "entity_id"]}
-    chosen = make_options(data_path=path, load_col=columns, eval_step=0, epochs=2, kg_embedding_size=8)
+    chosen = make_options(data_path=path, load_col=columns, method="influence", epochs=2, kg_embedding_size=8)
     config = UnlearnConfig(name, "tiny", config_dict=chosen)
     init_seed(config["seed"], config["reproducibility"])
     split = Split(config)
@@ -494,7 +494,8 @@ def test_chosen_parameters_alone_change(trained):
 
 @pytest.mark.parametrize("name", ["LightGCN", "GRU4Rec"])
 def test_run_writes_a_model_and_a_log_that_have_forgotten(make_options, tmp_path, name):
-    chosen = make_options(**MODELS[name], epochs=2, forget_count=15, output_dir=str(tmp_path / "out"))
+    asked = {"method": "influence", "forget_count": 15, "output_dir": str(tmp_path / "out")}
+    chosen = make_options(**MODELS[name], epochs=2, **asked)
     result = run_unlearn(name, "tiny", config_dict=chosen)
     assert result["unlearning"]["method"] == "influence"
     solve = "steps along 2 snapshots of the training; linear solve: 136" if name == "GRU4Rec" else "relative residual"
@@ -521,7 +522,8 @@ def test_run_writes_a_model_and_a_log_that_have_forgotten(make_options, tmp_path
         ("GRU4Rec", {"train_neg_sample_args": None}, "give loss_type: BPR"),
         ("BERT4Rec", {"loss_type": "BPR"}, "masks"),
         ("NeuMF", {}, "not trained on pairs"),
-        ("NGCF", {"method": "replay"}, "not for NGCF"),
+        ("NGCF", {"method": "reoptimise"}, "not for NGCF"),
+        ("NGCF", {"method": "replay", "unlearn_params": ["*"]}, "not for NGCF with unlearn_params"),
         ("LightGCN", {"train_neg_sample_args": {**NEGATIVES, "dynamic": True, "candidate_num": 2}}, "dynamic"),
         ("GRU4Rec", {"loss_type": "BPR", "negatives": "static"}, "general models"),
         ("LightGCN", {"unlearn_params": 3}, "must be a list"),

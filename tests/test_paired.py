@@ -6,14 +6,14 @@ import os
 import numpy as np
 import pytest
 import torch
-from logs import paired
 
 from recbole_unlearn.comparison.seeds import SeedRun, TrainedSeeds
 from recbole_unlearn.data.orders import BatchOrder
 from recbole_unlearn.data.sampling import Played
 from recbole_unlearn.errors import InputError
+from recbole_unlearn.influence.coupling import Paired
 from recbole_unlearn.trained import Checkpoint
-from recbole_unlearn.training import train_paired
+from recbole_unlearn.training import recorded, train_paired
 from recbole_unlearn.unlearner import InfluenceUnlearner
 from recbole_unlearn.unlearners.replay import Replay
 
@@ -79,7 +79,7 @@ def test_batches_are_those_of_the_epochs(task):
     """And users, items and negatives are those of the rows."""
     split, log = task.split, task.log
     rows = np.flatnonzero(split.users == split.users[60])
-    epochs = paired(log, rows)
+    epochs = Paired(recorded(task.config, split, task.stored, log), np.isin(np.arange(log.n_rows), rows))
     played = Played(split.remaining(NO_ROWS, task.seed), epochs, split.data_row)
     for epoch in epochs:
         bounds = iter(itertools.pairwise(epoch.bounds))

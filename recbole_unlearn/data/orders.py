@@ -102,6 +102,10 @@ class OrderNote:
         self._drawn += 1
         return [generator.initial_seed(), self._drawn - 1]
 
+    def undo(self) -> None:
+        """After an epoch that drew no order."""
+        self._drawn = self._drawn and self._drawn - 1
+
     @staticmethod
     def end(begun: list[int] | None, steps: np.ndarray) -> list[int] | None:
         """The entry, after the epoch: ``steps`` is the batch of each row, int32 ``[rows]``."""

@@ -2,15 +2,17 @@
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from typing import TypeVar
 
 import numba
 import numpy as np
 import torch
-from recbole.data.dataloader import TrainDataLoader
+from recbole.data.dataloader import KnowledgeBasedDataLoader, TrainDataLoader
 from recbole.data.interaction import Interaction
 from recbole.sampler import Sampler
 from recbole.sampler.sampler import AbstractSampler
+from recbole.utils import KGDataLoaderState
 
 from recbole_unlearn.data.dataset import UsedItems
 from recbole_unlearn.data.orders import next_order
@@ -217,34 +219,71 @@ def batches(
         yield collate(order[start : start + step])
 
 
+def drawn_by(loader: TrainDataLoader) -> Iterable[Interaction]:
+    """A loader's own batches, without torch's loop over single rows where they can be had so."""
+    fast = isinstance(getattr(loader, "collate_fn", None), PairwiseCollate) and loader.num_workers == 0
+    return batches(loader, loader.collate_fn) if fast else loader
+
+
+def interaction(loader: TrainDataLoader, rows: np.ndarray, negatives: np.ndarray) -> Interaction:
+    """A batch as a loader makes it: rows of its data set ``[B]`` with negatives ``[B, m]``."""
+    data = loader.transform(loader._dataset, loader._dataset[rows])
+    ids = torch.from_numpy(np.ascontiguousarray(negatives.T, np.int64).reshape(-1))
+    return loader._neg_sample_by_pair_wise_sampling(data, ids)
+
+
 class Played:
     """A train loader that plays epochs: in their order, cut as they are, with their negatives.
 
-    Each time that it is gone through it gives the next epoch. A batch of which nothing is left is passed over.
+    Each time that it is gone through it gives the next epoch. A batch of which nothing is left is passed over. The
+    loader of all rows is gone through as well: the facts of a knowledge graph come as it draws them, and what a model
+    draws in training finds the random streams where the loader leaves them.
 
     Args:
         loader: RecBole's, of all rows.
         epochs: what to play.
-        data_row: row in the loader's data set of each row, int64 ``[rows]``.
+        position: row in the data set of ``rest`` of each row, int64 ``[rows]``; of rows that are never played, any.
+        rest: RecBole's loader of the data that batches are made of; default: ``loader``.
     """
 
-    def __init__(self, loader: TrainDataLoader, epochs: Iterable[Epoch], data_row: np.ndarray) -> None:
-        self.loader, self.epochs, self.data_row = loader, iter(epochs), data_row
-        self.position = np.empty(len(data_row), np.int64)  # row of the data set -> row
-        self.position[data_row] = np.arange(len(data_row))
-        self.collate = PairwiseCollate(loader)
+    def __init__(
+        self,
+        loader: TrainDataLoader | KnowledgeBasedDataLoader,
+        epochs: Iterable[Epoch],
+        position: np.ndarray,
+        rest: TrainDataLoader | KnowledgeBasedDataLoader | None = None,
+    ) -> None:
+        self.loader, self.epochs, self.position = loader, iter(epochs), position
+        self.rest: TrainDataLoader = getattr(rest or loader, "general_dataloader", rest or loader)
+        facts = getattr(loader, "kg_dataloader", None)
+        self.facts = [*facts._dataset.kg_feat.columns, facts.neg_tid_field] if facts else []
 
     @staticmethod
-    def fits(loader: TrainDataLoader) -> bool:
+    def fits(loader: TrainDataLoader | KnowledgeBasedDataLoader) -> bool:
         """Whether a loader's batches are made of ids alone, so that a log holds all of them."""
         return not hasattr(loader, "general_dataloader") and PairwiseCollate.fits(loader)
 
+    def set_mode(self, state: KGDataLoaderState) -> None:
+        """Whether pairs, facts or both are next: of loaders with a knowledge graph."""
+        self.loader.set_mode(state)
+
     def __iter__(self):
         epoch = next(self.epochs)
-        self.collate.table = np.asarray(epoch.negatives, np.int64)[self.position]
-        for start, stop in itertools.pairwise(epoch.bounds):
-            if stop > start:
-                yield self.collate(self.data_row[epoch.order[start:stop]])
+        bounds = itertools.pairwise(epoch.bounds)
+        for drawn in drawn_by(self.loader):
+            if self.rest.neg_item_id not in drawn:  # facts alone
+                yield drawn
+                continue
+            rows = epoch.order[slice(*next(bounds, (0, 0)))]
+            with self.shortened(drawn, len(rows)):
+                if len(rows):
+                    batch = interaction(self.rest, self.position[rows], epoch.negatives[rows])
+                    batch.update(Interaction({name: drawn[name] for name in self.facts if name in drawn}))
+                    yield batch
+
+    def shortened(self, drawn: Interaction, rows: int) -> AbstractContextManager[None]:
+        """Entered around what is done with the ``rows`` that stand for a batch of the loader's."""
+        return nullcontext()
 
     def __len__(self):
         return len(self.loader)
@@ -254,10 +293,18 @@ class PoolDraw:
     """Negatives of users, drawn as RecBole's loader does, from a random generator of their own.
 
     Called with users (ints ``[n]``), how many of each, and the generator; returns ints ``[n, negatives]``.
+
+    Args:
+        loader: of the data that the users have.
+        items: of the rows that will be asked for, ints ``[n]``: a repeatable sampler leaves out these alone.
     """
 
-    def __init__(self, loader: TrainDataLoader) -> None:
-        self.draw = NegativeDraw(loader._sampler, loader._dataset.user_num)
+    def __init__(self, loader: TrainDataLoader | KnowledgeBasedDataLoader, items: np.ndarray | None = None) -> None:
+        pairs: TrainDataLoader = getattr(loader, "general_dataloader", loader)
+        if isinstance(pairs._sampler, Sampler):
+            self.draw = NegativeDraw(pairs._sampler, pairs._dataset.user_num)
+        else:
+            self.draw = lambda users, negatives: pairs._sampler.sample_by_user_ids(users, items, negatives).numpy()
 
     def __call__(self, users: np.ndarray, negatives: int, rng: np.random.Generator) -> np.ndarray:
         before = np.random.get_state()  # samplers draw from the process's stream

@@ -13,6 +13,7 @@ from recbole.model.abstract_recommender import AbstractRecommender
 from recbole.utils import ModelType
 
 from recbole_unlearn.compat.recbole_models import clear_caches
+from recbole_unlearn.data.sampling import interaction
 from recbole_unlearn.data.split import pairwise_loader
 from recbole_unlearn.devices import without_cudnn
 from recbole_unlearn.errors import InputError
@@ -92,11 +93,8 @@ class View:
 
     def interaction(self, rows: np.ndarray, negatives: np.ndarray) -> Interaction:
         """A batch as RecBole's loader would make it: log rows ``[B]`` with negatives ``[B, m]``."""
-        data = self.dataset[self.position[rows]]
-        data = self.loader.transform(self.dataset, data)
-        ids = torch.from_numpy(np.ascontiguousarray(negatives.T, np.int64).reshape(-1))
-        batch = self.loader._neg_sample_by_pair_wise_sampling(data, ids)
-        n = len(rows) if self.traits.row_loss else len(ids)
+        batch = interaction(self.loader, self.position[rows], negatives)
+        n = len(rows) if self.traits.row_loss else negatives.size
         facts = {name: value[int(len(value) == n) :] for name, value in self.facts.items()}  # never as many as triples
         columns = {**batch.interaction, **facts}
         return Interaction(columns).to(self.model.device)

@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 
 from recbole_unlearn.compat.recbole_models import CACHES
-from recbole_unlearn.compiled import adam_states
 from recbole_unlearn.data import frozen_data
 from recbole_unlearn.data.frozen_data import Frozen
 from recbole_unlearn.errors import InputError
@@ -149,7 +148,7 @@ def save_unlearned(
         "optimizer": _optimizer(stored["optimizer"], unlearned),
         # RecBole would serve the original's propagated embeddings
         "other_parameter": {k: v for k, v in (stored.get("other_parameter") or {}).items() if k not in CACHES},
-        "triple_log": {"run_id": run_id, "epochs": trained.epochs},
+        "triple_log": {**stored["triple_log"], "run_id": run_id, "epochs": trained.epochs},
     }
     if frozen:
         state["data"] = {"inter": inter}
@@ -170,9 +169,7 @@ def _optimizer(before, unlearned):
     """The optimiser's state of the training that the weights are of; of the original's, where that is none."""
     if (new := unlearned.training) is None:
         return before
-    sizes = [len(value) for value in unlearned.state_dict.values()]
-    states = adam_states(sizes, new.first, new.second, new.steps)
-    return {**before, "state": dict(enumerate(states))}
+    return {**before, "state": new.optimizer}
 
 
 def erasure_of(config, split, rows, stored):

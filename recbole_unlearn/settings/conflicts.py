@@ -64,9 +64,10 @@ def _trainable(config):
     if config["train_neg_sample_args"]["distribution"] == "none":
         raise InputError("train_neg_sample_args: None trains without negatives; pairwise models need them")
     adam = config["learner"].lower() == "adam"
-    if config["method"] == "replay" and (not adam or config["clip_grad_norm"]):
+    derived = config["model"] in DERIVED_FORMS
+    if derived and config["method"] == "replay" and (not adam or config["clip_grad_norm"]):
         raise InputError("method: replay needs learner: adam and no clip_grad_norm; use method: influence")
-    replayed = config["method"] == "auto" and adam and not config["clip_grad_norm"]
+    replayed = config["method"] == "auto" and adam and not config["clip_grad_norm"] or config["method"] == "replay"
     if config["damping"] == "adam" and not adam and not replayed and config["method"] != "reoptimise":
         raise InputError(f"damping: adam does not fit learner: {config['learner']}; use damping: scalar")
     return config
@@ -89,10 +90,11 @@ def supported(config: UnlearnConfig) -> UnlearnConfig:
 def _check_influence_only(config):
     """Raises InputError for what is there for `DERIVED_FORMS` only."""
     name = config["model"]
-    if config["method"] not in ("auto", "influence"):
-        what = f"{name} with unlearn_params" if name in DERIVED_FORMS else name
+    ways = ("auto", "influence") if config["unlearn_params"] else ("auto", "influence", "replay")
+    if config["method"] not in ways:
+        what = f"{name} with unlearn_params" if config["unlearn_params"] else name
         raise InputError(f"method: {config['method']} is not for {what}; use method: influence")
-    if config["damping"] == "adam" and config["learner"].lower() != "adam":
+    if config["damping"] == "adam" and config["learner"].lower() != "adam" and config["method"] != "replay":
         raise InputError(f"damping: adam does not fit learner: {config['learner']}; use damping: scalar")
     if config["purge_dataset"]:
         raise InputError(f"purge_dataset is for {' and '.join(DERIVED_FORMS)} only, not for {name}; leave it out")

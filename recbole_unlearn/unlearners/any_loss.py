@@ -1,6 +1,7 @@
 """Any pairwise model of RecBole, by automatic differentiation through its own loss."""
 
-from dataclasses import asdict, dataclass
+import secrets
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from itertools import pairwise
 from typing import Any
@@ -8,8 +9,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from recbole_unlearn.data.sampling import PoolDraw
 from recbole_unlearn.devices import array, copies
 from recbole_unlearn.errors import InputError
+from recbole_unlearn.influence.coupling import Fresh, Paired
 from recbole_unlearn.influence.damping import adam
 from recbole_unlearn.influence.objective import returning
 from recbole_unlearn.influence.operators import AutogradCurvature
@@ -19,8 +22,8 @@ from recbole_unlearn.models.losses import fixed_randomness
 from recbole_unlearn.models.view import View
 from recbole_unlearn.storage.checkpoints import check_finite
 from recbole_unlearn.trained import Trained
-from recbole_unlearn.training import new_model
-from recbole_unlearn.unlearners.base import Change, Problem, Unlearned
+from recbole_unlearn.training import Beginning, new_model, trained_again
+from recbole_unlearn.unlearners.base import Change, NewTraining, Problem, Unlearned
 from recbole_unlearn.unlearners.influence import Influence, conjugate, descended, warn_unless_converged
 
 CURVATURE_TRIPLES = {True: "all", False: 65_536}  # of sequential and of other models
@@ -61,14 +64,15 @@ class AnyLoss(Problem):
     Args:
         trained: its model and log are only read.
         params: names or patterns of the parameters to change; default: all.
+        step: what is done until all can be made exact at once.
 
     Raises:
         InputError: model, optimiser or weights that are not those of the log.
     """
 
-    only_influence = "the one way for models other than BPR"
+    derived = False
 
-    def __init__(self, trained: Trained, params: tuple[str, ...] | None = None):
+    def __init__(self, trained: Trained, params: tuple[str, ...] | None = None, step: Influence | None = None):
         super().__init__(trained)
         model, log = trained.model, self.log
         self.name = type(model).__name__
@@ -79,6 +83,8 @@ class AnyLoss(Problem):
             self.snapshots = {n: log.snapshot(n) for n in log.snapshots if n <= self.epochs}
         self._params = list(params) if params else None
         self.view = View(model, self.split.train, self.split.data_row, self._params)
+        self.step = step or Influence()
+        self.recorded, self.beginning = trained.recorded(), Beginning(trained.seed)
 
     @property
     def state_dict(self) -> dict[str, torch.Tensor]:
@@ -92,6 +98,86 @@ class AnyLoss(Problem):
     def served(self, model=None):
         """A model of its own with the weights as they are now, its graph and histories too."""
         return self._rebuilt(self.split.remaining_dataset(np.flatnonzero(self.absent))).eval()
+
+    # all of training again, by the model's own trainer
+
+    def not_replayed(self, rows: str) -> str | None:
+        if self._params:
+            return "unlearn_params names what may change, and training changes all"
+        if rows == "touched":
+            return f"{self.name} is trained again as a whole, not in its touched rows"
+        if self.log.optimizer is None:
+            return "the triple log is of an earlier version"
+        if self.recorded.popularity is not None:
+            return "negatives were drawn by popularity, which is another without what is forgotten"
+        return None
+
+    def warm_up_replay(self) -> None:
+        """Nothing: RecBole's trainer has been loaded."""
+
+    def seconds_again(self) -> float:
+        """About how long `retrained` takes, from what an epoch of training took; infinite where that is not known."""
+        seconds = self.trained.stored["triple_log"].get("seconds")
+        if type(seconds) is not float or not seconds > 0:
+            return np.inf
+        return self.epochs * seconds * np.count_nonzero(~self.absent) / self.log.n_rows
+
+    def touches_most(self, rows: np.ndarray) -> bool:
+        """Never: there are no touched rows."""
+        return False
+
+    def replayed(self, rows: np.ndarray, show_progress: bool = False) -> Change:
+        """One step, where there is no time to be exact."""
+        self.check(self.step)
+        change = self.step.forget(self, rows, show_progress)
+        return replace(change, details={**change.details, "exact": False})
+
+    def _again(self, epochs, beginning, bar):
+        return trained_again(self.config, self.split, epochs, beginning, self.log, self.snapshots, bar)
+
+    def reproduction(self, show_progress: bool = False) -> tuple[float, float] | None:
+        """As of `DotProduct`; nothing of the start is rounded."""
+        if not self.recorded.ordered():
+            return None
+        again = Paired(self.recorded, np.zeros(self.log.n_rows, bool))
+        bar = "Check the log" if show_progress else None
+        found, now = self._again(again, self.beginning, bar), _flat(self.view.model)
+        way = max(float((now - found.start).norm()), float(np.finfo(np.float32).tiny))
+        return float((_flat(found.trainer.model) - now).norm()) / way, 0.0
+
+    def retrained(self, rows: np.ndarray, coupling: str, show_progress: bool = False) -> Change:
+        """What training ends in without ``rows`` and all that was forgotten before.
+
+        Args:
+            coupling: 'paired' or 'fresh', see `influence.coupling`.
+        """
+        gone = np.zeros(self.log.n_rows, bool)
+        gone[rows] = True
+        epochs, beginning = self._coupled(gone, coupling)
+        again = self._again(epochs, beginning, "Unlearn" if show_progress else None)
+        model, optimizer = again.trainer.model, again.trainer.optimizer
+        states = {n: copies(state) for n, state in optimizer.state_dict()["state"].items()}
+        step = _flat(model) - _flat(self.view.model)
+        details = {
+            "epochs": self.epochs,
+            "all_rows": True,
+            "exact": True,
+            "coupling": coupling,
+            "parameters": len(step),
+            "triples_replayed": int(epochs.kept.sum()) * self.log.negatives * self.epochs,
+            "step_norm": float(step.norm()),
+        }
+        new = NewTraining(epochs, beginning, states, model)
+        return Change(step, details, again.snapshots, new, copies(model.state_dict()))
+
+    def _coupled(self, gone, coupling):
+        recorded = replace(self.recorded, absent=self.absent)
+        if coupling == "paired":
+            return Paired(recorded, gone, self.config["seed"]), self.beginning
+        forgotten = np.flatnonzero(gone | self.absent)
+        draw = PoolDraw(self.split.remaining(forgotten), np.delete(self.split.items, forgotten))
+        initial = secrets.randbits(32)  # tells nothing of the rest
+        return Fresh(recorded, gone, secrets.randbits(128), draw), Beginning(initial, forgotten, fresh=True)
 
     def _rebuilt(self, data):
         """The model, with the weights as they are, on other data."""
@@ -223,8 +309,11 @@ class AnyLoss(Problem):
 
     def apply(self, rows: np.ndarray, unlearned: Unlearned) -> None:
         super().apply(rows, unlearned)
-        self.view = self._without(np.empty(0, np.int64))
+        new = unlearned.training
+        self.view = self._without(np.empty(0, np.int64), new.model if new else None)
         self.view.model.load_state_dict(unlearned.state_dict)
+        if new and isinstance(new.epochs, Fresh):  # from now on, this is the training to be coupled to
+            self.recorded, self.beginning = new.epochs.recorded_anew(), new.start
 
     def _approximated(self, rows):
         """What of the training is not accounted for exactly, in words."""
@@ -242,11 +331,14 @@ class AnyLoss(Problem):
             )
         return found
 
-    def _without(self, rows):
-        """The model, with the weights as they are, on what remains without ``rows`` and all that went before."""
+    def _without(self, rows, model=None):
+        """The model, with the weights as they are, on what remains without ``rows`` and all that went before.
+
+        ``model``: one that has been trained on that, to take instead.
+        """
         gone = np.union1d(np.flatnonzero(self.absent), rows)
         loader = self.split.remaining(gone)
-        model, position = self._rebuilt(loader._dataset), self.split.positions_without(gone)
+        model, position = model or self._rebuilt(loader._dataset), self.split.positions_without(gone)
         return View(model, loader, position, self._params, self.view.unreduced.norms)
 
     def _gradient(self, view, rows, negatives, weight):
@@ -403,6 +495,10 @@ class AnyLoss(Problem):
         batches = view.batches(sample, self._one_epoch_each(sample, self.log_epochs(way)), weight)
         outputs = None if way.exact else view.outputs
         return AutogradCurvature(view.parameters, batches, view.loss, outputs), len(sample) * self.log.negatives
+
+
+def _flat(model):
+    return torch.cat([value.detach().cpu().double().view(-1) for value in model.parameters()])
 
 
 def _spread(rows, count):

@@ -25,16 +25,15 @@ class NewTraining:
 
     Attributes:
         epochs: what it trained on.
-        start: its initial weights, float32 ``[rows, K]``.
-        first, second: Adam's moments at its end, like ``start``.
-        steps: that it took.
+        start: where it began: initial weights, float32 ``[rows, K]``, or the `Beginning` of any model.
+        optimizer: state of its optimiser at its end, by number of the parameter, as torch gives it.
+        model: that it trained, where it was not by kernels.
     """
 
     epochs: Coupling
-    start: np.ndarray
-    first: np.ndarray
-    second: np.ndarray
-    steps: int
+    start: Any
+    optimizer: dict[int, dict[str, torch.Tensor]]
+    model: AbstractRecommender | None = None
 
 
 @dataclass
@@ -76,12 +75,14 @@ class Change:
     Attributes:
         step: change of the weights, flat or in rows, float64.
         details, snapshots, training: as of `Unlearned`.
+        state_dict: the new weights, where they are known themselves, what is no parameter included.
     """
 
     step: np.ndarray | torch.Tensor
     details: dict[str, Any]
     snapshots: dict[int, np.ndarray] = field(default_factory=dict)
     training: NewTraining | None = None
+    state_dict: dict[str, torch.Tensor] | None = None
 
 
 class Way(Protocol):
@@ -110,7 +111,7 @@ class Problem(ABC):
     """
 
     name: str
-    only_influence: str | None = None  # in words, why, where no other way is for it
+    derived: bool = True  # whether its closed forms are known
     shard: Shard  # of a problem that ranks share
 
     def __init__(self, trained: Trained):
@@ -127,6 +128,10 @@ class Problem(ABC):
         self._metrics: dict[Any, torch.Tensor | float] = {}
         self.weight_decay = float(self.config["weight_decay"] or 0)
         self.batch_rows = max(self.config["train_batch_size"] // self.log.negatives, 1)  # of training
+
+    @abstractmethod
+    def not_replayed(self, rows: str) -> str | None:
+        """In words, why training cannot be run again; None where it can. ``rows``: which, see `Replay`."""
 
     # what a step needs, see `influence.Influence`
 

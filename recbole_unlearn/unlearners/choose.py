@@ -1,9 +1,10 @@
 """Which way serves which problem, and why."""
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 from recbole.model.general_recommender import BPR, LightGCN
 
 from recbole_unlearn.errors import InputError
@@ -33,7 +34,10 @@ STEP = (
 
 @dataclass(frozen=True)
 class Auto:
-    """Re-optimisation where the model has converged, else replay, else one influence step: the first that is valid."""
+    """Re-optimisation where the model has converged, else replay, else one influence step: the first that is valid.
+
+    Of models without closed forms, replay where it takes no longer than its ``exact_seconds``, else one step.
+    """
 
     reoptimise: Reoptimise = Reoptimise()
     replay: Replay = Replay()
@@ -61,7 +65,7 @@ def problem_of(trained: Trained, way: "Auto | Way", shared: bool = False) -> Pro
     step = way.influence if isinstance(way, Auto) else way
     params = step.params if isinstance(step, Influence) else None
     if params or type(trained.model) not in IN_CLOSED_FORM:
-        return AnyLoss(trained, params)
+        return AnyLoss(trained, params, step if isinstance(step, Influence) else Influence())
     return IN_CLOSED_FORM[type(trained.model)](trained, shared)
 
 
@@ -78,11 +82,8 @@ def choose(problem: Problem, way: "Auto | Way") -> tuple[Way, str]:
 
 
 def _chosen(problem, way):
-    if problem.only_influence:
-        step = way.influence if isinstance(way, Auto) else way
-        if not isinstance(step, Influence):
-            raise InputError(f"method: {step.name} is not for {problem.name}; use method: influence")
-        return step, problem.only_influence
+    if not problem.derived:
+        return _of_any_loss(problem, way)
     if isinstance(way, Auto):
         return _first_valid(problem, way)
     if reason := way.refuses(problem):
@@ -94,6 +95,22 @@ def _chosen(problem, way):
     if not converged:
         logging.getLogger().warning(f"{found}: re-optimisation will also finish the model's training")
     return way, f"asked for: {found}"
+
+
+def _of_any_loss(problem, way):
+    if isinstance(way, Auto):
+        if reason := way.replay.refuses(problem):
+            return way.influence, f"auto: {reason}"
+        seconds, exact = problem.seconds_again(), way.replay.exact(problem, np.empty(0, np.int64))
+        known = f"training takes about {seconds:.2g} s" if seconds < np.inf else "nobody knows how long training takes"
+        return (way.replay if exact else way.influence), f"auto: {known}"
+    if isinstance(way, Reoptimise):
+        raise InputError(f"method: {way.name} is not for {problem.name}; use method: replay or influence")
+    if isinstance(way, Replay):
+        if reason := way.refuses(problem):
+            raise InputError(f"method: {way.name} is not possible: {reason}; use method: influence")
+        way = replace(way, rows="all")
+    return way, "asked for"
 
 
 def _first_valid(problem, auto):

@@ -9,7 +9,7 @@ import torch
 from tqdm import tqdm
 
 from recbole_unlearn import distributed
-from recbole_unlearn.compiled import training_of
+from recbole_unlearn.compiled import adam_states, training_of
 from recbole_unlearn.data.sampling import PoolDraw
 from recbole_unlearn.devices import array, copies
 from recbole_unlearn.errors import InputError
@@ -111,6 +111,16 @@ class DotProduct(Problem):
         return self.shard.norm(v)
 
     # replay
+
+    def not_replayed(self, rows: str) -> str | None:
+        config, log, group = self.config, self.log, self.trained.optimizer["param_groups"][0]
+        if not log.snapshots or log.snapshots[0] != 0:
+            return "the triple log has no weight snapshots from the start of training"
+        if config["learner"] != "adam" or "betas" not in group or group.get("amsgrad"):
+            return f"it runs Adam again, and the model was trained with {config['learner']}"
+        if config["clip_grad_norm"]:
+            return "gradients were clipped in training"
+        return None
 
     def warm_up_replay(self) -> None:
         """Load or compile its kernels."""
@@ -218,7 +228,8 @@ class DotProduct(Problem):
             "triples_replayed": int(epochs.kept.sum()) * self.log.negatives * self.epochs,
             "step_norm": float(np.linalg.norm(change)),
         }
-        new = NewTraining(epochs, start, training.M, training.V, training.steps)
+        moments = adam_states([len(self.P), len(self.Q)], training.M, training.V, training.steps)
+        new = NewTraining(epochs, start, dict(enumerate(moments)))
         return Change(change, details, snapshots, new if details["exact"] else None)
 
     def _coupled(self, gone, coupling):

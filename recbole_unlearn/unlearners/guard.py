@@ -21,6 +21,7 @@ from recbole_unlearn.storage import audit
 from recbole_unlearn.storage.files import read_whole, write_atomically
 from recbole_unlearn.storage.triple_log import same_start, start_of
 from recbole_unlearn.training import LIMIT
+from recbole_unlearn.unlearners.base import Way
 from recbole_unlearn.unlearners.influence import Influence
 
 if TYPE_CHECKING:
@@ -59,13 +60,21 @@ class Guard:
         return asdict(self)
 
 
-def check(unlearner: "InfluenceUnlearner", show_progress: bool = False) -> Guard:
+class NotReproduced(InputError):
+    """Training again with nothing forgotten does not give the weights, or nobody can try; ``reason`` in words."""
+
+    def __init__(self, reason: str, instead: str) -> None:
+        super().__init__(f"{reason}; {instead}")
+        self.reason = reason
+
+
+def check(unlearner: "InfluenceUnlearner", way: Way, show_progress: bool = False) -> Guard:
     """Raises InputError where forgetting from a log would be wrong, because training did what it does not tell.
 
     Args:
-        unlearner: before its first request.
+        unlearner: before its first request in this way.
     """
-    trained, log, way = unlearner.trained, unlearner.log, unlearner.way
+    trained, log = unlearner.trained, unlearner.log
     if reason := _contradiction(trained, way):
         raise InputError(f"the triple log does not tell what training did: {reason}; train anew")
     if way.name != "replay":
@@ -82,17 +91,19 @@ def check(unlearner: "InfluenceUnlearner", show_progress: bool = False) -> Guard
     start = perf_counter()
     found = problem.reproduction(show_progress)
     if found is None:
-        raise InputError(
+        raise NotReproduced(
             "the triple log cannot be checked by replay: the order of its batches is not known (its train loader was "
-            f"used elsewhere, or an earlier version wrote it); {LEFT}"
+            "used elsewhere, or an earlier version wrote it)",
+            LEFT,
         )
     distance, rounding = found
     limit = LIMIT + rounding
     if not distance <= limit:
-        raise InputError(
+        raise NotReproduced(
             "the triple log does not tell what training did (weights changed by other means than its steps, or a rate "
             f"at which rounding grows): its replay with nothing forgotten ends {distance:.2g} of the way from the "
-            f"stored weights, where at most {limit:.2g} is fit to replay; {LEFT}"
+            f"stored weights, where at most {limit:.2g} is fit to replay",
+            LEFT,
         )
     guard = Guard("replayed", _sentence(distance), distance, limit, perf_counter() - start)
     _keep(log.path, trained.stored["state_dict"], guard)

@@ -10,14 +10,15 @@ from recbole_unlearn.unlearners.base import Change, Problem
 
 @dataclass(frozen=True)
 class Replay:
-    """Run the recorded training again, without the forgotten rows.
+    """Run the recorded training again, without the forgotten rows: by kernels of BPR and LightGCN, else by its trainer.
 
     Attributes:
         rows: weight rows that are run again. 'all' is retraining, exactly; those 'touched' by the forget set are faster
             and approximate (of LightGCN, whose graph ties all together: several steps at once). 'auto': all where that
-            takes at most ``exact_seconds``, or where the touched ones anchor most interactions anyway.
+            takes at most ``exact_seconds``, or where the touched ones anchor most interactions anyway. Models other
+            than these two are trained again as a whole.
         coupling: random numbers of exact retraining: 'paired', the original's as far as they fit, or 'fresh' ones.
-        exact_seconds: estimated, of two cores.
+        exact_seconds: estimated, of two cores; of other models, from what their epochs took.
     """
 
     name: ClassVar[str] = "replay"
@@ -26,15 +27,7 @@ class Replay:
     exact_seconds: float = 10.0
 
     def refuses(self, problem: Problem) -> str | None:
-        config, log = problem.config, problem.log
-        group = problem.trained.optimizer["param_groups"][0]
-        if not log.snapshots or log.snapshots[0] != 0:
-            return "the triple log has no weight snapshots from the start of training"
-        if config["learner"] != "adam" or "betas" not in group or group.get("amsgrad"):
-            return f"it runs Adam again, and the model was trained with {config['learner']}"
-        if config["clip_grad_norm"]:
-            return "gradients were clipped in training"
-        return None
+        return problem.not_replayed(self.rows)
 
     def warm_up(self, problem: Any) -> None:
         problem.warm_up_replay()

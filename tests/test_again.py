@@ -1,0 +1,212 @@
+"""Training again as the way of every model: against a loop over the log, the original, one request for two, and files.
+
+The knowledge graph, histories, dropout and negatives of all of them; see `recbole_unlearn.training.trained_again`.
+"""
+
+import numpy as np
+import pytest
+import torch
+
+from recbole_unlearn.data.split import Split, pairwise_loader
+from recbole_unlearn.devices import copies
+from recbole_unlearn.errors import InputError
+from recbole_unlearn.influence.coupling import Paired
+from recbole_unlearn.storage.triple_log import TripleLog
+from recbole_unlearn.testing import flat
+from recbole_unlearn.trained import Trained, same_weights
+from recbole_unlearn.training import new_model, recorded, train
+from recbole_unlearn.unlearner import load
+from recbole_unlearn.unlearners.any_loss import AnyLoss
+from recbole_unlearn.unlearners.influence import Influence
+from recbole_unlearn.unlearners.replay import Replay
+
+ONE = {"train_neg_sample_args": {"distribution": "uniform", "sample_num": 1}}
+TWO = {"train_neg_sample_args": {"distribution": "uniform", "sample_num": 2}}
+SEQUENTIAL = {
+    "loss_type": "BPR",
+    "MAX_ITEM_LIST_LENGTH": 6,
+    "load_col": {"inter": ["user_id", "item_id", "timestamp"]},
+    **ONE,
+}
+FACTS = {"kg": ["head_id", "relation_id", "tail_id"], "link": ["item_id", "entity_id"]}
+GRAPH = {"load_col": {"inter": ["user_id", "item_id"], **FACTS}, **TWO}
+CLIPPED = {"learner": "rmsprop", "damping": "scalar", "clip_grad_norm": {"max_norm": 1.0}}  # no kernel does this
+NGCF = {"hidden_size_list": [8], "message_dropout": 0.2, **TWO}
+MODELS = {
+    "FPMC": SEQUENTIAL,
+    "GRU4Rec": {**SEQUENTIAL, "hidden_size": 8, "dropout_prob": 0.3},
+    "NGCF": NGCF,
+    "NGCF, no dropout": {**NGCF, "message_dropout": 0.0},
+    "NGCF, static": {**NGCF, "negatives": "static", **CLIPPED},
+    "CKE": GRAPH,
+    "SimpleX": {"history_len": 5, **TWO},
+}
+
+
+@pytest.fixture(scope="session")
+def original(make_config, linked_path, tmp_path_factory):
+    """Function name of `MODELS` -> checkpoint, trained once."""
+    made = {}
+
+    def make(name):
+        if name not in made:
+            folder = tmp_path_factory.mktemp("again")
+            keys = {"epochs": 3, "eval_step": 0, "data_path": linked_path, "checkpoint_dir": str(folder)}
+            config = make_config(name.partition(",")[0], **keys | MODELS[name])
+            train(config, Split.seeded(config), folder / "model.pth")
+            made[name] = folder / "model.pth"
+        return made[name]
+
+    return make
+
+
+def some(split):
+    """Rows of many users, all of one among them, and neighbours in histories."""
+    return np.union1d(np.arange(0, split.n_rows, 20), np.flatnonzero(split.users == split.users[60]))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_with_nothing_forgotten_it_ends_in_the_weights_to_the_last_bit(original, name):
+    """Facts, dropout and all: the guard measures it before anything is claimed, once."""
+    with load(original(name), way=Replay()) as unlearner:
+        assert unlearner.guard.checked == "replayed" and unlearner.guard.distance == 0
+        assert unlearner.guard.limit == 0.001
+    with load(original(name), way=Replay()) as unlearner:
+        assert unlearner.guard.seconds == 0 and unlearner.guard.distance == 0
+
+
+@pytest.mark.parametrize("name", ["FPMC", "NGCF, no dropout"])
+def test_it_ends_where_a_loop_over_the_log_without_the_rows_does(original, name):
+    """A loop written for this test: the model's loss on the rows that are left, and an optimiser of torch's."""
+    with load(original(name), way=Replay()) as unlearner:
+        config, split, log, rows = unlearner.config, unlearner.split, unlearner.log, some(unlearner.split)
+        found = unlearner.forget(rows=rows)
+        gone = np.isin(np.arange(log.n_rows), rows)
+        epochs = Paired(recorded(config, split, unlearner.trained.stored, log), gone, config["seed"])
+        data = split.remaining_dataset(rows)
+        model = new_model(config, split, data=data)
+        with torch.no_grad():
+            for value, start in zip(model.parameters(), new_model(config, split).parameters(), strict=True):
+                value.copy_(start)
+    left = np.flatnonzero(~gone[np.argsort(split.data_row)])  # rows of the whole data set, in its order
+    place = {int(row): n for n, row in enumerate(left)}
+    optimizer = torch.optim.Adam(model.parameters(), lr=config["learning_rate"])
+    model.train()
+    for epoch in epochs:
+        assert not gone[epoch.order].any() and len(epoch.order) == log.n_rows - len(rows)
+        for start in range(0, len(epoch.order), epochs.recorded.batch_rows):
+            own = epoch.order[start : start + epochs.recorded.batch_rows]
+            batch = data[np.array([place[int(split.data_row[row])] for row in own])].repeat(log.negatives)
+            drawn = torch.from_numpy(epoch.negatives[own].T.astype(np.int64).ravel())
+            batch.interaction[pairwise_loader(split.train).neg_item_id] = drawn
+            optimizer.zero_grad()
+            model.calculate_loss(batch).backward()
+            optimizer.step()
+    assert same_weights(model.state_dict(), found.state_dict)
+    assert found.details["exact"] and found.details["epochs"] == 3 and found.details["coupling"] == "paired"
+
+
+def test_histories_do_not_know_what_is_forgotten(original):
+    """Of its batches neither: the item of a row that is gone is in no history of what the new model trained on."""
+    with load(original("GRU4Rec"), way=Replay()) as unlearner:
+        rows = np.flatnonzero(unlearner.split.items == unlearner.split.items[40])
+        unlearner.forget(rows=rows)
+        item, dataset = unlearner.split.items[40], unlearner.problem.view.dataset
+        own = torch.from_numpy(np.unique(unlearner.split.users[rows]))
+        histories = dataset.inter_feat["item_id_list"][torch.isin(dataset.inter_feat["user_id"], own)]
+        assert not (histories == item).any() or unlearner.split.first_items_kept(rows)
+
+
+@pytest.mark.parametrize("name", ["GRU4Rec", "CKE", "SimpleX"])
+def test_two_requests_are_one_and_so_are_steps_that_are_settled(original, name, tmp_path):
+    with load(original(name), way=Replay()) as unlearner:
+        rows = some(unlearner.split)
+        before = copies(unlearner.state_dict)
+        at_once = copies(unlearner.forget(rows=rows).state_dict)
+        assert not same_weights(at_once, before)
+    with load(original(name), way=Replay()) as unlearner:
+        for part in (rows[::2], rows[1::2]):
+            unlearner.forget(rows=part)
+        assert same_weights(unlearner.state_dict, at_once) and unlearner.settled
+    with load(original(name), way=Influence(cg_max_iterations=2)) as unlearner:
+        unlearner.forget(rows=rows)
+        assert not unlearner.settled and not same_weights(unlearner.state_dict, at_once)
+        settled = unlearner.settle()
+        assert settled.details["exact"] and unlearner.settled and unlearner.guard.distance == 0
+        assert same_weights(unlearner.state_dict, at_once) and same_weights(settled.model.state_dict(), at_once)
+
+
+def test_what_is_saved_is_that_training(original, tmp_path):
+    """Weights, the optimiser's state, and the log without the rows: from which the next request goes on."""
+    with load(original("FPMC"), way=Replay()) as unlearner:
+        rows = some(unlearner.split)
+        unlearner.forget(rows=rows)
+        state, optimizer = copies(unlearner.state_dict), unlearner.training.optimizer
+        unlearner.save(tmp_path / "new.pth")
+        left = len(unlearner.split.users) - len(rows)
+    with load(tmp_path / "new.pth", way=Replay()) as again:
+        assert same_weights(again.state_dict, state) and again.guard.checked == "inherited"
+        assert TripleLog.open(again.log.path).n_rows == left
+        kept = again.trained.optimizer["state"]
+        assert all(torch.equal(kept[n]["exp_avg_sq"], optimizer[n]["exp_avg_sq"]) for n in optimizer)
+        distance, _ = again.problem.reproduction()
+        assert distance < 1e-5  # of its log: the order within a batch is another, which is rounding
+        assert again.forget(count=3).details["exact"]
+
+
+def test_fresh_random_numbers_are_gone_on_from(original):
+    """The next request is paired with the training that was fresh: with nothing forgotten it is that, bit by bit."""
+    with load(original("FPMC"), way=Replay(coupling="fresh")) as unlearner:
+        rows = some(unlearner.split)
+        first = flat(unlearner.unlearn(rows).state_dict)
+        assert (first - flat(unlearner.unlearn(rows).state_dict)).norm() > 0.1 * first.norm()
+        now = copies(unlearner.forget(rows=rows).state_dict)
+        assert same_weights(unlearner.problem.retrained(rows[:0], "paired").state_dict, now)
+
+
+def test_auto_takes_it_where_training_is_short(original):
+    with load(original("FPMC"), config_dict={"cg_max_iterations": 2}) as unlearner:
+        assert unlearner.method == "replay" and "training takes about" in unlearner.chosen
+        unlearner.hurry(10**9)
+        assert unlearner.forget(rows=[3]).details["exact"] is False and not unlearner.settled
+        assert unlearner.settle_if_wanted().details["exact"]
+    with load(original("FPMC"), config_dict={"exact_seconds": 0.0}) as unlearner:
+        assert unlearner.method == "influence" and "training takes about" in unlearner.chosen
+    opened = unlearner.trained
+    opened.stored["triple_log"].pop("seconds")
+    assert AnyLoss(opened).seconds_again() == np.inf
+
+
+def test_what_cannot_be_repeated_is_not_called_exact(original, monkeypatch):
+    """A request for it ends in one line, and auto takes a step, which says why."""
+    path = original("NGCF")
+    (TripleLog.open(_log(path)).path / "guard.json").unlink(missing_ok=True)
+    honest = Trained.recorded
+    monkeypatch.setattr(Trained, "recorded", lambda self: _other(honest(self)))
+    with pytest.raises(InputError, match="with nothing forgotten ends .* of the way") as refused:
+        load(path, way=Replay())
+    assert "\n" not in str(refused.value)
+    with load(path) as unlearner:
+        assert unlearner.method == "influence" and "with nothing forgotten" in unlearner.chosen
+        with pytest.raises(InputError, match="with nothing forgotten"):
+            unlearner.settle()
+
+
+@pytest.mark.parametrize(
+    ("way", "said"),
+    [(Replay("touched"), "as a whole"), ({"method": "replay", "unlearn_params": "item*"}, "unlearn_params")],
+)
+def test_what_training_again_cannot_do_is_refused(original, way, said):
+    asked = {"config_dict": way} if isinstance(way, dict) else {"way": way}
+    with pytest.raises(InputError, match=said):
+        load(original("FPMC"), **asked)
+
+
+def _log(path):
+    return path.with_suffix(".triples")
+
+
+def _other(found):
+    """A training that was recorded with other negatives than it had."""
+    found.negatives[0] = np.roll(found.negatives[0], 1, 0)
+    return found
