@@ -124,7 +124,12 @@ def _trained(config, split, epochs, path):
     config["compiled"] = compiled.refusal(trainer, pairwise_loader(split.train)) is None
     draws = _drawing(config, split)
     for epoch in tqdm(range(epochs), "Adopt", ncols=100, disable=not config["show_progress"]):
-        trainer._train_epoch(split.train, epoch)
+        try:
+            trainer._train_epoch(split.train, epoch)
+        except ValueError as error:
+            if str(error) != "Training loss is nan":  # RecBole's words
+                raise
+            raise InputError(f"training again by its seed, the loss became NaN in epoch {epoch}; train anew") from None
         if draws and (epoch + 1) % draws[1] == 0:
             deque(draws[0], 0)
     return trainer, start
