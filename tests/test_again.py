@@ -39,6 +39,7 @@ MODELS = {
     "NGCF, no dropout": {**NGCF, "message_dropout": 0.0},
     "NGCF, static": {**NGCF, "negatives": "static", **CLIPPED},
     "CKE": GRAPH,
+    "KTUP": {**GRAPH, "train_rec_step": 1, "train_kg_step": 1},  # every second epoch is of facts alone
     "SimpleX": {"history_len": 5, **TWO},
 }
 

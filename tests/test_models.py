@@ -460,7 +460,8 @@ def test_knowledge_aware_models_keep_their_facts(make_options, write_data, inter
     header = "head_id:token\trelation_id:token\ttail_id:token"
     (tmp_path / "data/tiny/tiny.kg").write_text("\n".join([header, *facts]) + "\n")
     columns = {"inter": INTERACTIONS, "kg": header.replace(":token", "").split(), "link": ["item_id", "entity_id"]}
-    chosen = make_options(data_path=path, load_col=columns, method="influence", epochs=2, kg_embedding_size=8)
+    asked = {"method": "influence", "eval_step": 0, "epochs": 2, "kg_embedding_size": 8}
+    chosen = make_options(data_path=path, load_col=columns, **asked)
     config = UnlearnConfig(name, "tiny", config_dict=chosen)
     init_seed(config["seed"], config["reproducibility"])
     split = Split(config)
