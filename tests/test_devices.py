@@ -31,7 +31,7 @@ MODELS = {
 }
 
 
-def forgotten(name, options, gpu, folder):
+def forgotten(name, options, gpu, folder, method="auto"):
     """Weights, ranks and metrics after two requests to a model; asserts that it trains and serves on its device."""
     options |= {"gpu_id": "0" if gpu else ""}
     config = UnlearnConfig(name, "tiny", config_dict=options)
@@ -42,9 +42,11 @@ def forgotten(name, options, gpu, folder):
     assert {value.device for value in model.parameters()} == {device}
     found = [evaluate(trainer, model, split, 1)["full"]]
     own = {key: options[key] for key in (*QUICK, "gpu_id", "show_progress", "state") if key in options}
+    own["method"] = method
     with InfluenceUnlearner.load(folder / "model.pth", config_dict=own) as session:
         for rows in (np.arange(5, 12), np.arange(30, 33)):
             unlearned = session.forget_rows(rows)
+            assert unlearned.method == ("influence" if method == "influence" else "replay")
             assert {value.device.type for value in session.model.parameters()} == {device.type}
             found += [{name: devices.array(value).copy() for name, value in session.model.state_dict().items()}]
             found += [percentiles(session.model, split, rows)]
@@ -54,8 +56,9 @@ def forgotten(name, options, gpu, folder):
     return found
 
 
+@pytest.mark.parametrize("method", ["replay", "influence"])
 @pytest.mark.parametrize("name", MODELS)
-def test_a_gpu_gives_what_the_cpu_gives(name, make_options, tmp_path):
+def test_a_gpu_gives_what_the_cpu_gives(name, method, make_options, tmp_path):
     results = []
     for gpu in (False, True):
         folder = tmp_path / str(gpu)
@@ -63,9 +66,9 @@ def test_a_gpu_gives_what_the_cpu_gives(name, make_options, tmp_path):
         options = make_options(**MODELS[name])
         if gpu:
             with FakeGPU():
-                results.append(forgotten(name, options, gpu, folder))
+                results.append(forgotten(name, options, gpu, folder, method))
         else:
-            results.append(forgotten(name, options, gpu, folder))
+            results.append(forgotten(name, options, gpu, folder, method))
     for ours, theirs in zip(*results, strict=True):
         for key in ours if isinstance(ours, dict) else [slice(None)]:
             np.testing.assert_array_equal(ours[key], theirs[key])
@@ -127,6 +130,6 @@ def test_losses_are_taken_without_cudnn_and_training_keeps_it(make_options, tmp_
 
     monkeypatch.setattr(GRU4Rec, "calculate_loss", calculate_loss)
     monkeypatch.setattr(torch.backends.cudnn, "enabled", True)
-    forgotten("GRU4Rec", make_options(**MODELS["GRU4Rec"]), False, tmp_path)
+    forgotten("GRU4Rec", make_options(**MODELS["GRU4Rec"]), False, tmp_path, "influence")
     assert seen == {(True, True), (False, False), (False, True)}  # the last: the embeddings' norms, without derivatives
     assert torch.backends.cudnn.enabled
