@@ -15,6 +15,7 @@ from recbole_unlearn.errors import InputError
 from recbole_unlearn.quick_start import run_unlearn
 from recbole_unlearn.storage import checkpoints, inter_file
 from recbole_unlearn.storage.triple_log import TripleLog
+from recbole_unlearn.verify import verify
 
 GONE_USER, GONE_ITEM = "GONEUSER-57", "GONEITEM-88"
 
@@ -287,3 +288,16 @@ def test_a_damaged_token_file_is_refused_in_one_line(forget):
     forget(forget_count=7, output_dir="first")
     Path("first/unlearned.triples/data/tiny/tokens.json").write_text(json.dumps({"users": [1], "items": None}))
     refused(forget, "cannot load data set", checkpoint="first/unlearned.pth", forget_count=3, output_dir="second")
+
+
+@pytest.mark.parametrize("coupling", ["auto", "paired"])
+def test_what_is_left_was_drawn_anew_unless_asked_otherwise(forget, coupling):
+    """Whoever knows the seed could else try which missing row leads to the weights. The new log can be trained from."""
+    keys = {} if coupling == "auto" else {"coupling": coupling}
+    result = forget(forget_count=2, epochs=3, **keys)
+    fresh = coupling == "auto"
+    assert result["unlearning"]["exact"] and result["unlearning"]["coupling"] == ("fresh" if fresh else "paired")
+    log = TripleLog.open("out/unlearned.triples")
+    assert (log.steps(0) is not None) == fresh  # of the original's order holes would tell
+    if fresh:
+        assert verify("out/unlearned.pth") < 1e-4

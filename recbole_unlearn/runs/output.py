@@ -13,7 +13,7 @@ from recbole_unlearn.compat.recbole_models import CACHES
 from recbole_unlearn.data import frozen_data
 from recbole_unlearn.data.frozen_data import Frozen
 from recbole_unlearn.errors import InputError
-from recbole_unlearn.influence.coupling import Paired
+from recbole_unlearn.influence.coupling import Fresh, Paired
 from recbole_unlearn.settings.shown import public
 from recbole_unlearn.storage import audit, checkpoints, inter_file, paths, purging
 from recbole_unlearn.storage.files import is_debris, locked, remove
@@ -136,11 +136,15 @@ def save_unlearned(
     fingerprint = frozen.fingerprint if frozen else split.fingerprint_without(rows)
 
     def write_log(folder):
-        log.without(rows, folder, run_id, fingerprint, epochs, unlearned.snapshots, ordered=not config["purge"])
+        ordered = isinstance(epochs, Fresh) or not config["purge"]
+        log.without(rows, folder, run_id, fingerprint, epochs, unlearned.snapshots, ordered=ordered)
         guard.inherit(guarded, folder, unlearned.state_dict)
         if frozen:
             frozen.write(folder)
 
+    tie = {"run_id": run_id, "epochs": trained.epochs}
+    if "seconds" in stored["triple_log"]:
+        tie["seconds"] = stored["triple_log"]["seconds"]
     state = {
         **stored,
         "config": public(config),
@@ -148,7 +152,7 @@ def save_unlearned(
         "optimizer": _optimizer(stored["optimizer"], unlearned),
         # RecBole would serve the original's propagated embeddings
         "other_parameter": {k: v for k, v in (stored.get("other_parameter") or {}).items() if k not in CACHES},
-        "triple_log": {**stored["triple_log"], "run_id": run_id, "epochs": trained.epochs},
+        "triple_log": tie,
     }
     if frozen:
         state["data"] = {"inter": inter}

@@ -46,14 +46,16 @@ class Auto:
 
 def wanted(config: UnlearnConfig) -> "Auto | Reoptimise | Replay | Influence":
     """The way that a configuration asks for, with its settings."""
-    params = config["unlearn_params"]
+    params, coupling = config["unlearn_params"], config["coupling"]
+    if coupling == "auto":  # whoever knows the seed has the original's random numbers, and could try who is missing
+        coupling = "fresh" if config["purge"] else "paired"
     step: dict[str, Any] = {key: config[key] for key in STEP}
     step["params"] = params if params is None else (params,) if isinstance(params, str) else tuple(params)
     ways: dict[str, Any] = {
         "reoptimise": Reoptimise(
             config["reoptimise_tolerance"], config["reoptimise_max_iterations"], config["pool_return"]
         ),
-        "replay": Replay(config["replay_rows"], config["coupling"], config["exact_seconds"]),
+        "replay": Replay(config["replay_rows"], coupling, config["exact_seconds"]),
         "influence": Influence(**step, forgotten_stay=bool(config["paper"])),
     }
     method = "influence" if config["paper"] else config["method"]
