@@ -13,12 +13,12 @@ from recbole.data.interaction import Interaction
 from recbole.model.abstract_recommender import AbstractRecommender
 from recbole.model.general_recommender import BPR, LightGCN
 from recbole.trainer.trainer import KGTrainer, Trainer
-from recbole.utils import InputType, ModelType
+from recbole.utils import InputType, ModelType, get_model
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data.distributed import DistributedSampler
 
 from recbole_unlearn import distributed
-from recbole_unlearn.compat.recbole_models import checkpoint_state, class_named, model_class, replaced
+from recbole_unlearn.compat.recbole_models import checkpoint_state, class_named, replaced
 from recbole_unlearn.compiled import CompiledEpochs
 from recbole_unlearn.data.fingerprint import fingerprint
 from recbole_unlearn.data.orders import OrderNote
@@ -384,7 +384,7 @@ def trainer_of(config: Config, model: AbstractRecommender) -> Trainer:
 
 def trainer_class(name: str) -> type[Trainer] | None:
     """The class of trainer that logs for a model of this name, RecBole's or the user's own; None where none does."""
-    found = model_class(name) if name in known_models() else class_named(name)
+    found = get_model(name) if name in known_models() else class_named(name)
     if found is None or refused(found):
         return None
     return TRAINERS.get(found.type)

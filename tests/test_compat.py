@@ -11,8 +11,7 @@ import pytest
 import torch
 from recbole.config import Config
 from recbole.data import create_dataset
-
-from recbole_unlearn.compat.recbole_models import model_class
+from recbole.utils import get_model
 
 ROOT = Path(__file__).resolve().parent.parent
 NO_RAY = """
@@ -186,7 +185,7 @@ def test_holes_in_the_data_are_filled_as_recbole_means_to(make_config, holed):
 
 def test_ngcf_drops_nothing_in_evaluation(make_split):
     split = make_split("NGCF", hidden_size_list=[8], node_dropout=0.0, message_dropout=0.5)
-    model = model_class("NGCF")(split.config, split.train._dataset)
+    model = get_model("NGCF")(split.config, split.train._dataset)
     drops_in_training_only(model, model.forward)
     assert model.message_dropout == 0.5
 
@@ -196,7 +195,7 @@ def test_gru4reckg_drops_nothing_in_evaluation(make_config, make_split, monkeypa
     dataset = make_split("GRU4Rec", loss_type="BPR", load_col=None).train._dataset
     vectors = np.ones((dataset.num("item_id"), 8))
     monkeypatch.setattr(dataset, "get_preload_weight", lambda _: vectors, raising=False)
-    model = model_class("GRU4RecKG")(make_config("GRU4RecKG", loss_type="BPR", dropout_prob=0.5), dataset)
+    model = get_model("GRU4RecKG")(make_config("GRU4RecKG", loss_type="BPR", dropout_prob=0.5), dataset)
     drops_in_training_only(model, lambda: model.forward(torch.tensor([[3, 5, 0]]), torch.tensor([2])))
     assert model.dropout == 0.5
 
@@ -206,3 +205,12 @@ def drops_in_training_only(model, forward):
         model.train(training)
         first, second = forward(), forward()
         assert torch.equal(first[0], second[0]) != training
+
+
+def test_importing_a_sequential_model_leaves_anomaly_detection_off():
+    """One module of RecBole's turns it on for the whole process, which would take many times as long."""
+    code = (
+        "import recbole_unlearn, torch; from recbole.model.sequential_recommender import GRU4Rec, SINE; "
+        "assert SINE and not torch.is_anomaly_enabled()"
+    )
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True)

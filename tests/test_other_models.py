@@ -9,11 +9,11 @@ import recbole
 import torch
 from recbole.data.dataset import KnowledgeBasedDataset
 from recbole.data.interaction import Interaction
+from recbole.utils import get_model
 
 from recbole_unlearn.comparison.beside import beside, first_rows
 from recbole_unlearn.comparison.other_models import PLAIN, known_models, model_arguments, other_models, train_any
 from recbole_unlearn.comparison.seeds import opened
-from recbole_unlearn.compat.recbole_models import model_class
 from recbole_unlearn.data.split import Split
 from recbole_unlearn.errors import InputError
 from recbole_unlearn.evaluation import ranking
@@ -275,7 +275,7 @@ def test_a_data_set_without_knowledge_is_refused(make_options):
 def test_every_model_of_recbole_is_taken_or_refused_in_one_line(given):
     taken = []
     others = [name for name in known_models() if "boost" not in name and "gbm" not in name]
-    for name in [name for name in others if model_class(name).type not in PLAIN]:
+    for name in [name for name in others if get_model(name).type not in PLAIN]:
         try:
             taken += other_models(name, "BPR", "tiny", None, given())
         except InputError as error:

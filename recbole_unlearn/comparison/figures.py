@@ -11,7 +11,7 @@ from contextlib import contextmanager
 import numba
 import numpy as np
 import torch
-from recbole.utils import ModelType
+from recbole.utils import ModelType, get_model
 from tqdm import tqdm
 
 import recbole_unlearn
@@ -19,7 +19,6 @@ from recbole_unlearn.comparison.beside import Beside, beside, first_rows
 from recbole_unlearn.comparison.kept import measured_by, prepared_by
 from recbole_unlearn.comparison.other_models import model_arguments, train_any
 from recbole_unlearn.comparison.seeds import SeedRun, TrainedSeeds, opened, quiet
-from recbole_unlearn.compat.recbole_models import model_class
 from recbole_unlearn.data.forget import ForgetRequest
 from recbole_unlearn.devices import read
 from recbole_unlearn.errors import InputError
@@ -267,7 +266,7 @@ class Comparison:
         Raises:
             InputError: nothing of the forget set, or a held-out interaction, is the first target of such a model.
         """
-        names = [name for name in models if model_class(name).type == ModelType.SEQUENTIAL]
+        names = [name for name in models if get_model(name).type == ModelType.SEQUENTIAL]
         if not names or self.split.sequential:
             return []
         which = names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

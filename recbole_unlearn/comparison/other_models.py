@@ -8,9 +8,9 @@ import difflib
 import importlib.util
 from time import perf_counter
 
-from recbole.utils import ModelType, get_trainer
+from recbole.utils import ModelType, get_model, get_trainer
 
-from recbole_unlearn.compat.recbole_models import clear_caches, model_class
+from recbole_unlearn.compat.recbole_models import clear_caches
 from recbole_unlearn.data import knowledge
 from recbole_unlearn.data.split import pairwise_loader
 from recbole_unlearn.devices import read
@@ -54,7 +54,7 @@ def other_models(value, model, dataset, files, given):
         if needed and importlib.util.find_spec(needed) is None:
             raise InputError(f"compare_models: {name} needs the package {needed}, which is not installed")
         try:
-            model_class(name)
+            get_model(name)
         except (ValueError, ImportError, AttributeError) as error:
             raise InputError(f"compare_models: {name} cannot be loaded from RecBole: {error}") from None
         try:
@@ -73,7 +73,7 @@ def model_arguments(name, model, dataset, files, given):
     Raises:
         InputError: it would not have the compared model's interactions.
     """
-    kind = model_class(name).type
+    kind = get_model(name).type
     changes = {}
     if kind in PLAIN:
         _check_kind(name, kind, model)
@@ -94,7 +94,7 @@ def _check_kind(name, kind, model):
         raise InputError(f"compare_models: {name} cannot be compared: {REFUSED[name]}")
     if kind not in (*PLAIN, *CHANGES):
         raise InputError(f"compare_models: {name} cannot be compared: RecBole does not train it by gradient")
-    own = model_class(model).type
+    own = get_model(model).type
     if own not in PLAIN and own != kind:
         raise InputError(
             f"compare_models: {name} does not have the interactions of {model}, some of which RecBole leaves out; "
@@ -116,7 +116,7 @@ def _columns(compared, own):
 
 
 def _knowledge(name, compared, arguments):
-    if model_class(compared["model"]).type == ModelType.KNOWLEDGE:
+    if get_model(compared["model"]).type == ModelType.KNOWLEDGE:
         return {}
     fields = [f"{part}_FIELD" for part in ("HEAD_ENTITY_ID", "RELATION_ID", "TAIL_ENTITY_ID", "ENTITY_ID")]
     head, relation, tail, entity = (compared[field] for field in fields)
@@ -138,7 +138,7 @@ def _sequential(name, compared, arguments):
     changes = {"repeatable": True, "load_col": _columns(compared, columns)}
     if name in WITHOUT_BPR and loss == "BPR":
         raise InputError(f"compare_models: RecBole has no BPR loss for {name}; leave loss_type out")
-    if loss == "CE" and not hasattr(model_class(name), "input_type"):
+    if loss == "CE" and not hasattr(get_model(name), "input_type"):
         changes["train_neg_sample_args"] = None
     return changes
 

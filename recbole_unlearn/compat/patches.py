@@ -241,6 +241,17 @@ def _dropout_in_training_only(name, rate):
     return patch
 
 
+@contextmanager
+def _sine(module):
+    """Turns torch's anomaly detection on when it is imported, and any sequential model of RecBole imports it.
+
+    All that the process then differentiates is many times slower, since each operation keeps the stack it came from.
+    """
+    before = torch.is_anomaly_enabled()
+    yield
+    torch.autograd.set_detect_anomaly(before)
+
+
 # Context managers around the execution of a module of RecBole, the first time that anybody imports it.
 AROUND = {
     "recbole.config.configurator": _config,
@@ -249,6 +260,7 @@ AROUND = {
     "recbole.data.dataset.sequential_dataset": _any_dataset,
     "recbole.quick_start.quick_start": _quick_start,
     "recbole.model.general_recommender.ngcf": _dropout_in_training_only("NGCF", "message_dropout"),
+    "recbole.model.sequential_recommender.sine": _sine,
     "recbole.model.sequential_recommender.gru4reckg": _dropout_in_training_only("GRU4RecKG", "dropout"),
 }
 

@@ -21,17 +21,6 @@ def class_named(name: str, base: type = AbstractRecommender) -> type | None:
     return None
 
 
-def model_class(name: str) -> type:
-    """RecBole's ``get_model`` without a side effect: importing sine.py turns anomaly detection on, up to 5x slower."""
-    from recbole.utils import get_model
-
-    anomaly = torch.is_anomaly_enabled()
-    try:
-        return get_model(name)
-    finally:
-        torch.autograd.set_detect_anomaly(anomaly)
-
-
 @contextmanager
 def replaced(owner: Any, **attributes: Any) -> Iterator[None]:
     """Other attributes of an object or a class, its methods included, for a while."""

@@ -9,9 +9,9 @@ import torch
 import yaml
 from recbole.config import Config
 from recbole.model.abstract_recommender import AbstractRecommender
+from recbole.utils import get_model
 
 from recbole_unlearn import distributed
-from recbole_unlearn.compat.recbole_models import model_class
 from recbole_unlearn.data.knowledge import KEY
 from recbole_unlearn.errors import InputError
 from recbole_unlearn.settings import keys, recbole_keys
@@ -116,7 +116,7 @@ class UnlearnConfig(Config):
         if isinstance(model, str):
             recbole_keys.check_model_name(model)
             try:
-                model = model_class(model)
+                model = get_model(model)
             except (ValueError, ImportError, AttributeError) as error:
                 raise InputError(f"model {model} cannot be loaded from RecBole: {error}") from None
         elif isinstance(model, type) and model.__module__.partition(".")[0] != "recbole":
