@@ -523,7 +523,7 @@ def test_run_writes_a_model_and_a_log_that_have_forgotten(make_options, tmp_path
         ("GRU4Rec", {"train_neg_sample_args": None}, "give loss_type: BPR"),
         ("BERT4Rec", {"loss_type": "BPR"}, "masks"),
         ("NeuMF", {}, "not trained on pairs"),
-        ("NGCF", {"method": "reoptimise"}, "not for NGCF"),
+        ("NGCF", {"method": "reoptimise", "negatives": "static", "weight_decay": 1e-4}, "not for NGCF"),
         ("NGCF", {"method": "replay", "unlearn_params": ["*"]}, "not for NGCF with unlearn_params"),
         ("LightGCN", {"train_neg_sample_args": {**NEGATIVES, "dynamic": True, "candidate_num": 2}}, "dynamic"),
         ("GRU4Rec", {"loss_type": "BPR", "negatives": "static"}, "general models"),
