@@ -169,7 +169,7 @@ class Trained:
         now = copies(trainer.model.state_dict())
         if not same_weights(now, stored["state_dict"]):  # of the last epoch, not of the best
             state = checkpoint_state(trainer, log.n_epochs - 1)
-            tie = {"run_id": log.run_id, "epochs": log.n_epochs}
+            tie = {**stored["triple_log"], "epochs": log.n_epochs}
             stored = {**copy.deepcopy(state), "state_dict": now, "triple_log": tie}
         config = supported(extended(trainer.config, {"checkpoint": str(path), **changes}))
         split = Split.of(config, train, valid, test).align(log)
