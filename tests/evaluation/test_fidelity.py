@@ -56,6 +56,8 @@ def test_a_cut_off_run_goes_on_and_the_tables_are_written(make_options, tmp_path
     again = run_unlearn(dataset="tiny", config_dict={**keys, "output_dir": str(tmp_path / "two")})
     assert times == {file: file.stat().st_mtime_ns for file in (tmp_path / "cache").glob("*.pth")}
     for name, figures in first["fidelity"].items():
+        if name == "exact, fresh":  # each time by new random numbers of the operating system
+            continue
         for key in ("forget_auc", "correlation", "hit@10"):
             assert figures[key] == again["fidelity"][name][key] or np.isnan(figures[key])
     assert {file.name for file in (tmp_path / "one").iterdir()} == {
