@@ -74,6 +74,7 @@ class Stream:
             "compare": "none",
             "output_dir": str(UNLEARNED.parent),
             "purge": True,
+            "coupling": "paired",  # weights that can be compared
             "purge_dataset": True,
             "show_progress": False,
             "state": "WARNING",
