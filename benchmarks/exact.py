@@ -124,7 +124,7 @@ def table(found):
         case: {
             "effect, rms": f"{each['effect']:.3f}",
             "left": f"{each['left'] / each['effect']:.1e}",
-            "correlation": f"{each['correlation']:.7f}",
+            "1 - correlation": f"{1 - each['correlation']:.0e}",
             "touched: left": f"{each['touched left'] / each['effect']:.2f}",
             "touched: correlation": f"{each['touched correlation']:.3f}",
             "RecBole, s an epoch": f"{each['RecBole, s an epoch']:.2f}",
@@ -133,7 +133,7 @@ def table(found):
         }
         for case, each in found.items()
     }
-    return pd.DataFrame.from_dict(rows, orient="index").to_markdown()
+    return pd.DataFrame.from_dict(rows, orient="index").to_markdown(disable_numparse=True)
 
 
 if __name__ == "__main__":
