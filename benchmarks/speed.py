@@ -235,7 +235,7 @@ def requests(options):
         what = f"{name}, {'1 interaction' if count == 1 else f'{RATIO:.2%} of the interactions'}"
         figures[f"request, {what}"] = told(times)
         for other, whole in retrain.items():
-            figures[f"times faster than Retrain, {other}; {what}"] = f"{whole / median(times):.3g}"
+            figures[f"times faster than Retrain, {other}; {what}"] = f"{float(f'{whole / median(times):.3g}'):g}"
     figures |= {
         "opening before the first request, kernels and guard": told(openings),
         "logging, share of training time": f"{median(more) + snapshots:+.1%} "

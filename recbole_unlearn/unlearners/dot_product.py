@@ -32,7 +32,7 @@ from recbole_unlearn.unlearners.influence import Influence, conjugate, warn_unle
 
 MOSTLY_TOUCHED = 0.5  # share of the interactions with a touched user or item, from which on replay runs all rows again
 CURVATURE_TRIPLES = 8_000_000
-# Of training again, to tell which requests it serves soon enough: roughly what ML-1M took, K = 8 and 64, two cores.
+# Of training again, to tell which requests it serves soon enough: what ML-1M took, K = 8 and 64, two cores (results/).
 SECONDS_A_TRIPLE, SECONDS_A_NUMBER = 2e-8, 1.5e-9
 
 

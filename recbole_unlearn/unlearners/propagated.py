@@ -18,7 +18,7 @@ from recbole_unlearn.unlearners.influence import Influence
 # Moves of the weights that replay makes in an epoch, if training made more. On ml-100k, with 40 steps an epoch, 10
 # moves forget as faithfully as 40 (docs/lightgcn.md).
 MOVES = 20
-SECONDS_A_PRODUCT = 1e-10  # of a number with an edge; ML-1M on two cores took a quarter of it
+SECONDS_A_PRODUCT = 2e-11  # of a number with an edge: ml-100k and ML-1M on two cores (results/exact.json)
 
 
 class Propagated(DotProduct):
