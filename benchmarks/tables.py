@@ -131,7 +131,8 @@ def targets():
     costs = {name: figures for name, figures in names.items() if figures}
 
     def cost(row, only=None):
-        return {name: figures[row].split(" (")[0] for name, figures in costs.items() if only is None or name in only}
+        chosen = {name: figures for name, figures in costs.items() if row in figures and (only is None or name in only)}
+        return {name: figures[row].split(" (")[0] for name, figures in chosen.items()}
 
     paper = ("ml-1m-paper", "pinterest-paper")
     kernels, autograd = "speed.py kernels", "autograd / product"
