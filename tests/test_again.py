@@ -34,9 +34,15 @@ CLIPPED = {"learner": "rmsprop", "damping": "scalar", "clip_grad_norm": {"max_no
 NGCF = {"hidden_size_list": [8], "message_dropout": 0.2, **TWO}
 MODELS = {
     "FPMC": SEQUENTIAL,
+    "FPMC, popularity": SEQUENTIAL | {"train_neg_sample_args": {"distribution": "popularity", "sample_num": 1}},
     "GRU4Rec": {**SEQUENTIAL, "hidden_size": 8, "dropout_prob": 0.3},
     "NGCF": NGCF,
     "NGCF, no dropout": {**NGCF, "message_dropout": 0.0},
+    "NGCF, popularity": {
+        **NGCF,
+        "message_dropout": 0.0,
+        "train_neg_sample_args": {"distribution": "popularity", "sample_num": 1},
+    },
     "NGCF, static": {**NGCF, "negatives": "static", **CLIPPED},
     "CKE": GRAPH,
     "KTUP": {**GRAPH, "train_rec_step": 1, "train_kg_step": 1},  # every second epoch is of facts alone
@@ -66,7 +72,7 @@ def some(split):
     return np.union1d(np.arange(0, split.n_rows, 20), np.flatnonzero(split.users == split.users[60]))
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", [name for name in MODELS if name != "FPMC, popularity"])
 def test_with_nothing_forgotten_it_ends_in_the_weights_to_the_last_bit(original, name):
     """Facts, dropout and all: the guard measures it before anything is claimed, once."""
     with load(original(name), way=Replay()) as unlearner:
@@ -76,7 +82,7 @@ def test_with_nothing_forgotten_it_ends_in_the_weights_to_the_last_bit(original,
         assert unlearner.guard.seconds == 0 and unlearner.guard.distance == 0
 
 
-@pytest.mark.parametrize("name", ["FPMC", "NGCF, no dropout"])
+@pytest.mark.parametrize("name", ["FPMC", "NGCF, no dropout", "NGCF, popularity"])
 def test_it_ends_where_a_loop_over_the_log_without_the_rows_does(original, name):
     """A loop written for this test: the model's loss on the rows that are left, and an optimiser of torch's."""
     with load(original(name), way=Replay()) as unlearner:
@@ -194,13 +200,17 @@ def test_what_cannot_be_repeated_is_not_called_exact(original, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("way", "said"),
-    [(Replay("touched"), "as a whole"), ({"method": "replay", "unlearn_params": "item*"}, "unlearn_params")],
+    ("name", "way", "said"),
+    [
+        ("FPMC", Replay("touched"), "as a whole"),
+        ("FPMC", {"method": "replay", "unlearn_params": "item*"}, "unlearn_params"),
+        ("FPMC, popularity", Replay(), "by popularity"),
+    ],
 )
-def test_what_training_again_cannot_do_is_refused(original, way, said):
+def test_what_training_again_cannot_do_is_refused(original, name, way, said):
     asked = {"config_dict": way} if isinstance(way, dict) else {"way": way}
     with pytest.raises(InputError, match=said):
-        load(original("FPMC"), **asked)
+        load(original(name), **asked)
 
 
 def _log(path):
