@@ -20,6 +20,7 @@ from recbole_unlearn.errors import InputError
 from recbole_unlearn.settings.given import Given
 from recbole_unlearn.trained import Checkpoint
 from recbole_unlearn.training import begin, new_model, train_paired
+from recbole_unlearn.unlearners.choose import IN_CLOSED_FORM
 from recbole_unlearn.unlearners.guard import LIMIT
 
 
@@ -42,6 +43,11 @@ def verify(checkpoint: Path | str, model: type | None = None) -> float:
         config, split = opened.config, opened.split()  # of the rows that it has not forgotten
         if not Played.fits(split.train):
             raise InputError(f"{config['model']} trains on more than its log holds; it cannot be recomputed from it")
+        if config.model_class not in IN_CLOSED_FORM and opened.log.steps(0) is not None:  # of a result, not an original
+            raise InputError(
+                f"{config['model']} may draw in training (dropout), of which a result's log holds nothing; only "
+                "originals, and results of BPR and LightGCN, can be recomputed"
+            )
         config["show_progress"], config["checkpoint_dir"] = False, folder
         seed, nothing = config["seed"], np.empty(0, np.int64)
         again, _ = train_paired(config, split, Path(folder) / "again.pth", checkpoint, nothing, seed)

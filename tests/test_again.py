@@ -19,6 +19,7 @@ from recbole_unlearn.unlearner import load
 from recbole_unlearn.unlearners.any_loss import AnyLoss
 from recbole_unlearn.unlearners.influence import Influence
 from recbole_unlearn.unlearners.replay import Replay
+from recbole_unlearn.verify import verify
 
 ONE = {"train_neg_sample_args": {"distribution": "uniform", "sample_num": 1}}
 TWO = {"train_neg_sample_args": {"distribution": "uniform", "sample_num": 2}}
@@ -211,6 +212,15 @@ def test_what_training_again_cannot_do_is_refused(original, name, way, said):
     asked = {"config_dict": way} if isinstance(way, dict) else {"way": way}
     with pytest.raises(InputError, match=said):
         load(original(name), **asked)
+
+
+def test_results_that_may_have_drawn_in_training_are_not_called_wrong(original):
+    assert verify(original("NGCF")) == 0
+    with load(original("NGCF")) as unlearner:
+        unlearner.forget(rows=[3])
+        unlearner.save("later.pth")
+    with pytest.raises(InputError, match="only originals"):
+        verify("later.pth")
 
 
 def _log(path):
