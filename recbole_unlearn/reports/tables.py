@@ -125,13 +125,13 @@ def _how(unlearning):
             f"exact in {unlearning['replays_of_all_rows']} of them, "
             + ("and at the end" if unlearning.get("exact") else "approximate at the end")
         )
-    if unlearning["method"] == "replay":
-        if unlearning.get("exact"):
-            return (
-                f"Method: exact: training of {unlearning['epochs']} epochs again without the forget set "
-                f"({unlearning['triples_replayed']:,} triples), by "
-                + ("the original's random numbers" if unlearning["coupling"] == "paired" else "new random numbers")
-            )
+    if unlearning.get("exact"):
+        return (
+            f"Method: exact: training of {unlearning['epochs']} epochs again without the forget set "
+            f"({unlearning['triples_replayed']:,} triples), by "
+            + ("the original's random numbers" if unlearning["coupling"] == "paired" else "new random numbers")
+        )
+    if "rows_replayed" in unlearning:
         return (
             f"Method: approximate: replay of {'all ' if unlearning['all_rows'] else ''}"
             f"{unlearning['rows_replayed']} embedding rows "
