@@ -43,7 +43,8 @@ def verify(checkpoint: Path | str, model: type | None = None) -> float:
         config, split = opened.config, opened.split()  # of the rows that it has not forgotten
         if not Played.fits(split.train):
             raise InputError(f"{config['model']} trains on more than its log holds; it cannot be recomputed from it")
-        if config.model_class not in IN_CLOSED_FORM and opened.log.steps(0) is not None:  # of a result, not an original
+        result = opened.log is not None and opened.log.steps(0) is not None  # an original's can be drawn again
+        if config.model_class not in IN_CLOSED_FORM and result:
             raise InputError(
                 f"{config['model']} may draw in training (dropout), of which a result's log holds nothing; only "
                 "originals, and results of BPR and LightGCN, can be recomputed"
