@@ -78,9 +78,8 @@ def one(options):
 
     from recbole_unlearn import InfluenceUnlearner
     from recbole_unlearn.comparison.seeds import opened, quiet
-    from recbole_unlearn.devices import array
     from recbole_unlearn.evaluation.forgetting import percentiles
-    from recbole_unlearn.training import new_model, train, train_paired
+    from recbole_unlearn.training import flat_weights, new_model, train, train_paired
 
     name, device, epochs = options.model, options.device, options.epochs
     found = {"epochs": epochs}
@@ -89,8 +88,8 @@ def one(options):
         found.update(figures)
         common.tell(found)
 
-    def flat(model):
-        return np.concatenate([array(value).ravel() for value in model.parameters()]).astype(np.float64)
+    def weights(model):
+        return flat_weights(model).astype(np.float64)
 
     where = {"gpu_id": "0" if device == "cuda" else ""}
     with tempfile.TemporaryDirectory() as folder, quiet():
@@ -129,8 +128,8 @@ def one(options):
             ways[way]["way"] = float(change.mean() / truth.mean())
             ways[way]["correlation"] = float(np.corrcoef(change, truth)[0, 1])
         tell(paired=float((before + truth).mean()), ways=ways)
-        start, end = flat(new_model(config, split)), flat(original)
-        distance = np.linalg.norm(flat(paired(rows[:0])) - end) / np.linalg.norm(end - start)
+        start, end = weights(new_model(config, split)), weights(original)
+        distance = np.linalg.norm(weights(paired(rows[:0])) - end) / np.linalg.norm(end - start)
         tell(repeats=float(distance), memory=torch.cuda.max_memory_allocated() if device == "cuda" else None)
 
 

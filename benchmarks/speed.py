@@ -41,6 +41,7 @@ from synthetic import forget_sets, growth, kernels, replay, report
 from recbole_unlearn import distributed
 from recbole_unlearn.comparison.seeds import opened
 from recbole_unlearn.data.forget import ForgetRequest
+from recbole_unlearn.influence.coupling import Epoch
 from recbole_unlearn.influence.operators import Damped
 from recbole_unlearn.influence.propagated import Graph
 from recbole_unlearn.influence.propagated_training import GraphLoss, PropagatedTraining
@@ -52,7 +53,7 @@ from recbole_unlearn.storage import checkpoints
 from recbole_unlearn.storage.triple_log import log_path, snapshot_due
 from recbole_unlearn.trained import Checkpoint
 from recbole_unlearn.trainer import BPRTrainer
-from recbole_unlearn.training import new_model
+from recbole_unlearn.training import flat_weights, new_model
 from recbole_unlearn.unlearner import InfluenceUnlearner
 from recbole_unlearn.unlearners.propagated import MOVES
 from recbole_unlearn.unlearners.replay import Replay
@@ -275,7 +276,7 @@ def replayed_graph(config, split, rows, clock):
     rng = np.random.default_rng(0)
     epochs = 3
     negatives = [rng.integers(1, split.n_items, (split.n_rows, 1)).astype(np.uint16) for _ in range(epochs)]
-    start = np.concatenate([p.detach().numpy().ravel() for p in new_model(config, split, 1).parameters()])
+    start = flat_weights(new_model(config, split, 1))
     batch = config["train_batch_size"]
     stride = max(-(-split.n_rows // batch) // MOVES, 1)
     times = []
@@ -291,7 +292,8 @@ def replayed_graph(config, split, rows, clock):
     )
     bounds = np.append(np.arange(0, len(kept), batch), len(kept))
     for each in negatives:
-        training.epoch(split.users, split.items, each, kept[order], bounds, np.full(len(bounds) - 1, adam.lr))
+        epoch = Epoch(kept[order], bounds, each, np.full(len(bounds) - 1, adam.lr))
+        training.epoch(split.users, split.items, epoch)
         times.append(clock())
     return times[0] - begin, float(np.median(np.diff(times))), stride
 

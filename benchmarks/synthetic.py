@@ -292,7 +292,7 @@ def trained_again(recorded, weights, rows, progress):
     start = np.array(weights[0], np.float32).reshape(recorded.n_users + recorded.n_items, -1)
     training = DotProductTraining(start, recorded.n_users, recorded.adam)
     for each in Paired(recorded, gone):
-        training.epoch(recorded.users, recorded.pos, each.negatives, each.order, each.bounds, each.rates)
+        training.epoch(recorded.users, recorded.pos, each)
         progress()
 
 

@@ -37,15 +37,20 @@ def forget_set(stem):
     return f"{data}{changes.replace('-', ', ')}", f"{size} {KINDS.get(kind, kind.replace('_', ' '))}"
 
 
-def fidelity():
-    """One line a forget set; of each method, how far its forget-set AUC is from Retrain's, and its correlation."""
-    lines = ["| data | forget | " + " | ".join(METHODS.values()) + " |", "|:---|:---|" + ":---|" * len(METHODS)]
+def measured_fidelity():
+    """Data set, forget set and figures of each measured one, in order."""
     files = (RESULTS / "fidelity").glob("*-default-*.json")
     for file in sorted(files, key=lambda file: forget_set(file.stem)):
         results = json.loads(file.read_text())
         if "replay" in results:  # measured before all rows were exact
             results["touched rows"] = results["replay"]
-        data, what = forget_set(file.stem)
+        yield *forget_set(file.stem), results
+
+
+def fidelity():
+    """One line a forget set; of each method, how far its forget-set AUC is from Retrain's, and its correlation."""
+    lines = ["| data | forget | " + " | ".join(METHODS.values()) + " |", "|:---|:---|" + ":---|" * len(METHODS)]
+    for data, what, results in measured_fidelity():
         line = [data, what]
         for name in METHODS:
             row = results.get(name)
@@ -57,13 +62,11 @@ def fidelity():
 
 def rows():
     """Touched rows beside exact ones: a line a forget set and way."""
-    names = {"touched rows": "touched rows", "replay": "touched rows", "exact, paired": "exact, paired"}
+    names = {"touched rows": "touched rows", "exact, paired": "exact, paired"}
     names |= {"replay, all rows": "all rows, not exact yet", "exact, fresh": "exact, fresh", "retrained": "Retrain"}
     lines = ["| data | forget | way | AUC, sd from Retrain | correlation / ceiling | Wasserstein / floor |"]
     lines.append("|:---|:---|:---|:---|:---|:---|")
-    for file in sorted((RESULTS / "fidelity").glob("*-default-*.json"), key=lambda file: forget_set(file.stem)):
-        results = json.loads(file.read_text())
-        data, what = forget_set(file.stem)
+    for data, what, results in measured_fidelity():
         for name in names if "NGCF" not in data and "SimpleX" not in data else ():
             if row := results.get(name):
                 sd = "" if name == "retrained" else f"{row['forget_auc_z']:+.1f}"

@@ -6,11 +6,9 @@ the stored weights, what it drew is what was drawn then.
 
 import shutil
 from collections import deque
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from recbole.data.dataloader import NegSampleEvalDataLoader
 from tqdm import tqdm
 
@@ -21,10 +19,10 @@ from recbole_unlearn.devices import copies
 from recbole_unlearn.errors import InputError
 from recbole_unlearn.settings.config import UnlearnConfig, changed
 from recbole_unlearn.storage import audit, checkpoints
-from recbole_unlearn.storage.files import scratch_folder
+from recbole_unlearn.storage.files import in_one_line, scratch_folder
 from recbole_unlearn.storage.triple_log import TripleLog
 from recbole_unlearn.trainer import make_trainer
-from recbole_unlearn.training import LIMIT, new_model
+from recbole_unlearn.training import LIMIT, NAN, distance, new_model
 
 
 def adopted_path(stock: Path, folder: Path | str | None) -> Path:
@@ -82,36 +80,26 @@ def adopt(
         InputError: training again does not end in the stored weights, or the system refuses.
     """
     epochs, weights = stored["epoch"] + 1, stored["state_dict"]
-    with _in_one_line(path), scratch_folder() as scratch:
+    with in_one_line(path.parent, "checkpoint_dir"), scratch_folder() as scratch:
         path.parent.mkdir(parents=True, exist_ok=True)  # before the work
         trainer, start = _trained(config, split, epochs, scratch / path.name)
         if trainer.triple_log is None:
             raise InputError(f"checkpoint {stock} cannot be adopted: {trainer.no_log}")
-        distance = _distance(start, weights, copies(trainer.model.state_dict()))
-        if not distance <= LIMIT:
+        left = distance(start, weights, copies(trainer.model.state_dict()))
+        if not left <= LIMIT:
             raise InputError(
-                f"checkpoint {stock} cannot be adopted: training again by its seed on these data ends {distance:.2g} "
+                f"checkpoint {stock} cannot be adopted: training again by its seed on these data ends {left:.2g} "
                 f"of the way that it went from its weights, where at most {LIMIT} is fit to unlearn from; "
-                f"{_likely(distance)}; give the data that it was trained on, or train anew with recbole_unlearn"
+                f"{_likely(left)}; give the data that it was trained on, or train anew with recbole_unlearn"
             )
         state = checkpoint_state(trainer, stored["epoch"])
         # as it was trained: what is compared with it is not compiled either
         state["config"] |= {"compiled": False, "checkpoint_dir": config["checkpoint_dir"]}
         state |= {key: stored[key] for key in state if key in stored and key != "config"}
-        noted = {"file": stock.name, "sha256": audit.file_checksum(stock), "distance": distance}
+        noted = {"file": stock.name, "sha256": audit.file_checksum(stock), "distance": left}
         log = trainer.triple_log
         state["triple_log"] = {"run_id": log.run_id, "epochs": epochs, "adopted": noted}
         return state, checkpoints.save_with_log(path, state, lambda folder: shutil.copytree(log.path, folder))
-
-
-@contextmanager
-def _in_one_line(path):
-    try:
-        yield
-    except OSError as error:
-        raise InputError(
-            f"cannot write {path} ({error.strerror or error}); make room, give rights or name another checkpoint_dir"
-        ) from error
 
 
 def _trained(config, split, epochs, path):
@@ -127,7 +115,7 @@ def _trained(config, split, epochs, path):
         try:
             trainer._train_epoch(split.train, epoch)
         except ValueError as error:
-            if str(error) != "Training loss is nan":  # RecBole's words
+            if str(error) != NAN:
                 raise
             raise InputError(f"training again by its seed, the loss became NaN in epoch {epoch}; train anew") from None
         if draws and (epoch + 1) % draws[1] == 0:
@@ -144,17 +132,7 @@ def _drawing(config, split):
     return NegSampleEvalDataLoader(config, split.valid._dataset, split.valid._sampler, shuffle=False), every
 
 
-def _distance(start, first, second):
-    """How far two state dicts are apart, over the way from a start to the first."""
-
-    def between(one, other):
-        both = [(one[name].double(), other[name].double()) for name in one if one[name].is_floating_point()]
-        return float(torch.cat([(a - b).reshape(-1) for a, b in both]).norm())
-
-    return between(first, second) / max(between(first, start), torch.finfo(torch.float32).tiny)
-
-
-def _likely(distance):
-    if distance > 0.1:
+def _likely(left):
+    if left > 0.1:
         return "most likely the data are others, or in another order, or the seed was not set before each part"
     return "most likely the weights were changed since, or another version or device computed them"

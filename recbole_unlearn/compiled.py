@@ -14,6 +14,7 @@ from recbole_unlearn.compat.recbole_models import clear_caches
 from recbole_unlearn.data.sampling import Played
 from recbole_unlearn.devices import array
 from recbole_unlearn.errors import InputError
+from recbole_unlearn.influence.coupling import Epoch
 from recbole_unlearn.influence.dot_product import DotProductTraining
 from recbole_unlearn.influence.propagated import Graph
 from recbole_unlearn.influence.propagated_training import GraphLoss, PropagatedTraining
@@ -100,7 +101,8 @@ class CompiledEpochs:
         step, drawn = recorded.step[recorded.position], recorded.drawn[recorded.position]
         order = np.argsort(step, kind="stable")
         bounds = np.searchsorted(step[order], np.arange(n_steps + 1))
-        loss = self.training.epoch(self.users, self.items, drawn, order, bounds, np.array(rates), with_loss=True)
+        epoch = Epoch(order, bounds, drawn, np.array(rates))
+        loss = self.training.epoch(self.users, self.items, epoch, with_loss=True)
         assert loss is not None
         self._write_back()
         return loss

@@ -38,6 +38,17 @@ from recbole_unlearn.trainer import make_trainer
 # log tells end some 1e-6 away, though torch's arithmetic is another than the replay's; those that did not, as mildly as
 # was tried, .0035 (results/guard-ml-100k.md).
 LIMIT = 0.001
+NAN = "Training loss is nan"  # RecBole's words
+
+
+def distance(start, first, second):
+    """How far two state dicts on the CPU are apart, over the way from a start to the first."""
+
+    def between(one, other):
+        both = [(one[name].double(), other[name].double()) for name in one if one[name].is_floating_point()]
+        return float(torch.cat([(a - b).reshape(-1) for a, b in both]).norm())
+
+    return between(first, second) / max(between(first, start), torch.finfo(torch.float32).tiny)
 
 
 def new_model(config, split, seed=None, data=None):
@@ -81,7 +92,7 @@ def train(config, split, path, forgotten=None, seed=None, log_negatives=True):
     try:
         trainer.fit(loader, valid, verbose=True, saved=True, show_progress=config["show_progress"])
     except ValueError as error:
-        if str(error) != "Training loss is nan":  # RecBole's words
+        if str(error) != NAN:
             raise
         for each in (Path(path), log_path(path)):
             remove(each)
@@ -200,16 +211,17 @@ def trained_again(
             begin(model, log)
         trainer.equip(pairwise_loader(whole), static)
         played = _Coupled(whole, epochs, split.positions_without(gone), rest, model=model)
-        initial = _flat(model)
+        initial = flat_weights(model)
         kept = {0: initial} if 0 in numbers else {}
         for epoch in tqdm(range(len(epochs)), bar, ncols=100, disable=bar is None):
             trainer._train_epoch(played, epoch)  # is RecBole's for a loader like this one, which there is no log of
             if epoch + 1 in numbers:
-                kept[epoch + 1] = _flat(model)
+                kept[epoch + 1] = flat_weights(model)
         return Again(trainer, torch.from_numpy(initial).double(), perf_counter() - start, kept)
 
 
-def _flat(model):
+def flat_weights(model):
+    """All weights of a model, one after the other."""
     return np.concatenate([array(value).ravel() for value in model.parameters()])
 
 

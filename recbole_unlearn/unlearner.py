@@ -14,11 +14,11 @@ from recbole.model.abstract_recommender import AbstractRecommender
 from recbole_unlearn import distributed
 from recbole_unlearn.data.forget import ForgetRequest, rows_of_pairs
 from recbole_unlearn.errors import InputError
-from recbole_unlearn.runs.output import audit_file, in_one_line, recorded_or_gone, save_unlearned
+from recbole_unlearn.runs.output import audit_file, recorded_or_gone, save_unlearned
 from recbole_unlearn.settings.given import Files, Given
 from recbole_unlearn.storage import audit
 from recbole_unlearn.storage.checkpoints import check_finite
-from recbole_unlearn.storage.files import locked, sweep_scratch
+from recbole_unlearn.storage.files import in_one_line, locked, sweep_scratch
 from recbole_unlearn.storage.paths import check_apart, check_written
 from recbole_unlearn.storage.triple_log import log_path
 from recbole_unlearn.trained import Checkpoint, Trained

@@ -13,15 +13,14 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from recbole_unlearn.data.sampling import Played
+from recbole_unlearn.devices import copies
 from recbole_unlearn.errors import InputError
 from recbole_unlearn.settings.given import Given
 from recbole_unlearn.trained import Checkpoint
-from recbole_unlearn.training import begin, new_model, train_paired
+from recbole_unlearn.training import LIMIT, begin, distance, new_model, train_paired
 from recbole_unlearn.unlearners.choose import IN_CLOSED_FORM
-from recbole_unlearn.unlearners.guard import LIMIT
 
 
 def verify(checkpoint: Path | str, model: type | None = None) -> float:
@@ -54,11 +53,7 @@ def verify(checkpoint: Path | str, model: type | None = None) -> float:
         again, _ = train_paired(config, split, Path(folder) / "again.pth", checkpoint, nothing, seed)
         start = new_model(config, split, seed)
         begin(start, opened.log)
-    stored = opened.stored["state_dict"]
-    moved = [stored[name].cpu() - value.detach().cpu() for name, value in start.named_parameters()]
-    left = [stored[name].cpu() - value.detach().cpu() for name, value in again.named_parameters()]
-    way = torch.cat([each.ravel() for each in moved]).norm()
-    return float(torch.cat([each.ravel() for each in left]).norm() / way)
+    return distance(copies(start.state_dict()), opened.stored["state_dict"], copies(again.state_dict()))
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -70,13 +65,13 @@ def main(arguments: list[str] | None = None) -> int:
     logging.disable(logging.INFO)
     path = parser.parse_args(arguments).model
     try:
-        distance = verify(path)
+        left = verify(path)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    same = distance <= LIMIT
+    same = left <= LIMIT
     print(
-        f"{path}: RecBole's own trainer, on the log's interactions and draws alone, ends {distance:.1e} of the "
+        f"{path}: RecBole's own trainer, on the log's interactions and draws alone, ends {left:.1e} of the "
         f"training's way from the stored weights (at most {LIMIT:g} is rounding): "
         + ("they are that training's." if same else "they are NOT that training's.")
     )

@@ -23,7 +23,7 @@ from recbole_unlearn.trainer import make_trainer
 from recbole_unlearn.training import new_model
 from recbole_unlearn.unlearner import InfluenceUnlearner
 
-# Settings of each row of the table; 'replay' and 'influence' are ours, 'paper' is UBPR's equation (7).
+# Settings of each row of the table; the paper's step is UBPR's equation (7), all else is ours.
 METHODS = {
     "nothing done": None,
     "paper's step": {

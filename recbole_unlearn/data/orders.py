@@ -162,7 +162,7 @@ class BatchOrder:
         if drawn is None:  # torch draws no base seed from a generator of the sampler's own
             generator = torch.Generator()
             generator.manual_seed(seed)
-            return torch.randperm(n, generator=generator).numpy()
+            return permutation(n, generator)
         if self._generator is None or self._generator.initial_seed() != seed or drawn < self._drawn:
             self._generator, self._drawn = torch.Generator(), 0
             self._generator.manual_seed(seed)

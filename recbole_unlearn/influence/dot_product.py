@@ -23,6 +23,7 @@ from functools import cache
 import numba
 import numpy as np
 
+from recbole_unlearn.influence.coupling import Epoch
 from recbole_unlearn.influence.recorded import GAMMA, Adam, steps_made
 from recbole_unlearn.influence.vectors import (
     FLAGS,
@@ -441,30 +442,17 @@ class DotProductTraining:
         """A copy of Adam's second moment, likewise."""
         return self._read(2)
 
-    def epoch(
-        self,
-        users: np.ndarray,
-        pos: np.ndarray,
-        negatives: np.ndarray,
-        order: np.ndarray,
-        bounds: np.ndarray,
-        rates: np.ndarray,
-        with_loss: bool = False,
-    ) -> float | None:
+    def epoch(self, users: np.ndarray, pos: np.ndarray, epoch: Epoch, with_loss: bool = False) -> float | None:
         """Train on an epoch's batches.
 
         Args:
             users, pos: of each row, ints ``[rows]``.
-            negatives: unsigned ``[rows, m]``, memory-mapped or not.
-            order: rows in the order in which they are trained on; others are left out.
-            bounds: where in ``order`` each batch begins, and the last one ends, ``[steps + 1]``. An empty batch makes
-                no step.
-            rates: learning rate of each step, ``[steps]``.
+            epoch: of these rows, its negatives memory-mapped or not; an empty batch makes no step.
             with_loss: whether to return the sum of the batches' mean losses, RecBole's ``BPRLoss``.
         """
-        users, pos, negatives = _plain(users, np.uint32), _plain(pos, np.uint32), _plain(negatives)
-        order = _plain(order, np.int64)
-        bounds, rates = steps_made(bounds, rates)
+        users, pos, negatives = _plain(users, np.uint32), _plain(pos, np.uint32), _plain(epoch.negatives)
+        order = _plain(epoch.order, np.int64)
+        bounds, rates = steps_made(epoch.bounds, epoch.rates)
         losses, begin = np.zeros(len(self._table) if with_loss else 0), 0
         while begin < len(rates):
             least = bounds[begin] + max(BLOCK, 4 * self._table.shape[1])

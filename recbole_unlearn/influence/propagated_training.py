@@ -20,6 +20,7 @@ from functools import cache
 import numba
 import numpy as np
 
+from recbole_unlearn.influence.coupling import Epoch
 from recbole_unlearn.influence.propagated import Graph
 from recbole_unlearn.influence.recorded import GAMMA, Adam, steps_made
 from recbole_unlearn.influence.vectors import (
@@ -312,30 +313,19 @@ class PropagatedTraining:
         sizes = (n, width), (n, width), (n * (stride > 1), width), (2, n, width)
         self._rooms = [aligned((blocks, *size)) for size in sizes]
 
-    def epoch(
-        self,
-        users: np.ndarray,
-        pos: np.ndarray,
-        negatives: np.ndarray,
-        order: np.ndarray,
-        bounds: np.ndarray,
-        rates: np.ndarray,
-        with_loss: bool = False,
-    ) -> float | None:
-        """Train on some rows once.
+    def epoch(self, users: np.ndarray, pos: np.ndarray, epoch: Epoch, with_loss: bool = False) -> float | None:
+        """Train on an epoch's batches.
 
         Args:
             users, pos: ints ``[rows]``.
-            negatives: unsigned ints ``[rows, m]``.
-            order: rows in the order in which they are trained on, ints ``[n]``; others are left out.
-            bounds: where in ``order`` each batch begins, and the end, ints ``[steps + 1]``; an empty one makes no step.
-            rates: learning rate of each step, float64 ``[steps]``.
+            epoch: of these rows; an empty batch makes no step.
             with_loss: whether to return the sum of the batches' losses.
         """
+        order, negatives = epoch.order, epoch.negatives
         batches = np.empty((len(order), 2 + negatives.shape[1]), np.int32)
         batches[:, 0], batches[:, 1], batches[:, 2:] = users[order], pos[order], negatives[order]
         batches[:, 1:] += self.n_users
-        bounds, rates = steps_made(bounds, rates)
+        bounds, rates = steps_made(epoch.bounds, epoch.rates)
         groups = [0]
         while groups[-1] < len(rates):
             most = min(self.stride, 1 + (self.steps + groups[-1]) // WARM_UP)

@@ -21,6 +21,7 @@ from recbole_unlearn.settings.config import UnlearnConfig
 from recbole_unlearn.settings.conflicts import check_cutoffs, to_train
 from recbole_unlearn.settings.given import Given
 from recbole_unlearn.settings.shown import hidden
+from recbole_unlearn.storage.files import in_one_line
 
 
 def measured(given: Given, held: ExitStack, saved: bool) -> Result:
@@ -32,7 +33,7 @@ def measured(given: Given, held: ExitStack, saved: bool) -> Result:
     split = Split.seeded(config)
     rows = request.rows(split)
     check_cutoffs(config, split)
-    held.enter_context(output.in_one_line(folder))
+    held.enter_context(in_one_line(folder))
     with hidden(config):
         init_logger(config)
     trained = TrainedSeeds(given.arguments, config["fidelity_cache"] or Path(config["checkpoint_dir"]) / "fidelity")
@@ -55,7 +56,7 @@ def compared(given: Given, held: ExitStack, saved: bool) -> Result:
     models = other_models(config["compare_models"], *given.arguments)
     requests(config)
     folder = output.output_folder(config)
-    held.enter_context(output.in_one_line(folder))
+    held.enter_context(in_one_line(folder))
     with hidden(config):
         init_logger(config)
     cache = config["comparison_cache"] or Path(config["checkpoint_dir"]) / "comparison"
@@ -84,7 +85,7 @@ def paper(given: Given) -> Result:
     names = methods.chosen("all" if config["methods"] is None else config["methods"])
     settings = methods.all_settings(names, config["method_args"])
     folder, dataset = Path(config["output_dir"] or "results"), config["dataset"]
-    with output.in_one_line(folder):
+    with in_one_line(folder):
         cache = config["comparison_cache"] or Path(config["checkpoint_dir"]) / "comparison"
         trained = TrainedSeeds(arguments, cache)
         experiment = Paper(trained, settings, config["comparison_seeds"], quick, config["show_progress"])

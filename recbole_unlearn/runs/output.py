@@ -101,23 +101,6 @@ def _nothing_half(folder):
         raise
 
 
-@contextmanager
-def in_one_line(folder, other="output_dir"):
-    """Say in one line what the system refused: a full disk, a read-only folder. ``other``: what to name instead."""
-    existed = folder.exists()
-    try:
-        yield
-    except (OSError, InputError) as error:
-        if not existed and folder.is_dir() and not any(folder.iterdir()):
-            folder.rmdir()
-        if isinstance(error, InputError):
-            raise
-        what = f"{error.filename}: {error.strerror}" if error.filename else error.strerror or str(error)
-        raise InputError(
-            f"cannot write to {folder} ({what}); make room, give rights or name another {other}"
-        ) from error
-
-
 def save_unlearned(
     path: Path, trained: Trained, unlearned: Unlearned, rows: np.ndarray, inter=None, guarded: guard.Guard | None = None
 ) -> None:

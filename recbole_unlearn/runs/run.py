@@ -25,7 +25,7 @@ from recbole_unlearn.runs.stream import Served, serve
 from recbole_unlearn.settings.conflicts import check_cutoffs, to_train
 from recbole_unlearn.settings.given import Given
 from recbole_unlearn.settings.shown import hidden, plain, public
-from recbole_unlearn.storage.files import scratch_folder
+from recbole_unlearn.storage.files import in_one_line, scratch_folder
 from recbole_unlearn.trained import Checkpoint, Trained
 from recbole_unlearn.trainer import make_trainer
 from recbole_unlearn.training import new_model, train
@@ -62,7 +62,7 @@ class Run:
         self.trail = output.audit_file(config["audit"], self.output) if saved else None
         if self.unlearner:  # after what is found sooner
             self.unlearner.check(config["show_progress"])
-        held.enter_context(output.in_one_line(self.output))
+        held.enter_context(in_one_line(self.output))
         if saved:
             self.output.mkdir(parents=True, exist_ok=True)  # before RecBole makes its log: it may not be possible
         with hidden(config):

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from recbole_unlearn.data.sampling import PoolDraw
 from recbole_unlearn.devices import array, copies
 from recbole_unlearn.errors import InputError
 from recbole_unlearn.influence.coupling import Fresh, Paired
@@ -153,7 +152,9 @@ class AnyLoss(Problem):
         """
         gone = np.zeros(self.log.n_rows, bool)
         gone[rows] = True
-        epochs, beginning = self._coupled(gone, coupling)
+        epochs, beginning = self._coupled(gone, coupling), self.beginning
+        if coupling == "fresh":
+            beginning = Beginning(secrets.randbits(32), np.flatnonzero(~epochs.kept), fresh=True)  # tells nothing else
         again = self._again(epochs, beginning, "Unlearn" if show_progress else None)
         model, optimizer = again.trainer.model, again.trainer.optimizer
         states = {n: copies(state) for n, state in optimizer.state_dict()["state"].items()}
@@ -169,15 +170,6 @@ class AnyLoss(Problem):
         }
         new = NewTraining(epochs, beginning, states, model)
         return Change(step, details, again.snapshots, new, copies(model.state_dict()))
-
-    def _coupled(self, gone, coupling):
-        recorded = replace(self.recorded, absent=self.absent)
-        if coupling == "paired":
-            return Paired(recorded, gone, self.config["seed"]), self.beginning
-        forgotten = np.flatnonzero(gone | self.absent)
-        draw = PoolDraw(self.split.remaining(forgotten), np.delete(self.split.items, forgotten))
-        initial = secrets.randbits(32)  # tells nothing of the rest
-        return Fresh(recorded, gone, secrets.randbits(128), draw), Beginning(initial, forgotten, fresh=True)
 
     def _rebuilt(self, data):
         """The model, with the weights as they are, on other data."""

@@ -5,16 +5,19 @@ is on what remains, how it is trained again. A *way* is how to get from there to
 serves which problem, `choose` says.
 """
 
+import secrets
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import torch
 from recbole.model.abstract_recommender import AbstractRecommender
 
+from recbole_unlearn.data.sampling import PoolDraw
 from recbole_unlearn.errors import InputError
-from recbole_unlearn.influence.coupling import Coupling
+from recbole_unlearn.influence.coupling import Coupling, Fresh, Paired
+from recbole_unlearn.influence.recorded import Recorded
 from recbole_unlearn.influence.sharding import Shard
 from recbole_unlearn.trained import Trained
 
@@ -113,6 +116,7 @@ class Problem(ABC):
     name: str
     derived: bool = True  # whether its closed forms are known
     shard: Shard  # of a problem that ranks share
+    recorded: Recorded  # the training that a next one is coupled to
 
     def __init__(self, trained: Trained):
         self.trained = trained
@@ -132,6 +136,20 @@ class Problem(ABC):
     @abstractmethod
     def not_replayed(self, rows: str) -> str | None:
         """In words, why training cannot be run again; None where it can. ``rows``: which, see `Replay`."""
+
+    # what training again needs, see `replay.Replay`
+
+    def _remaining(self) -> Recorded:
+        """What was recorded, without what earlier requests have taken away."""
+        return replace(self.recorded, absent=self.absent)
+
+    def _coupled(self, gone: np.ndarray, coupling: str) -> Coupling:
+        """Epochs of training without what is ``gone``, bool ``[rows]``, and what earlier requests have taken away."""
+        if coupling == "paired":
+            return Paired(self._remaining(), gone, self.config["seed"])
+        forgotten = np.flatnonzero(gone | self.absent)
+        draw = PoolDraw(self.split.remaining(forgotten), np.delete(self.split.items, forgotten))
+        return Fresh(self._remaining(), gone, secrets.randbits(128), draw)
 
     # what a step needs, see `influence.Influence`
 

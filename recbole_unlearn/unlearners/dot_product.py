@@ -1,7 +1,6 @@
 """BPR: scores are dot products of embeddings, so that all is known in closed form."""
 
 import secrets
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,11 +9,10 @@ from tqdm import tqdm
 
 from recbole_unlearn import distributed
 from recbole_unlearn.compiled import adam_states, training_of
-from recbole_unlearn.data.sampling import PoolDraw
 from recbole_unlearn.devices import array, copies
 from recbole_unlearn.errors import InputError
 from recbole_unlearn.influence import damping as damping_metrics
-from recbole_unlearn.influence.coupling import Fresh, Paired
+from recbole_unlearn.influence.coupling import Epoch, Fresh, Paired
 from recbole_unlearn.influence.dot_product import DotProductTraining
 from recbole_unlearn.influence.newton import Objective, flat
 from recbole_unlearn.influence.objective import gradient, pool_return, sampled_triples
@@ -137,13 +135,10 @@ class DotProduct(Problem):
         one, weights = np.ones(1, self.log.users.dtype), np.zeros((4, self.P.shape[1]), np.float32)
         items, neg = one.astype(self.log.items.dtype), np.ones((1, self.log.negatives), self.log.dtype)
         small = DotProductTraining(weights, 2, self.recorded.adam)
-        small.epoch(one[:1] * 0, items * 0, neg, np.zeros(1, np.int64), np.array([0, 1]), np.full(1, 1e-3))
+        epoch = Epoch(np.zeros(1, np.int64), np.array([0, 1]), neg, np.full(1, 1e-3))
+        small.epoch(one[:1] * 0, items * 0, epoch)
 
     # all of training again
-
-    def _remaining(self) -> Recorded:
-        """What was recorded, without what earlier requests have taken away."""
-        return replace(self.recorded, absent=self.absent)
 
     def training(self, start: np.ndarray, kept: np.ndarray, stride: int = 1) -> Any:
         """What trains on ``kept`` rows (bool ``[rows]``) from weights ``[n_users + n_items, K]``, as the model was.
@@ -176,7 +171,7 @@ class DotProduct(Problem):
         """Train on epochs, and keep the weights when they were kept before: number of epochs -> flat weights."""
         kept = {0: training.W.ravel().copy()}
         for number, each in enumerate(tqdm(epochs, bar, len(epochs), ncols=100, disable=bar is None), 1):
-            training.epoch(self.log.users, self.log.items, each.negatives, each.order, each.bounds, each.rates)
+            training.epoch(self.log.users, self.log.items, each)
             if number in self.snapshots:
                 kept[number] = training.W.ravel().copy()
         return kept
@@ -213,7 +208,8 @@ class DotProduct(Problem):
             return Change(change, {})
         gone = np.zeros(self.log.n_rows, bool)
         gone[rows] = True
-        epochs, (start, exact) = self._coupled(gone, coupling)
+        epochs = self._coupled(gone, coupling)
+        start, exact = (self._start if coupling == "paired" else None) or (self._drawn_start(), True)
         training = self.training(start, epochs.kept, stride)
         snapshots = self._train(training, epochs, "Unlearn" if show_progress else None)
         change = training.W.astype(np.float64) - weights
@@ -232,21 +228,12 @@ class DotProduct(Problem):
         new = NewTraining(epochs, start, dict(enumerate(moments)))
         return Change(change, details, snapshots, new if details["exact"] else None)
 
-    def _coupled(self, gone, coupling):
-        """Epochs of retraining without what is ``gone``, and its initial weights with whether they are exact."""
-        if coupling == "paired":
-            assert self._start
-            return Paired(self._remaining(), gone, self.config["seed"]), self._start
-        seed, forgotten = secrets.randbits(128), np.flatnonzero(gone | self.absent)
-        loader = self.split.remaining(forgotten)
+    def _drawn_start(self):
+        """New initial weights, float32 ``[n_users + n_items, K]``; they do not depend on the data."""
         initial = secrets.randbits(32)  # tells nothing of the rest
         with fixed_randomness(initial):
-            model = new_model(self.config, self.split, initial, loader._dataset)
-        weights = [array(value) for value in model.parameters()]
-        return Fresh(self._remaining(), gone, seed, PoolDraw(loader)), (
-            np.concatenate(weights).astype(np.float32),
-            True,
-        )
+            model = new_model(self.config, self.split, initial)
+        return np.concatenate([array(value) for value in model.parameters()]).astype(np.float32)
 
     # replay of touched rows
 

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from recbole_unlearn.influence.coupling import Epoch
 from recbole_unlearn.influence.objective import gradient, pool_return, sampled_triples
 from recbole_unlearn.influence.operators import DotProductCurvature
 from recbole_unlearn.influence.propagated import Graph, PropagatedCurvature, embedding_l2
@@ -49,7 +50,7 @@ class Propagated(DotProduct):
         training = PropagatedTraining(graph, weights, self.recorded.adam, loss, 2, stride=2)
         users, items = one.astype(self.log.users.dtype), one.astype(self.log.items.dtype)
         neg = np.zeros((len(one), self.log.negatives), self.log.dtype)
-        training.epoch(users, items, neg, np.arange(len(one)), np.arange(len(one) + 1), np.ones(len(one)))
+        training.epoch(users, items, Epoch(np.arange(len(one)), np.arange(len(one) + 1), neg, np.ones(len(one))))
 
     def warm_up_step(self, way: Influence) -> None:
         super().warm_up_step(way)

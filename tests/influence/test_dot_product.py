@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from recbole_unlearn.influence import dot_product as module
+from recbole_unlearn.influence.coupling import Epoch
 from recbole_unlearn.influence.dot_product import DotProductTraining
 from recbole_unlearn.influence.recorded import Adam
 
@@ -42,11 +43,11 @@ class Problem:
             sizes = rng.integers(1, batch, 3 * rows // batch) * (rng.random(3 * rows // batch) > 0.1)
             bounds = np.minimum(np.append(0, np.cumsum(sizes)), rows - 10)
             rate = adam.lr * RATES[rates](np.arange(len(sizes)))
-            self.epochs.append((negatives.astype(np.uint16), rng.permutation(rows), bounds, rate))
+            self.epochs.append(Epoch(rng.permutation(rows), bounds, negatives.astype(np.uint16), rate))
 
     def train(self, threads=2, with_loss=False):
         training = DotProductTraining(self.start, N_USERS, self.adam, threads)
-        losses = [training.epoch(self.users, self.pos, *epoch, with_loss=with_loss) for epoch in self.epochs]
+        losses = [training.epoch(self.users, self.pos, epoch, with_loss) for epoch in self.epochs]
         return training, losses
 
     def by_torch(self, dtype=torch.float64):
@@ -55,16 +56,16 @@ class Problem:
         lr, beta1, beta2, eps, decay = astuple(self.adam)
         optimizer = torch.optim.Adam([W], lr, (beta1, beta2), eps, decay)
         losses, steps = [], 0
-        for negatives, order, bounds, rates in self.epochs:
+        for epoch in self.epochs:
             losses.append(0.0)
-            for s, rate in enumerate(rates):
-                rows = order[bounds[s] : bounds[s + 1]]
+            for s, rate in enumerate(epoch.rates):
+                rows = epoch.order[epoch.bounds[s] : epoch.bounds[s + 1]]
                 if not len(rows):
                     continue
                 optimizer.param_groups[0]["lr"] = rate
                 optimizer.zero_grad()
                 user, item = W[self.users[rows].astype(int)], W[N_USERS + self.pos[rows].astype(int)]
-                others = W[N_USERS + negatives[rows].astype(int)]
+                others = W[N_USERS + epoch.negatives[rows].astype(int)]
                 scores = (user * item).sum(1)[:, None] - (user[:, None] * others).sum(2)
                 loss = -torch.log(1e-10 + torch.sigmoid(scores)).mean()
                 loss.backward()
@@ -135,7 +136,7 @@ def test_as_close_to_float64_as_torch_in_float32():
 def test_large_scores():
     """Where the sigmoid is below 1e-10, RecBole's loss has no slope any more."""
     problem = Problem(8, 1, scale=4.0)
-    user, item, other = problem.users, N_USERS + problem.pos, N_USERS + problem.epochs[0][0][:, 0]
+    user, item, other = problem.users, N_USERS + problem.pos, N_USERS + problem.epochs[0].negatives[:, 0]
     assert ((problem.start[user] * (problem.start[item] - problem.start[other])).sum(1) < -30).any()
     assert_trained(problem, 1e-4)
 
@@ -160,15 +161,15 @@ def test_blocks_are_like_one(monkeypatch):
 
 def test_untouched_rows_stay_and_what_is_given_is_not_changed(tmp_path):
     problem = Problem(32, 1)
-    given, start = problem.epochs[0][0].copy(), problem.start.copy()
+    given, start = problem.epochs[0].negatives.copy(), problem.start.copy()
     np.save(tmp_path / "negatives.npy", given)
     before, _ = problem.train()
-    problem.epochs[0] = np.load(tmp_path / "negatives.npy", mmap_mode="r"), *problem.epochs[0][1:]
+    problem.epochs[0] = replace(problem.epochs[0], negatives=np.load(tmp_path / "negatives.npy", mmap_mode="r"))
     mapped, _ = problem.train()
     np.testing.assert_array_equal(before.W, mapped.W)
     np.testing.assert_array_equal(problem.start, start)
-    np.testing.assert_array_equal(problem.epochs[0][0], given)
-    touched = np.append(problem.users, [N_USERS + problem.pos, N_USERS + problem.epochs[0][0][:, 0]])
+    np.testing.assert_array_equal(problem.epochs[0].negatives, given)
+    touched = np.append(problem.users, [N_USERS + problem.pos, N_USERS + problem.epochs[0].negatives[:, 0]])
     never = np.setdiff1d(np.arange(N_USERS, N_USERS + 1), touched)  # the padding item
     np.testing.assert_array_equal(before.W[never], start[never])
     assert len(never) == 1 and not before.M[never].any() and not before.V[never].any()
@@ -177,11 +178,10 @@ def test_untouched_rows_stay_and_what_is_given_is_not_changed(tmp_path):
 def test_an_epoch_without_a_batch_is_no_step():
     problem = Problem(8, 1)
     training = DotProductTraining(problem.start, N_USERS, ADAM)
-    negatives, order, _, _ = problem.epochs[0]
-    assert (
-        training.epoch(problem.users, problem.pos, negatives, order, np.zeros(2, int), np.ones(1), with_loss=True) == 0
-    )
-    assert training.epoch(problem.users, problem.pos, negatives, order, np.zeros(1, int), np.empty(0)) is None
+    empty = replace(problem.epochs[0], bounds=np.zeros(2, int), rates=np.ones(1))
+    assert training.epoch(problem.users, problem.pos, empty, with_loss=True) == 0
+    none = replace(empty, bounds=np.zeros(1, int), rates=np.empty(0))
+    assert training.epoch(problem.users, problem.pos, none) is None
     assert training.steps == 0
     np.testing.assert_array_equal(training.W, problem.start)
 
@@ -220,14 +220,17 @@ import numpy as np
 os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])
 from recbole_unlearn.influence.dot_product import DotProductTraining
 from recbole_unlearn.influence.recorded import Adam
+from recbole_unlearn.influence.coupling import Epoch
 rng = np.random.default_rng(0)
 start = rng.normal(size=(2000, 32)).astype(np.float32)
-data = rng.integers(0, 1000, 20000), rng.integers(0, 1000, 20000), rng.integers(0, 1000, (20000, 1)).astype(np.uint16)
+users, pos = rng.integers(0, 1000, (2, 20000))
+negatives = rng.integers(0, 1000, (20000, 1)).astype(np.uint16)
+epoch = Epoch(np.arange(20000), np.arange(0, 20001, 100), negatives, np.full(200, 0.01))
 for threads in (1, 2):
     training = DotProductTraining(start, 1000, Adam(0.01, 0.9, 0.999, 1e-8, 0.0), threads)
     for repeat in range(2):
         began = time.perf_counter()
-        training.epoch(*data, np.arange(20000), np.arange(0, 20001, 100), np.full(200, 0.01))
+        training.epoch(users, pos, epoch)
     print(time.perf_counter() - began)
 """
     one, two = map(float, in_another_process(program))
@@ -239,8 +242,9 @@ def test_a_second_process_compiles_nothing():
 import numpy as np
 from recbole_unlearn.influence import dot_product
 from recbole_unlearn.influence.recorded import Adam
+from recbole_unlearn.influence.coupling import Epoch
 training = dot_product.DotProductTraining(np.ones((3, 3), np.float32), 1, Adam(0.1, 0.9, 0.999, 1e-8, 0.0), 2)
-training.epoch([0, 0], [0, 1], np.zeros((2, 1), np.uint16), [0, 1], [0, 1, 2], [0.1, 0.1])
+training.epoch([0, 0], [0, 1], Epoch([0, 1], [0, 1, 2], np.zeros((2, 1), np.uint16), [0.1, 0.1]))
 used = dot_product._arrange(1), dot_product._train(3, 1), dot_product._link, dot_product._sums
 print(sum(len(kernel.stats.cache_misses) for kernel in used), sum(len(kernel.stats.cache_hits) for kernel in used))
 """

@@ -9,6 +9,7 @@ import torch
 from recbole_unlearn.influence import kernels
 from recbole_unlearn.influence import propagated_training
 from recbole_unlearn.influence import replay as replaying
+from recbole_unlearn.influence.coupling import Epoch
 from recbole_unlearn.influence.operators import DotProductCurvature, UserTriples
 from recbole_unlearn.influence.propagated import Graph
 from recbole_unlearn.influence.recorded import Adam, Recorded, Trajectory
@@ -28,7 +29,7 @@ used += [replaying._select(1), replaying._arrange(1), replaying._replay_epoch(3,
 training = propagated_training.PropagatedTraining(
     Graph(one, one, 1, 2, 1), np.ones((3, 3), np.float32), recorded.optimizer, propagated_training.GraphLoss(1), 1
 )
-training.epoch(one, one, np.ones((1, 1), np.uint16), one, np.array([0, 1]), np.ones(1))
+training.epoch(one, one, Epoch(one, np.array([0, 1]), np.ones((1, 1), np.uint16), np.ones(1)))
 used.append(propagated_training._train(4))
 print(sum(len(kernel.stats.cache_misses) for kernel in used), sum(len(kernel.stats.cache_hits) for kernel in used))
 """

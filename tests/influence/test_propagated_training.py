@@ -1,10 +1,13 @@
 """Training through a graph against torch: its sparse graph, its autograd and torch.optim.Adam."""
 
+from dataclasses import replace
+
 import numba
 import numpy as np
 import pytest
 import torch
 
+from recbole_unlearn.influence.coupling import Epoch
 from recbole_unlearn.influence.propagated import Graph
 from recbole_unlearn.influence.propagated_training import GraphLoss, PropagatedTraining
 from recbole_unlearn.influence.recorded import Adam
@@ -29,7 +32,7 @@ class Problem:
         """The training after all epochs, and the losses."""
         training = PropagatedTraining(self.graph, self.start, self.adam, self.loss, N_USERS, **settings)
         return training, [
-            training.epoch(self.users, self.pos, negatives, order, BOUNDS, RATES, with_loss)
+            training.epoch(self.users, self.pos, Epoch(order, BOUNDS, negatives, RATES), with_loss)
             for negatives, order in self.epochs
         ]
 
@@ -133,13 +136,16 @@ def test_an_epoch_goes_on_where_the_last_one_ended():
         problem.graph, problem.start, problem.adam, problem.loss, N_USERS
     )  # fmt: skip
     halves = PropagatedTraining(problem.graph, problem.start, problem.adam, problem.loss, N_USERS)
-    data = problem.users, problem.pos, negatives, order
-    total = whole.epoch(*data, BOUNDS, RATES, True)
-    parts = [halves.epoch(*data, BOUNDS[a:b], RATES[a : b - 1], True) for a, b in ((0, 4), (3, 7))]
+    data, epoch = (problem.users, problem.pos), Epoch(order, BOUNDS, negatives, RATES)
+    total = whole.epoch(*data, epoch, True)
+    parts = [
+        halves.epoch(*data, replace(epoch, bounds=BOUNDS[a:b], rates=RATES[a : b - 1]), True)
+        for a, b in ((0, 4), (3, 7))
+    ]
     np.testing.assert_allclose(sum(parts), total, rtol=1e-12)
     np.testing.assert_array_equal(halves.W, whole.W)
     halves.W[:] = problem.start
-    assert halves.epoch(*data, BOUNDS[:2], RATES[:1]) is None
+    assert halves.epoch(*data, replace(epoch, bounds=BOUNDS[:2], rates=RATES[:1])) is None
     moved = np.linalg.norm(halves.W - problem.start)
     assert 0 < moved < 0.5 * np.linalg.norm(whole.W - problem.start)
 
@@ -151,6 +157,6 @@ def test_the_start_is_left_alone_and_no_batch_is_no_step():
     np.testing.assert_array_equal(problem.start, start)
     before = training.W.copy()
     negatives, order = problem.epochs[0]
-    assert training.epoch(problem.users, problem.pos, negatives, order, BOUNDS[1:3], RATES[1:2], True) == 0
+    assert training.epoch(problem.users, problem.pos, Epoch(order, BOUNDS[1:3], negatives, RATES[1:2]), True) == 0
     np.testing.assert_array_equal(training.W, before)
     assert training.steps == 16
