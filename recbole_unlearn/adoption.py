@@ -1,7 +1,8 @@
 """Checkpoints that RecBole wrote without this package: their log is made by training again, and proved by its end.
 
 Split, initial weights, order of the rows and negatives follow from the seed and the data. Where training again ends in
-the stored weights, what it drew is what was drawn then.
+the stored weights, what it drew is what was drawn then. Where it does not, one approximate step may still be taken, if
+it is asked for: from the stored weights, on negatives of the same law, as `approximate` says of the checkpoint.
 """
 
 import shutil
@@ -9,6 +10,7 @@ from collections import deque
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from recbole.data.dataloader import NegSampleEvalDataLoader
 from tqdm import tqdm
 
@@ -32,15 +34,24 @@ def adopted_path(stock: Path, folder: Path | str | None) -> Path:
 
 def origin(path: Path, stored: dict[str, Any]) -> Path | None:
     """The file beside an adopted checkpoint that it was adopted from, if that is still so; None: it was not adopted."""
-    noted = stored["triple_log"].get("adopted")
-    name = noted.get("file") if isinstance(noted, dict) else None
+    name = _noted(stored).get("file")
     return path.parent / Path(name).name if isinstance(name, str) else None
+
+
+def approximate(stored: dict[str, Any]) -> float | None:
+    """How far training again ended from the weights of an adopted checkpoint that it does not reproduce; else None."""
+    left = _noted(stored).get("distance")
+    return left if isinstance(left, float) and not left <= LIMIT else None
+
+
+def _noted(stored):
+    noted = stored["triple_log"].get("adopted")
+    return noted if isinstance(noted, dict) else {}
 
 
 def check_origin(path: Path, stored: dict[str, Any], stock: Path) -> None:
     """Raises InputError where an adopted checkpoint was not made of this one of RecBole's."""
-    noted = stored["triple_log"].get("adopted")
-    if not isinstance(noted, dict) or noted.get("sha256") != audit.file_checksum(stock):
+    if _noted(stored).get("sha256") != audit.file_checksum(stock):
         raise InputError(
             f"{path} is there already, and was not adopted from {stock} as it is now; move it elsewhere, or give "
             "another checkpoint_dir"
@@ -86,11 +97,14 @@ def adopt(
         if trainer.triple_log is None:
             raise InputError(f"checkpoint {stock} cannot be adopted: {trainer.no_log}")
         left = distance(start, weights, copies(trainer.model.state_dict()))
-        if not left <= LIMIT:
+        if not left <= LIMIT and config["method"] == "influence" and np.isfinite(left):
+            trainer.triple_log.keep_draws_alone()  # nobody knows the course of the training that was
+        elif not left <= LIMIT:
             raise InputError(
                 f"checkpoint {stock} cannot be adopted: training again by its seed on these data ends {left:.2g} "
                 f"of the way that it went from its weights, where at most {LIMIT} is fit to unlearn from; "
-                f"{_likely(left)}; give the data that it was trained on, or train anew with recbole_unlearn"
+                f"{_likely(left)}; give the data that it was trained on, train anew with recbole_unlearn, or take one "
+                "approximate step from its weights: method: influence"
             )
         state = checkpoint_state(trainer, stored["epoch"])
         # as it was trained: what is compared with it is not compiled either

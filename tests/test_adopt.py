@@ -202,6 +202,27 @@ def test_edited_weights_are_refused_with_their_distance(stock, make_split):
     assert not adopted(path).exists() and not log_path(adopted(path)).exists()
 
 
+@pytest.mark.parametrize("name", ["bpr", "graph", "sequential"])
+def test_weights_that_training_does_not_give_take_one_approximate_step(stock, tmp_path, name):
+    path, keys = stock(name), {"show_progress": False, "compare": "none", "forget_users": ["u20"]}
+    edited(path, data_1=lambda content: (np.frombuffer(content, "<f4") * np.float32(1.2)).tobytes())
+    assert "method: influence" in refusal(path)
+    before = raw(path)
+    out = run_unlearn(config_dict={"checkpoint": str(path), "method": "influence", "output_dir": "out", **keys})
+    assert out["unlearning"]["method"] == "influence" and not out["unlearning"].get("exact")
+    assert out["guard"]["checked"] == "not" and "approximate" in out["guard"]["sentence"]
+    assert "approximate" in out.page and "approximate" in Path("out/report.html").read_text()
+    kept, log = checkpoints.load(adopted(path))
+    assert all(torch.equal(kept["state_dict"][key], value) for key, value in before.items())
+    assert kept["triple_log"]["adopted"]["distance"] > LIMIT and not log.snapshots
+    assert out["models"]["unlearned"]["forget_auc"] < out["models"]["original"]["forget_auc"]
+    keys["forget_users"] = ["u92"]  # it is never taken for what was recorded
+    with pytest.raises(InputError):
+        run_unlearn(config_dict={"checkpoint": str(adopted(path)), "method": "replay", **keys})
+    again = run_unlearn(config_dict={"checkpoint": "out/unlearned.pth", "evaluate": "none", **keys})
+    assert again["unlearning"]["method"] == "influence" and "approximate" in again["guard"]["sentence"]
+
+
 def test_data_in_another_order_are_refused(stock, write_data, interactions, tmp_path):
     other = write_data(tmp_path / "other", "tiny", interactions[::-1])
     assert "the data are others" in refusal(stock("bpr"), data_path=other)

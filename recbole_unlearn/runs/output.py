@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from recbole_unlearn import adoption
 from recbole_unlearn.compat.recbole_models import CACHES
 from recbole_unlearn.data import frozen_data
 from recbole_unlearn.data.frozen_data import Frozen
@@ -128,6 +129,8 @@ def save_unlearned(
     tie = {"run_id": run_id, "epochs": trained.epochs}
     if "seconds" in stored["triple_log"]:
         tie["seconds"] = stored["triple_log"]["seconds"]
+    if left := adoption.approximate(stored):
+        tie["adopted"] = {"distance": left}
     state = {
         **stored,
         "config": public(config),

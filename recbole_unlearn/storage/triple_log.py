@@ -427,6 +427,16 @@ class TripleLog:
             if file.name not in kept:
                 file.unlink()
 
+    def keep_draws_alone(self) -> None:
+        """Delete what tells the course of a training: the batches of its rows, and its weights on the way."""
+        gone = [file for kind in ("weights", "steps") for file in self.path.glob(f"{kind}-*.npy")]
+        for file in gone:
+            self.metadata["crc32"].pop(file.name, None)
+        self.metadata |= {"snapshots": [], "order": None}
+        self._write_metadata()
+        for file in gone:
+            file.unlink()
+
     def epoch(self, epoch: int) -> np.ndarray:
         """Negatives of one epoch, memory-mapped, ``[rows, negatives]``."""
         return _load(self._file(epoch), [self.n_rows, self.negatives], self.dtype)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from recbole.utils import ModelType
 
+from recbole_unlearn import adoption
 from recbole_unlearn.errors import InputError
 from recbole_unlearn.storage import audit
 from recbole_unlearn.storage.files import read_whole, write_atomically
@@ -32,6 +33,7 @@ OPTIMIZERS = {
     "adam": "Adam", "adamw": "AdamW", "sgd": "SGD", "adagrad": "Adagrad", "rmsprop": "RMSprop",
     "sparse_adam": "SparseAdam",
 }  # fmt: skip
+DRAWN = "its negatives are drawn by their law, not known to be those of its training; approximate"
 LEFT = "train anew, or take one approximate step: method: influence"
 
 
@@ -77,6 +79,9 @@ def check(unlearner: "InfluenceUnlearner", way: Way, show_progress: bool = False
     trained, log = unlearner.trained, unlearner.log
     if reason := _contradiction(trained, way):
         raise InputError(f"the triple log does not tell what training did: {reason}; train anew")
+    left = adoption.approximate(trained.stored)
+    if left is not None and way.name != "replay":
+        return Guard("not", f"adopted, and training again by its seed ends {left:.2g} of the way off: {DRAWN}")
     if way.name != "replay":
         if log.optimizer is None:
             return Guard("not", "the log is of an earlier version")
