@@ -45,6 +45,8 @@ def run_unlearn(
         if given.experiment:
             return many.paper(given)
         check_many(given)
+        if given.get("evaluate") == "audit":
+            return many.audited(given, held, saved)
         if given.get("methods") is not None or given.get("compare_models") is not None:
             return many.compared(given, held, saved)
         if given.many:

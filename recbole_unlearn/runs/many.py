@@ -10,11 +10,13 @@ from recbole_unlearn.comparison.fidelity import fidelity
 from recbole_unlearn.comparison.figures import Comparison, forget_sets, requests, summary
 from recbole_unlearn.comparison.other_models import other_models
 from recbole_unlearn.comparison.paper import Paper, paper_arguments
+from recbole_unlearn.comparison.populations import AUDITED, Audit, set_names
+from recbole_unlearn.comparison.populations import audited as audit_methods
 from recbole_unlearn.comparison.seeds import TrainedSeeds
 from recbole_unlearn.data.forget import ForgetRequest
 from recbole_unlearn.data.split import Split
 from recbole_unlearn.errors import InputError
-from recbole_unlearn.reports import tables
+from recbole_unlearn.reports import per_example, tables
 from recbole_unlearn.runs import output
 from recbole_unlearn.runs.result import Result
 from recbole_unlearn.settings.config import UnlearnConfig
@@ -73,6 +75,30 @@ def compared(given: Given, held: ExitStack, saved: bool) -> Result:
         page = tables.compared_markdown(results, summaries, title, cutoff)
     values = {"comparison": results, "title": title, "files": {"tables": str(folder)} if saved else {}}
     return Result("comparison", values, page)
+
+
+def audited(given: Given, held: ExitStack, saved: bool) -> Result:
+    """Train populations of models, tell each method's from retrained ones pair by pair, write tables and pictures."""
+    config = to_train(given)
+    if given.get("compare_models") is not None:
+        raise InputError("evaluate: audit judges methods of one model; leave compare_models out")
+    names = methods.chosen(AUDITED if config["methods"] is None else config["methods"])
+    chosen, sets = audit_methods(names, config["method_args"]), set_names(config["comparison_sets"])
+    folder = output.output_folder(config)
+    output.check_paths(config, folder, given.files, saved)
+    held.enter_context(in_one_line(folder))
+    with hidden(config):
+        init_logger(config)
+    cache = config["comparison_cache"] or Path(config["checkpoint_dir"]) / "comparison"
+    audit = Audit(given.arguments, cache, chosen, config["audit_models"], show_progress=config["show_progress"])
+    results = audit.run(sets)
+    title = f"{config['model']} on {config['dataset']}, pair by pair, {config['audit_models']} models each"
+    page = per_example.markdown(results, title, audit.agreement)
+    if saved:
+        folder.mkdir(parents=True, exist_ok=True)
+        per_example.write(results, title, audit.agreement, folder)
+    values = {"audit": results, "title": title, "files": {"tables": str(folder)} if saved else {}}
+    return Result("audit", values, page)
 
 
 def paper(given: Given) -> Result:

@@ -12,7 +12,7 @@ class Result(dict[str, Any]):
     forget_auc, seconds; exposure of spam; with ``evaluate: none`` seconds only), ``forget_set``, ``unlearning`` (solver
     report), ``guard`` (whether the log tells the training), ``stream`` (of requests), ``speed_up``, ``verdict``,
     ``settings``. Of 'fidelity': ``fidelity`` and ``title``; of a 'comparison': ``comparison`` (see
-    `figures.Comparison.run`) and ``title``.
+    `figures.Comparison.run`) and ``title``; of an 'audit': ``audit`` (see `populations.Audit.run`) and ``title``.
     """
 
     def __init__(self, kind: str, values: dict[str, Any], page: str | None = None):

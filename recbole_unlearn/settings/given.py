@@ -66,8 +66,10 @@ class Given:
     @cached_property
     def many(self) -> list[str]:
         """What is asked for that trains many models, none of which is an original to replace."""
-        fidelity = ["evaluate: fidelity"] if self.get("evaluate") == "fidelity" else []
-        return fidelity + [key for key in ("methods", "compare_models") if self.get(key) is not None]
+        way = self.get("evaluate")
+        return [f"evaluate: {way}"] * (way in ("fidelity", "audit")) + [
+            key for key in ("methods", "compare_models") if self.get(key) is not None
+        ]
 
     @property
     def experiment(self) -> bool:

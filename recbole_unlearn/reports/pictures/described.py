@@ -39,6 +39,37 @@ def rank_histogram(counts: Mapping[str, Sequence[int]]) -> Picture:
     return Picture("Where the forgotten items rank", [chart])
 
 
+def pair_histograms(pairs: Mapping[str, Sequence[float]], floor: Sequence[float]) -> Picture:
+    """How well each forgotten pair gives its deletion away, one panel a method, beside retrained models among them.
+
+    Args:
+        pairs (dict): method -> the attack's AUC of each pair, .5 being chance.
+        floor: of models that were retrained, against others of them.
+    """
+
+    def outline(values):
+        counts = [0] * RANK_BINS
+        for value in values:
+            counts[min(int(value * RANK_BINS), RANK_BINS - 1)] += 1
+        edges = [k / RANK_BINS for k in range(RANK_BINS + 1) for _ in (0, 1)]
+        return edges, [0, *(count / len(values) for count in counts for _ in (0, 1)), 0]
+
+    drawn = {name: outline(values) for name, values in pairs.items()}
+    base = outline(floor)
+    top = 1.08 * max(max(y) for _, y in (*drawn.values(), base))
+    panels = [
+        Chart(
+            name,
+            Axis("AUC of the likelihood-ratio attack on a pair", limits=(0, 1)),
+            Axis("share of the forgotten pairs", limits=(0, top), percent=True),
+            [Series("retrained", *base, LOOKS[1], "line"), Series("unlearned", *outlined, LOOKS[0], "line", fill=True)],
+            f"{name}: median AUC {median(pairs[name]):.2f}, of retrained models {median(floor):.2f}.",
+        )
+        for name, outlined in drawn.items()
+    ]
+    return Picture("Can a forgotten pair be told from one that was never there?", panels, 3)
+
+
 def _middle(counts):
     n = len(counts)
     return sum((k + 0.5) / n * count for k, count in enumerate(counts)) / max(sum(counts), 1)

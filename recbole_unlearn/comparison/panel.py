@@ -1,0 +1,152 @@
+"""What is looked at of each of very many models of one split and forget set: fixed pairs, and every user's top ten."""
+
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.sparse
+
+from recbole_unlearn.data.split import Split
+from recbole_unlearn.evaluation.forgetting import scores
+
+TOP = 10
+EACH = 1000  # pairs of each group, at most, beside the forgotten
+EDGE = 0.2  # share of the users, or of the interactions, that are at an edge
+SEED = 2020
+
+
+@dataclass
+class Views:
+    """What a population of models says.
+
+    Attributes:
+        margin: of the panel's pairs, float32 ``[models, pairs]``.
+        top: each user's top items, ``[models, users, TOP]``.
+    """
+
+    margin: np.ndarray
+    top: np.ndarray
+
+
+class Panel:
+    """Looks at models of one split and forget set, always at the same pairs and users.
+
+    Attributes:
+        users, items: of the pairs, in the order of ``groups``.
+        groups (dict): name -> slice of the pairs: ``forgotten``, ``retained, touched users``, ``retained, other
+            users`` and ``held out``.
+        touched: bool ``[n_users]``.
+    """
+
+    def __init__(self, split: Split, rows: np.ndarray) -> None:
+        rng, self.split = np.random.default_rng(SEED), split
+        self.rows = np.asarray(rows, np.int64)
+        kept = np.setdiff1d(np.arange(split.n_rows), self.rows)
+        self.touched = np.zeros(split.n_users, bool)
+        self.touched[split.users[self.rows]] = True
+        near = self.touched[split.users[kept]]
+        held = [loader._dataset for loader in (split.valid, split.test)]
+        pairs = [np.stack([d.inter_feat[d.uid_field].numpy(), d.inter_feat[d.iid_field].numpy()]) for d in held]
+        self.test = pairs[1]
+        own = np.stack([split.users, split.items])
+        chosen = {
+            "forgotten": own[:, self.rows],
+            "retained, touched users": own[:, _some(rng, kept[near])],
+            "retained, other users": own[:, _some(rng, kept[~near])],
+            "held out": pairs[1][:, _some(rng, np.arange(pairs[1].shape[1]))],
+        }
+        self.users, self.items = np.concatenate(list(chosen.values()), axis=1)
+        ends = np.cumsum([0, *(each.shape[1] for each in chosen.values())])
+        self.groups = {name: slice(a, b) for name, a, b in zip(chosen, ends, ends[1:], strict=False)}
+        self._seen = _matrix(split, np.concatenate([own, *pairs], axis=1))
+        self._masked = _matrix(split, np.concatenate([own[:, kept], pairs[0]], axis=1))
+        self._at = np.argsort(self.users, kind="stable")
+        counts = np.bincount(split.users, minlength=split.n_users)
+        there = np.unique(split.users)
+        by_count = there[np.argsort(counts[there], kind="stable")]
+        edge = max(int(EDGE * len(there)), 1)
+        self.core, self.edge = (np.isin(np.arange(split.n_users), some) for some in (by_count[-edge:], by_count[:edge]))
+        popularity = np.bincount(split.items, minlength=split.n_items)
+        by_popularity = np.argsort(-popularity, kind="stable")
+        share = np.cumsum(popularity[by_popularity]) / popularity.sum()
+        self.popular, self.rare = (
+            np.isin(np.arange(split.n_items), by_popularity[which]) for which in (share <= EDGE, share > 1 - EDGE)
+        )
+
+    @property
+    def checksum(self) -> str:
+        """Of all that it looks at."""
+        found = hashlib.sha256(self.users.tobytes() + self.items.tobytes() + self.rows.tobytes())
+        return found.hexdigest()
+
+    def view(self, model) -> dict[str, np.ndarray]:
+        """``margin`` of the pairs, float32, each a score minus the mean of the items that its user never had; and
+        ``top`` of every user, training and validation items left out.
+        """
+        split, everyone = self.split, np.arange(self.split.n_users)
+        margin, top = np.empty(len(self.users), np.float32), np.zeros((split.n_users, TOP), np.int32)
+        ordered = self.users[self._at]
+        for part, found in scores(model, everyone[1:], split.train._dataset.uid_field):
+            users = everyone[1:][part]
+            found = found[:, : split.n_items].astype(np.float64)
+            seen = self._seen[users].toarray() > 0
+            seen[:, 0] = True
+            mean = np.where(seen, 0, found).sum(1) / np.maximum((~seen).sum(1), 1)
+            pairs = self._at[slice(*np.searchsorted(ordered, [users[0], users[-1] + 1]))]
+            own = self.users[pairs] - users[0]
+            margin[pairs] = found[own, self.items[pairs]] - mean[own]
+            found[self._masked[users].toarray() > 0] = -np.inf
+            found[:, 0] = -np.inf
+            some = np.argpartition(-found, TOP, axis=1)[:, :TOP]
+            best = np.argsort(-np.take_along_axis(found, some, 1), axis=1, kind="stable")
+            top[users] = np.take_along_axis(some, best, 1)
+        return {"margin": margin, "top": top}
+
+    def churn(self, before: np.ndarray, after: np.ndarray) -> np.ndarray:
+        """Share of the top items of users who asked for nothing that changed, of each pair of models.
+
+        Args:
+            before, after: ``[models, users, TOP]``.
+        """
+        others = np.flatnonzero(~self.touched)[1:]
+        changed = [
+            1 - (one[others][:, :, None] == other[others][:, None, :]).any(2).mean()
+            for one, other in zip(before, after, strict=True)
+        ]
+        return np.array(changed)
+
+    def usefulness(self, top: np.ndarray) -> dict[str, np.ndarray]:
+        """NDCG@10 of the test items of users who keep something, of each model: of all, and of each group.
+
+        Of groups of items it is the mean gain of a test interaction.
+        """
+        users, items = self.test
+        left = np.isin(users, self.split.users[np.setdiff1d(np.arange(self.split.n_rows), self.rows)])
+        users, items = users[left], items[left]
+        hits = top[:, users] == items[:, None]  # [models, pairs, TOP]
+        gain = (hits / np.log2(np.arange(2, TOP + 2))).sum(2)
+        number = np.bincount(users, minlength=self.split.n_users)
+        ideal = np.concatenate([[1], np.cumsum(1 / np.log2(np.arange(2, TOP + 2)))])[np.minimum(number, TOP)]
+
+        def ndcg(group):
+            some = group[users]
+            return (gain[:, some] / ideal[users[some]]).sum(1) / max(np.unique(users[some]).size, 1)
+
+        everyone = np.ones(self.split.n_users, bool)
+        return {
+            "ndcg": ndcg(everyone),
+            "ndcg, untouched users": ndcg(~self.touched),
+            "ndcg, core users": ndcg(self.core),
+            "ndcg, edge users": ndcg(self.edge),
+            "gain, popular items": gain[:, self.popular[items]].mean(1),
+            "gain, rare items": gain[:, self.rare[items]].mean(1),
+        }
+
+
+def _some(rng, which):
+    return np.sort(rng.choice(which, min(EACH, len(which)), replace=False))
+
+
+def _matrix(split, pairs):
+    shape = (split.n_users, split.n_items)
+    return scipy.sparse.csr_matrix((np.ones(pairs.shape[1], np.int32), tuple(pairs)), shape=shape)

@@ -1,0 +1,393 @@
+"""An audit of methods, one example at a time: can many unlearned models be told from many that never saw a pair?
+
+N originals are trained with the forget set, N oracles without it and with other random numbers; every method unlearns
+from each original. What is said of a pair by these populations is compared (`evaluation.per_example`), beside a floor,
+oracles against oracles, and a ceiling, nothing done. No model of these is used to unlearn, nor to choose what is
+forgotten: what is *vulnerable* is found on models of their own.
+"""
+
+import hashlib
+import json
+import logging
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any
+
+import numba
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from recbole_unlearn.comparison.figures import SETS
+from recbole_unlearn.comparison.kept import measured_by, sources
+from recbole_unlearn.comparison.panel import Panel, Views
+from recbole_unlearn.comparison.seeds import available_cores, opened, quiet
+from recbole_unlearn.data.forget import ForgetRequest
+from recbole_unlearn.devices import copies
+from recbole_unlearn.errors import InputError
+from recbole_unlearn.evaluation.forgetting import scores
+from recbole_unlearn.evaluation.per_example import auc, effect_left, klom, log_ratios, told_apart
+from recbole_unlearn.methods import METHODS, all_settings, names_in
+from recbole_unlearn.methods.base import Task
+from recbole_unlearn.settings.config import changed
+from recbole_unlearn.settings.conflicts import DERIVED_FORMS
+from recbole_unlearn.storage import checkpoints
+from recbole_unlearn.storage.files import replacing, scratch_folder
+from recbole_unlearn.training import LIMIT, distance, new_model, train, training_settings
+
+ORIGINAL, ORACLE = "nothing done", "retrained"
+# Ours is audited way by way; of other methods the settings of properties/method hold.
+OURS = {
+    "one corrected step": {"method": "influence"},
+    "touched rows": {"method": "replay", "replay_rows": "touched"},
+    "exact, paired": {"method": "replay", "replay_rows": "all", "coupling": "paired"},
+    "exact, fresh": {"method": "replay", "replay_rows": "all", "coupling": "fresh"},
+}
+AUDITED = ["ubpr", "scif", "ifru", "rrl", "gradient_ascent", "fine_tune", "ours"]  # unless others are asked for
+DEAR = ("sisa", "receraser", "ultrare")  # that train many models beforehand
+FEWER = 8  # times fewer models of these
+OTHERS = 1_000_000  # seeds of oracles, and of the models that find what is vulnerable, are so far from the originals'
+SCOUTS, HIDDEN = 48, 0.2  # models that find what is vulnerable; share of the interactions that each never sees
+HALVES = 100  # random choices of n models of each population
+INTERVAL = (0.025, 0.975)
+CHECKED_EPOCHS = 5  # of compiled training against RecBole's
+
+
+def audited(names: list[str], method_args: dict | None = None) -> dict[str, tuple[str, dict]]:
+    """What is audited: name in the tables -> (name of the method, its settings). Ours is four ways."""
+    found = {}
+    for name, settings in all_settings([name for name in names if name != "retrain"], method_args).items():
+        found |= {way: (name, keys) for way, keys in OURS.items()} if name == "ours" else {name: (name, settings)}
+    return found
+
+
+def set_names(value: object) -> list[str]:
+    """Names of the forget sets to audit on: ``mixed:N`` (half of them at random, half vulnerable), ``vulnerable:N``,
+    ``users:N``, ``items:N`` (at random), or a kind of `SETS`.
+
+    Raises:
+        InputError: another kind, or no number.
+    """
+    names = names_in(value if value is not None else "mixed:200", "comparison_sets")
+    for name in names:
+        kind, _, number = name.partition(":")
+        try:
+            (float if kind == "ratio" else int)(number)
+        except ValueError:
+            raise InputError(f"comparison_sets: {name!r} must be KIND:NUMBER") from None
+        if kind not in (*SETS, "mixed", "vulnerable", "users", "items"):
+            raise InputError(f"comparison_sets: there is no kind {kind!r} to audit on")
+    return names
+
+
+class Audit:
+    """Trains the populations, and compares them.
+
+    A run that was cut off goes on where it stopped: of each model, what the panel saw is kept, and nothing else.
+
+    Args:
+        arguments: ``(model, dataset, config_file_list, config_dict)``.
+        folder: where it is kept.
+        methods: as `audited` returns them.
+        models: N, at least 16.
+        processes: trained at once, one thread each; default: `available_cores`.
+        show_progress: a bar.
+    """
+
+    def __init__(self, arguments, folder, methods, models=128, processes=None, show_progress=True):
+        model, dataset, files, given = arguments
+        self.arguments = (model, dataset, files, dict(given or {}))
+        self.config, self.split = opened(self.arguments)
+        self.compiled = self.config["model"] in DERIVED_FORMS
+        self.folder, self.methods, self.models = Path(folder), methods, models
+        self.processes, self.show_progress = processes or available_cores(), show_progress
+        self.data = [training_settings(self.config), self.split.fingerprint, self.config["seed"], self.compiled]
+        self.agreement = None  # of compiled training with RecBole's
+        self._panels: dict[str, Panel] = {}
+
+    def run(self, names):
+        """Audit all methods on forget sets, by name (`set_names`).
+
+        Returns:
+            dict: name -> ``interactions``; ``figures``, `compared` of the original and of each method; and ``floors``,
+            of the oracles for each n (as text) that occurs there, the greatest first.
+        """
+        with quiet():
+            if self.compiled:
+                self.agreement = self._agreement()
+                self.compiled = self.agreement <= LIMIT
+            self.data[-1] = self.compiled
+            sets = {name: self.rows(name) for name in names}
+            panels = {name: self.panel(name, rows) for name, rows in sets.items()}
+            jobs = []
+            for seed in range(self.models):
+                missing = [(name, way) for name in names for way in (ORACLE, *self._of(seed))]
+                missing = [(name, way) for name, way in missing if not self._file(panels[name], way, seed).exists()]
+                wanted = [(name, way) for name, way in missing if way != ORACLE]
+                jobs += [("unlearned", seed, sets, wanted)] if wanted else []
+                jobs += [("oracle", seed, sets, [(name, way)]) for name, way in missing if way == ORACLE]
+            self._work(jobs, "Audit")
+            return {name: self._result(panels[name]) for name in names}
+
+    def _of(self, seed):
+        """Methods that unlearn from the original of this number."""
+        few = max(self.models // FEWER, 2)
+        return [ORIGINAL, *(way for way, (name, _) in self.methods.items() if seed < few or name not in DEAR)]
+
+    # -- what is forgotten
+
+    def rows(self, name):
+        """Sorted rows of a forget set."""
+        kind, _, number = name.partition(":")
+        split, rng = self.split, np.random.default_rng(2020)
+        if kind in SETS:
+            return ForgetRequest(kind, float(number) if kind == "ratio" else int(number)).rows(split)
+        size = int(number)
+        if kind in ("users", "items"):
+            ids = split.users if kind == "users" else split.items
+            return np.flatnonzero(np.isin(ids, rng.choice(np.unique(ids), min(size, split.n_rows), replace=False)))
+        vulnerable = self._vulnerability()
+        order = np.argsort(-vulnerable, kind="stable")
+        if kind == "vulnerable":
+            return np.sort(order[:size])
+        chosen = order[: size // 2]
+        rest = np.setdiff1d(np.arange(split.n_rows), chosen)
+        return np.sort(np.concatenate([chosen, rng.choice(rest, size - len(chosen), replace=False)]))
+
+    def _vulnerability(self):
+        """Of each interaction, how much its margin falls where a model has not seen it, in standard deviations."""
+        jobs = [("scout", seed, {}, []) for seed in range(SCOUTS) if not self._scout(seed).exists()]
+        self._work(jobs, "What is vulnerable")
+        sums = np.zeros((2, 3, self.split.n_rows))
+        for seed in range(SCOUTS):
+            with np.load(self._scout(seed)) as kept:
+                margin, hidden = kept["margin"].astype(np.float64), kept["hidden"]
+            for power in range(3):
+                sums[0, power] += np.where(hidden, 0, margin**power)
+                sums[1, power] += np.where(hidden, margin**power, 0)
+        number = np.maximum(sums[:, 0], 1)
+        mean = sums[:, 1] / number
+        variance = np.maximum(sums[:, 2] / number - mean**2, 0).sum(0)
+        change = mean[0] - mean[1]
+        return np.where(sums[1, 0] >= 3, change / np.sqrt(variance + np.median(variance)), -np.inf)
+
+    def _scout(self, seed):
+        return self.folder / f"scout-{_named([*self.data, SCOUTS, HIDDEN])}-{seed}.npz"
+
+    # -- populations
+
+    def _file(self, panel, way, seed):
+        """Where a view is kept."""
+        name, settings = self.methods.get(way, (None, None))
+        method = METHODS[name] if name else None
+        judge = sources("comparison.panel", "evaluation.forgetting", "training")
+        what = [*self.data, panel.checksum, way, settings, judge, measured_by(method) if method else None]
+        return self.folder / f"{_named(what)}-{seed}.npz"
+
+    def _work(self, jobs, title):
+        """Do jobs, in processes of their own."""
+        if not jobs:
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        context = multiprocessing.get_context("spawn")
+        plain = (self.arguments, self.folder, self.methods, self.models, self.compiled)
+        with ProcessPoolExecutor(min(self.processes, len(jobs)), context, _begin, plain) as pool:
+            waiting = [pool.submit(_do, job) for job in jobs]
+            try:
+                bar = tqdm(as_completed(waiting), title, len(jobs), ncols=100, disable=not self.show_progress)
+                for done in bar:
+                    done.result()
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
+
+    def views(self, panel, way):
+        """`Views` of a population."""
+        last = [seed for seed in range(self.models) if way == ORACLE or way in self._of(seed)]
+        kept = []
+        for seed in last:
+            with np.load(self._file(panel, way, seed)) as file:
+                kept.append((file["margin"], file["top"]))
+        return Views(*(np.stack(each) for each in zip(*kept, strict=True)))
+
+    def _result(self, panel):
+        originals, oracles = self.views(panel, ORIGINAL), self.views(panel, ORACLE)
+        figures = {
+            way: compared(panel, originals, oracles, self.views(panel, way)) for way in (ORIGINAL, *self.methods)
+        }
+        numbers = sorted({found["n"] for found in figures.values()}, reverse=True)
+        floors = {str(n): compared(panel, originals, oracles, n=n) for n in numbers}
+        return {"interactions": len(panel.rows), "figures": figures, "floors": floors}
+
+    def panel(self, name, rows):
+        """The `Panel` of a forget set."""
+        if name not in self._panels:
+            self._panels[name] = Panel(self.split, rows)
+        return self._panels[name]
+
+    # -- one model
+
+    def _agreement(self):
+        """How far compiled training ends from RecBole's own, after a few epochs; kept."""
+        file = self.folder / f"agreement-{_named(self.data[:-1] + [sources('compiled')])}.json"
+        if file.exists():
+            return json.loads(file.read_text())["distance"]
+        self.folder.mkdir(parents=True, exist_ok=True)
+        states = []
+        with scratch_folder() as folder:
+            for compiled in (False, True):
+                config = changed(self.config, compiled=compiled, epochs=CHECKED_EPOCHS, eval_step=0)
+                model, _, _ = train(config, self.split, folder / f"{compiled}.pth", [], config["seed"], False)
+                states.append(copies(model.state_dict()))
+        start = copies(new_model(self.config, self.split).state_dict())
+        found = distance(start, *states)
+        file.write_text(json.dumps({"distance": found}))
+        return found
+
+    def trained(self, folder, rows, seed, log):
+        """(checkpoint, model) of a training without some rows."""
+        config = changed(self.config, compiled=self.compiled)
+        path = Path(folder) / "model.pth"
+        model, _, _ = train(config, self.split, path, rows, seed, log)
+        return path, model.eval()
+
+    def unlearn(self, seed, sets, wanted):
+        """Train an original, unlearn by each method, and keep what the panel sees."""
+        seed_of_model = self.config["seed"] + seed
+        with scratch_folder() as folder:
+            path, model = self.trained(folder, [], seed_of_model, True)
+            stored, log = checkpoints.load(path)
+            for name, way in wanted:
+                panel = self.panel(name, sets[name])
+                if way == ORIGINAL:
+                    self._keep(panel, way, seed, model)
+                    continue
+                method, settings = self.methods[way]
+                task = Task(self.config, self.split, seed_of_model, stored, log, path, folder / method)
+                forgetting = METHODS[method](task, settings)
+                if method != "ours":  # whose preparation loads kernels
+                    forgetting.prepare(sets[name])
+                done = forgetting.forget(sets[name])
+                self._keep(panel, way, seed, done.model)
+
+    def retrain(self, seed, sets, name):
+        """Train an oracle, with random numbers of its own."""
+        with scratch_folder() as folder:
+            _, model = self.trained(folder, sets[name], self.config["seed"] + OTHERS + seed, False)
+            self._keep(self.panel(name, sets[name]), ORACLE, seed, model)
+
+    def scout(self, seed):
+        """Train without a random share, and keep every interaction's margin."""
+        split, rng = self.split, np.random.default_rng([self.config["seed"], seed])
+        hidden = rng.random(split.n_rows) < HIDDEN
+        with scratch_folder() as folder:
+            _, model = self.trained(folder, np.flatnonzero(hidden), self.config["seed"] + 2 * OTHERS + seed, False)
+        margin = np.empty(split.n_rows, np.float32)
+        for part, found in scores(model, np.arange(1, split.n_users), split.train._dataset.uid_field):
+            first, last = np.searchsorted(split.users, [part.start + 1, part.stop + 1])
+            own = split.users[first:last] - part.start - 1
+            margin[first:last] = found[own, split.items[first:last]] - found[own].mean(1)
+        with replacing(self._scout(seed)) as file:
+            np.savez(file, margin=margin, hidden=hidden)
+
+    def _keep(self, panel, way, seed, model):
+        with replacing(self._file(panel, way, seed)) as file:
+            np.savez_compressed(file, **panel.view(model))
+
+
+def _named(what):
+    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _begin(arguments, folder, methods, models, compiled):
+    global _audit
+    torch.set_num_threads(1)
+    numba.set_num_threads(1)
+    logging.getLogger().setLevel(logging.ERROR)
+    _audit = Audit(arguments, folder, methods, models, 1, False)
+    _audit.compiled = _audit.data[-1] = compiled
+
+
+def _do(job):
+    kind, seed, sets, wanted = job
+    if kind == "scout":
+        _audit.scout(seed)
+    elif kind == "oracle":
+        _audit.retrain(seed, sets, wanted[0][0])
+    else:
+        _audit.unlearn(seed, sets, wanted)
+
+
+# -- comparing
+
+
+def compared(
+    panel: Panel, originals: Views, oracles: Views, unlearned: Views | None = None, n: int | None = None
+) -> dict[str, Any]:
+    """Figures of a method, over `HALVES` random choices of n models of each population.
+
+    Args:
+        panel: whose pairs they are.
+        originals, oracles, unlearned: ``unlearned[i]`` from ``originals[i]``; None: the floor, oracles against others
+            of them.
+        n: default: as many as there are, at most half of the oracles.
+
+    Returns:
+        dict: figure -> ``mean``, and the ``low`` and ``high`` end of the interval that holds 95 % of the choices;
+        ``n``; ``pairs``, U-LiRA's AUC of each forgotten pair.
+    """
+    rng, floor = np.random.default_rng(0), unlearned is None
+    population = oracles if unlearned is None else unlearned
+    n = n or min(len(population.margin), len(oracles.margin) // 2)
+    each, found, pairs = _of_each(panel, originals, population), [], []
+    for _ in range(HALVES):
+        order = rng.permutation(len(oracles.margin))
+        theirs, rest = order[:n], order[n:]
+        own = rest[:n] if floor else rng.permutation(len(population.margin))[:n]
+        figures, of_pairs = _apart(panel, originals, oracles, population, own, theirs, None if floor else rest)
+        found.append(figures | {key: float(values[own].mean()) for key, values in each.items()})
+        pairs.append(of_pairs)
+    values = {key: np.array([figures[key] for figures in found]) for key in found[0]}
+    return {key: _interval(value) for key, value in values.items()} | {
+        "n": n,
+        "pairs": np.mean(pairs, 0).tolist(),
+    }
+
+
+def _interval(values):
+    low, high = np.quantile(values, INTERVAL)
+    return {"mean": float(values.mean()), "low": float(low), "high": float(high)}
+
+
+def _of_each(panel, originals, population):
+    """Figures of single models: figure -> ``[models]``."""
+    forgotten = panel.groups["forgotten"]
+    number = min(len(population.margin), len(originals.margin))
+    change = originals.margin[:number] - population.margin[:number]
+    figures = panel.usefulness(population.top)
+    figures["churn"] = panel.churn(originals.top[:number], population.top[:number])
+    for name in ("retained, touched users", "held out"):
+        group = panel.groups[name]
+        if group.stop > group.start:
+            told = [auc(one[forgotten], one[group]) for one in change]
+            figures[f"before and after, {name}"] = np.array(told)
+    return figures
+
+
+def _apart(panel, originals, oracles, population, own, theirs, rest):
+    """Figures of one choice of models, and U-LiRA's AUC of each forgotten pair; ``rest``: other oracles, if any."""
+    forgotten = panel.groups["forgotten"]
+    first, second = population.margin[own].astype(np.float64), oracles.margin[theirs].astype(np.float64)
+    figures = told_apart(first[:, forgotten], second[:, forgotten])
+    of_pairs = auc(*log_ratios(first[:, forgotten], second[:, forgotten]))
+    for name, group in panel.groups.items():
+        if name != "forgotten" and group.stop > group.start:
+            figures[f"klom, {name}"] = float(np.median(klom(first[:, group], second[:, group])))
+    # of models that are not compared: what these share by chance with the direction would count as an effect
+    before = np.arange(len(originals.margin)) if rest is None else np.setdiff1d(np.arange(len(originals.margin)), own)
+    away = np.arange(len(oracles.margin)) if rest is None else rest
+    direction = originals.margin[before][:, forgotten].mean(0) - oracles.margin[away][:, forgotten].mean(0)
+    spread = oracles.margin[:, forgotten].std(0, ddof=1)
+    figures["effect left"] = effect_left(first[:, forgotten], second[:, forgotten], direction, spread)
+    return figures, of_pairs

@@ -1,0 +1,119 @@
+"""An audit of methods, one example at a time, as tables and pictures."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from recbole_unlearn.reports.pictures.described import pair_histograms
+from recbole_unlearn.reports.pictures.drawn import svg, write_png
+from recbole_unlearn.storage.files import write_atomically
+
+# Figure -> title; of these it is a defect to lie outside the floor's interval.
+TELLING = {
+    "lira_auc": "U-LiRA, AUC",
+    "tpr_1": "true positives at 1 % false",
+    "klom": "KLoM, median",
+    "klom_95": "KLoM, 95 %",
+    "epsilon": "epsilon, median",
+    "epsilon_95": "epsilon, 95 %",
+    "effect left": "effect left",
+}
+OTHERS = {
+    "klom, retained, touched users": "KLoM, retained of touched users",
+    "klom, retained, other users": "KLoM, retained of others",
+    "klom, held out": "KLoM, held out",
+    "before and after, held out": "before and after, AUC",
+    "churn": "top-10 changed of untouched",
+    "ndcg": "NDCG@10",
+    "ndcg, core users": "core users",
+    "ndcg, edge users": "edge users",
+    "gain, popular items": "popular items",
+    "gain, rare items": "rare items",
+}
+SHARES = ("churn", "effect left", "tpr_1")
+READ = (
+    "Each figure is the mean over 100 choices of n unlearned and n retrained models, in brackets the interval that "
+    "holds 95 % of them; *retrained* is n retrained models against n others: what equal laws show. A figure is "
+    "**bold** where its mean lies outside that interval, of the same n. Lower is better for all figures of the first "
+    "table. Before and after: the AUC of an attacker who has the model from before too, and tells forgotten pairs "
+    "from held-out ones by how their margins changed; paired training changes little else, and is easier to read "
+    "for one who has both models. How each is computed: docs/comparison.md."
+)
+
+
+def table(each: dict[str, Any], columns: dict[str, str]) -> pd.DataFrame:
+    """Some figures of every method, as text.
+
+    Args:
+        each: of one forget set, of `comparison.populations.Audit.run`.
+        columns: figure -> title.
+    """
+    floors, rows = each["floors"], {}
+    first = next(iter(floors.values()))
+    columns = {key: title for key, title in columns.items() if key in first}
+    named = {"retrained" + (f", n = {n}" if found is not first else ""): found for n, found in floors.items()}
+    for name, found in {**named, **each["figures"]}.items():
+        floor = floors[str(found["n"])]
+        cells = {title: cell(key, found, floor) for key, title in columns.items()}
+        rows[name] = {"n": str(found["n"])} | cells
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def cell(key: str, found: dict[str, Any], floor: dict[str, Any]) -> str:
+    """A figure with its interval, bold where it is `outside` that of retrained models."""
+    value = found[key]
+    ends = (f"{100 * v:.1f} %" if key in SHARES else f"{v:.3f}" for v in (value["mean"], value["low"], value["high"]))
+    mean, low, high = ends
+    return f"{f'**{mean}**' if outside(key, found, floor) else mean} [{low}, {high}]"
+
+
+def outside(key: str, found: dict[str, Any], floor: dict[str, Any]) -> bool:
+    """Whether a method's figure lies outside the interval of retrained models."""
+    return not floor[key]["low"] <= found[key]["mean"] <= floor[key]["high"]
+
+
+def verdict(each: dict[str, Any]) -> str:
+    """Which methods cannot be told from retraining, and by what the others are."""
+    told = {
+        name: [title for key, title in TELLING.items() if outside(key, found, each["floors"][str(found["n"])])]
+        for name, found in each["figures"].items()
+    }
+    alike = ", ".join(name for name, titles in told.items() if not titles)
+    lines = [f"Told from retrained models by no figure of the first table: {alike or 'none'}."]
+    return " ".join([*lines, *(f"{name}: by {', '.join(titles)}." for name, titles in told.items() if titles)])
+
+
+def markdown(results: dict[str, Any], title: str, agreement: float | None) -> str:
+    """The page.
+
+    Args:
+        results: of `comparison.populations.Audit.run`.
+        agreement: how far compiled training ended from RecBole's; None: RecBole's trainer was used.
+    """
+    parts = [f"# {title}", READ]
+    if agreement is not None:
+        parts.append(
+            f"Trained by the compiled kernels, which ended {agreement:.1e} of the way from RecBole's own trainer after "
+            "five epochs (compared before the first model)."
+        )
+    for name, each in results.items():
+        tables = (table(each, columns).to_markdown(disable_numparse=True) for columns in (TELLING, OTHERS))
+        parts += [f"## Forget {name} ({each['interactions']} interactions)", verdict(each), *tables]
+    return "\n\n".join(parts) + "\n"
+
+
+def write(results: dict[str, Any], title: str, agreement: float | None, folder: Path, name: str = "audit") -> str:
+    """Write NAME.md, NAME.json, and a picture of each forget set; returns the page."""
+    page = markdown(results, title, agreement)
+    write_atomically(folder / f"{name}.md", page.encode())
+    kept = {"title": title, "agreement": agreement, "sets": results}
+    write_atomically(folder / f"{name}.json", json.dumps(kept, indent=1).encode())
+    for chosen, each in results.items():
+        pairs = {way: found["pairs"] for way, found in each["figures"].items()}
+        picture = pair_histograms(pairs, next(iter(each["floors"].values()))["pairs"])
+        stem = f"{name}-{chosen.replace(':', '-')}"
+        write_atomically(folder / f"{stem}.svg", svg(picture).encode())
+        write_png(picture, folder / f"{stem}.png")
+    return page
