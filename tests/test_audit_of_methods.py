@@ -1,0 +1,104 @@
+"""``evaluate: audit``: populations of models, pair by pair."""
+
+import json
+
+import numpy as np
+import pytest
+
+from recbole_unlearn.comparison.panel import TOP, Panel
+from recbole_unlearn.comparison.populations import audited, set_names
+from recbole_unlearn.errors import InputError
+from recbole_unlearn.quick_start import run_unlearn
+
+EXACT = ("exact, paired", "exact, fresh")
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory, make_options):
+    """An audit of few models: (result, its folder, its cache)."""
+    base = tmp_path_factory.mktemp("audit")
+
+    def again(**changes):
+        options = make_options(
+            evaluate="audit", audit_models=16, comparison_sets="items:4", methods="gradient_ascent,ours", epochs=15,
+            learning_rate=0.02, eval_step=0, comparison_cache=str(base / "cache"), show_progress=False, **changes,
+        )  # fmt: skip
+        options.pop("forget_count", None)
+        return run_unlearn("BPR", "tiny", config_dict=options)
+
+    return again(output_dir=str(base / "out")), base, again
+
+
+def test_what_an_audit_says(found):
+    result, base, _ = found
+    ((name, each),) = result["audit"].items()
+    figures, floor = each["figures"], each["floors"]["8"]
+    assert name == "items:4" and list(figures)[0] == "nothing done" and set(EXACT) < set(figures)
+    assert figures["nothing done"]["effect left"]["mean"] == pytest.approx(1, abs=0.15)
+    for way in EXACT:
+        assert abs(figures[way]["effect left"]["mean"]) < 0.1
+        assert figures[way]["lira_auc"]["mean"] < figures["nothing done"]["lira_auc"]["mean"]
+    assert floor["effect left"]["low"] < 0 < floor["effect left"]["high"]
+    assert figures["nothing done"]["churn"]["mean"] == 0 < figures["exact, fresh"]["churn"]["mean"]
+    page = (base / "out" / "audit.md").read_text("utf-8")
+    assert page == result.page and "| nothing done" in page and "retrained" in page
+    assert json.loads((base / "out" / "audit.json").read_text())["sets"]["items:4"]["interactions"] > 0
+    assert (base / "out" / "audit-items-4.svg").read_text().startswith("<svg")
+
+
+def test_an_audit_goes_on_where_it_stopped(found):
+    result, base, again = found
+    kept = sorted((base / "cache").glob("*.npz"))
+    before = {file: file.stat().st_mtime_ns for file in kept}
+    lost = kept[::7]
+    for file in lost:
+        file.unlink()
+    repeated = again(output_dir=str(base / "again"))
+    assert repeated["audit"].keys() == result["audit"].keys()
+    assert all(file.exists() for file in kept)
+    assert all(file.stat().st_mtime_ns == before[file] for file in kept if file not in lost)
+    paired = [each["audit"]["items:4"]["figures"]["exact, paired"] for each in (result, repeated)]
+    assert paired[0] == paired[1]  # of which nothing is drawn anew
+
+
+def test_a_panel_sees_margins_and_lists(make_split, make_model):
+    split = make_split()
+    rows, model = np.arange(0, 40, 3), make_model(split, 1)
+    panel = Panel(split, rows)
+    seen, view = split.seen(), panel.view(model)
+    users, items = (value.detach().numpy() for value in (model.user_embedding.weight, model.item_embedding.weight))
+    scores = users @ items.T
+    for pair in range(0, len(panel.users), 17):
+        user, item = panel.users[pair], panel.items[pair]
+        others = np.setdiff1d(np.arange(1, split.n_items), seen(user))
+        assert view["margin"][pair] == pytest.approx(scores[user, item] - scores[user, others].mean(), abs=1e-5)
+    np.testing.assert_array_equal(panel.users[panel.groups["forgotten"]], split.users[rows])
+    kept = np.setdiff1d(np.arange(split.n_rows), rows)
+    for user in (1, 5, 9):
+        trained = split.items[kept[split.users[kept] == user]]
+        assert len(set(view["top"][user])) == TOP and not np.isin(view["top"][user], trained).any()
+        assert (np.diff(scores[user, view["top"][user]]) <= 0).all()
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"comparison_sets": "users"}, "KIND:NUMBER"),
+        ({"comparison_sets": "everybody:3"}, "no kind 'everybody'"),
+        ({"audit_models": 4}, "at least 16"),
+        ({"compare_models": "Pop"}, "leave compare_models out"),
+        ({"methods": "magic"}, "unknown method"),
+        ({"checkpoint": "model.pth"}, "leave checkpoint out"),
+    ],
+)
+def test_bad_input_is_refused_before_anything_is_trained(make_options, tmp_path, changes, said):
+    options = make_options(evaluate="audit", comparison_cache=str(tmp_path / "cache"), **changes)
+    options.pop("forget_count", None)
+    with pytest.raises(InputError, match=said):
+        run_unlearn("BPR", "tiny", config_dict=options)
+    assert not (tmp_path / "cache").exists()
+
+
+def test_ours_is_four_ways_and_the_default_set_is_mixed():
+    assert set(EXACT) < set(audited(["ours", "retrain"])) and "retrain" not in audited(["ours", "retrain"])
+    assert set_names(None) == ["mixed:200"]
