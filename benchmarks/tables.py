@@ -194,6 +194,25 @@ def stream():
     return "\n".join(parts)
 
 
+def pairs():
+    """Of each audit, what every forget set's first table says."""
+    parts = []
+    for file in sorted((RESULTS / "audit").glob("*.md")):
+        title, *sections = re.split(r"^## ", file.read_text(), flags=re.M)
+        name = title.splitlines()[0].removeprefix("# ")
+        for section in sections:
+            heading, said, table, *_ = section.strip().split("\n\n")
+            parts += [
+                f"**{name}: {heading[0].lower()}{heading[1:]}** ([whole](audit/{file.name}))",
+                "",
+                said,
+                "",
+                table,
+                "",
+            ]
+    return "\n".join(parts)
+
+
 def models():
     """The matrix of models that work, without the details, folded; and the names of the others."""
     page = (RESULTS / "models.md").read_text()
@@ -209,7 +228,7 @@ def models():
 
 PAGES = {
     "README.md": (fidelity,),
-    "results/README.md": (models, stream, methods, ratios, targets, speed),
+    "results/README.md": (pairs, models, stream, methods, ratios, targets, speed),
     "docs/method.md": (rows,),
 }
 
