@@ -3,6 +3,7 @@
     python benchmarks/audit.py --dataset=ml-100k
     python benchmarks/audit.py --dataset=ml-1m --data_path=PATH --models=64 --methods=ours
     python benchmarks/audit.py planted            # a method that secretly keeps a share of the effect must be caught
+    python benchmarks/audit.py lds                # do predicted changes follow true ones, over forget sets?
 
 What the panel saw of each model is kept in --cache; a run that was cut off goes on. Writes Markdown, JSON and a picture
 of each forget set to --output.
@@ -14,11 +15,17 @@ from time import perf_counter
 import common
 import numpy as np
 from common import CACHED, RESULTS, option, setting, takes
+from scipy.stats import spearmanr
+from tqdm import tqdm
 
-from recbole_unlearn.comparison.panel import Views
+from recbole_unlearn.comparison.panel import Panel, Views
 from recbole_unlearn.comparison.populations import AUDITED, ORACLE, ORIGINAL, Audit, audited, compared, set_names
-from recbole_unlearn.methods import chosen
+from recbole_unlearn.comparison.seeds import quiet
+from recbole_unlearn.methods import METHODS, chosen
+from recbole_unlearn.methods.base import Task
 from recbole_unlearn.reports import per_example
+from recbole_unlearn.storage import checkpoints
+from recbole_unlearn.storage.files import scratch_folder
 
 OPTIONS = {
     **CACHED,
@@ -69,5 +76,40 @@ def planted(options):
         print(f"Forget {name} of {options.dataset}\n\n{common.markdown(rows)}\n")
 
 
+@takes(
+    **{**OPTIONS, "sets": option(50, "how many forget sets, drawn at random"), "methods": None, "models": 1},
+    share=option(0.005, "of the interactions, in each"),
+    output=RESULTS / "lds",
+)
+def lds(options):
+    """Linear datamodeling score: over forget sets, how predicted changes of a pair's margin follow those of paired
+    training (Park et al., "TRAK", 2023), for one original; mean over pairs of Spearman's correlation.
+
+    Paired training is `training.train_paired`'s law by `exact, paired`, which results/exact.md compares with RecBole's.
+    """
+    found = _audit(options, audited(["ours"]))
+    split, rng, margins = found.split, np.random.default_rng(1), {}
+    panel = Panel(split, [])
+    with scratch_folder() as folder, quiet():
+        path, model = found.trained(folder, [], found.config["seed"], True)
+        task = Task(found.config, split, found.config["seed"], *checkpoints.load(path), path, folder)
+        before = panel.view(model)["margin"]
+        for _ in tqdm(range(options.sets), "Forget sets", ncols=100):
+            rows = np.sort(rng.choice(split.n_rows, int(options.share * split.n_rows), replace=False))
+            for way, (method, settings) in found.methods.items():
+                after = METHODS[method](task, settings).forget(rows).model
+                margins.setdefault(way, []).append(panel.view(after)["margin"] - before)
+    truth, rows = np.stack(margins.pop("exact, paired")), []
+    for way, predicted in margins.items():
+        scores = {
+            name: [spearmanr(truth[:, k], np.stack(predicted)[:, k]).statistic for k in range(group.start, group.stop)]
+            for name, group in panel.groups.items()
+        }
+        rows.append({"way": way} | {name: common.mean_sd(each, 3) for name, each in scores.items() if each})
+    title = f"{options.model} on {options.dataset}: linear datamodeling score"
+    page = f"## {title}\n\n{common.markdown(rows)}\n\n`{common.command(options)}`\n"
+    common.write(page, options.output, f"{options.dataset}-{options.model}-{setting(options)}", rows)
+
+
 if __name__ == "__main__":
-    common.run(__doc__, [audit, planted])
+    common.run(__doc__, [audit, planted, lds])

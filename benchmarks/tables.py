@@ -202,14 +202,8 @@ def pairs():
         name = title.splitlines()[0].removeprefix("# ")
         for section in sections:
             heading, said, table, *_ = section.strip().split("\n\n")
-            parts += [
-                f"**{name}: {heading[0].lower()}{heading[1:]}** ([whole](audit/{file.name}))",
-                "",
-                said,
-                "",
-                table,
-                "",
-            ]
+            about = f"**{name}: {heading[0].lower()}{heading[1:]}** ([whole](audit/{file.name}))"
+            parts += [f"{part}\n" for part in (about, said, table)]
     return "\n".join(parts)
 
 
