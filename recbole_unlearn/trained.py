@@ -28,7 +28,7 @@ from recbole_unlearn.settings.shown import hidden, plain
 from recbole_unlearn.storage import checkpoints, purging
 from recbole_unlearn.storage.files import locked
 from recbole_unlearn.storage.triple_log import TripleLog, log_path
-from recbole_unlearn.training import new_model, recorded
+from recbole_unlearn.training import new_model, recorded, redraws
 
 
 @dataclass(frozen=True)
@@ -186,6 +186,11 @@ class Trained:
     def optimizer(self) -> dict[str, Any]:
         """State of the optimiser, as torch gives it."""
         return self.stored["optimizer"]
+
+    @property
+    def redraws(self) -> tuple[int, ...]:
+        """Seed of what requests draw; see `training.redraws`."""
+        return redraws(self.config["seed"] if self.seed is None else self.seed, self.log)
 
     def recorded(self) -> Recorded:
         """The training as it was recorded, but for its weights."""

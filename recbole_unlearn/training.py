@@ -131,7 +131,7 @@ def train_paired(config, split, path, original, forgotten, seed):
     rows = _rows(forgotten)
     gone = np.zeros(log.n_rows, bool)
     gone[rows] = True
-    paired = Paired(recorded(config, split, stored, log), gone, config["seed"])
+    paired = Paired(recorded(config, split, stored, log), gone, redraws(seed, log))
     if not paired.recorded.ordered():
         raise InputError(f"the order of batches of {log.path} is not known; train again")
     again = trained_again(config, split, paired, Beginning(seed), log)
@@ -252,6 +252,16 @@ def begin(model, log):
         with torch.no_grad():
             for name, value in named.items():
                 parameters[name].copy_(torch.from_numpy(value))
+
+
+def redraws(seed: int, log: TripleLog) -> tuple[int, ...]:
+    """Seed of what is drawn of items that come back, for a log of a training of this seed.
+
+    It is another one for each training, so that models of several seeds are independent, and for each log that requests
+    led to: drawn by the same numbers, what one request changed would be what the next one changes.
+    """
+    missing = log.metadata["fingerprint"].get("of", log.n_rows) - log.n_rows
+    return (seed, missing) if missing else (seed,)
 
 
 def recorded(config, split, stored, log):

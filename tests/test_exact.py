@@ -13,6 +13,8 @@ from recbole_unlearn.errors import InputError
 from recbole_unlearn.evaluation.churn import churn
 from recbole_unlearn.quick_start import run_unlearn
 from recbole_unlearn.storage import checkpoints
+from recbole_unlearn.storage.triple_log import TripleLog, log_path
+from recbole_unlearn.trained import Checkpoint
 from recbole_unlearn.training import train
 from recbole_unlearn.verify import main, verify
 
@@ -227,3 +229,38 @@ def test_what_cannot_be_compiled_is_refused_in_one_line(make_options, model, key
     options = make_options(compiled=True, forget_count=1, output_dir="out", **keys)
     with pytest.raises(InputError, match=words):
         run_unlearn(model, "tiny", config_dict=options)
+
+
+def test_items_of_earlier_requests_stay_as_likely_in_later_ones(make_split, tmp_path):
+    """By the same random numbers, the second request would change what the first one changed, and little else."""
+    split = make_split(epochs=60, eval_step=0)
+    train(split.config, split, tmp_path / "model.pth")
+    user = np.bincount(split.users).argmax()
+    second, first = np.flatnonzero(split.users == user)[-2:]  # the others keep their places
+    items, pairs = split.items[[first, second]], []
+    for row in (first, second):
+        data = split.train._dataset
+        tokens = data.id2token(data.uid_field, user), data.id2token(data.iid_field, split.items[row])
+        pairs.append([tuple(map(str, tokens))])
+    path = tmp_path / "model.pth"
+    for number, pair in enumerate(pairs):
+        with ru.load(path) as unlearner:
+            assert unlearner.forget(pairs=pair).report()["exact"]
+            path = tmp_path / f"{number}.pth"
+            unlearner.save(path)
+    log = TripleLog.open(log_path(path))
+    own = np.flatnonzero(log.users == user)
+    drawn = np.concatenate([log.epoch(epoch)[own].ravel() for epoch in range(log.n_epochs)])
+    pool = split.n_items - 1 - len(own)
+    expected, counts = len(drawn) / pool, [(drawn == item).sum() for item in items]
+    assert expected > 50
+    assert all(abs(count - expected) < 5 * np.sqrt(expected) for count in counts)
+
+
+def test_trainings_of_other_seeds_return_items_by_other_random_numbers(make_split, tmp_path):
+    split, found = make_split(epochs=2, eval_step=0), []
+    for seed in (1, 2):
+        path = tmp_path / f"{seed}.pth"
+        train(split.config, split, path, [], seed)
+        found.append(Checkpoint.written(path, split.config).trained(split, seed).redraws)
+    assert found == [(1,), (2,)]

@@ -335,7 +335,7 @@ def compared(
 
     Returns:
         dict: figure -> ``mean``, and the ``low`` and ``high`` end of the interval that holds 95 % of the choices;
-        ``n``; ``pairs``, U-LiRA's AUC of each forgotten pair.
+        ``n``; ``pairs``, U-LiRA's AUC of each forgotten pair in the first of the choices.
     """
     rng, floor = np.random.default_rng(0), unlearned is None
     population = oracles if unlearned is None else unlearned
@@ -351,7 +351,7 @@ def compared(
     values = {key: np.array([figures[key] for figures in found]) for key in found[0]}
     return {key: _interval(value) for key, value in values.items()} | {
         "n": n,
-        "pairs": np.mean(pairs, 0).tolist(),
+        "pairs": pairs[0].tolist(),
     }
 
 

@@ -56,11 +56,11 @@ class Coupling(ABC):
     Args:
         recorded: the original's training; its absent rows are left out too.
         gone: rows to be left out, bool ``[rows]``.
-        seed: of all that is drawn.
+        seed: of all that is drawn; a training's, and what tells two couplings of its draws apart.
     """
 
-    def __init__(self, recorded: Recorded, gone: np.ndarray, seed: int) -> None:
-        self.recorded, self.seed = recorded, seed
+    def __init__(self, recorded: Recorded, gone: np.ndarray, seed: int | tuple[int, ...]) -> None:
+        self.recorded, self.seed = recorded, (seed,) if isinstance(seed, int) else seed
         self.kept = recorded.present() & ~gone
         there = np.ones(len(gone), bool) if recorded.drawn is None else recorded.drawn
         self.lost = there & ~self.kept  # since the negatives were drawn
@@ -82,7 +82,7 @@ class Coupling(ABC):
         return self._negatives(number, self._rng(0 if self.recorded.static else number, NEGATIVES))
 
     def _rng(self, number, what):
-        return np.random.default_rng([self.seed, number, what])
+        return np.random.default_rng([self.seed[0], number, what, *self.seed[1:]])
 
     @abstractmethod
     def _order(self, number) -> np.ndarray: ...
@@ -94,7 +94,7 @@ class Coupling(ABC):
 class Paired(Coupling):
     """Retraining by the original's random numbers, as far as these fit; see the module."""
 
-    def __init__(self, recorded: Recorded, gone: np.ndarray, seed: int = 0) -> None:
+    def __init__(self, recorded: Recorded, gone: np.ndarray, seed: int | tuple[int, ...] = 0) -> None:
         super().__init__(recorded, gone, seed)
         self.redraw = None
         if recorded.returns:

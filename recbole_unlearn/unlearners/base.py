@@ -146,7 +146,7 @@ class Problem(ABC):
     def _coupled(self, gone: np.ndarray, coupling: str) -> Coupling:
         """Epochs of training without what is ``gone``, bool ``[rows]``, and what earlier requests have taken away."""
         if coupling == "paired":
-            return Paired(self._remaining(), gone, self.config["seed"])
+            return Paired(self._remaining(), gone, self.trained.redraws)
         forgotten = np.flatnonzero(gone | self.absent)
         draw = PoolDraw(self.split.remaining(forgotten), np.delete(self.split.items, forgotten))
         return Fresh(self._remaining(), gone, secrets.randbits(128), draw)

@@ -262,7 +262,7 @@ class DotProduct(Problem):
         bar = tqdm(total=self.epochs, desc="Unlearn", ncols=100, disable=not show_progress)
         with bar as progress:
             shard = self.shard if self.shared else None
-            result = replay(self._remaining(), trajectory, rows, self.config["seed"], progress.update, shard)
+            result = replay(self._remaining(), trajectory, rows, sum(self.trained.redraws), progress.update, shard)
         change = np.zeros((n_users + len(self.Q), K))
         if result is None:  # rank 0 ran the lanes
             change = self.shard.from_leader(torch.from_numpy(change)).numpy()
@@ -272,7 +272,7 @@ class DotProduct(Problem):
         # do, since every item that was ever sampled against this user has moved along it.
         bare = result.rows[result.untrained]
         initial = trajectory.at(0)[: self.P.size]
-        fresh = np.random.default_rng(self.config["seed"]).normal(initial.mean(), initial.std(), (len(bare), K))
+        fresh = np.random.default_rng(self.trained.redraws).normal(initial.mean(), initial.std(), (len(bare), K))
         change[bare] = fresh - self.P[bare]
         self.shard.from_leader(torch.from_numpy(change))
         snapshots = {}
