@@ -2,6 +2,7 @@
 
     python benchmarks/models.py --dataset=ml-100k                   # all that is not done yet
     python benchmarks/models.py --models=LightGCN,GRU4Rec --again
+    python benchmarks/models.py exact
     python benchmarks/models.py paired --models=SASRec,GRU4Rec,FPMC --seeds=3
 
 Every model runs in a process of its own and leaves a JSON file in ``results/models``; all of them make
@@ -572,6 +573,126 @@ def paired(options):
     common.write(title + note + paired_table(folder, options.dataset), options.output, "paired")
 
 
+# Exact requests of every model
+
+POINTWISE = "DMF NeuMF NAIS NNCF RippleNet"  # general and knowledge-aware models that RecBole trains on labels
+CE = [name for name in SEQUENTIAL.split() if name not in VECTORS]  # trained with cross entropy by default
+EXACT = [*KINDS, *POINTWISE.split(), *(f"{name} (CE)" for name in CE)]
+
+
+def exact_settings(name, dataset, epochs):
+    """Configuration of one of `EXACT`, and the model's name."""
+    model, _, loss = name.partition(" ")
+    chosen = settings(model, dataset, epochs) if model in KINDS else {"epochs": epochs, "eval_step": 0}
+    if model in KINDS and KINDS[model] == "sequential" and loss:
+        chosen |= {"loss_type": "CE", "train_neg_sample_args": None}
+    return model, chosen | {"show_progress": False, "state": "ERROR", "use_gpu": False}
+
+
+@takes(**ASKED, model="")
+def one_exact(options):
+    """Tells the figures of one model's exact request; ``refused`` is why it is refused."""
+    import torch
+
+    from recbole_unlearn.errors import InputError
+    from recbole_unlearn.evaluation.forgetting import percentiles
+    from recbole_unlearn.trained import Checkpoint
+    from recbole_unlearn.training import train
+    from recbole_unlearn.unlearner import InfluenceUnlearner
+    from recbole_unlearn.unlearners.replay import Replay
+
+    torch.set_num_threads(1)
+    name, chosen = exact_settings(options.model, options.dataset, options.epochs)
+    with tempfile.TemporaryDirectory() as folder:
+        dataset = options.dataset
+        try:
+            if name in VECTORS:
+                dataset, chosen["data_path"] = write_vectors(dataset, folder), folder
+            config, split, rows = opened(name, dataset, chosen | {"method": "replay"}, options.count)
+            config["checkpoint_dir"] = folder
+            path = Path(folder) / "model.pth"
+            original, _, train_seconds = train(config, split, path)
+            unlearner = InfluenceUnlearner(Checkpoint.written(path, config).trained(split), Replay(rows="all"))
+            guard = unlearner.check()
+        except InputError as error:
+            common.tell({"refused": str(error)})
+            return
+        before = percentiles(original, split, rows)
+        start = perf_counter()
+        exact = unlearner.forget(rows=rows)
+        seconds = perf_counter() - start
+        retrained, _, _ = train(config, split, Path(folder) / "retrained.pth", rows, 77, log_negatives=False)
+        judged = {"exact": exact.model, "retrained": retrained}
+        auc = {key: float(percentiles(model, split, rows).mean()) for key, model in judged.items()}
+        common.tell(
+            {
+                "auc": {"original": float(before.mean()), **auc},
+                "guard": guard.distance,
+                "seconds": {"train": train_seconds, "exact": seconds},
+                "smaller": SMALLER.get(name, {}),
+            }
+        )
+
+
+def exact_table(folder, dataset):
+    """(how many work, Markdown rows of all that have run)."""
+    lines = [
+        "| model | guard | forget-set AUC: original | exact | retrained | exact, seconds / training's | or why not |",
+        "|:--|--:|--:|--:|--:|--:|:--|",
+    ]
+    works = 0
+    for name in EXACT:
+        file = folder / f"{dataset}-{name.replace(' ', '-')}.json"
+        if not file.exists():
+            continue
+        found = json.loads(file.read_text())
+        if "auc" not in found:
+            lines.append(f"| {name} |{' – |' * 5} {found.get('refused') or 'fails: ' + found['failed']} |")
+            continue
+        works += 1
+        auc, seconds = found["auc"], found["seconds"]
+        cells = [name, f"{found['guard']:.0e}", *(f"{auc[key]:.4f}" for key in ("original", "exact", "retrained"))]
+        smaller = "".join(f"{key}: {value}; " for key, value in found["smaller"].items())
+        lines.append(f"| {' | '.join(cells)} | {seconds['exact'] / seconds['train']:.2f} | {smaller} |")
+    return works, "\n".join(lines) + "\n"
+
+
+@takes(
+    **ASKED,
+    models=option(",".join(EXACT), "comma-separated"),
+    timeout=option(900, "seconds a model"),
+    again=option(False, "run models that are done, too"),
+    output=RESULTS,
+)
+def exact(options):
+    """Training again without the forgotten rows, of every model, by its own trainer: the guard's figure, and the cost.
+
+    *Guard*: how far the same with nothing forgotten ends from the stored weights, over the training's way.
+    """
+    folder = options.output / "exact_models"
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in options.models.split(","):
+        file = folder / f"{options.dataset}-{name.replace(' ', '-')}.json"
+        if file.exists() and not options.again and "failed" not in json.loads(file.read_text()):
+            continue
+        start, words = perf_counter(), common.words(options, *ASKED)
+        found, failed = common.apart(
+            __file__, "one-exact", f"--model={name}", *words, timeout=options.timeout, threads=1
+        )
+        common.write_json(file, found or {"failed": (failed or "nothing printed")[:300]})
+        print(f"{name} ({perf_counter() - start:.0f} s): {found or failed}", flush=True)
+    works, text = exact_table(folder, options.dataset)
+    note = (
+        f"{options.count} random interactions of {options.dataset} forgotten after {options.epochs} epochs by "
+        "training again with the original's random numbers, by its own trainer (BPR and LightGCN compiled), one "
+        "seed, one thread, machine not idle. *Guard*: how far the same with nothing forgotten ends from the stored "
+        "weights, over the way that training moved them. *Retrained*: with other random numbers, whose noise is of the "
+        "order of .005.\n\n"
+        f"`python benchmarks/models.py exact --epochs={options.epochs}`\n\n"
+    )
+    common.write(f"# Exact requests: {works} models\n\n{note}{text}", options.output, "exact_models")
+
+
 if __name__ == "__main__":
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    common.run(__doc__, [models, paired], [one])
+    common.run(__doc__, [models, paired, exact], [one, one_exact])
