@@ -7,9 +7,10 @@ from typing import Any
 from recbole_unlearn import distributed
 from recbole_unlearn.runs import many
 from recbole_unlearn.runs.follower import follow
+from recbole_unlearn.runs.plan import planned
 from recbole_unlearn.runs.result import Result
 from recbole_unlearn.runs.run import Run
-from recbole_unlearn.settings.conflicts import check_many, check_purge, ranks
+from recbole_unlearn.settings.conflicts import check_dry_run, check_many, check_purge, ranks
 from recbole_unlearn.settings.given import Files, Given
 from recbole_unlearn.storage.files import sweep_scratch
 
@@ -41,6 +42,7 @@ def run_unlearn(
         if not held.enter_context(distributed.joined(**ranks(given))):
             return follow()
         sweep_scratch()
+        check_dry_run(given)
         check_purge(given, saved)
         if given.experiment:
             return many.paper(given)
@@ -51,4 +53,5 @@ def run_unlearn(
             return many.compared(given, held, saved)
         if given.many:
             return many.measured(given, held, saved)
-        return Run(given, held, saved).run()
+        run = Run(given, held, saved)
+        return planned(run) if run.config["dry_run"] else run.run()

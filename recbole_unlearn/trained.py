@@ -61,12 +61,13 @@ class Checkpoint:
             return None
         if not isinstance(named, (str, Path)):
             raise InputError(f"checkpoint must be a path, not {named!r}")
-        _hold(named, held)
+        looks = given.get("dry_run") is True
+        _hold(named, held, looks=looks)
         path, stock, verify = Path(named), None, distributed.leads()
         stored, log = checkpoints.read(path, logged=False), None
         if stored.get("stock"):
             stock, path = path, adoption.adopted_path(path, given.get("checkpoint_dir"))
-            _hold(path, held, new=True)
+            _hold(path, held, new=True, looks=looks)
             if path.exists():
                 stored, log = checkpoints.load(path, verify)
                 adoption.check_origin(path, stored, stock)
@@ -110,15 +111,18 @@ class Checkpoint:
         return Trained(model, self.config, split, log, stored, self.path, initial, seed)
 
 
-def _hold(path, held, new=False):
-    """Lock a checkpoint, and finish or undo what a killed process was doing to it.
+def _hold(path, held, new=False, looks=False):
+    """Lock a checkpoint, and finish or undo what a killed process was doing to it, unless one only ``looks``.
 
     Raises:
         InputError: it is locked, or its purge is finished now.
     """
     if distributed.leads() and (new or Path(path).is_file() or purging.pending(path)):
         held.enter_context(locked(path))
-        if purging.recover(path):
+        if looks:
+            if purging.pending(path):
+                raise InputError(f"checkpoint {path} was being purged by a process that was killed; leave dry_run out")
+        elif purging.recover(path):
             raise InputError(f"checkpoint {path} was purged by a process that was killed; the purge is finished now")
 
 

@@ -119,6 +119,14 @@ def test_a_checkpoint_of_recboles_own_is_adopted(stock, monkeypatch, name):
     assert kept["config"]["compiled"] is False
 
 
+def test_a_dry_run_adopts_nothing(stock):
+    path = stock("bpr")
+    before = contents(path.parent)
+    told = run_unlearn(config_dict={"checkpoint": str(path), "dry_run": True, "forget_count": 3})
+    assert contents(path.parent) == before and not Path("saved").exists()
+    assert told["way"]["method"] is None and told["forget_set"]["interactions"] == 3 and "adopted first" in told.page
+
+
 def test_the_best_epoch_is_adopted_where_training_went_on(stock):
     path = stock("early")
     kept = checkpoints.read(path, logged=False)

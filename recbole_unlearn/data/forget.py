@@ -90,6 +90,15 @@ class ForgetRequest:
             )
         return np.sort(rows)
 
+    def whole(self, split: "Split") -> dict[str, np.ndarray]:
+        """Users and items of whom all is to be forgotten, by ``user`` and ``item``: ids, int64, sorted."""
+        named = {"user": np.empty(0, np.int64), "item": np.empty(0, np.int64)}
+        if self.kind in ("users", "items"):
+            named[self.kind[:-1]] = np.unique(ids(split, self.kind[:-1], self.value))  # pyright: ignore
+        elif self.kind == "requests":
+            named |= requests.whole(split, self.value)  # pyright: ignore
+        return named
+
 
 # -- readers: (key, value, config) -> checked value
 

@@ -67,6 +67,12 @@ def batches(table: pd.DataFrame, together: int = 1) -> list[pd.DataFrame]:
     return [group for _, group in table.groupby(times // together)]
 
 
+def whole(split: "Split", table: pd.DataFrame) -> dict[str, np.ndarray]:
+    """Users and items that a request names alone, by ``user`` and ``item``: ids, int64, sorted."""
+    alone = {"user": table["item"] == "", "item": table["user"] == ""}
+    return {field: np.unique(ids(split, field, table.loc[named, field].tolist())) for field, named in alone.items()}
+
+
 def rows_of(split: "Split", table: pd.DataFrame) -> list[np.ndarray]:
     """Training rows that each request names, int64; empty for what was never trained on.
 

@@ -259,6 +259,21 @@ class Split:
         users, items = (len(np.unique(ids[rows])) for ids in (self.users, self.items))
         return {"interactions": len(rows), "of": self.n_rows, "users": users, "items": items}
 
+    def held_out(self, whole: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Rows of the validation and test data sets that are of some users or items, by ``valid`` and ``test``.
+
+        Args:
+            whole: ids by ``user`` and ``item``.
+        """
+        found = {}
+        for name in ("valid", "test"):
+            data = getattr(self, name)._dataset
+            columns = {"user": data.inter_feat[data.uid_field], "item": data.inter_feat[data.iid_field]}
+            found[name] = np.flatnonzero(
+                np.logical_or.reduce([np.isin(columns[field].numpy(), ids) for field, ids in whole.items()])
+            )
+        return found
+
     def whole_dataset(self) -> Dataset:
         """One RecBole data set of all interactions: training, validation, test."""
         parts = [loader._dataset for loader in (self.train, self.valid, self.test)]

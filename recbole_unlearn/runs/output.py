@@ -24,16 +24,18 @@ from recbole_unlearn.unlearners import guard
 from recbole_unlearn.unlearners.base import Unlearned
 
 
-def output_folder(config):
+def output_folder(config, looks=False):
+    """The folder that a run writes into, not made yet; ``looks``: nothing is tidied up."""
     if config["output_dir"]:
         folder = Path(config["output_dir"])
-        purging.tidy(folder)
+        if not looks:
+            purging.tidy(folder)
         if folder.exists() and (not folder.is_dir() or not all(map(is_debris, folder.iterdir()))):
             raise InputError(f"output_dir {folder} exists and is not an empty folder; name a new one")
         return folder
     stem = f"{config['model']}-{config['dataset']}-{datetime.now():%Y-%m-%d_%H-%M-%S}"
     folder, n = Path(config["checkpoint_dir"]) / stem, 1
-    for earlier in folder.parent.glob("*/"):
+    for earlier in folder.parent.glob("*/") if not looks else ():
         purging.tidy(earlier)
     while folder.exists():
         n += 1

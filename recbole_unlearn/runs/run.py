@@ -49,21 +49,27 @@ class Run:
         checkpoint = Checkpoint.open(given, held)
         self.config = config = checkpoint.config if checkpoint else to_train(given)
         self.request = ForgetRequest.from_config(config)
-        self.output = output.output_folder(config)
+        self.output = output.output_folder(config, looks=config["dry_run"])
         output.check_paths(config, self.output, given.files, saved)
         self.split = checkpoint.split() if checkpoint else Split.seeded(config)
         self.rows = self.request.rows(self.split)
         check_cutoffs(config, self.split)
         arguments = (given.model, given.dataset, None, plain(given.values))
         distributed.order("open", arguments=arguments, fingerprint=self.split.fingerprint)
-        self.unlearner = self._opened(checkpoint) if checkpoint else None
+        self.checkpoint = checkpoint
+        adopts = checkpoint is not None and checkpoint.log is None
+        self.unlearner = self._opened(checkpoint) if checkpoint and not (adopts and config["dry_run"]) else None
         earlier = checkpoint.stored if checkpoint else None
         self.erasure = output.erasure_of(config, self.split, self.rows, earlier) if saved else {}
         self.trail = output.audit_file(config["audit"], self.output) if saved else None
-        if self.unlearner:  # after what is found sooner
+        if self.unlearner and not config["dry_run"]:  # after what is found sooner
             self.unlearner.check(config["show_progress"])
-        held.enter_context(in_one_line(self.output))
-        if saved:
+
+    def _begin(self):
+        """From here on something is written."""
+        config, checkpoint = self.config, self.checkpoint
+        self.held.enter_context(in_one_line(self.output))
+        if self.saved:
             self.output.mkdir(parents=True, exist_ok=True)  # before RecBole makes its log: it may not be possible
         with hidden(config):
             init_logger(config)
@@ -83,6 +89,7 @@ class Run:
 
     def run(self) -> Result:
         """Train if need be, forget, retrain to compare, judge all, write."""
+        self._begin()
         with scratch_folder() as scratch:
             folder = output.claim(self.held, self.output) if self.saved else scratch
             self.config["checkpoint_dir"] = str(folder)

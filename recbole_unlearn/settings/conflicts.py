@@ -43,6 +43,16 @@ def check_purge(given: Given, saved: bool) -> None:
         )
 
 
+def check_dry_run(given: Given) -> None:
+    """Raises InputError where a dry run is asked for of what cannot be told beforehand."""
+    if given.get("dry_run") is not True:
+        return
+    if many := ["experiment"] * given.experiment + given.many:
+        raise InputError(f"dry_run tells of requests to one model; leave it out, or {many[0]}")
+    if given.get("checkpoint") is None:
+        raise InputError("dry_run tells of a request to a model that is there; give its checkpoint")
+
+
 def ranks(given: Given) -> dict[str, Any]:
     """Arguments of `distributed.joined`, from RecBole's keys and ours."""
     names = {key: key for key in ("nproc", "world_size", "ip", "port", "offset")} | {"timeout": "rank_timeout"}

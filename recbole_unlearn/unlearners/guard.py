@@ -70,12 +70,8 @@ class NotReproduced(InputError):
         self.reason = reason
 
 
-def check(unlearner: "InfluenceUnlearner", way: Way, show_progress: bool = False) -> Guard:
-    """Raises InputError where forgetting from a log would be wrong, because training did what it does not tell.
-
-    Args:
-        unlearner: before its first request in this way.
-    """
+def known(unlearner: "InfluenceUnlearner", way: Way) -> Guard | None:
+    """What is known without a replay; None: a replay must tell. Raises InputError as `check` does."""
     trained, log = unlearner.trained, unlearner.log
     if reason := _contradiction(trained, way):
         raise InputError(f"the triple log does not tell what training did: {reason}; train anew")
@@ -87,14 +83,23 @@ def check(unlearner: "InfluenceUnlearner", way: Way, show_progress: bool = False
             return Guard("not", "the log is of an earlier version")
         how = f"optimiser, learning rates and steps are those of the log; {way.name} is not checked by replay"
         return Guard("recorded", how)
-    problem: Any = unlearner.problem
     kept = _kept(trained)
-    if kept is not None:
-        return kept
-    if trained.unlearned_before:
+    if kept is None and trained.unlearned_before:
         return Guard("not", "not guarded: an earlier version forgot, and did not keep what was checked before")
+    return kept
+
+
+def check(unlearner: "InfluenceUnlearner", way: Way, show_progress: bool = False) -> Guard:
+    """Raises InputError where forgetting from a log would be wrong, because training did what it does not tell.
+
+    Args:
+        unlearner: before its first request in this way.
+    """
+    if (found_before := known(unlearner, way)) is not None:
+        return found_before
+    trained, log, problem = unlearner.trained, unlearner.log, unlearner.problem
     start = perf_counter()
-    found = problem.reproduction(show_progress)
+    found = problem.reproduction(show_progress)  # pyright: ignore[reportAttributeAccessIssue]
     if found is None:
         raise NotReproduced(
             "the triple log cannot be checked by replay: the order of its batches is not known (its train loader was "

@@ -1,0 +1,114 @@
+"""A dry run: what a request would forget, in which way, and what it would leave where. Nothing is written."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from recbole_unlearn.data.requests import batches
+from recbole_unlearn.runs.result import Result
+from recbole_unlearn.storage.triple_log import log_path
+from recbole_unlearn.unlearner import InfluenceUnlearner
+from recbole_unlearn.unlearners import guard
+from recbole_unlearn.unlearners.replay import Replay
+
+if TYPE_CHECKING:
+    from recbole_unlearn.runs.run import Run
+
+UNKNOWN = "unknown"
+
+
+def planned(run: "Run") -> Result:
+    """What a request that was found possible would do: figures by name, None where nobody knows."""
+    config = run.config
+    values = {
+        "model": config["model"],
+        "dataset": config["dataset"],
+        "forget_set": {"kind": run.request.kind, **run.split.counts(run.rows)},
+        "way": _way(run, run.unlearner) if run.unlearner else _adopted(run),
+        "left": _left(run),
+    }
+    return Result("dry_run", values, _page(values))
+
+
+def _way(run, unlearner: InfluenceUnlearner) -> dict[str, Any]:
+    """Which way would be taken, whether that is exact, and about how long it takes."""
+    problem, stream = unlearner.problem, run.request.kind == "requests"
+    served, rows = 1, run.rows
+    if stream:
+        served = len(batches(run.request.value, run.config["request_batch"]))
+        unlearner.hurry(served)
+        rows = np.empty(0, np.int64)  # what each touches is found when its turn comes
+    way: Any = unlearner.way
+    replay = isinstance(way, Replay)
+    at_once = replay and way.exact(problem, rows)
+    settled = replay and stream and way.rows != "touched"
+    seconds = served * problem.seconds_again() if at_once else np.inf
+    found = guard.known(unlearner, way)
+    return {
+        "method": way.name,
+        "chosen": unlearner.chosen,
+        "exact": at_once or settled,
+        "coupling": way.coupling if replay and (at_once or settled) else None,
+        "seconds": float(seconds) if np.isfinite(seconds) else None,
+        "memory": None,
+        "guard": found.sentence if found else None,
+    }
+
+
+def _adopted(run):
+    """Of a checkpoint that RecBole wrote, nothing is known before it is adopted."""
+    chosen = f"{run.checkpoint.stock} is adopted first, that is trained again by its seed"
+    return dict.fromkeys(("method", "exact", "coupling", "seconds", "memory", "guard")) | {"chosen": chosen}
+
+
+def _left(run) -> list[dict[str, str]]:
+    """What there is of the forgotten, where, and what becomes of it."""
+    config, path, purge = run.config, run.checkpoint.path, run.config["purge"]
+    deleted = "is deleted" if purge else "stays (purge: True deletes it)"
+    inter = run.erasure.get("inter")
+    lines = f"the lines of {len(run.rows)} forgotten interactions"
+    held_out = sum(map(len, run.split.held_out(run.request.whole(run.split)).values()))
+    found = [
+        ("the original checkpoint", path, deleted),
+        ("its log", log_path(path), deleted),
+        (lines, inter or _data_path(run), "are removed" if inter else "stay (purge_dataset: True removes them)"),
+        *([(f"{held_out} held-out interactions of those named", _data_path(run), "stay")] if held_out else []),
+        ("the request, and copies of data and models elsewhere", "wherever you keep them", "stay; they are yours"),
+    ]
+    if run.checkpoint.stock:
+        found.insert(0, ("RecBole's own checkpoint", run.checkpoint.stock, "stays; it is yours"))
+    if run.saved:
+        found.append(("the new model, its log, results", config["output_dir"] or "a new folder", "are written"))
+    if run.trail:
+        found.append(("the audit record", run.trail, f"gets {1 + purge} line{'s' * bool(purge)} without names"))
+    caches = {key: config[f"{key}_cache"] or Path(config["checkpoint_dir"]) / key for key in ("fidelity", "comparison")}
+    found += [("a cache of trained models", path, "stays") for path in caches.values() if Path(path).is_dir()]
+    return [{"what": what, "where": str(where), "then": then} for what, where, then in found]
+
+
+def _data_path(run):
+    earlier = (run.checkpoint.stored.get("data") or {}).get("inter")
+    return earlier or Path(run.config["data_path"]) / f"{run.config['dataset']}.inter"
+
+
+def _page(values):
+    """The same in words, as Markdown."""
+    forget, way = values["forget_set"], values["way"]
+    exact = {True: "exact: as retraining without them", False: "approximate", None: f"{UNKNOWN} whether exact"}
+    coupled = f", by {way['coupling']} random numbers" if way["coupling"] else ""
+    seconds = f"about {way['seconds']:.2g}" if way["seconds"] is not None else UNKNOWN
+    checked = way["guard"] or "the log is not checked yet; where it does not tell its training, this is refused"
+    return "\n".join([
+        f"# Dry run: {values['model']} on {values['dataset']}, nothing is written",
+        "",
+        f"Forgotten would be {forget['interactions']} of {forget['of']} training interactions ({forget['kind']}), "
+        f"{forget['users']} users, {forget['items']} items.",
+        "",
+        f"Way: {way['method'] or UNKNOWN}, {exact[way['exact']]}{coupled} ({way['chosen']}).",
+        f"Seconds of forgetting itself: {seconds}. Memory: {UNKNOWN}.",
+        f"Guard: {checked}.",
+        "",
+        *(f"- {each['what']} ({each['where']}): {each['then']}" for each in values["left"]),
+        "",
+    ])  # fmt: skip
