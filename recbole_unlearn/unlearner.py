@@ -14,7 +14,7 @@ from recbole.model.abstract_recommender import AbstractRecommender
 from recbole_unlearn import distributed
 from recbole_unlearn.data.forget import ForgetRequest, rows_of_pairs
 from recbole_unlearn.errors import InputError
-from recbole_unlearn.runs.output import audit_file, recorded_or_gone, save_unlearned
+from recbole_unlearn.runs.output import append_record, audit_file, recorded_or_gone, save_unlearned
 from recbole_unlearn.settings.given import Files, Given
 from recbole_unlearn.storage import audit
 from recbole_unlearn.storage.checkpoints import check_finite
@@ -281,7 +281,7 @@ class InfluenceUnlearner:
         path, original = Path(path), self.trained.path
         _check_new(path)
         check_written("file", path, original)
-        trail = audit_file(self.config["audit"], path.parent)
+        trail = audit_file(self.config, path.parent)
         if trail:
             check_written("audit", trail, original)
             check_apart("audit", trail, {"the new file": path, "the checkpoint": original})
@@ -289,14 +289,12 @@ class InfluenceUnlearner:
         now = self.now()
         with in_one_line(path.parent, "file"), locked(path):
             _check_new(path)  # again, now that nobody else can be writing
-            before = audit.model_checksums(original, self.trained.stored["state_dict"]) if trail else {}
             with recorded_or_gone(path):
                 save_unlearned(path, self.trained, now, self.forgotten, guarded=self.guard)
                 if trail:
-                    after = audit.model_checksums(path, now.state_dict)
                     result = {"forget_set": self.split.counts(self.forgotten), "unlearning": now.report(), "models": {}}
-                    new = secrets.token_hex(8), result, self.config, before, after, self.requests
-                    audit.append(trail, audit.unlearned_record(*new))
+                    request = secrets.token_hex(8)
+                    append_record(trail, request, result, self.trained, path, now.state_dict, self.requests)
 
 
 class UnlearnSession(InfluenceUnlearner):

@@ -1,8 +1,10 @@
 """The audit record: what it holds, what it must not hold, and that no change of it goes unnoticed."""
 
 import hashlib
+import hmac
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -14,7 +16,7 @@ from conftest import SECRET_ITEM, SECRET_USER
 from recbole_unlearn.errors import InputError
 from recbole_unlearn.quick_start import run_unlearn
 from recbole_unlearn.settings.shown import public
-from recbole_unlearn.storage import audit, triple_log
+from recbole_unlearn.storage import audit, secret, triple_log
 from recbole_unlearn.storage import checkpoints as checkpoint
 
 
@@ -156,13 +158,31 @@ def test_a_run_is_recorded(finished):
         name: pytest.approx(each["forget_auc"], abs=5e-4) for name, each in result["models"].items()
     }
     assert record["versions"].keys() == {"recbole_unlearn", "recbole", "torch", "numpy"}
+    key = bytes.fromhex((folder / "audit.jsonl.key").read_text())
+    assert record["key"] == secret.name_of(key)
     for when, name in (("before", "model"), ("after", "unlearned")):
-        content = (folder / f"{name}.pth").read_bytes()
-        assert record[when]["file"] == hashlib.sha256(content).hexdigest()
-        state = torch.load(folder / f"{name}.pth", weights_only=True)["state_dict"]
-        assert record[when]["weights"] == audit.weights_checksum(state)
-        log = (folder / f"{name}.triples" / "metadata.json").read_bytes()
-        assert record[when]["log"] == hashlib.sha256(log).hexdigest()
+        assert record[when] == {what: keyed(key, plain) for what, plain in plain_sums(folder / f"{name}.pth").items()}
+
+
+def keyed(key, text):
+    return hmac.new(key, text.encode(), hashlib.sha256).hexdigest()
+
+
+def plain_sums(path):
+    """Checksums as records of earlier versions held them."""
+    return {
+        "weights": audit.weights_checksum(torch.load(path, weights_only=True)["state_dict"]),
+        "file": hashlib.sha256(path.read_bytes()).hexdigest(),
+        "log": hashlib.sha256((path.with_suffix(".triples") / "metadata.json").read_bytes()).hexdigest(),
+    }
+
+
+def test_no_checksum_can_be_tried_without_the_key(finished):
+    """Nothing of what a run leaves in record, result and report is a plain checksum of a model that it knew."""
+    _, folder = finished
+    plain = {each for name in ("model", "unlearned") for each in plain_sums(folder / f"{name}.pth").values()}
+    for name in ("audit.jsonl", "result.json", "report.html", "result.md"):
+        assert not any(each in (folder / name).read_text() for each in plain), name
 
 
 def test_figures_are_too_coarse_to_tell_which_interaction_was_forgotten(finished):
@@ -326,12 +346,102 @@ def test_verify_finds_a_changed_log_whose_checksums_were_changed_too(recorded):
         audit.verify(recorded / "audit.jsonl", [recorded / "unlearned.pth"])
 
 
-def test_records_of_earlier_versions_verify(recorded):
-    """They hold no checksum of the log."""
+def old(recorded, *lacking):
+    """An audit file of an earlier version: with plain checksums, and no key."""
     (record,) = audit.read(recorded / "audit.jsonl").records
-    del record["before"]["log"], record["after"]["log"], record["previous"]
+    del record["key"], record["previous"]
+    for when, name in (("before", "model"), ("after", "unlearned")):
+        sums = plain_sums(recorded / f"{name}.pth")
+        record[when] = {what: plain for what, plain in sums.items() if what not in lacking}
     audit.append(recorded / "old.jsonl", record)
-    assert len(audit.verify(recorded / "old.jsonl", [recorded / "unlearned.pth"]).records) == 1
+    return recorded / "old.jsonl"
+
+
+@pytest.mark.parametrize("lacking", [(), ("log",)])
+def test_records_of_earlier_versions_verify(recorded, lacking):
+    """They are plain, and the first of them hold no checksum of the log."""
+    file = old(recorded, *lacking)
+    assert len(audit.verify(file, [recorded / "unlearned.pth"]).records) == 1
+    with pytest.raises(audit.AuditError, match="before"):
+        audit.verify(file, [recorded / "model.pth"])
+    edited(recorded / "unlearned.triples")
+    if not lacking:
+        with pytest.raises(audit.AuditError, match="its log"):
+            audit.verify(file, [recorded / "unlearned.pth"])
+
+
+# -- the key
+
+
+def test_the_key_is_its_owners_alone_and_stays(tmp_path):
+    path = tmp_path / "a.key"
+    key = secret.made(path)
+    assert path.stat().st_mode & 0o777 == 0o600 and re.fullmatch("[0-9a-f]{64}\n", path.read_text())
+    assert secret.made(path) == secret.read(path) == key and len(key) == 32
+    assert secret.made(tmp_path / "b.key") != key and not list(tmp_path.glob(".*"))
+
+
+def test_a_key_of_another_process_is_not_replaced(tmp_path, monkeypatch):
+    """It is made between looking and making: both go on with one key."""
+    path, theirs = tmp_path / "a.key", "5" * 64
+    link = os.link
+    monkeypatch.setattr(secret.os, "link", lambda *args: (path.write_text(theirs), link(*args)))
+    assert secret.made(path).hex() == theirs and path.read_text() == theirs
+
+
+def test_an_old_file_goes_on_with_keyed_records(recorded):
+    file, checkpoint = old(recorded), recorded / "unlearned.pth"
+    keys = {"compare": "none", "forget_count": 3, "audit": str(file)}
+    run_unlearn(config_dict={"checkpoint": str(checkpoint), "output_dir": "second", **keys})
+    assert len(audit.verify(file, [checkpoint, "second/unlearned.pth"]).records) == 2
+    os.remove(f"{file}.key")
+    assert len(audit.verify(file, [checkpoint]).records) == 2  # that one is plain
+    with pytest.raises(InputError, match="without its key"):
+        audit.verify(file, ["second/unlearned.pth"])
+
+
+@pytest.mark.parametrize("how", ["missing", "damaged", "wrong", "folder"])
+def test_a_key_that_does_not_fit_is_said_in_one_line_by_both(recorded, capsys, how):
+    key, file = recorded / "audit.jsonl.key", recorded / "audit.jsonl"
+    key.unlink()
+    if how == "damaged":
+        key.write_text("12\xff")
+    elif how == "wrong":
+        key.write_text("5" * 64)
+    elif how == "folder":
+        key.mkdir()
+    alone = audit.main(["verify", str(file)])
+    assert alone == (0 if how == "missing" else 2)
+    out, err = capsys.readouterr()
+    assert (out + err).count("\n") == 1 and "key" in err or not alone
+    assert audit.main(["verify", str(file), str(recorded / "unlearned.pth")]) == 2
+    out, err = capsys.readouterr()
+    assert not out and err.count("\n") == 1 and "key" in err
+    keys = {"checkpoint": str(recorded / "unlearned.pth"), "forget_count": 3, "output_dir": "out", "audit": str(file)}
+    content = file.read_bytes()
+    with pytest.raises(InputError, match="key") as refused:
+        run_unlearn(config_dict=keys)
+    assert "\n" not in str(refused.value) and not Path("out").exists() and file.read_bytes() == content
+
+
+def test_the_key_can_lie_elsewhere(make_options, capsys):
+    os.mkdir("keys")
+    keys = {"compare": "none", "forget_count": 3, "audit_key": "keys/mine"}
+    run_unlearn("BPR", "tiny", None, make_options(output_dir="out", **keys))
+    assert sorted(os.listdir("keys")) == ["mine"] and not list(Path("out").glob("*.key"))
+    command = ["verify", "out/audit.jsonl", "out/unlearned.pth"]
+    assert audit.main(command) == 2 and audit.main([*command, "--audit_key=keys/mine"]) == 0
+    assert "1 checkpoints recorded and whole" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("place", ["gone/key", "model.triples/key", "a.jsonl", ".a.tmp"])
+def test_a_key_that_cannot_be_there_is_refused_before_any_work(finished, place):
+    shutil.copy(finished[1] / "model.pth", "model.pth")
+    shutil.copytree(finished[1] / "model.triples", "model.triples")
+    keys = {"checkpoint": "model.pth", "forget_count": 3, "output_dir": "out", "audit": "./a.jsonl", "audit_key": place}
+    with pytest.raises(InputError, match="audit_key") as refused:
+        run_unlearn(config_dict=keys)
+    assert "\n" not in str(refused.value) and not Path("out").exists()
 
 
 @pytest.mark.parametrize(

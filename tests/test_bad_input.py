@@ -44,7 +44,8 @@ def scene(finished, data_path, tmp_path_factory):
     for name in ("model.pth", "unlearned.pth"):
         shutil.copy(finished[1] / name, folder / name)
         shutil.copytree(triple_log.log_path(finished[1] / name), triple_log.log_path(folder / name))
-    shutil.copy(finished[1] / "audit.jsonl", folder / "audit.jsonl")
+    for name in ("audit.jsonl", "audit.jsonl.key"):
+        shutil.copy(finished[1] / name, folder / name)
     (folder / "elsewhere").mkdir()
     (folder / VICTIM).write_text("user_id:token\titem_id:token\na\tb\nc\td\n")
     return folder

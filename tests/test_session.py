@@ -9,7 +9,7 @@ import torch
 from recbole_unlearn.errors import InputError
 from recbole_unlearn.influence import replay
 from recbole_unlearn.quick_start import run_unlearn
-from recbole_unlearn.storage import audit
+from recbole_unlearn.storage import audit, secret
 from recbole_unlearn.storage import checkpoints as checkpoint
 from recbole_unlearn.trained import Checkpoint
 from recbole_unlearn.unlearner import InfluenceUnlearner
@@ -111,6 +111,8 @@ def test_what_is_saved_is_on_record_request_by_request(trained):
             weights.append(audit.weights_checksum(session.model.state_dict()))
         session.save("out/later.pth")
     trail = audit.verify("out/trail.jsonl", ["out/later.pth"])
+    key = secret.read(Path("out/trail.jsonl.key"))
+    weights = [secret.keyed(key, each) for each in weights]
     assert trail.records[:-1] == before
     record = trail.records[-1]
     rows = [int(np.sum(session.split.users == user)) for user in (5, 6)]

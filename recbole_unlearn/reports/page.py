@@ -131,7 +131,7 @@ def _certificate(result):
     rows += [[name, audit[key]] for key, name in (("request", "request"), ("time", "time (UTC)")) if key in audit]
     for when in ("before", "after"):
         for what, checksum in (audit.get(when) or {}).items():
-            rows.append([f"SHA-256 of the {what} {when}", checksum])
+            rows.append([f"keyed checksum of the {what} {when}", checksum])
     if "head" in audit:
         rows.append(["head of the audit record", audit["head"]])
     rows += [[f"version of {name}", version] for name, version in (result.get("versions") or {}).items()]

@@ -16,7 +16,7 @@ from recbole_unlearn.data.frozen_data import Frozen
 from recbole_unlearn.errors import InputError
 from recbole_unlearn.influence.coupling import Fresh, Paired
 from recbole_unlearn.settings.shown import public
-from recbole_unlearn.storage import audit, checkpoints, inter_file, paths, purging
+from recbole_unlearn.storage import audit, checkpoints, inter_file, paths, purging, secret
 from recbole_unlearn.storage.files import is_debris, locked, remove
 from recbole_unlearn.storage.triple_log import log_path
 from recbole_unlearn.trained import Trained
@@ -75,8 +75,10 @@ def _check_audit(config, output, others):
     ours = os.path.realpath(path.parent) == os.path.realpath(output)
     if ours and (path.name in paths.OUTPUT_NAMES or path.suffix == ".triples"):
         raise InputError(f"audit {path}: the run writes a file of this name itself; name another")
-    paths.check_written("audit", path, config["checkpoint"])
-    paths.check_apart("audit", path, others)
+    key = secret.key_path(path, config["audit_key"])
+    for name, written, apart in (("audit", path, {}), ("audit_key", key, {"audit": path})):
+        paths.check_written(name, written, config["checkpoint"])
+        paths.check_apart(name, written, others | apart)
 
 
 def claim(held, folder):
@@ -190,21 +192,25 @@ def erasure_of(config, split, rows, stored):
     return erasure
 
 
-def audit_file(name, output):
+def audit_file(config, output):
     """Path of the audit file, a bare name in ``output``, or None. InputError where nothing could be appended to it."""
-    if name is None:
+    if (name := config["audit"]) is None:
         return None
     path = Path(name)
     if path.name == name:
         path = output / path
     if path.exists() and not path.is_file():
         raise InputError(f"audit {path} is no plain file; name another")
-    if path.exists() and (torn := audit.read(path).torn):
-        logging.getLogger().warning(f"{path}: a crash tore its last line; these {torn} bytes will be removed")
+    trail = audit.read(path) if path.exists() else audit.Trail([], audit.GENESIS, 0)
+    if trail.torn:
+        logging.getLogger().warning(f"{path}: a crash tore its last line; these {trail.torn} bytes will be removed")
     if path.parent != output and not path.parent.is_dir():
         raise InputError(f"audit: folder {path.parent} does not exist; make it")
     if path.parent.exists() and not os.access(path if path.exists() else path.parent, os.W_OK):
         raise InputError(f"audit file {path} cannot be written; give rights or name another")
+    key = secret.key_path(path, config["audit_key"])
+    if audit.check_key(trail, path, key) is None and key.parent != output and not os.access(key.parent, os.W_OK):
+        raise InputError(f"audit_key {key} cannot be made: there is no folder {key.parent} that can be written to")
     return path
 
 
@@ -224,14 +230,28 @@ def recorded_or_gone(path):
         raise
 
 
-def record(result: dict, trained: Trained, unlearned: Unlearned, trail: Path | None, requests=None) -> None:
+def append_record(trail: Path, request: str, result, trained: Trained, path: Path, state_dict, requests=()):
+    """Write down by what a model was replaced. Returns the record, and the SHA-256 of its line.
+
+    Args:
+        trail: audit file.
+        request: its id.
+        path, state_dict: the new model.
+        requests: of a stream.
+    """
+    key = secret.made(secret.key_path(trail, trained.config["audit_key"]))
+    before = audit.model_checksums(trained.path, trained.stored["state_dict"])
+    after = audit.model_checksums(path, state_dict)
+    entry = audit.unlearned_record(request, result, trained.config, before, after, key, requests)
+    return entry, audit.append(trail, entry)
+
+
+def record(result: dict, trained: Trained, unlearned: Unlearned, trail: Path | None, requests=()) -> None:
     """Write down by what a model was replaced: nothing is deleted before. ``requests``: of a stream."""
     if trail:
-        before = audit.model_checksums(trained.path, trained.stored["state_dict"])
-        after = audit.model_checksums(result["files"]["unlearned"], unlearned.state_dict)
-        entry = audit.unlearned_record(result["audit"]["request"], result, trained.config, before, after, requests)
-        head = audit.append(trail, entry)
-        result["audit"] |= {"time": entry["time"], "before": before, "after": after, "head": head}
+        path, request = Path(result["files"]["unlearned"]), result["audit"]["request"]
+        entry, head = append_record(trail, request, result, trained, path, unlearned.state_dict, requests)
+        result["audit"] |= {**{key: entry[key] for key in ("time", "before", "after")}, "head": head}
         result["versions"] = entry["versions"]
 
 

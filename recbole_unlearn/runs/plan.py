@@ -33,8 +33,8 @@ def planned(run: "Run") -> Result:
 
 def _way(run, unlearner: InfluenceUnlearner) -> dict[str, Any]:
     """Which way would be taken, whether that is exact, and about how long it takes."""
-    problem, stream = unlearner.problem, run.request.kind == "requests"
-    served, rows = 1, run.rows
+    problem: Any = unlearner.problem
+    stream, served, rows = run.request.kind == "requests", 1, run.rows
     if stream:
         served = len(batches(run.request.value, run.config["request_batch"]))
         unlearner.hurry(served)

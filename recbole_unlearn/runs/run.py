@@ -61,7 +61,7 @@ class Run:
         self.unlearner = self._opened(checkpoint) if checkpoint and not (adopts and config["dry_run"]) else None
         earlier = checkpoint.stored if checkpoint else None
         self.erasure = output.erasure_of(config, self.split, self.rows, earlier) if saved else {}
-        self.trail = output.audit_file(config["audit"], self.output) if saved else None
+        self.trail = output.audit_file(config, self.output) if saved else None
         if self.unlearner and not config["dry_run"]:  # after what is found sooner
             self.unlearner.check(config["show_progress"])
 
@@ -114,7 +114,7 @@ class Run:
                 },
             )
             if self.saved:
-                self._write(result, folder, unlearner, unlearned, unlearner.requests if served else None)
+                self._write(result, folder, unlearner, unlearned, unlearner.requests if served else ())
         return result
 
     def _trained(self, folder: Path) -> tuple[InfluenceUnlearner, float | None, Any]:

@@ -1,9 +1,11 @@
 """The audit record: what was forgotten when and how, as append-only JSON lines that cannot be changed unnoticed.
 
 Each line holds the SHA-256 of the line before. It holds counts, settings, checksums and figures, and nothing
-that says who or what was forgotten. To check a file, and that checkpoints are those that it records:
+that says who or what was forgotten. Checksums of models are keyed (see `secret`): of plain ones, whoever has old data
+and the seed could try which missing interaction gives them. To check a file, and that checkpoints are those that it
+records:
 
-    python -m recbole_unlearn.storage.audit verify FILE [CHECKPOINT ...]
+    python -m recbole_unlearn.storage.audit verify FILE [CHECKPOINT ...] [--audit_key=PATH]
 """
 
 import argparse
@@ -29,7 +31,7 @@ from recbole.config import Config
 from recbole_unlearn.errors import InputError
 from recbole_unlearn.settings.keys import AUDITED
 from recbole_unlearn.settings.shown import public
-from recbole_unlearn.storage import checkpoints
+from recbole_unlearn.storage import checkpoints, secret
 from recbole_unlearn.storage.files import sync_folder
 from recbole_unlearn.storage.triple_log import log_path
 
@@ -206,7 +208,8 @@ def unlearned_record(
     config: Config,
     before: Mapping[str, str],
     after: Mapping[str, str],
-    requests: list[dict[str, Any]] | None = None,
+    key: bytes,
+    requests: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, Any]:
     """The record of one request. Figures are rounded: exact ones could tell which interaction a small request named.
 
@@ -215,20 +218,23 @@ def unlearned_record(
         result: of ``run_unlearn``.
         config: the run's configuration.
         before, after: `model_checksums`.
+        key: of all checksums that are written down.
         requests: where they were many: `request_entry` of each, in order.
     """
     unlearning = result["unlearning"]
+    entries = [{**entry, "weights": secret.keyed(key, entry["weights"])} for entry in requests]
     return {
-        **({"requests": requests} if requests else {}),
+        **({"requests": entries} if requests else {}),
         "event": "unlearned",
+        "key": secret.name_of(key),
         "request": request_id,
         "time": now(),
         "counts": {key: result["forget_set"][key] for key in ("interactions", "of", "users", "items")},
         "method": unlearning["method"],
         "solver": {key: _coarse(value) for key, value in unlearning.items() if _scalar(value) and key != "method"},
         "settings": weight_settings(public(config)),
-        "before": before,
-        "after": after,
+        "before": _keyed(key, before),
+        "after": _keyed(key, after),
         "forget_auc": {
             name: _number(round(each["forget_auc"], 3))
             for name, each in result["models"].items()
@@ -236,6 +242,10 @@ def unlearned_record(
         },
         "versions": versions(),
     }
+
+
+def _keyed(key, checksums):
+    return {what: secret.keyed(key, checksum) for what, checksum in checksums.items()}
 
 
 def _scalar(value):
@@ -271,32 +281,67 @@ def versions() -> dict[str, str]:
     return {"recbole_unlearn": __version__, **installed}
 
 
-def verify(path: Path | str, files: Iterable[Path | str] = ()) -> Trail:
+def key_names(trail: Trail) -> set[str]:
+    """Which keys the checksums of a file's records were made with, see `secret.name_of`."""
+    return {record["key"] for record in trail.records if record.get("event") == "unlearned" and "key" in record}
+
+
+def check_key(trail: Trail, path: Path | str, key: Path) -> bytes | None:
+    """The key of an audit file's records; None where there is none, and none is needed yet.
+
+    Raises:
+        InputError: it is damaged, another file's, or missing.
+    """
+    names = key_names(trail)
+    if not key.exists() and not names:
+        return None
+    found = secret.read(key)
+    if names - {secret.name_of(found)}:
+        raise InputError(f"key {key} is not the one that {path} was written with; give that one (audit_key)")
+    return found
+
+
+def verify(path: Path | str, files: Iterable[Path | str] = (), audit_key: Path | str | None = None) -> Trail:
     """Check an audit file's chain, and that checkpoints are unlearned models that it records, with their logs whole.
+
+    Args:
+        audit_key: file of its key; default: beside it. Without, no checkpoints can be compared, but with records of
+            earlier versions, whose checksums are plain.
 
     Raises:
         InputError: a file cannot be read.
         AuditError: what does not fit.
     """
     trail = read(path)
+    place = secret.key_path(Path(path), audit_key)
+    key = check_key(trail, path, place) if audit_key or place.exists() else None
     unlearned = [record for record in trail.records if record.get("event") == "unlearned"]
+
+    def recorded(record, when, what, checksum):
+        return record[when][what] == (secret.keyed(key, checksum) if key and "key" in record else checksum)
+
     for file in files:
         try:
             checksum = file_checksum(file)
         except OSError as error:
             raise InputError(f"cannot read checkpoint {file}: {error.strerror}") from None
-        records = [record for record in unlearned if record["after"]["file"] == checksum]
+        records = [record for record in unlearned if recorded(record, "after", "file", checksum)]
         if not records:
-            if any(record["before"]["file"] == checksum for record in unlearned):
+            if any(recorded(record, "before", "file", checksum) for record in unlearned):
                 raise AuditError(f"checkpoint {file} is the model from before a request that {path} records; purge it")
+            if not key and key_names(trail):
+                raise InputError(
+                    f"the chain of {path} is whole, but checkpoints cannot be compared with it without its key, {place}"
+                )
             raise AuditError(
                 f"checkpoint {file} is none that {path} records; it was changed, or another file records it"
             )
         state, log = checkpoints.load(file)
-        after = records[-1]["after"]
-        if weights_checksum(state["state_dict"]) != after["weights"]:
+        record = records[-1]
+        if not recorded(record, "after", "weights", weights_checksum(state["state_dict"])):
             raise AuditError(f"checkpoint {file}: its weights are not those that {path} records")
-        if "log" in after and _log_checksum(log.path) != after["log"]:  # records of earlier versions have none
+        # records of earlier versions have none of the log
+        if "log" in record["after"] and not recorded(record, "after", "log", _log_checksum(log.path)):
             raise AuditError(f"checkpoint {file}: its log is not the one that {path} records; it was changed")
     return trail
 
@@ -311,9 +356,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     command.add_argument("file", help="audit file")
     command.add_argument("checkpoints", nargs="*", help="checkpoints that it should record as unlearned")
+    command.add_argument("--audit_key", help="its key (default: FILE.key); without, the chain alone is checked")
     args = parser.parse_args(argv)
     try:
-        trail = verify(args.file, args.checkpoints)
+        trail = verify(args.file, args.checkpoints, args.audit_key)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1 if isinstance(error, AuditError) else 2

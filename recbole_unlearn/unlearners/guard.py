@@ -97,9 +97,10 @@ def check(unlearner: "InfluenceUnlearner", way: Way, show_progress: bool = False
     """
     if (found_before := known(unlearner, way)) is not None:
         return found_before
-    trained, log, problem = unlearner.trained, unlearner.log, unlearner.problem
+    trained, log = unlearner.trained, unlearner.log
+    problem: Any = unlearner.problem
     start = perf_counter()
-    found = problem.reproduction(show_progress)  # pyright: ignore[reportAttributeAccessIssue]
+    found = problem.reproduction(show_progress)
     if found is None:
         raise NotReproduced(
             "the triple log cannot be checked by replay: the order of its batches is not known (its train loader was "
