@@ -7,6 +7,7 @@ users and items of whom nothing is left have lost their names.
 """
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,24 +44,27 @@ class Frozen:
 
     Args:
         rows: the training rows to leave out, sorted.
+        held_out: rows of the validation and test data to leave out too, see `Split.held_out`.
 
     Attributes:
         fingerprint (dict): of the training data, as the frozen data set gives it.
     """
 
-    def __init__(self, split: "Split", rows: np.ndarray) -> None:
-        self.split = split
+    def __init__(self, split: "Split", rows: np.ndarray, held_out: Mapping[str, np.ndarray] | None = None) -> None:
+        self.split, gone = split, held_out or {}
         data = split.train._dataset
         keep = np.delete(np.arange(split.n_rows), rows)
         # in the log's order, so that reading it gives the log's rows again
+        parts = {"valid": split.valid._dataset, "test": split.test._dataset}
+        kept = {name: np.delete(np.arange(len(part)), gone.get(name, [])) for name, part in parts.items()}
         self.parts = [
             _frame(data, split.data_row[keep]),
-            *(_frame(loader._dataset, np.arange(len(loader._dataset))) for loader in (split.valid, split.test)),
+            *(_frame(part, kept[name]) for name, part in parts.items()),
         ]
-        self.tokens = {
-            "users": self._named(data, data.uid_field, split.users[rows]),
-            "items": self._named(data, data.iid_field, split.items[rows]),
-        }
+        self.tokens = {}
+        for name, field, forgotten in (("users", data.uid_field, split.users), ("items", data.iid_field, split.items)):
+            held = (part.inter_feat[field].numpy()[gone.get(n, [])] for n, part in parts.items())
+            self.tokens[name] = self._named(data, field, np.concatenate([forgotten[rows], *held]))
         named = {part: tokens_checksum(["[PAD]", *tokens]) for part, tokens in self.tokens.items()}
         self.fingerprint = {**split.fingerprint_without(rows), **named}
 

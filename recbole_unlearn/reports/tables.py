@@ -81,6 +81,7 @@ def markdown(result: dict) -> str:
         "",
         *(["Nothing is held out for the test: no ranking is measured.", ""] if not _ranked(result) else []),
         *(_drift(result["stream"]) if "stream" in result else []),
+        *([f"Left: {result['left']}.", ""] if "left" in result else []),
     ]
     return "\n".join(lines)
 

@@ -3,6 +3,7 @@
 import logging
 import os
 import secrets
+from collections.abc import Mapping
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -15,6 +16,7 @@ from recbole_unlearn.data import frozen_data
 from recbole_unlearn.data.frozen_data import Frozen
 from recbole_unlearn.errors import InputError
 from recbole_unlearn.influence.coupling import Fresh, Paired
+from recbole_unlearn.settings.conflicts import DERIVED_FORMS
 from recbole_unlearn.settings.shown import public
 from recbole_unlearn.storage import audit, checkpoints, inter_file, paths, purging, secret
 from recbole_unlearn.storage.files import is_debris, locked, remove
@@ -107,18 +109,25 @@ def _nothing_half(folder):
 
 
 def save_unlearned(
-    path: Path, trained: Trained, unlearned: Unlearned, rows: np.ndarray, inter=None, guarded: guard.Guard | None = None
+    path: Path,
+    trained: Trained,
+    unlearned: Unlearned,
+    rows: np.ndarray,
+    inter=None,
+    guarded: guard.Guard | None = None,
+    held_out: Mapping[str, np.ndarray] | None = None,
 ) -> None:
     """The new checkpoint and its log, in neither of which the forgotten rows occur.
 
     Args:
         inter: the user's interactions file if it loses lines; ids and split are kept with the log then, see `Frozen`.
         guarded: what is known of the original's log.
+        held_out: of validation and test data, what is not kept either.
     """
     config, split, stored, log = trained.config, trained.split, trained.stored, trained.log
     run_id = secrets.token_hex(8)
     inter = str(inter) if inter else (stored.get("data") or {}).get("inter")
-    frozen = Frozen(split, rows) if inter else None
+    frozen = Frozen(split, rows, held_out) if inter else None
     new = unlearned.training
     epochs = new.epochs if new else _approximate(trained, rows)
     fingerprint = frozen.fingerprint if frozen else split.fingerprint_without(rows)
@@ -166,8 +175,59 @@ def _optimizer(before, unlearned):
     return {**before, "state": new.optimizer}
 
 
-def erasure_of(config, split, rows, stored):
+def whole_of(config, split, request):
+    """Ids of users and items of whom nothing is to stay, by ``user`` and ``item``; empty without ``everywhere``.
+
+    Raises:
+        InputError: nobody is named as a whole, or nothing would be left of a part of the data.
+    """
+    if not config["everywhere"]:
+        return {}
+    whole = request.whole(split)
+    if not any(map(len, whole.values())):
+        raise InputError(
+            "everywhere: True takes users and items as a whole: forget_users, forget_items, or requests that leave the "
+            "other column empty"
+        )
+    for name, rows in split.held_out(whole).items():
+        if 0 < len(rows) == len(getattr(split, name)._dataset):
+            raise InputError(f"everywhere: True would leave no {name} interaction; leave it out, or train anew")
+    return whole
+
+
+def left_over(config, split, request, inter):
+    """In words, what a request for users or items as a whole leaves of them; None: nobody is named so, or nothing."""
+    whole = request.whole(split)
+    if config["everywhere"] or not any(map(len, whole.values())):
+        return None
+    tokens = {field: [str(token) for token in split.token(field, ids)] for field, ids in whole.items()}
+    held_out = sum(map(len, split.held_out(whole).values()))
+    found = [_many(held_out, "held-out interaction")] if held_out else []
+    try:
+        for ending, form in inter_file.others(inter, config, tokens).items():
+            file = inter_file.beside(inter, ending)
+            found.append(f"{_many(inter_file.count(file, form), 'line')} of {file.name}")
+    except InputError:  # nobody asked for them
+        found.append(f"what the files beside {inter.name} say, which cannot be read")
+    possible = config["model"] in DERIVED_FORMS and not config["unlearn_params"]
+    what = "everywhere: True takes them too" if possible else "delete them yourself"
+    return f"{', '.join(found)}; {what}" if found else None
+
+
+def _many(count, what):
+    return f"{count} {what}{'s' * (count != 1)}"
+
+
+def data_file(config, stored):
+    """The user's interactions file, which need not be there."""
+    earlier = (stored or {}).get("data")
+    return Path(earlier["inter"]) if earlier else Path(config["data_path"]) / f"{config['dataset']}.inter"
+
+
+def erasure_of(config, split, rows, stored, whole=None):
     """What `purge` is to remove from the data set: keyword arguments of it; empty without ``purge_dataset``.
+
+    ``whole``: of `whole_of`.
 
     Raises:
         InputError: the original or the data set could not be purged.
@@ -186,7 +246,8 @@ def erasure_of(config, split, rows, stored):
                 f"purge_dataset: {both} forgotten pairs of user and item occur in other training interactions too, "
                 "which the file does not tell apart; use forget_file, which forgets all of them"
             )
-        erasure = {"inter": inter, "config": config, "pairs": forgotten}
+        tokens = {field: [str(token) for token in split.token(field, ids)] for field, ids in (whole or {}).items()}
+        erasure = {"inter": inter, "config": config, "pairs": forgotten, "whole": tokens}
     if config["purge"]:
         purging.check(config["checkpoint"], **erasure)
     return erasure

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from recbole_unlearn.data.requests import batches
+from recbole_unlearn.runs import output
 from recbole_unlearn.runs.result import Result
 from recbole_unlearn.storage.triple_log import log_path
 from recbole_unlearn.unlearner import InfluenceUnlearner
@@ -68,12 +69,13 @@ def _left(run) -> list[dict[str, str]]:
     deleted = "is deleted" if purge else "stays (purge: True deletes it)"
     inter = run.erasure.get("inter")
     lines = f"the lines of {len(run.rows)} forgotten interactions"
-    held_out = sum(map(len, run.split.held_out(run.request.whole(run.split)).values()))
+    data = output.data_file(config, run.checkpoint.stored)
     found = [
         ("the original checkpoint", path, deleted),
         ("its log", log_path(path), deleted),
-        (lines, inter or _data_path(run), "are removed" if inter else "stay (purge_dataset: True removes them)"),
-        *([(f"{held_out} held-out interactions of those named", _data_path(run), "stay")] if held_out else []),
+        (lines, data, "are removed" if inter else "stay (purge_dataset: True removes them)"),
+        *([(run.left, data.parent, "stay")] if run.left else []),
+        *([("all other lines that name them", data.parent, "are removed")] if run.whole else []),
         ("the request, and copies of data and models elsewhere", "wherever you keep them", "stay; they are yours"),
     ]
     if run.checkpoint.stock:
@@ -85,11 +87,6 @@ def _left(run) -> list[dict[str, str]]:
     caches = {key: config[f"{key}_cache"] or Path(config["checkpoint_dir"]) / key for key in ("fidelity", "comparison")}
     found += [("a cache of trained models", path, "stays") for path in caches.values() if Path(path).is_dir()]
     return [{"what": what, "where": str(where), "then": then} for what, where, then in found]
-
-
-def _data_path(run):
-    earlier = (run.checkpoint.stored.get("data") or {}).get("inter")
-    return earlier or Path(run.config["data_path"]) / f"{run.config['dataset']}.inter"
 
 
 def _page(values):

@@ -60,7 +60,10 @@ class Run:
         adopts = checkpoint is not None and checkpoint.log is None
         self.unlearner = self._opened(checkpoint) if checkpoint and not (adopts and config["dry_run"]) else None
         earlier = checkpoint.stored if checkpoint else None
-        self.erasure = output.erasure_of(config, self.split, self.rows, earlier) if saved else {}
+        self.whole = output.whole_of(config, self.split, self.request)
+        self.erasure = output.erasure_of(config, self.split, self.rows, earlier, self.whole) if saved else {}
+        inter = output.data_file(config, earlier)
+        self.left = output.left_over(config, self.split, self.request, inter) if saved else None
         self.trail = output.audit_file(config, self.output) if saved else None
         if self.unlearner and not config["dry_run"]:  # after what is found sooner
             self.unlearner.check(config["show_progress"])
@@ -111,6 +114,7 @@ class Run:
                     "files": files,
                     "settings": public(self.config),
                     **({"stream": served.report()} if served else {}),
+                    **({"left": self.left} if self.left else {}),
                 },
             )
             if self.saved:
@@ -191,7 +195,8 @@ class Run:
         """The new model last of all: whatever fails before leaves none."""
         trained, trail, path = unlearner.trained, self.trail, folder / "unlearned.pth"
         with output.recorded_or_gone(path):
-            output.save_unlearned(path, trained, unlearned, self.rows, self.erasure.get("inter"), unlearner.guard)
+            inter, held_out = self.erasure.get("inter"), self.split.held_out(self.whole) if self.whole else None
+            output.save_unlearned(path, trained, unlearned, self.rows, inter, unlearner.guard, held_out)
             if trail:
                 result["audit"] = {"file": str(trail), "request": secrets.token_hex(8)}
             tables.write(result, folder)

@@ -94,6 +94,8 @@ def supported(config: UnlearnConfig) -> UnlearnConfig:
         _check_influence_only(config)
     if config["purge_dataset"] and not config["purge"]:
         raise InputError("purge_dataset: True leaves an original that fits no data; give purge: True too")
+    if config["everywhere"] and not config["purge_dataset"]:
+        raise InputError("everywhere: True leaves nothing in the data set either; give purge and purge_dataset too")
     return config
 
 

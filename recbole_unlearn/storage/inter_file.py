@@ -1,8 +1,12 @@
-"""Removing interactions from RecBole's ``.inter`` file."""
+"""Removing lines from RecBole's atomic files: interactions, and all that names users or items.
+
+A *form* says how a file is read, and may say what lines go with the pairs that are asked for: ``whole``, tokens by name
+of their column.
+"""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import recbole
 from recbole.config import Config
@@ -10,6 +14,9 @@ from recbole.config import Config
 from recbole_unlearn.errors import InputError
 from recbole_unlearn.storage.files import replacing, sweep
 
+Whole: TypeAlias = Mapping[str, Iterable[str]]  # tokens by ``user`` and ``item``
+NOBODY: Whole = {}
+OTHERS = ("user", "item", "link", "kg")  # endings of files that may name users or items too
 # Settings with which the file's rows are not simply the data set's interactions.
 UNPLAIN = (
     "benchmark_filename",
@@ -21,13 +28,65 @@ UNPLAIN = (
 )
 
 
-def reading(config: Config) -> dict[str, Any]:
-    """What it takes to read the file, as plain values."""
+def reading(config: Config, whole: Whole = NOBODY) -> dict[str, Any]:
+    """What it takes to read the file, as plain values; ``whole``: users and items all of whose lines are to go."""
+    fields = {"user": config["USER_ID_FIELD"], "item": config["ITEM_ID_FIELD"]}
+    gone = {fields[part]: sorted(set(tokens)) for part, tokens in whole.items() if tokens}
     return {
         "separator": config["field_separator"],
         "encoding": config["encoding"] or "utf-8",
-        "fields": [config["USER_ID_FIELD"], config["ITEM_ID_FIELD"]],
+        "fields": list(fields.values()),
+        "whole": gone,
     }
+
+
+def others(inter: Path, config: Config, whole: Whole) -> dict[str, dict[str, Any]]:
+    """Forms of the files beside an ``.inter`` file that have lines of users or items, by ending of their name.
+
+    Those of an item are its line in ``.item``, its link, and the triples of its entity, if no other item has that.
+    """
+    inter_form = reading(config, whole)
+    user, item = inter_form["fields"]
+    gone, found = inter_form["whole"], {}
+
+    def look(ending, whole):
+        form = {**inter_form, "fields": list(whole), "whole": whole}
+        path = beside(inter, ending)
+        if whole and path.is_file() and names_any(path, form, ()):
+            found[ending] = form
+
+    look("user", {user: gone[user]} if user in gone else {})
+    if item in gone:
+        for ending in ("item", "link"):
+            look(ending, {item: gone[item]})
+    if "link" in found and beside(inter, "kg").is_file():
+        entity = config["ENTITY_ID_FIELD"] or "entity_id"
+        linked = list(_lines(beside(inter, "link"), {**inter_form, "fields": [item, entity]}))
+        links = [values for _, values in linked if values]
+        kept = {entity for token, entity in links if token not in gone[item]}
+        entities = sorted({entity for token, entity in links if token in gone[item]} - kept)
+        ends = [config[f"{end}_ENTITY_ID_FIELD"] or f"{end.lower()}_id" for end in ("HEAD", "TAIL")]
+        look("kg", dict.fromkeys(ends, entities) if entities else {})
+    return found
+
+
+def beside(inter: Path, ending: str) -> Path:
+    """The data set's file with another ending."""
+    return inter.with_suffix(f".{ending}")
+
+
+def count(path: Path, form: Mapping[str, Any]) -> int:
+    """Lines that name what a form says."""
+    form = _quick(form)
+    return sum(_named(values, form, ()) for _, values in _lines(path, form))
+
+
+def _named(values, form, pairs):
+    whole = form.get("whole") or {}
+    return values is not None and (
+        values in pairs
+        or any(value in whole.get(field, ()) for field, value in zip(form["fields"], values, strict=True))
+    )
 
 
 def plain_path(config: Config) -> Path:
@@ -71,41 +130,46 @@ def seal(path: Path) -> list[int]:
 
 
 def names_any(path: Path, form: Mapping[str, Any], pairs: Iterable[tuple[str, str]]) -> bool:
-    """Whether the file names one of these (user token, item token)."""
-    pairs = set(pairs)
-    return any(pair in pairs for _, pair in _lines(path, form))
+    """Whether the file names one of these (user token, item token), or what the form says."""
+    pairs, form = set(pairs), _quick(form)
+    return any(_named(values, form, pairs) for _, values in _lines(path, form))
 
 
 def remove_pairs(path: Path, form: Mapping[str, Any], pairs: Iterable[tuple[str, str]]) -> None:
-    """Replace the file, atomically, by one without the lines of these (user token, item token); all else stays.
+    """Replace the file, atomically, by one without the lines of these (user token, item token), and what the form says.
 
-    Call it holding the file's lock.
+    All else stays. Call it holding the file's lock.
 
     Args:
         form: of `reading`.
     """
-    pairs = set(pairs)
+    pairs, form = set(pairs), _quick(form)
     sweep(path.parent)
     with replacing(path, keep_mode=True) as f:
-        for line, pair in _lines(path, form):
-            if pair not in pairs:
+        for line, values in _lines(path, form):
+            if not _named(values, form, pairs):
                 f.write(line)
 
 
+def _quick(form):
+    """A form whose tokens are sets."""
+    return {**form, "whole": {field: set(tokens) for field, tokens in (form.get("whole") or {}).items()}}
+
+
 def _lines(path, form):
-    """(line as bytes, (user token, item token)) of each line, the header's pair being None."""
+    """(line as bytes, tuple of the form's fields) of each line, the header's being None."""
     try:
         with open(path, "rb") as f:
             header = next(f, b"")
             names = [
                 name.split(":")[0] for name in header.decode(form["encoding"]).rstrip("\r\n").split(form["separator"])
             ]
-            user, item = (names.index(field) for field in form["fields"])
+            places = [names.index(field) for field in form["fields"]]
             yield header, None
             for line in f:
                 fields = line.decode(form["encoding"]).rstrip("\r\n").split(form["separator"])
-                yield line, (fields[user], fields[item]) if len(fields) > max(user, item) else None
+                yield line, tuple(fields[place] for place in places) if len(fields) > max(places) else None
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from None
     except (ValueError, LookupError) as error:
-        raise InputError(f"{path} is no .inter file of this data set ({error}); check data_path") from None
+        raise InputError(f"{path} is no {path.suffix} file of this data set ({error}); check data_path") from None

@@ -15,7 +15,7 @@ import os
 import shutil
 import zipfile
 from collections.abc import Iterable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from recbole.config import Config
@@ -23,6 +23,7 @@ from recbole.config import Config
 from recbole_unlearn.errors import InputError
 from recbole_unlearn.storage import checkpoints, inter_file
 from recbole_unlearn.storage.files import Locked, locked, remove, sweep, sync_folder, write_atomically
+from recbole_unlearn.storage.inter_file import NOBODY, Whole
 from recbole_unlearn.storage.triple_log import log_path
 
 
@@ -31,14 +32,17 @@ def check(
     inter: Path | None = None,
     config: Config | None = None,
     pairs: Iterable[tuple[str, str]] = (),
+    whole: Whole = NOBODY,
 ) -> None:
     """Raises InputError where `purge` could not delete all that it should; changes nothing.
 
     Args:
         path: checkpoint; None if it is still to be trained.
-        inter, config, pairs: as in `purge`.
+        inter, config, pairs, whole: as in `purge`.
     """
-    for each in (*([Path(path), log_path(path)] if path else []), *([inter] if inter else [])):
+    others = inter_file.others(inter, config, whole) if inter and config else {}
+    thinned = [inter, *(inter_file.beside(inter, ending) for ending in others)] if inter else []
+    for each in (*([Path(path), log_path(path)] if path else []), *thinned):
         if each.is_symlink() or (each.is_file() and each.stat().st_nlink > 1):
             raise InputError(
                 f"purge would leave the content of {each}, which has another name too; remove the link first"
@@ -56,17 +60,22 @@ def check(
                 raise InputError(
                     f"purge would delete the log of {other} too; move that checkpoint elsewhere, with a copy"
                 )
-    if inter:
-        if inter.with_name(f".{inter.name}.lock").exists():
-            with locked(inter):  # whoever holds it now may hold it then
+    for file in thinned:
+        if file.with_name(f".{file.name}.lock").exists():
+            with locked(file):  # whoever holds it now may hold it then
                 pass
-        if shutil.disk_usage(inter.parent).free < inter.stat().st_size:
-            raise InputError(f"purge_dataset needs room for a second {inter}; free {inter.stat().st_size} bytes there")
+        if shutil.disk_usage(file.parent).free < file.stat().st_size:
+            raise InputError(f"purge_dataset needs room for a second {file}; free {file.stat().st_size} bytes there")
+    if inter:
         inter_file.check(inter, config, pairs)
 
 
 def purge(
-    path: Path | str, inter: Path | None = None, config: Config | None = None, pairs: Iterable[tuple[str, str]] = ()
+    path: Path | str,
+    inter: Path | None = None,
+    config: Config | None = None,
+    pairs: Iterable[tuple[str, str]] = (),
+    whole: Whole = NOBODY,
 ) -> None:
     """Delete a checkpoint and its log; killed at any moment, `recover` finishes it.
 
@@ -75,24 +84,47 @@ def purge(
         inter: RecBole's interactions file that the lines of ``pairs`` leave first.
         config: configuration that ``inter`` was read with.
         pairs: what was forgotten.
+        whole: tokens of users and items whose lines leave it too, and the files beside it.
     """
     journal: dict = {"inter": None}
     if inter:
         inter = inter.resolve()
-        journal = {"inter": str(inter), "format": inter_file.reading(config), "pairs": sorted(set(pairs))}
+        journal = {"inter": str(inter), "format": inter_file.reading(config, whole), "pairs": sorted(set(pairs))}
+        journal["others"] = {
+            ending: {"format": form, "seal": inter_file.seal(inter_file.beside(inter, ending))}
+            for ending, form in inter_file.others(inter, config, whole).items()
+        }
         journal["seal"] = inter_file.seal(inter)
     write_atomically(_journal(path), json.dumps(journal).encode())
     try:
-        if inter:
-            with locked(inter):  # two requests must not undo each other's removal
-                if inter_file.seal(inter) != journal["seal"]:
-                    journal["seal"] = inter_file.seal(inter)
+        with ExitStack() as held:
+            thinnings = list(_thinnings(journal))
+            for (
+                file,
+                _,
+                _,
+            ) in thinnings:  # all before the first changes; two requests must not undo each other's removal
+                held.enter_context(locked(file))
+            for file, entry, _ in thinnings:
+                if inter_file.seal(file) != entry["seal"]:
+                    entry["seal"] = inter_file.seal(file)
                     write_atomically(_journal(path), json.dumps(journal).encode())
-                inter_file.remove_pairs(inter, journal["format"], journal["pairs"])
+            for file, entry, of in thinnings:
+                inter_file.remove_pairs(file, entry["format"], of)
         _erase(Path(path))
     except Locked:
         _journal(path).unlink()
         raise
+
+
+def _thinnings(journal):
+    """(file, its entry with format and seal, pairs to remove) of each file that is to lose lines, ``.inter`` last."""
+    if journal["inter"] is None:
+        return
+    inter = Path(journal["inter"])
+    for ending, entry in journal.get("others", {}).items():
+        yield inter_file.beside(inter, ending), entry, []
+    yield inter, journal, journal["pairs"]
 
 
 def pending(path: Path | str) -> bool:
@@ -150,19 +182,18 @@ def _finish(path):
     if path.is_dir() or path.is_symlink():
         raise InputError(f"{file} would purge {path}, which is no checkpoint file; delete {file.name}")
     journal = _read(file)
-    inter = Path(journal["inter"]) if journal["inter"] is not None else None
-    sealed = inter is not None and inter.is_file() and inter_file.seal(inter) == journal["seal"]
-    if inter is not None and sealed:
-        with locked(inter):
-            inter_file.remove_pairs(inter, journal["format"], journal["pairs"])
-    elif inter is not None and inter.is_file() and inter_file.names_any(inter, journal["format"], journal["pairs"]):
-        raise InputError(
-            f"{file} would remove lines from {inter}, which is not as it was when a purge began here; delete "
-            f"{file.name}, and if that purge was yours, ask for it again"
-        )
-    elif inter is not None and inter.with_name(f".{inter.name}.lock").exists():
-        with locked(inter):  # takes a killed process's lock away
-            pass
+    for inter, entry, pairs in _thinnings(journal):
+        if inter.is_file() and inter_file.seal(inter) == entry["seal"]:
+            with locked(inter):
+                inter_file.remove_pairs(inter, entry["format"], pairs)
+        elif inter.is_file() and inter_file.names_any(inter, entry["format"], pairs):
+            raise InputError(
+                f"{file} would remove lines from {inter}, which is not as it was when a purge began here; delete "
+                f"{file.name}, and if that purge was yours, ask for it again"
+            )
+        elif inter.with_name(f".{inter.name}.lock").exists():
+            with locked(inter):  # takes a killed process's lock away
+                pass
     _erase(path)
 
 
@@ -172,18 +203,32 @@ def _read(file):
         journal = json.loads(file.read_text("utf-8"))
         inter = journal["inter"]
         if inter is not None:
-            form = journal["format"]
-            codecs.lookup(form["encoding"])
             journal["pairs"] = [(user, item) for user, item in journal["pairs"]]
-            texts = [inter, form["encoding"], form["separator"], *form["fields"], *itertools.chain(*journal["pairs"])]
-            if not (all(isinstance(text, str) for text in texts) and len(form["fields"]) == 2 and form["separator"]):
+            texts = [inter, *itertools.chain(*journal["pairs"])]
+            if not (all(isinstance(text, str) for text in texts) and len(journal["format"]["fields"]) == 2):
                 raise ValueError("other types than in a journal")
+            _check_form(journal["format"])
+            for ending, entry in journal.setdefault("others", {}).items():
+                if ending not in inter_file.OTHERS:
+                    raise ValueError("names a file that is none of a data set's")
+                _check_form(entry["format"])
+                entry["seal"]
             if Path(inter).suffix != ".inter" or "\0" in inter:
                 raise ValueError("names no .inter file")
             journal["seal"]
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(f"{file} is no purge journal ({' '.join(str(error).split())}); delete it") from None
     return journal
+
+
+def _check_form(form):
+    """Raises ValueError or the like where a form is not as `inter_file` makes it."""
+    codecs.lookup(form["encoding"])
+    whole = form.get("whole", {})
+    texts = [form["encoding"], form["separator"], *form["fields"], *whole, *itertools.chain(*whole.values())]
+    fit = all(isinstance(tokens, list) for tokens in whole.values()) and set(whole) <= set(form["fields"])
+    if not (fit and all(isinstance(text, str) for text in texts) and form["fields"] and form["separator"]):
+        raise ValueError("other types than in a journal")
 
 
 def _erase(path):

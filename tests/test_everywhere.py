@@ -1,0 +1,267 @@
+"""Gone everywhere: no byte of any file names who asked for it, whenever the process is killed."""
+
+import io
+import json
+import os
+import shutil
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import SECRET_ITEM, SECRET_USER, tiny_interactions
+from test_crash import KILLED, Dying, forked
+
+from recbole_unlearn.errors import InputError
+from recbole_unlearn.quick_start import run_unlearn
+from recbole_unlearn.storage import inter_file, purging
+from recbole_unlearn.storage.files import locked
+from recbole_unlearn.unlearner import load
+
+FILES = ("inter", "user", "item", "link", "kg")
+ENTITY, SHARED = "m.SECRETENTITY", "m.SHAREDENTITY"
+
+
+def write_all(folder, rows):
+    """A data set with every kind of file that may name users or items."""
+    users, items = (sorted({row[n] for row in rows}) for n in (0, 1))
+    links = [(SECRET_ITEM, ENTITY), (SECRET_ITEM, SHARED), (items[-1], SHARED)]
+    links += [(item, f"m.{item}") for item in items[1:9] if item != SECRET_ITEM]
+    facts = [(ENTITY, "r1", "t1"), ("t2", "r1", ENTITY), (SHARED, "r2", "t1"), ("m.other", "r1", "t2")]
+    tables = {
+        "inter": ["user_id:token\titem_id:token\ttimestamp:float", *(f"{u}\t{i}\t{t}" for u, i, t in rows)],
+        "user": ["user_id:token\tage:float", *(f"{user}\t{n}" for n, user in enumerate(users))],
+        "item": ["item_id:token\tclass:token", *(f"{item}\tc{n % 5}" for n, item in enumerate(items))],
+        "link": ["item_id:token\tentity_id:token", *map("\t".join, links)],
+        "kg": ["head_id:token\trelation_id:token\ttail_id:token", *map("\t".join, facts)],
+    }
+    Path(folder).mkdir(parents=True)
+    for ending, lines in tables.items():
+        (Path(folder) / f"tiny.{ending}").write_text("\n".join(lines) + "\n")
+
+
+@pytest.fixture(scope="module")
+def trained(make_options, tmp_path_factory):
+    """A data set with every file, and a model trained on it. No test may change it."""
+    start = tmp_path_factory.mktemp("everywhere")
+    write_all(start / "data/tiny", tiny_interactions())
+    before = os.getcwd()
+    os.chdir(start)
+    try:
+        given = make_options(data_path="data", forget_count=3, output_dir="live", compare="none", audit=None)
+        run_unlearn("BPR", "tiny", None, given)
+        for extra in ("log", "log_tensorboard", "live/unlearned.triples"):
+            shutil.rmtree(start / extra, ignore_errors=True)
+        os.remove("live/unlearned.pth")
+    finally:
+        os.chdir(before)
+    return start
+
+
+@pytest.fixture
+def scene(trained, tmp_path):
+    """An own copy of it as the current folder."""
+    shutil.copytree(trained, tmp_path / "scene")
+    os.chdir(tmp_path / "scene")
+
+
+def forget(**keys):
+    given = {"checkpoint": "live/model.pth", "output_dir": "out", "compare": "none"}
+    given |= {"purge": True, "purge_dataset": True, "everywhere": True, "state": "INFO", **keys}
+    return run_unlearn(config_dict=given)
+
+
+def contents(root):
+    """(name, bytes) of every file, and of what archives hold."""
+    for file in (file for file in Path(root).rglob("*") if file.is_file()):
+        content = file.read_bytes()
+        yield str(file), content
+        if zipfile.is_zipfile(io.BytesIO(content)):
+            with zipfile.ZipFile(io.BytesIO(content)) as archive:
+                yield from ((f"{file}/{name}", archive.read(name)) for name in archive.namelist())
+        if file.suffix == ".npy" and np.load(file).dtype.kind in "US":
+            yield f"{file} as text", "\n".join(np.load(file).ravel().tolist()).encode()
+
+
+def holders(*texts, root="."):
+    needles = [text.encode(coding) for text in texts for coding in ("utf-8", "utf-16-le", "utf-16-be", "utf-32-le")]
+    return sorted({name for name, content in contents(root) for needle in needles if needle in content})
+
+
+def lines(ending, root="."):
+    return (Path(root) / f"data/tiny/tiny.{ending}").read_text().splitlines()
+
+
+def test_the_search_finds_what_is_there(scene):
+    assert {"data/tiny/tiny.inter", "data/tiny/tiny.user"} == set(holders(SECRET_USER))
+    np.save("a.npy", np.array([SECRET_USER]))
+    with zipfile.ZipFile("a.pth", "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("data.pkl", SECRET_USER * 9)
+    assert {"a.npy", "a.pth/data.pkl"} <= set(holders(SECRET_USER))
+
+
+@pytest.mark.parametrize("by", ["users", "requests"])
+def test_a_user_is_in_no_byte_of_any_file(scene, trained, by):
+    keys = {"forget_users": [SECRET_USER]}
+    if by == "requests":
+        Path("r.csv").write_text(f"user,item\n{SECRET_USER},\n")
+        keys = {"forget_requests": "r.csv"}
+    result = forget(**keys)
+    Path("r.csv").unlink(missing_ok=True)
+    assert holders(SECRET_USER) == [] and "left" not in result
+    for ending in FILES:
+        assert lines(ending) == [line for line in lines(ending, trained) if SECRET_USER not in line]
+    assert len(lines("user")) == len(lines("user", trained)) - 1
+    assert not list(Path("live").glob("model*"))
+
+
+def test_an_item_goes_with_its_link_and_its_entitys_triples(scene, trained):
+    forget(forget_items=[SECRET_ITEM])
+    assert holders(SECRET_ITEM, ENTITY) == []
+    assert lines("kg") == [line for line in lines("kg", trained) if ENTITY not in line]
+    assert any(SHARED in line for line in lines("link")) and any(SHARED in line for line in lines("kg"))
+    assert len(lines("item")) == len(lines("item", trained)) - 1 and lines("user") == lines("user", trained)
+
+
+def test_what_is_left_goes_on(scene, trained, make_split):
+    """Ids stay, the user's rows of all parts are missing, and the next request is served."""
+    split = make_split(data_path=str(trained / "data"))
+    forget(forget_users=[SECRET_USER])
+    gone = split.train._dataset.field2token_id["user_id"][SECRET_USER]
+    with load("out/unlearned.pth") as again:
+        for name in ("train", "valid", "test"):
+            old, new = (getattr(each, name)._dataset.inter_feat for each in (split, again.split))
+            kept = old["user_id"] != gone
+            pairs = [sorted(zip(e["user_id"].tolist(), e["item_id"].tolist(), strict=True)) for e in (old[kept], new)]
+            assert 0 < len(new) < len(old) and pairs[0] == pairs[1]
+        with pytest.raises(InputError, match="unknown user token"):
+            again.forget(users=[SECRET_USER])
+        again.forget(count=3)
+    assert forget(checkpoint="out/unlearned.pth", output_dir="next", forget_items=[SECRET_ITEM])["files"]
+    assert holders(SECRET_USER, SECRET_ITEM, ENTITY) == []
+
+
+def test_without_it_the_output_says_what_is_left(scene, trained, make_split):
+    split = make_split(data_path=str(trained / "data"))
+    user = split.train._dataset.field2token_id["user_id"][SECRET_USER]
+    held_out = sum(int((each._dataset.inter_feat["user_id"] == user).sum()) for each in (split.valid, split.test))
+    result = forget(forget_users=[SECRET_USER], everywhere=False)
+    assert result["left"] == f"{held_out} held-out interactions, 1 line of tiny.user; everywhere: True takes them too"
+    assert f"Left: {result['left']}." in Path("out/result.md").read_text().splitlines()
+    assert len([line for line in lines("inter") if SECRET_USER in line]) == held_out
+    assert len(holders(SECRET_USER, root="out")) == 3  # its names, and the two parts
+
+
+def test_of_an_item_all_files_are_counted(scene):
+    result = forget(forget_items=[SECRET_ITEM], everywhere=False)
+    assert "1 line of tiny.item, 2 lines of tiny.link, 2 lines of tiny.kg; " in result["left"]
+    assert "left" not in forget(checkpoint="out/unlearned.pth", output_dir="b", forget_count=2, everywhere=False)
+
+
+def test_files_that_cannot_be_read_stop_only_who_asks_for_them(scene):
+    Path("data/tiny/tiny.user").write_bytes(b"\xff\xfe")
+    before = sorted(contents("."))
+    with pytest.raises(InputError, match="no .user file") as refused:
+        forget(forget_users=[SECRET_USER])
+    assert "\n" not in str(refused.value) and sorted(contents(".")) == before
+    assert "cannot be read" in forget(forget_users=[SECRET_USER], everywhere=False)["left"]
+
+
+@pytest.mark.parametrize(
+    "keys, match",
+    [
+        ({"forget_count": 3}, "as a whole"),
+        ({"forget_users": [SECRET_USER], "purge_dataset": False}, "purge and purge_dataset"),
+        ({"forget_users": [SECRET_USER], "purge_dataset": False, "purge": False}, "purge and purge_dataset"),
+    ],
+)
+def test_what_cannot_be_kept_is_not_promised(scene, keys, match):
+    before = sorted(contents("."))
+    with pytest.raises(InputError, match=match) as refused:
+        forget(**keys)
+    assert "\n" not in str(refused.value) and sorted(contents(".")) == before
+
+
+@pytest.mark.parametrize("how", ["symbolic", "hard"])
+def test_a_user_file_with_another_name_is_refused(scene, how):
+    os.rename("data/tiny/tiny.user", "real")
+    (os.symlink if how == "symbolic" else os.link)(Path("real").absolute(), "data/tiny/tiny.user")
+    with pytest.raises(InputError, match="another name"):
+        forget(forget_users=[SECRET_USER])
+    assert Path("live/model.pth").exists() and not Path("out").exists()
+
+
+# -- killed
+
+
+def small(folder, make_config):
+    """A folder in which a purge deletes a checkpoint and thins out every file; arguments of the purge."""
+    shutil.rmtree(folder, ignore_errors=True)
+    write_all(folder / "data/tiny", tiny_interactions()[:200] + [(SECRET_USER, SECRET_ITEM, 1)])
+    os.chdir(folder)
+    Path("model.pth").write_bytes(b"weights")
+    Path("model.triples").mkdir()
+    np.save("model.triples/users.npy", np.arange(3))
+    whole = {"user": [SECRET_USER], "item": [SECRET_ITEM]}
+    return Path("model.pth"), Path("data/tiny/tiny.inter"), make_config(), [(SECRET_USER, SECRET_ITEM)], whole
+
+
+def state(before):
+    """Which state the next start found: the old one or the new one, and nothing between."""
+    with locked("model.pth"):
+        purging.recover("model.pth")
+    purging.tidy("data/tiny")
+    assert [str(file) for file in Path(".").rglob(".*")] == []
+    now = {ending: lines(ending) for ending in FILES}
+    if Path("model.pth").exists():
+        assert now == before and Path("model.triples/users.npy").exists()
+        return "old"
+    assert holders(SECRET_USER, SECRET_ITEM, ENTITY) == [] and not Path("model.triples").exists()
+    gone = (SECRET_USER, SECRET_ITEM, ENTITY)
+    assert now == {e: [line for line in each if not any(g in line for g in gone)] for e, each in before.items()}
+    return "new"
+
+
+def test_killed_at_any_step_the_files_are_all_old_or_all_new(make_config, tmp_path):
+    found, n, status = [], 0, KILLED
+    while status == KILLED:
+        n += 1
+        arguments = small(tmp_path / "small", make_config)
+        before = {ending: lines(ending) for ending in FILES}
+
+        def purge(n=n, arguments=arguments):
+            Dying(n).start()
+            purging.purge(*arguments)
+
+        status = forked(purge)
+        assert status in (0, KILLED)
+        found.append(state(before))
+    assert status == 0 and found == sorted(found, key=["old", "new"].index) and {"old", "new"} == set(found)
+    assert len(found) > 25
+
+
+def test_a_file_that_another_process_holds_leaves_all_as_it_was(make_config, tmp_path):
+    arguments = small(tmp_path / "small", make_config)
+    before = {ending: lines(ending) for ending in FILES}
+    with locked("data/tiny/tiny.inter"), pytest.raises(InputError, match="another process"):
+        purging.purge(*arguments)
+    assert {ending: lines(ending) for ending in FILES} == before and state(before) == "old"
+
+
+@pytest.mark.parametrize("change", [{"user": {}}, {"pth": "user"}, {"user": "all"}, []])
+def test_a_forged_journal_is_refused(make_config, tmp_path, change):
+    """It may name no other kinds of files, and needs the seal of each."""
+    arguments = small(tmp_path / "small", make_config)
+    form = inter_file.reading(arguments[2])
+    seals = {"format": form, "seal": [1, 2, 3]}
+    journal = {"inter": str(arguments[1].resolve()), "pairs": [], "others": change, **seals}
+    if change == {"pth": "user"}:
+        journal["others"] = {"pth": seals}
+    elif change == {"user": "all"}:
+        whole = {"user_id": [SECRET_USER]}
+        journal["others"] = {"user": {**seals, "format": {**form, "fields": ["user_id"], "whole": whole}}}
+    Path(".model.pth.purge").write_text(json.dumps(journal))
+    before = dict(contents("."))
+    with locked("model.pth"), pytest.raises(InputError):
+        purging.recover("model.pth")
+    assert dict(contents(".")) == {**before, ".model.pth.lock": b""} or dict(contents(".")) == before
