@@ -9,6 +9,7 @@ from datetime import datetime
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from recbole_unlearn import adoption
 from recbole_unlearn.compat.recbole_models import CACHES
@@ -24,6 +25,8 @@ from recbole_unlearn.storage.triple_log import log_path
 from recbole_unlearn.trained import Trained
 from recbole_unlearn.unlearners import guard
 from recbole_unlearn.unlearners.base import Unlearned
+
+AVERAGES = ("exp_avg", "momentum_buffer", "grad_avg")  # of gradients, as torch's optimisers name them
 
 
 def output_folder(config, looks=False):
@@ -148,7 +151,9 @@ def save_unlearned(
         **stored,
         "config": public(config),
         "state_dict": unlearned.state_dict,
-        "optimizer": _optimizer(stored["optimizer"], unlearned),
+        "optimizer": _optimizer(stored["optimizer"], unlearned, config["purge"]),
+        # of the original's training; who tries candidates could compare it
+        **({"best_valid_score": -np.inf, "cur_step": 0} if config["purge"] else {}),
         # RecBole would serve the original's propagated embeddings
         "other_parameter": {k: v for k, v in (stored.get("other_parameter") or {}).items() if k not in CACHES},
         "triple_log": tie,
@@ -168,11 +173,20 @@ def _approximate(trained, rows):
     return Paired(trained.recorded(), gone, secrets.randbits(128))
 
 
-def _optimizer(before, unlearned):
-    """The optimiser's state of the training that the weights are of; of the original's, where that is none."""
-    if (new := unlearned.training) is None:
+def _optimizer(before, unlearned, purged):
+    """The optimiser's state of the training that the weights are of; of the original's, where that is none.
+
+    Of that a purge leaves no average of gradients, which tell what a user was trained on last; only squares are read.
+    """
+    if (new := unlearned.training) is not None:
+        return {**before, "state": new.optimizer}
+    if not purged:
         return before
-    return {**before, "state": new.optimizer}
+    state = {
+        number: {name: torch.zeros_like(value) if name in AVERAGES else value for name, value in kept.items()}
+        for number, kept in before["state"].items()
+    }
+    return {**before, "state": state}
 
 
 def whole_of(config, split, request):

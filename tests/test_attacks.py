@@ -1,0 +1,234 @@
+"""Who holds what a purge leaves, and old data or the seed besides, learns no more of the forgotten than by chance.
+
+Each attack must succeed where it is meant to, against a setting that is not safe: else its failing would mean nothing.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from recbole_unlearn.data.split import Split
+from recbole_unlearn.quick_start import run_unlearn
+from recbole_unlearn.settings.config import UnlearnConfig
+from recbole_unlearn.storage import audit
+from recbole_unlearn.storage.triple_log import TripleLog, log_path
+from recbole_unlearn.testing import options, tiny_interactions, write_dataset
+from recbole_unlearn.trained import Checkpoint
+from recbole_unlearn.training import train
+from recbole_unlearn.unlearner import InfluenceUnlearner, load
+from recbole_unlearn.unlearners.replay import Replay
+
+DECOYS = 11
+KEYS = {"epochs": 3, "compare": "none", "state": "ERROR"}
+SEED = 2020  # of the training: RecBole's default, which everybody knows
+
+
+def requested(folder, output_dir, checkpoint, **keys):
+    """What the operator is left with after a request, in an own copy of his folder."""
+    here = os.getcwd()
+    shutil.copytree(folder / "operator", folder / output_dir)
+    os.chdir(folder / output_dir)
+    try:
+        given = {"checkpoint": checkpoint, "output_dir": "out", "show_progress": False, **KEYS, **keys}
+        run_unlearn(config_dict={key: value for key, value in given.items() if key != "epochs"})
+        shutil.rmtree("log", ignore_errors=True)
+    finally:
+        os.chdir(here)
+    return folder / output_dir / "out"
+
+
+@pytest.fixture(scope="module")
+def case(tmp_path_factory):
+    """One interaction is forgotten, with ``paired`` random numbers and by ``default``; candidates, the truth first.
+
+    The attacker has the thinned file and what lies in the output folder, and tries a set of missing lines: where each
+    stood, and its user and item.
+    """
+    folder = tmp_path_factory.mktemp("attacks")
+    here, rng = os.getcwd(), np.random.default_rng(5)
+    rows = tiny_interactions()
+    write_dataset(folder / "operator/data", "tiny", rows)
+    os.chdir(folder / "operator")
+    try:
+        run_unlearn("BPR", "tiny", None, options("data", **KEYS, forget_count=1, output_dir="live", audit=None))
+        with load("live/model.pth") as opened:
+            truth = opened.split.pairs(rng.choice(opened.split.n_rows, 1))[0]
+            trained_on = opened.split.pairs(np.arange(opened.split.n_rows))
+        for name in ("live/unlearned.triples", "log"):
+            shutil.rmtree(name, ignore_errors=True)
+        os.remove("live/unlearned.pth")
+        Path("request.tsv").write_text("\t".join(truth) + "\n")
+    finally:
+        os.chdir(here)
+    place = next(n for n, row in enumerate(rows) if row[:2] == truth)
+    had, users, items = set(row[:2] for row in rows), *(sorted({row[n] for row in rows}) for n in (0, 1))
+    candidates = [(place, rows[place])]
+    while len(candidates) <= DECOYS:
+        pair = str(rng.choice(users)), str(rng.choice(items))
+        if pair not in had:
+            candidates.append((int(rng.integers(len(rows))), (*pair, 5)))
+    purged = {"forget_file": "request.tsv", "purge": True, "purge_dataset": True}
+    return SimpleNamespace(
+        folder=folder,
+        candidates=candidates,
+        thinned=[row for row in rows if row[:2] != truth],
+        pairs=trained_on,
+        truth=truth,
+        paired=requested(folder, "paired", "live/model.pth", coupling="paired", **purged),
+        default=requested(folder, "default", "live/model.pth", **purged),
+    )
+
+
+@pytest.fixture(scope="module")
+def guesses(case, tmp_path_factory):
+    """For each candidate the original as it would have been: its split, and its checkpoint, trained by the seed."""
+    found = []
+    for n, (place, row) in enumerate(case.candidates):
+        folder = tmp_path_factory.mktemp(f"guess{n}")
+        whole = [*case.thinned[:place], row, *case.thinned[place:]]
+        config = UnlearnConfig(
+            "BPR", "tiny", config_dict=options(write_dataset(folder / "data", "tiny", whole), **KEYS, seed=SEED)
+        )
+        split = Split.seeded(config)
+        train(config, split, folder / "model.pth")
+        pairs = split.pairs(np.arange(split.n_rows))
+        missing = pairs.index(row[:2]) if row[:2] in pairs else None
+        found.append(SimpleNamespace(config=config, split=split, path=folder / "model.pth", missing=missing))
+    return found
+
+
+def singled_out(scores):
+    """Whether the truth, which is first, scores above every other candidate."""
+    return scores[0] > max(scores[1:])
+
+
+def shares_of_draws(guesses, out):
+    """Share of the logged negatives that the seed draws, had a candidate been there."""
+    left, shares = TripleLog.open(out / "unlearned.triples"), []
+    for guess in guesses:
+        log = TripleLog.open(log_path(guess.path))
+        keep = np.ones(log.n_rows, bool)
+        if guess.missing is not None:
+            keep[guess.missing] = False
+        same = [
+            (np.asarray(log.epoch(n))[keep] == np.asarray(left.epoch(n))).mean() if keep.sum() == left.n_rows else 0.0
+            for n in range(left.n_epochs)
+        ]
+        shares.append(float(np.mean(same)))
+    return shares
+
+
+def test_the_seeds_draws_tell_the_forgotten_only_if_they_are_kept(case, guesses):
+    unsafe = shares_of_draws(guesses, case.paired)
+    assert singled_out(unsafe) and unsafe[0] > 0.9 and max(unsafe[1:]) < 0.5
+    shares = shares_of_draws(guesses, case.default)
+    assert max(shares) < 0.1  # of so many items as draws hit by chance
+
+
+def moment_ranks(out, rows, split):
+    """How high forgotten items stand for their users among those that they never had, by averages of gradients."""
+    stored = torch.load(out / "unlearned.pth", weights_only=True)["optimizer"]["state"]
+    users, items = (stored[number]["exp_avg"].double().numpy() for number in (0, 1))
+    seen, ranks = split.seen(), []
+    for user, item in zip(split.users[rows], split.items[rows], strict=True):
+        scores = items @ users[user]
+        others = scores[np.setdiff1d(np.arange(1, split.n_items), seen(user))]
+        ranks.append((others < scores[item]).mean() + (others == scores[item]).mean() / 2)
+    return float(np.mean(ranks))
+
+
+@pytest.mark.parametrize("keys", [{}, {"method": "influence"}, {"replay_rows": "touched"}], ids=str)
+def test_moments_tell_the_forgotten_of_approximate_results_only_before_a_purge(case, tmp_path, keys):
+    """Adam's first moments, of users who are wholly forgotten: their last gradients, towards their items."""
+    shutil.copytree(case.folder / "operator", tmp_path / "operator")
+    os.chdir(tmp_path / "operator")
+    shutil.rmtree("live")
+    run_unlearn("BPR", "tiny", None, options("data", **{**KEYS, "epochs": 12}, forget_count=1, output_dir="live"))
+    with load("live/model.pth") as opened:
+        split = opened.split
+        users = np.unique(split.users)[::6]
+        rows = np.flatnonzero(np.isin(split.users, users))
+        named = {"forget_users": [str(token) for token in split.token("user", users)], "evaluate": "none"}
+    if keys:
+        assert moment_ranks(requested(tmp_path, "kept", "live/model.pth", **named, **keys), rows, split) > 0.6
+    out = requested(tmp_path, "purged", "live/model.pth", **named, **keys, purge=True)
+    assert moment_ranks(out, rows, split) == 0.5
+    with load(out / "unlearned.pth") as again:  # and it goes on being usable
+        again.forget(count=2)
+
+
+def test_plain_checksums_tell_the_forgotten_and_keyed_ones_do_not(case, guesses, tmp_path):
+    """Whoever has the old data and the seed forgets each candidate, and compares with the record."""
+    (record, _) = audit.read(case.paired / "audit.jsonl").records
+    with torch.no_grad():
+        weights = torch.load(case.paired / "unlearned.pth", weights_only=True)["state_dict"]
+    plain = audit.weights_checksum(weights)  # as records held it before
+    tried, before = [], []
+    for guess in guesses:
+        trained = Checkpoint.written(guess.path, guess.config).trained(guess.split)
+        before.append(audit.weights_checksum(trained.stored["state_dict"]))
+        rows = [] if guess.missing is None else [guess.missing]
+        way = Replay(rows="all", coupling="paired")
+        tried.append(audit.weights_checksum(InfluenceUnlearner(trained, way).unlearn(rows).state_dict))
+    assert [each == plain for each in tried] == [True] + [False] * DECOYS
+    own = (case.folder / "paired/live/model.pth").exists()
+    assert not own and len(set(before)) == len(before)  # of the original too, one checksum tells the candidate
+    everything = "".join((case.paired / name).read_text() for name in ("audit.jsonl", "result.json", "report.html"))
+    for checksum in (*tried, *before):
+        digest = hashlib.sha256(checksum.encode()).hexdigest()
+        assert checksum not in everything and digest not in everything
+    assert record["after"]["weights"] not in tried
+
+
+# -- our own
+
+
+def test_the_originals_validation_score_is_not_left(case, guesses):
+    """The best score of the original's training, to the last digit, singles the candidate out among few."""
+    scores = [torch.load(guess.path, weights_only=True)["best_valid_score"] for guess in guesses]
+    left = torch.load(case.default / "unlearned.pth", weights_only=True)
+    kept = requested(case.folder, "kept", "live/model.pth", forget_file="request.tsv", coupling="fresh")
+    unsafe = torch.load(kept / "unlearned.pth", weights_only=True)
+    assert unsafe["best_valid_score"] == scores[0] and sum(score == scores[0] for score in scores) < len(scores) / 2
+    assert left["best_valid_score"] == -np.inf and left["cur_step"] == 0
+
+
+def agreeing_splits(guesses, out, seed=None):
+    """For each candidate, whether the seed cuts the old file into the parts that are left."""
+    left, found = out / "unlearned.triples/data/tiny", []
+    for guess in guesses:
+        config = UnlearnConfig("BPR", "tiny", config_dict=options(str(guess.path.parent / "data"), **KEYS, seed=seed))
+        split, same = Split.seeded(config), True
+        for name in ("valid", "test"):
+            data = getattr(split, name)._dataset
+            pairs = zip(
+                *(data.id2token(field, data.inter_feat[field]) for field in ("user_id", "item_id")), strict=True
+            )
+            kept = (left / f"tiny.{name}.inter").read_text().splitlines()[1:]
+            same &= sorted(map(tuple, pairs)) == sorted(tuple(line.split("\t")[:2]) for line in kept)
+        found.append(same)
+    return found
+
+
+def test_the_split_that_is_kept_tells_where_a_line_is_missing_to_who_knows_the_seed(case, guesses):
+    """Which docs/production.md says: not mended, but by a seed that nobody knows."""
+    assert agreeing_splits(guesses, case.default, SEED)[0] and sum(agreeing_splits(guesses, case.default, SEED)) <= 4
+    assert not any(agreeing_splits(guesses, case.default, SEED + 1))
+
+
+def test_a_logs_metadata_is_as_secret_as_the_log(case, guesses):
+    """Its checksum of the rows tells who has the old data what is missing: it is to be kept with the log."""
+    metadata = json.loads((case.default / "unlearned.triples/metadata.json").read_text())
+    (first, *_) = guesses
+    tried = [first.split.fingerprint_without(np.array([row]))["rows"] for row in range(first.split.n_rows)]
+    assert [row for row, each in enumerate(tried) if each == metadata["fingerprint"]["rows"]] == [first.missing]
+    for name in ("audit.jsonl", "result.json", "report.html"):
+        content = (case.default / name).read_text()
+        assert metadata["fingerprint"]["rows"] not in content and metadata["run_id"] not in content
