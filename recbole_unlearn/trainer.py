@@ -29,6 +29,7 @@ from recbole_unlearn.errors import InputError
 from recbole_unlearn.evaluation.ranks import RankedLoader
 from recbole_unlearn.models.support import refusal, refused
 from recbole_unlearn.settings.recbole_keys import known_models
+from recbole_unlearn.storage import suppression
 from recbole_unlearn.storage.checkpoints import save
 from recbole_unlearn.storage.files import remove
 from recbole_unlearn.storage.triple_log import Training, TripleLog, log_path, smallest_uint, snapshot_due, start_of
@@ -162,6 +163,10 @@ class _Logging(Trainer):
 
     def fit(self, train_data, valid_data=None, verbose=True, saved=True, show_progress=False, callback_fn=None):
         """RecBole's ``Trainer.fit``; where it saves nothing, nothing is logged either."""
+        if listed := self.config["suppression"]:
+            data = train_data._dataset
+            fields = (data.uid_field, data.iid_field)
+            suppression.check(listed, *(data.id2token(field, data.inter_feat[field].numpy()) for field in fields))
         logged = self.log_negatives
         self.log_negatives = logged and saved
         try:

@@ -14,7 +14,14 @@ from recbole.model.abstract_recommender import AbstractRecommender
 from recbole_unlearn import distributed
 from recbole_unlearn.data.forget import ForgetRequest, rows_of_pairs
 from recbole_unlearn.errors import InputError
-from recbole_unlearn.runs.output import append_record, audit_file, recorded_or_gone, save_unlearned
+from recbole_unlearn.runs.output import (
+    append_record,
+    audit_file,
+    recorded_or_gone,
+    save_unlearned,
+    suppress,
+    suppression_list,
+)
 from recbole_unlearn.settings.given import Files, Given
 from recbole_unlearn.storage import audit
 from recbole_unlearn.storage.checkpoints import check_finite
@@ -285,12 +292,14 @@ class InfluenceUnlearner:
         if trail:
             check_written("audit", trail, original)
             check_apart("audit", trail, {"the new file": path, "the checkpoint": original})
+        listed = suppression_list(self.config)
         self.settle_if_wanted()
         now = self.now()
         with in_one_line(path.parent, "file"), locked(path):
             _check_new(path)  # again, now that nobody else can be writing
             with recorded_or_gone(path):
                 save_unlearned(path, self.trained, now, self.forgotten, guarded=self.guard)
+                suppress(listed, self.split, self.forgotten, {})
                 if trail:
                     result = {"forget_set": self.split.counts(self.forgotten), "unlearning": now.report(), "models": {}}
                     request = secrets.token_hex(8)

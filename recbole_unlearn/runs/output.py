@@ -19,7 +19,7 @@ from recbole_unlearn.errors import InputError
 from recbole_unlearn.influence.coupling import Fresh, Paired
 from recbole_unlearn.settings.conflicts import DERIVED_FORMS
 from recbole_unlearn.settings.shown import public
-from recbole_unlearn.storage import audit, checkpoints, inter_file, paths, purging, secret
+from recbole_unlearn.storage import audit, checkpoints, inter_file, paths, purging, secret, suppression
 from recbole_unlearn.storage.files import is_debris, locked, remove
 from recbole_unlearn.storage.triple_log import log_path
 from recbole_unlearn.trained import Trained
@@ -62,7 +62,11 @@ def check_paths(config, output, config_file_list=None, saved=True):
     frozen = checkpoint and data.resolve().is_relative_to(frozen_data.folder(log_path(checkpoint)).resolve())
     if saved:
         paths.check_written("output_dir" if config["output_dir"] else "checkpoint_dir", output, checkpoint)
-        _check_audit(config, output, {**given, "checkpoint": checkpoint, ".inter": data / f"{config['dataset']}.inter"})
+        others = {"checkpoint": checkpoint, ".inter": data / f"{config['dataset']}.inter"}
+        _check_audit(config, output, {**given, **others, "suppression": config["suppression"]})
+        if config["suppression"]:
+            paths.check_written("suppression", config["suppression"], checkpoint)
+            paths.check_apart("suppression", config["suppression"], given | others)
     if purged and checkpoint:
         given |= {"the working folder": Path.cwd()} | ({} if frozen else {"data_path": data})
         for key, path in given.items():
@@ -328,6 +332,27 @@ def record(result: dict, trained: Trained, unlearned: Unlearned, trail: Path | N
         entry, head = append_record(trail, request, result, trained, path, unlearned.state_dict, requests)
         result["audit"] |= {**{key: entry[key] for key in ("time", "before", "after")}, "head": head}
         result["versions"] = entry["versions"]
+
+
+def suppression_list(config):
+    """Path of the suppression list, or None. InputError where nothing could be added to it."""
+    if config["suppression"] is None:
+        return None
+    path = Path(config["suppression"])
+    if any(suppression.read(path).values()):
+        secret.read(secret.key_path(path))
+    if not os.access(path.absolute().parent, os.W_OK):
+        raise InputError(f"suppression list {path} cannot be written: make its folder, or give rights")
+    return path
+
+
+def suppress(path, split, rows, whole):
+    """Put what was forgotten on the suppression list: those who were named as a whole, and pairs of the other rows."""
+    if path is None:
+        return
+    named = [(field, str(token)) for field, ids in whole.items() for token in split.token(field, ids)]
+    covered = np.isin(split.users[rows], whole.get("user", [])) | np.isin(split.items[rows], whole.get("item", []))
+    suppression.add(path, [*named, *(("pair", *pair) for pair in split.pairs(rows[~covered]))])
 
 
 def purge(result, config, path, erasure, trail):

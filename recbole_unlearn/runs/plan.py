@@ -84,6 +84,8 @@ def _left(run) -> list[dict[str, str]]:
         found.append(("the new model, its log, results", config["output_dir"] or "a new folder", "are written"))
     if run.trail:
         found.append(("the audit record", run.trail, f"gets {1 + purge} line{'s' * bool(purge)} without names"))
+    if run.suppression:
+        found.append(("the suppression list", run.suppression, "gets keyed hashes of what is forgotten"))
     caches = {key: config[f"{key}_cache"] or Path(config["checkpoint_dir"]) / key for key in ("fidelity", "comparison")}
     found += [("a cache of trained models", path, "stays") for path in caches.values() if Path(path).is_dir()]
     return [{"what": what, "where": str(where), "then": then} for what, where, then in found]

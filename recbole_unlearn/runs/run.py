@@ -64,6 +64,7 @@ class Run:
         self.erasure = output.erasure_of(config, self.split, self.rows, earlier, self.whole) if saved else {}
         inter = output.data_file(config, earlier)
         self.left = output.left_over(config, self.split, self.request, inter) if saved else None
+        self.suppression = output.suppression_list(config) if saved else None
         self.trail = output.audit_file(config, self.output) if saved else None
         if self.unlearner and not config["dry_run"]:  # after what is found sooner
             self.unlearner.check(config["show_progress"])
@@ -200,6 +201,7 @@ class Run:
             if trail:
                 result["audit"] = {"file": str(trail), "request": secrets.token_hex(8)}
             tables.write(result, folder)
+            output.suppress(self.suppression, self.split, self.rows, self.request.whole(self.split))
             output.record(result, trained, unlearned, trail, requests)
         output.purge(result, self.config, trained.path, self.erasure, trail)
         tables.write(result, folder)

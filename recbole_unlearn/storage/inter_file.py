@@ -61,7 +61,7 @@ def others(inter: Path, config: Config, whole: Whole) -> dict[str, dict[str, Any
             look(ending, {item: gone[item]})
     if "link" in found and beside(inter, "kg").is_file():
         entity = config["ENTITY_ID_FIELD"] or "entity_id"
-        linked = list(_lines(beside(inter, "link"), {**inter_form, "fields": [item, entity]}))
+        linked = list(lines(beside(inter, "link"), {**inter_form, "fields": [item, entity]}))
         links = [values for _, values in linked if values]
         kept = {entity for token, entity in links if token not in gone[item]}
         entities = sorted({entity for token, entity in links if token in gone[item]} - kept)
@@ -78,7 +78,7 @@ def beside(inter: Path, ending: str) -> Path:
 def count(path: Path, form: Mapping[str, Any]) -> int:
     """Lines that name what a form says."""
     form = _quick(form)
-    return sum(_named(values, form, ()) for _, values in _lines(path, form))
+    return sum(_named(values, form, ()) for _, values in lines(path, form))
 
 
 def _named(values, form, pairs):
@@ -113,7 +113,7 @@ def plain_path(config: Config) -> Path:
 def check(path: Path, config: Config, pairs: Iterable[tuple[str, str]]) -> None:
     """Raises InputError unless every pair is found in the file: a pair that is not found could not be removed."""
     pairs, found = set(pairs), set()
-    for _, pair in _lines(path, reading(config)):
+    for _, pair in lines(path, reading(config)):
         if pair in pairs:
             found.add(pair)
     if found != pairs:
@@ -132,7 +132,7 @@ def seal(path: Path) -> list[int]:
 def names_any(path: Path, form: Mapping[str, Any], pairs: Iterable[tuple[str, str]]) -> bool:
     """Whether the file names one of these (user token, item token), or what the form says."""
     pairs, form = set(pairs), _quick(form)
-    return any(_named(values, form, pairs) for _, values in _lines(path, form))
+    return any(_named(values, form, pairs) for _, values in lines(path, form))
 
 
 def remove_pairs(path: Path, form: Mapping[str, Any], pairs: Iterable[tuple[str, str]]) -> None:
@@ -146,7 +146,7 @@ def remove_pairs(path: Path, form: Mapping[str, Any], pairs: Iterable[tuple[str,
     pairs, form = set(pairs), _quick(form)
     sweep(path.parent)
     with replacing(path, keep_mode=True) as f:
-        for line, values in _lines(path, form):
+        for line, values in lines(path, form):
             if not _named(values, form, pairs):
                 f.write(line)
 
@@ -156,7 +156,7 @@ def _quick(form):
     return {**form, "whole": {field: set(tokens) for field, tokens in (form.get("whole") or {}).items()}}
 
 
-def _lines(path, form):
+def lines(path, form):
     """(line as bytes, tuple of the form's fields) of each line, the header's being None."""
     try:
         with open(path, "rb") as f:
