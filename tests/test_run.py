@@ -120,7 +120,7 @@ def test_a_run_writes_checkpoints_logs_and_results(finished):
     result, folder = finished
     assert written(folder) == {
         "model.pth", "model.triples", "unlearned.pth", "unlearned.triples", "retrained.pth", "result.json",
-        "result.md", "report.html", "audit.jsonl",
+        "result.md", "report.html", "audit.jsonl", "audit.jsonl.key",
     }  # fmt: skip
     assert {name: Path(path) for name, path in result["files"].items()} == {
         "original": folder / "model.pth",
@@ -187,7 +187,7 @@ def test_without_retraining_there_is_no_verdict(run):
     assert result["verdict"] is None and result["speed_up"] is None
     assert written("out") == {
         "model.pth", "model.triples", "unlearned.pth", "unlearned.triples", "result.json", "result.md",
-        "report.html", "audit.jsonl",
+        "report.html", "audit.jsonl", "audit.jsonl.key",
     }  # fmt: skip
     assert strict_json("out/result.json") == result
 
@@ -388,7 +388,8 @@ def test_saved_false_does_not_even_make_the_output_folder(run):
 def test_purge_removes_the_original_that_was_trained(run):
     result = run(forget_count=5, purge=True)
     assert written("out") == {
-        "unlearned.pth", "unlearned.triples", "result.json", "result.md", "report.html", "audit.jsonl",
+        "unlearned.pth", "unlearned.triples", "result.json", "result.md", "report.html",
+        "audit.jsonl", "audit.jsonl.key",
     }  # fmt: skip
     assert set(result["files"]) == {"unlearned"}
     assert strict_json("out/result.json") == result
