@@ -264,3 +264,14 @@ def test_trainings_of_other_seeds_return_items_by_other_random_numbers(make_spli
         train(split.config, split, path, [], seed)
         found.append(Checkpoint.written(path, split.config).trained(split, seed).redraws)
     assert found == [(1,), (2,)]
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_twice_the_epochs_are_estimated_to_take_twice_as_long(make_split, tmp_path, model):
+    found = []
+    for epochs in (2, 4):
+        split = make_split(model, epochs=epochs, eval_step=0, **MODELS[model])
+        train(split.config, split, tmp_path / f"{epochs}.pth")
+        opened = Checkpoint.written(tmp_path / f"{epochs}.pth", split.config).trained(split)
+        found.append(ru.InfluenceUnlearner(opened).problem.seconds_again())
+    assert found[1] == pytest.approx(2 * found[0])

@@ -71,7 +71,7 @@ class Propagated(DotProduct):
     def seconds_again(self) -> float:
         steps = -(-self.n_triples // self._batch)
         products = 2 * self.layers * 2 * self.log.n_rows * self.P.shape[1]
-        return self.epochs * (steps * products * SECONDS_A_PRODUCT + super().seconds_again())
+        return self.epochs * steps * products * SECONDS_A_PRODUCT + super().seconds_again()
 
     def touches_most(self, rows: np.ndarray) -> bool:
         """Never: the approximation moves all rows too."""
