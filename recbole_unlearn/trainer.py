@@ -13,7 +13,7 @@ from recbole.data.interaction import Interaction
 from recbole.model.abstract_recommender import AbstractRecommender
 from recbole.model.general_recommender import BPR, LightGCN
 from recbole.trainer.trainer import KGTrainer, Trainer
-from recbole.utils import InputType, ModelType, get_model
+from recbole.utils import ModelType, get_model
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data.distributed import DistributedSampler
 
@@ -22,7 +22,7 @@ from recbole_unlearn.compat.recbole_models import checkpoint_state, class_named,
 from recbole_unlearn.compiled import CompiledEpochs
 from recbole_unlearn.data.fingerprint import fingerprint
 from recbole_unlearn.data.orders import OrderNote
-from recbole_unlearn.data.sampling import ROW, NegativeDraw, PairwiseCollate, batches, drawn_by, record
+from recbole_unlearn.data.sampling import ROW, NegativeDraw, PairwiseCollate, batches, drawn_by, negatives_of, record
 from recbole_unlearn.data.split import pairwise_loader
 from recbole_unlearn.devices import array, read
 from recbole_unlearn.errors import InputError
@@ -53,10 +53,15 @@ class _Recorded:
         for step, batch in enumerate(drawn_by(self.loader)):
             rows = batch.interaction.pop(ROW)
             if self.keep:
-                negatives = batch[self.loader.neg_item_id].view(self.drawn.shape[1], -1).numpy()
-                rows = rows[: negatives.shape[1]].numpy()
-                record(rows, negatives, step, self.position, self.drawn, self.step)
+                m, rows = self.drawn.shape[1], rows.numpy()
+                negatives = batch[self.loader.neg_item_id].view(m, -1).numpy() if m else np.empty((0, len(rows)), int)
+                record(rows[: negatives.shape[1]], negatives, step, self.position, self.drawn, self.step)
             yield batch
+
+    @property
+    def facts_alone(self):
+        """Whether nothing but facts of a knowledge graph was trained on: there would have been negatives."""
+        return self.drawn.size and not self.drawn.any()
 
     def __len__(self):
         return len(self.loader)
@@ -186,7 +191,7 @@ class _Logging(Trainer):
         order = np.argsort(users, kind="stable")
         static = self.config["negatives"] == "static"
         if self.start_epoch and self._logs and self.triple_log is None:
-            self._reopen(users[order], items[order], train_data.times, static)
+            self._reopen(users[order], items[order], negatives_of(train_data), static)
         elif self.triple_log and not self._continues(users[order], items[order]):
             self._give_up("it was trained on other interactions too, in a later fit")
         self._loader, self._position = train_data, np.empty(len(order), np.int64)
@@ -204,7 +209,7 @@ class _Logging(Trainer):
             fingerprint=fingerprint(dataset),
             n_users=dataset.user_num,
             n_items=dataset.item_num,
-            negatives=train_data.times,
+            negatives=negatives_of(train_data) or 0,
             static=static,
             seed=self.config["seed"],
             optimizer=type(self.optimizer).__name__,
@@ -261,7 +266,7 @@ class _Logging(Trainer):
         if self.shared:
             self.distributed_model = self.distributed_model or DistributedDataParallel(self.model)
         loader = pairwise_loader(train_data)
-        if getattr(loader, "dl_format", None) != InputType.PAIRWISE:
+        if (negatives := negatives_of(loader)) is None:
             return super()._train_epoch(train_data, epoch_idx, loss_func, show_progress)
         if self.config["compiled"] and self._compiled is None:
             self._compiled = CompiledEpochs(self, loader)
@@ -270,7 +275,7 @@ class _Logging(Trainer):
         if loader is not self._loader or (self._logs and self.triple_log is None and distributed.leads()):
             self._prepare(loader)
         dtype = smallest_uint(loader._dataset.item_num - 1)
-        recorded = (_Share if self.shared else _Recorded)(loader, self._position, loader.times, dtype)
+        recorded = (_Share if self.shared else _Recorded)(loader, self._position, negatives, dtype)
         if self.shared:
             loss_func = recorded.loss(loss_func or self.model.calculate_loss)
         else:
@@ -289,7 +294,7 @@ class _Logging(Trainer):
             loss = distributed.mean(loss, self.device)
             if self.log_negatives:
                 distributed.gather(recorded.drawn, self.device)
-        if not recorded.drawn.any():
+        if recorded.facts_alone:
             self._order.undo()
         if self.triple_log:
             self._append(recorded, OrderNote.end(begun, recorded.step), steps)
@@ -298,7 +303,7 @@ class _Logging(Trainer):
     def _append(self, recorded, order, steps):
         """Add an epoch to the log."""
         drawn = recorded.drawn
-        if not drawn.any():  # an epoch on the knowledge graph alone: the triples are still those of before
+        if recorded.facts_alone:  # the triples are still those of before
             drawn, order = np.array(self.triple_log.epoch(self.triple_log.n_epochs - 1)), self.triple_log.order[-1]
         self._settings |= steps.settings
         if len(self._settings) > 1:

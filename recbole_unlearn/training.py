@@ -234,7 +234,7 @@ class _Coupled(Played):
 
     @contextmanager
     def shortened(self, drawn, rows):
-        short = rows * self.rest.times < len(drawn[self.rest.neg_item_id])
+        short = rows * self.rest.times < len(drawn[self.rest.iid_field])
         back = streams() if short else None
         yield
         if back:
@@ -270,7 +270,7 @@ def recorded(config, split, stored, log):
     Returns:
         Recorded
     """
-    epochs, batch_rows = stored["triple_log"]["epochs"], max(config["train_batch_size"] // log.negatives, 1)
+    epochs, batch_rows = stored["triple_log"]["epochs"], max(config["train_batch_size"] // split.terms, 1)
     group = stored["optimizer"]["param_groups"][0]
     return Recorded(
         users=log.users,
@@ -279,7 +279,7 @@ def recorded(config, split, stored, log):
         n_users=split.n_users,
         n_items=split.n_items,
         optimizer=Adam.of(group) if "betas" in group else None,
-        batch_triples=batch_rows * log.negatives,
+        batch_triples=batch_rows * max(log.negatives, 1),
         popularity=split.popularity(),
         alpha=config["train_neg_sample_args"]["alpha"],
         order=BatchOrder(log, split.data_row, batch_rows),

@@ -29,6 +29,7 @@ SEQUENTIAL = {
     "load_col": {"inter": ["user_id", "item_id", "timestamp"]},
     **ONE,
 }
+SOFTMAX = {**SEQUENTIAL, "loss_type": "CE", "train_neg_sample_args": None, "hidden_size": 8, "inner_size": 8}
 FACTS = {"kg": ["head_id", "relation_id", "tail_id"], "link": ["item_id", "entity_id"]}
 GRAPH = {"load_col": {"inter": ["user_id", "item_id"], **FACTS}, **TWO}
 CLIPPED = {"learner": "rmsprop", "damping": "scalar", "clip_grad_norm": {"max_norm": 1.0}}  # no kernel does this
@@ -37,6 +38,9 @@ MODELS = {
     "FPMC": SEQUENTIAL,
     "FPMC, popularity": SEQUENTIAL | {"train_neg_sample_args": {"distribution": "popularity", "sample_num": 1}},
     "GRU4Rec": {**SEQUENTIAL, "hidden_size": 8, "dropout_prob": 0.3},
+    "GRU4Rec, CE": {**SOFTMAX, "dropout_prob": 0.3},
+    "SASRec, CE": SOFTMAX,
+    "GRU4Rec, CE, no dropout": {**SOFTMAX, "dropout_prob": 0.0},
     "NGCF": NGCF,
     "NGCF, no dropout": {**NGCF, "message_dropout": 0.0},
     "NGCF, popularity": {
@@ -83,7 +87,7 @@ def test_with_nothing_forgotten_it_ends_in_the_weights_to_the_last_bit(original,
         assert unlearner.guard.seconds == 0 and unlearner.guard.distance == 0
 
 
-@pytest.mark.parametrize("name", ["FPMC", "NGCF, no dropout", "NGCF, popularity"])
+@pytest.mark.parametrize("name", ["FPMC", "NGCF, no dropout", "NGCF, popularity", "GRU4Rec, CE, no dropout"])
 def test_it_ends_where_a_loop_over_the_log_without_the_rows_does(original, name):
     """A loop written for this test: the model's loss on the rows that are left, and an optimiser of torch's."""
     with load(original(name), way=Replay()) as unlearner:
@@ -104,9 +108,10 @@ def test_it_ends_where_a_loop_over_the_log_without_the_rows_does(original, name)
         assert not gone[epoch.order].any() and len(epoch.order) == log.n_rows - len(rows)
         for start in range(0, len(epoch.order), epochs.recorded.batch_rows):
             own = epoch.order[start : start + epochs.recorded.batch_rows]
-            batch = data[np.array([place[int(split.data_row[row])] for row in own])].repeat(log.negatives)
-            drawn = torch.from_numpy(epoch.negatives[own].T.astype(np.int64).ravel())
-            batch.interaction[pairwise_loader(split.train).neg_item_id] = drawn
+            batch = data[np.array([place[int(split.data_row[row])] for row in own])].repeat(max(log.negatives, 1))
+            if log.negatives:
+                drawn = torch.from_numpy(epoch.negatives[own].T.astype(np.int64).ravel())
+                batch.interaction[pairwise_loader(split.train).neg_item_id] = drawn
             optimizer.zero_grad()
             model.calculate_loss(batch).backward()
             optimizer.step()
@@ -114,9 +119,10 @@ def test_it_ends_where_a_loop_over_the_log_without_the_rows_does(original, name)
     assert found.details["exact"] and found.details["epochs"] == 3 and found.details["coupling"] == "paired"
 
 
-def test_histories_do_not_know_what_is_forgotten(original):
+@pytest.mark.parametrize("name", ["GRU4Rec", "GRU4Rec, CE"])
+def test_histories_do_not_know_what_is_forgotten(original, name):
     """Of its batches neither: the item of a row that is gone is in no history of what the new model trained on."""
-    with load(original("GRU4Rec"), way=Replay()) as unlearner:
+    with load(original(name), way=Replay()) as unlearner:
         rows = np.flatnonzero(unlearner.split.items == unlearner.split.items[40])
         unlearner.forget(rows=rows)
         item, dataset = unlearner.split.items[40], unlearner.problem.view.dataset
@@ -125,7 +131,7 @@ def test_histories_do_not_know_what_is_forgotten(original):
         assert not (histories == item).any() or unlearner.split.first_items_kept(rows)
 
 
-@pytest.mark.parametrize("name", ["GRU4Rec", "CKE", "SimpleX"])
+@pytest.mark.parametrize("name", ["GRU4Rec", "GRU4Rec, CE", "CKE", "SimpleX"])
 def test_two_requests_are_one_and_so_are_steps_that_are_settled(original, name, tmp_path):
     with load(original(name), way=Replay()) as unlearner:
         rows = some(unlearner.split)
@@ -144,9 +150,10 @@ def test_two_requests_are_one_and_so_are_steps_that_are_settled(original, name, 
         assert same_weights(unlearner.state_dict, at_once) and same_weights(settled.model.state_dict(), at_once)
 
 
-def test_what_is_saved_is_that_training(original, tmp_path):
+@pytest.mark.parametrize("name", ["FPMC", "GRU4Rec, CE, no dropout"])
+def test_what_is_saved_is_that_training(original, tmp_path, name):
     """Weights, the optimiser's state, and the log without the rows: from which the next request goes on."""
-    with load(original("FPMC"), way=Replay()) as unlearner:
+    with load(original(name), way=Replay()) as unlearner:
         rows = some(unlearner.split)
         unlearner.forget(rows=rows)
         state, optimizer = copies(unlearner.state_dict), unlearner.training.optimizer
@@ -162,9 +169,10 @@ def test_what_is_saved_is_that_training(original, tmp_path):
         assert again.forget(count=3).details["exact"]
 
 
-def test_fresh_random_numbers_are_gone_on_from(original):
+@pytest.mark.parametrize("name", ["FPMC", "GRU4Rec, CE"])
+def test_fresh_random_numbers_are_gone_on_from(original, name):
     """The next request is paired with the training that was fresh: with nothing forgotten it is that, bit by bit."""
-    with load(original("FPMC"), way=Replay(coupling="fresh")) as unlearner:
+    with load(original(name), way=Replay(coupling="fresh")) as unlearner:
         rows = some(unlearner.split)
         first = flat(unlearner.unlearn(rows).state_dict)
         assert (first - flat(unlearner.unlearn(rows).state_dict)).norm() > 0.1 * first.norm()

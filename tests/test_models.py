@@ -8,7 +8,8 @@ import torch
 from recbole.data.interaction import Interaction
 from recbole.utils import init_seed
 
-from recbole_unlearn.data.split import Split
+from recbole_unlearn.data.sampling import negatives_of
+from recbole_unlearn.data.split import Split, pairwise_loader
 from recbole_unlearn.errors import InputError
 from recbole_unlearn.evaluation.forgetting import percentiles
 from recbole_unlearn.influence.operators import AutogradCurvature, Damped
@@ -27,6 +28,7 @@ from recbole_unlearn.unlearners.any_loss import After, AnyLoss
 NEGATIVES = {"distribution": "uniform", "sample_num": 3, "alpha": 1.0, "dynamic": False}
 INTERACTIONS = ["user_id", "item_id", "timestamp"]
 SEQUENTIAL = {"loss_type": "BPR", "hidden_size": 8, "MAX_ITEM_LIST_LENGTH": 6, "n_heads": 2, "inner_size": 8}
+SOFTMAX = {"loss_type": "CE", "train_neg_sample_args": None}
 MODELS = {
     # unlearn_params: by automatic differentiation, as other models; without it see test_lightgcn.py
     "LightGCN": {"n_layers": 2, "train_neg_sample_args": NEGATIVES, "unlearn_params": ["*"]},
@@ -38,6 +40,8 @@ MODELS = {
     "ConvNCF": {"embedding_size": 64, "reg_weights": [0.0, 0.0]},
     "GRU4Rec": {**SEQUENTIAL, "load_col": {"inter": INTERACTIONS}},
     "SASRec": {**SEQUENTIAL, "load_col": {"inter": INTERACTIONS}},
+    "SASRec, CE": {**SEQUENTIAL, **SOFTMAX, "load_col": {"inter": INTERACTIONS}},
+    "GRU4Rec, CE": {**SEQUENTIAL, **SOFTMAX, "load_col": {"inter": INTERACTIONS}},
     "TransRec": {"MAX_ITEM_LIST_LENGTH": 6, "load_col": {"inter": INTERACTIONS}},
     "HRM": {**SEQUENTIAL, "high_order": 2, "pooling_type_layer_1": "mean", "load_col": {"inter": INTERACTIONS}},
     "FPMC": {"MAX_ITEM_LIST_LENGTH": 6, "load_col": {"inter": INTERACTIONS}},
@@ -49,7 +53,8 @@ def of(make_options):
     """Function (model, **overrides) -> (config, split)."""
 
     def make(name, **overrides):
-        config = UnlearnConfig(name, "tiny", config_dict=make_options(**{"eval_step": 0, **MODELS[name], **overrides}))
+        options = make_options(**{"eval_step": 0, **MODELS[name], **overrides})
+        config = UnlearnConfig(name.partition(",")[0], "tiny", config_dict=options)
         init_seed(config["seed"], config["reproducibility"])
         return config, Split(config)
 
@@ -81,11 +86,11 @@ def in_double(model):
 def some_rows(split, n=40, seed=0):
     rng = np.random.default_rng(seed)
     rows = np.sort(rng.choice(split.n_rows, n, replace=False))
-    return rows, rng.integers(1, split.n_items, (n, split.config["train_neg_sample_args"]["sample_num"]))
+    return rows, rng.integers(1, split.n_items, (n, negatives_of(pairwise_loader(split.train))))
 
 
 @pytest.mark.parametrize(
-    "name", ["LightGCN", "NGCF", "GCMC", "ConvNCF", "GRU4Rec", "SASRec", "FPMC", "TransRec", "SimpleX"]
+    "name", ["LightGCN", "NGCF", "GCMC", "ConvNCF", "GRU4Rec", "SASRec", "SASRec, CE", "FPMC", "TransRec", "SimpleX"]
 )
 def test_mean_of_row_losses_has_the_gradient_of_training(of, name):
     config, split = of(name)
@@ -95,7 +100,8 @@ def test_mean_of_row_losses_has_the_gradient_of_training(of, name):
     view = View(model, split.train, split.data_row)
     rows, negatives = some_rows(split)
     batch = view.interaction(rows, negatives)
-    terms = {"SimpleX": len(rows), "ConvNCF": 1}.get(name, negatives.size)  # ConvNCF's loss is a sum
+    alone = {"SimpleX": len(rows), "SASRec, CE": len(rows), "ConvNCF": 1}  # ConvNCF's loss is a sum
+    terms = alone.get(name, negatives.size)
     ours = view.losses(batch, len(rows)).sum() / terms
     stock = model.calculate_loss(Interaction(dict(batch.interaction))).sum()
     parameters = list(model.parameters())
@@ -159,7 +165,7 @@ def test_normalised_rows_of_zeros_do_not_spoil_the_exact_hessian():
     torch.testing.assert_close(found, expected)
 
 
-@pytest.mark.parametrize("name", ["LightGCN", "NGCF", "GRU4Rec"])
+@pytest.mark.parametrize("name", ["LightGCN", "NGCF", "GRU4Rec", "GRU4Rec, CE"])
 def test_z_is_the_gradient_of_what_the_objective_loses(trained, name):
     """Against central differences of the objective itself, in float64, the structure included."""
     config, split, stored, log, model, unlearner = trained(name)
@@ -230,6 +236,26 @@ def test_curvature_products(of, name):
     c = torch.cat([view.outputs(batch)[1] for batch in batches])
     expected = (c * ((jv[0] - jv[1]) / 2e-6) ** 2).sum()
     torch.testing.assert_close(v @ gauss_newton, expected, rtol=1e-4, atol=1e-10)
+
+
+def test_the_curvature_of_a_softmax_is_its_hessian_where_scores_are_linear():
+    model = torch.nn.Module()
+    model.loss, model.n_items = torch.nn.CrossEntropyLoss(), 7
+    rng = torch.Generator().manual_seed(0)
+    inputs, weights = (torch.randn(*shape, generator=rng, dtype=torch.float64) for shape in ((5, 3), (3, 7)))
+    target, unreduced = torch.randint(7, (5,), generator=rng), Unreduced(model, 5)
+
+    def outputs(weights):
+        with unreduced.of(5):
+            losses = model.loss(inputs @ weights, target)
+        return losses.sum(), *unreduced.convex[0]
+
+    hessian = torch.autograd.functional.hessian(
+        lambda w: torch.nn.functional.cross_entropy(inputs @ w, target, reduction="sum"), weights
+    ).reshape(21, 21)
+    slopes = torch.autograd.functional.jacobian(lambda w: outputs(w)[1], weights).reshape(35, 21)
+    second = outputs(weights)[3].reshape(35, 1)
+    torch.testing.assert_close(slopes.T @ (second * slopes), hessian)
 
 
 @pytest.mark.parametrize("name", ["GRU4Rec", "FPMC"])
@@ -520,7 +546,8 @@ def test_run_writes_a_model_and_a_log_that_have_forgotten(make_options, tmp_path
     ("name", "overrides", "reason"),
     [
         ("MultiVAE", {}, "autoencoder"),
-        ("GRU4Rec", {"train_neg_sample_args": None}, "give loss_type: BPR"),
+        ("GRU4Rec", {"loss_type": "CE"}, "should be None when the loss_type is CE"),
+        ("GRU4Rec", {"loss_type": "BPR", "train_neg_sample_args": None}, "pairwise models need them"),
         ("BERT4Rec", {"loss_type": "BPR"}, "masks"),
         ("NeuMF", {}, "not trained on pairs"),
         ("NGCF", {"method": "reoptimise", "negatives": "static", "weight_decay": 1e-4}, "not for NGCF"),

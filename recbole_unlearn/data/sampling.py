@@ -12,7 +12,7 @@ from recbole.data.dataloader import KnowledgeBasedDataLoader, TrainDataLoader
 from recbole.data.interaction import Interaction
 from recbole.sampler import Sampler
 from recbole.sampler.sampler import AbstractSampler
-from recbole.utils import KGDataLoaderState
+from recbole.utils import InputType, KGDataLoaderState
 
 from recbole_unlearn.data.dataset import UsedItems
 from recbole_unlearn.data.orders import next_order
@@ -225,9 +225,19 @@ def drawn_by(loader: TrainDataLoader) -> Iterable[Interaction]:
     return batches(loader, loader.collate_fn) if fast else loader
 
 
+def negatives_of(loader: TrainDataLoader) -> int | None:
+    """Negatives of a row in a loader's batches, 0 where the loss has none; None: not a loader that is logged."""
+    if getattr(loader, "dl_format", None) == InputType.PAIRWISE:
+        return loader.times
+    none = isinstance(loader, TrainDataLoader) and loader.neg_sample_args["distribution"] == "none"
+    return 0 if none else None
+
+
 def interaction(loader: TrainDataLoader, rows: np.ndarray, negatives: np.ndarray) -> Interaction:
     """A batch as a loader makes it: rows of its data set ``[B]`` with negatives ``[B, m]``."""
     data = loader.transform(loader._dataset, loader._dataset[rows])
+    if not negatives.shape[1]:
+        return data
     ids = torch.from_numpy(np.ascontiguousarray(negatives.T, np.int64).reshape(-1))
     return loader._neg_sample_by_pair_wise_sampling(data, ids)
 
@@ -271,7 +281,7 @@ class Played:
         epoch = next(self.epochs)
         bounds = itertools.pairwise(epoch.bounds)
         for drawn in drawn_by(self.loader):
-            if self.rest.neg_item_id not in drawn:  # facts alone
+            if self.facts and self.rest.neg_item_id not in drawn:  # facts alone
                 yield drawn
                 continue
             rows = epoch.order[slice(*next(bounds, (0, 0)))]
@@ -307,6 +317,8 @@ class PoolDraw:
             self.draw = lambda users, negatives: pairs._sampler.sample_by_user_ids(users, items, negatives).numpy()
 
     def __call__(self, users: np.ndarray, negatives: int, rng: np.random.Generator) -> np.ndarray:
+        if not negatives:
+            return np.empty((len(users), 0), np.int64)
         before = np.random.get_state()  # samplers draw from the process's stream
         np.random.seed(rng.integers(2**32, size=4, dtype=np.uint32))
         try:

@@ -340,6 +340,11 @@ class Split:
         return self.config["MODEL_TYPE"] == ModelType.SEQUENTIAL
 
     @property
+    def terms(self) -> int:
+        """Terms of the loss of a row: one with each negative, or a single one without any."""
+        return pairwise_loader(self.train).times
+
+    @property
     def repeatable(self) -> bool:
         """Whether an item that a user has is drawn as this user's negative too: RecBole's ``repeatable``."""
         return not isinstance(pairwise_loader(self.train)._sampler, Sampler)

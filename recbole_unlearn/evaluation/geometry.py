@@ -139,10 +139,11 @@ def geometry(
 
     Returns:
         dict of plain values, for `pictures.described`: ``pnpr`` (model -> one value a user, users in random order) and
-        ``map`` (model -> `tsne_map`); empty where models have no embeddings or nothing is forgotten.
+        ``map`` (model -> `tsne_map`); empty where models have no embeddings or no negatives, or nothing is
+        forgotten.
     """
     pairs = {name: pair for name, model in models.items() if (pair := embeddings(model)) is not None}
-    if len(rows) == 0 or len(pairs) < len(models):
+    if len(rows) == 0 or len(pairs) < len(models) or not log.negatives:
         return {}
     users, items = np.asarray(log.users, np.int64)[rows], np.asarray(log.items, np.int64)[rows]
     recent = np.arange(max(epochs - RECENT, 0), epochs)

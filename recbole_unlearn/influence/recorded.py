@@ -82,7 +82,7 @@ class Recorded:
     @property
     def batch_rows(self) -> int:
         """Rows of a training batch."""
-        return max(self.batch_triples // self.m, 1)
+        return max(self.batch_triples // max(self.m, 1), 1)
 
     @property
     def adam(self) -> Adam:

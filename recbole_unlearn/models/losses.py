@@ -104,6 +104,12 @@ class Unreduced:
             self.convex.append(Convex(x, loss, logistic_curvature(x)))
         return loss
 
+    def _softmax(self, scores, loss):
+        """The curvature by scores is ``diag(p) - p p'``: by their distances from their mean under p, ``diag(p)``."""
+        p = scores.detach().softmax(1)
+        self.convex.append(Convex(scores - (p * scores).sum(1, keepdim=True), loss, p))
+        return loss
+
     def _fold(self, loss):
         """One value a triple from what a loss module saw: the triples, both halves of them, or facts as well."""
         n, k = self.n, self.knowledge
@@ -131,6 +137,8 @@ class Unreduced:
         return self._fold(self._logistic(torch.where(target > 0.5, score, -score)))
 
     def _CrossEntropyLoss(self, module, scores, target):
+        if scores.shape == (self.n, getattr(self.model, "n_items", 0)):
+            return self._softmax(scores, F.cross_entropy(scores, target, reduction="none"))
         if scores.dim() != 2 or scores.shape[1] != 2:
             return type(module).forward(module, scores, target)
         own = scores.gather(1, target[:, None]).squeeze(1)

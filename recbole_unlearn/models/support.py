@@ -105,9 +105,8 @@ def refusal(config: Config) -> str | None:
 def _refusal(config, name, kind):
     if name in REFUSED:
         return REFUSED[name]
-    if config["MODEL_INPUT_TYPE"] != InputType.PAIRWISE:
-        if kind == ModelType.SEQUENTIAL and config["loss_type"] == "CE":
-            return "loss_type: CE has no negatives; give loss_type: BPR, if RecBole has it for this model"
+    softmax = kind == ModelType.SEQUENTIAL and config["train_neg_sample_args"]["distribution"] == "none"
+    if config["MODEL_INPUT_TYPE"] != InputType.PAIRWISE and not softmax:
         return "it is not trained on pairs of an item and a sampled negative (RecBole's PAIRWISE input)"
     if kind not in KINDS:
         return "its kind of model is none of general, knowledge-aware and sequential"

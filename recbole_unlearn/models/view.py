@@ -13,7 +13,7 @@ from recbole.model.abstract_recommender import AbstractRecommender
 from recbole.utils import ModelType
 
 from recbole_unlearn.compat.recbole_models import clear_caches
-from recbole_unlearn.data.sampling import interaction
+from recbole_unlearn.data.sampling import interaction, negatives_of
 from recbole_unlearn.data.split import pairwise_loader
 from recbole_unlearn.devices import without_cudnn
 from recbole_unlearn.errors import InputError
@@ -86,7 +86,8 @@ class View:
         present = np.flatnonzero(self.position >= 0)
         with fixed_randomness(0), torch.no_grad():
             rows = np.sort(np.random.choice(present, min(rows, len(present)), replace=False))
-            negatives = np.random.randint(1, self.dataset.item_num, (len(rows), self.loader.times))
+            drawn = len(rows), negatives_of(self.loader) or 0
+            negatives = np.random.randint(1, self.dataset.item_num, drawn)
             self.unreduced.calibrating = True
             self._losses(self.interaction(rows, negatives), len(rows))
             self.unreduced.calibrating = False

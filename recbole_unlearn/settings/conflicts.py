@@ -4,7 +4,7 @@ import importlib.util
 import sys
 from typing import Any
 
-from recbole.utils import ModelType
+from recbole.utils import InputType, ModelType
 
 from recbole_unlearn import distributed
 from recbole_unlearn.data.split import Split
@@ -71,7 +71,8 @@ def _trainable(config):
         raise InputError("log_negatives: False leaves nothing to unlearn from; leave it out")
     if config["epochs"] < 1:
         raise InputError(f"epochs must be at least 1, not {config['epochs']}")
-    if config["train_neg_sample_args"]["distribution"] == "none":
+    pairs = config["MODEL_INPUT_TYPE"] == InputType.PAIRWISE
+    if pairs and config["train_neg_sample_args"]["distribution"] == "none":
         raise InputError("train_neg_sample_args: None trains without negatives; pairwise models need them")
     adam = config["learner"].lower() == "adam"
     derived = config["model"] in DERIVED_FORMS

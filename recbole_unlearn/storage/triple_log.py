@@ -74,7 +74,7 @@ def same_start(first: list[list[Any]], second: list[list[Any]]) -> bool:
 
 
 def _crc(array):
-    return zlib.crc32(np.ascontiguousarray(array).data.cast("B"))
+    return zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
 
 
 def _save(path, array):
@@ -154,7 +154,7 @@ class Training:
         run_id: its name, which is part of paths.
         fingerprint: of its data, see `data.fingerprint`.
         n_users, n_items: sizes of the id spaces, padding id 0 included.
-        negatives: of a row and epoch.
+        negatives: of a row and epoch; 0: its loss has none.
         static: whether every epoch has the same ones.
         optimizer: its class's name, such as Adam; None: not known.
         start: what `start_of` says of the first weights; None: not known.
@@ -177,7 +177,7 @@ class TripleLog:
     Attributes:
         users, items: anchors, memory-mapped, shape ``[rows]``; ``users`` is non-decreasing.
         n_epochs (int): complete epochs.
-        negatives (int): negatives per row and epoch.
+        negatives (int): negatives per row and epoch; 0 where the loss has none, but a softmax over all items.
     """
 
     def __init__(self, path: Path | str, metadata: dict[str, Any]) -> None:
@@ -313,7 +313,7 @@ class TripleLog:
             steps: batch of each row, ``[rows]``, where nothing tells the order.
         """
         negatives = np.ascontiguousarray(negatives, dtype=self.dtype)
-        if negatives.shape != (self.n_rows, self.negatives) or (self.n_rows and negatives.min() == 0):
+        if negatives.shape != (self.n_rows, self.negatives) or (negatives.size and negatives.min() == 0):
             raise ValueError(f"an epoch must hold {self.n_rows} x {self.negatives} negatives, all of them drawn")
         file = self._file(self.n_epochs)
         if not (self.static and self.n_epochs):

@@ -92,7 +92,12 @@ class AnyLoss(Problem):
     @property
     def n_triples(self) -> int:
         """Terms of the loss, of an epoch, that earlier requests left."""
-        return int(np.count_nonzero(~self.absent)) * (1 if self.view.traits.row_loss else self.log.negatives)
+        return int(np.count_nonzero(~self.absent)) * self._terms
+
+    @property
+    def _terms(self):
+        """Terms of a row's loss."""
+        return 1 if self.view.traits.row_loss else self.split.terms
 
     def served(self, model=None):
         """A model of its own with the weights as they are now, its graph and histories too."""
@@ -165,7 +170,7 @@ class AnyLoss(Problem):
             "exact": True,
             "coupling": coupling,
             "parameters": len(step),
-            "triples_replayed": int(epochs.kept.sum()) * self.log.negatives * self.epochs,
+            "triples_replayed": int(epochs.kept.sum()) * self.split.terms * self.epochs,
             "step_norm": float(step.norm()),
         }
         new = NewTraining(epochs, beginning, states, model)
@@ -342,7 +347,7 @@ class AnyLoss(Problem):
     def _gradient_rows(self):
         """Rows that each part of z is computed on at most: fewer where the loss is dear."""
         dear = self.view.traits.curvature_triples
-        return 4 * dear // self.log.negatives if dear else GRADIENT_ROWS
+        return 4 * dear // self.split.terms if dear else GRADIENT_ROWS
 
     def _one_epoch_each(self, rows, epochs):
         """Negatives ``[rows, m]``, each row's of one of the epochs, in turn."""
@@ -358,18 +363,17 @@ class AnyLoss(Problem):
         """z, with the negatives of some epochs."""
         log, limit = self.log, self._gradient_rows()
         rows, changed, after = after.rows, after.changed, after.view
-        count = max(min(limit // len(rows), len(epochs)), 1)
+        count = max(min(limit // len(rows), len(epochs)), 1) if log.negatives else 1  # without, epochs are alike
         z = torch.zeros(sum(p.numel() for p in before.parameters), dtype=torch.float64)
         chosen = epochs[np.linspace(0, len(epochs) - 1, count).round().astype(int)]
-        negatives = log.gather(rows, chosen).reshape(-1, log.negatives)
+        negatives = log.gather(rows, chosen).reshape(count * len(rows), log.negatives)
         z += self._gradient(before, np.tile(rows, count), negatives, np.full(len(negatives), 1 / count))
         if len(changed):
             some = _spread(changed, limit)
             negatives, weight = self._one_epoch_each(some, epochs), np.full(len(some), len(changed) / len(some))
             z += self._gradient(before, some, negatives, weight) - self._gradient(after, some, negatives, weight)
         theta = torch.cat([p.detach().cpu().double().view(-1) for p in before.parameters])
-        lost = len(rows) * (1 if before.traits.row_loss else log.negatives)
-        z += lost * self.weight_decay * theta
+        z += len(rows) * self._terms * self.weight_decay * theta
         if way.pool_return and not self.split.repeatable:
             kept, drawn, returned, weight = self.returned(rows, epochs)
             # a forgotten item is drawn instead of another
@@ -445,11 +449,11 @@ class AnyLoss(Problem):
         return SAMPLED_TRIPLES if wanted == "all" and not self._descends(way) else wanted
 
     def _batch_rows(self):
-        return self.view.batch_rows if self.view.traits.batch else max(BATCH_TRIPLES // self.log.negatives, 1)
+        return self.view.batch_rows if self.view.traits.batch else max(BATCH_TRIPLES // self.split.terms, 1)
 
     def _triples_of(self, after, batches):
         """Triples that so many batches of the curvature hold, each counted once."""
-        return min(batches * self._batch_rows(), int(np.count_nonzero(after.position >= 0))) * self.log.negatives
+        return min(batches * self._batch_rows(), int(np.count_nonzero(after.position >= 0))) * self.split.terms
 
     def _batches(self, after, epochs):
         """Function: number of a batch -> curvature of it, scaled to all remaining rows. Every row's turn comes."""
@@ -471,7 +475,7 @@ class AnyLoss(Problem):
     def curvature(self, after: After, way: Influence) -> tuple[AutogradCurvature, int]:
         """Curvature of so many remaining triples at most, those of the users concerned first; and of how many."""
         rows, view = after.rows, after.view
-        wanted = max(int(self.curvature_triples(way)) // self.log.negatives, 1)
+        wanted = max(int(self.curvature_triples(way)) // self.split.terms, 1)
         kept = np.flatnonzero(view.position >= 0)
         own = np.isin(self.log.users[kept], np.unique(self.log.users[rows]))
         concerned, others = _spread(kept[own], max(wanted // 2, 1)), _spread(kept[~own], wanted - wanted // 2)
@@ -486,7 +490,7 @@ class AnyLoss(Problem):
         sample, weight = sample[order], weight[order]
         batches = view.batches(sample, self._one_epoch_each(sample, self.log_epochs(way)), weight)
         outputs = None if way.exact else view.outputs
-        return AutogradCurvature(view.parameters, batches, view.loss, outputs), len(sample) * self.log.negatives
+        return AutogradCurvature(view.parameters, batches, view.loss, outputs), len(sample) * self.split.terms
 
 
 def _flat(model):
