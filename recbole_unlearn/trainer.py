@@ -11,8 +11,8 @@ from recbole.config import Config
 from recbole.data.dataloader import TrainDataLoader
 from recbole.data.interaction import Interaction
 from recbole.model.abstract_recommender import AbstractRecommender
-from recbole.model.general_recommender import BPR, LightGCN
-from recbole.trainer.trainer import KGTrainer, Trainer
+from recbole.model.general_recommender import BPR, NCL, LightGCN
+from recbole.trainer.trainer import KGTrainer, NCLTrainer, Trainer
 from recbole.utils import ModelType, get_model
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data.distributed import DistributedSampler
@@ -22,7 +22,16 @@ from recbole_unlearn.compat.recbole_models import checkpoint_state, class_named,
 from recbole_unlearn.compiled import CompiledEpochs
 from recbole_unlearn.data.fingerprint import fingerprint
 from recbole_unlearn.data.orders import OrderNote
-from recbole_unlearn.data.sampling import ROW, NegativeDraw, PairwiseCollate, batches, drawn_by, negatives_of, record
+from recbole_unlearn.data.sampling import (
+    ROW,
+    NegativeDraw,
+    PairwiseCollate,
+    batches,
+    drawn_by,
+    negatives_in,
+    negatives_of,
+    record,
+)
 from recbole_unlearn.data.split import pairwise_loader
 from recbole_unlearn.devices import array, read
 from recbole_unlearn.errors import InputError
@@ -53,9 +62,9 @@ class _Recorded:
         for step, batch in enumerate(drawn_by(self.loader)):
             rows = batch.interaction.pop(ROW)
             if self.keep:
-                m, rows = self.drawn.shape[1], rows.numpy()
-                negatives = batch[self.loader.neg_item_id].view(m, -1).numpy() if m else np.empty((0, len(rows)), int)
-                record(rows[: negatives.shape[1]], negatives, step, self.position, self.drawn, self.step)
+                negatives = negatives_in(self.loader, batch).numpy()
+                rows = rows[: negatives.shape[1]].numpy()
+                record(rows, negatives, step, self.position, self.drawn, self.step)
             yield batch
 
     @property
@@ -312,6 +321,9 @@ class _Logging(Trainer):
         self.triple_log.append(drawn, order, steps.rates)
         self._snapshot()
 
+    def begin_epoch(self, epoch: int) -> None:
+        """What RecBole's ``fit`` of this model does before an epoch."""
+
     def _valid_epoch(self, valid_data, show_progress=False):
         if not self.shared or _sharded(valid_data):
             return super()._valid_epoch(valid_data, show_progress)
@@ -362,6 +374,14 @@ class KnowledgeTrainer(_Logging, KGTrainer):
     """RecBole's ``KGTrainer`` for pairwise models, with a triple log; see `_Logging`."""
 
 
+class ClusterTrainer(_Logging, NCLTrainer):
+    """RecBole's ``NCLTrainer``, with a triple log; see `_Logging`."""
+
+    def begin_epoch(self, epoch):
+        if epoch % self.num_m_step == 0:
+            self.model.e_step()
+
+
 TRAINERS = {
     ModelType.GENERAL: BPRTrainer,
     ModelType.SEQUENTIAL: BPRTrainer,
@@ -371,7 +391,8 @@ TRAINERS = {
 
 def make_trainer(config: Config, model: AbstractRecommender, trains: bool = True) -> Trainer:
     """The trainer for a model; ``trains=False``: one that only evaluates, without an optimiser."""
-    kind = TRAINERS[config["MODEL_TYPE"]]
+    kind = _kind(config.model_class)
+    assert kind
     if trains:
         return kind(config, model)
     with replaced(Trainer, _build_optimizer=lambda self, **_: None):  # torch would load its compiler: seconds
@@ -397,7 +418,11 @@ def trainer_class(name: str) -> type[Trainer] | None:
     found = get_model(name) if name in known_models() else class_named(name)
     if found is None or refused(found):
         return None
-    return TRAINERS.get(found.type)
+    return _kind(found)
+
+
+def _kind(model_class):
+    return ClusterTrainer if issubclass(model_class, NCL) else TRAINERS.get(model_class.type)
 
 
 def _sharded(loader):
@@ -426,10 +451,11 @@ class _StaticCollate:
             return
         users = dataset.inter_feat[loader.uid_field].numpy()
         draw = NegativeDraw(loader._sampler, dataset.user_num)
-        self.table = draw(users, loader.times).reshape(loader.times, -1)
+        negatives = negatives_of(loader) or 0
+        self.table = draw(users, negatives).reshape(negatives, -1)
 
     def __call__(self, index):
         index = np.array(index)
         data = self.loader.transform(self.loader._dataset, self.loader._dataset[index])
         negatives = torch.from_numpy(self.table[:, index].reshape(-1))
-        return self.loader._neg_sample_by_pair_wise_sampling(data, negatives)
+        return self.loader.sampling_func(data, negatives)

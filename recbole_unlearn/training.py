@@ -214,6 +214,7 @@ def trained_again(
         initial = flat_weights(model)
         kept = {0: initial} if 0 in numbers else {}
         for epoch in tqdm(range(len(epochs)), bar, ncols=100, disable=bar is None):
+            trainer.begin_epoch(epoch)
             trainer._train_epoch(played, epoch)  # is RecBole's for a loader like this one, which there is no log of
             if epoch + 1 in numbers:
                 kept[epoch + 1] = flat_weights(model)
@@ -231,6 +232,27 @@ class _Coupled(Played):
     def __init__(self, *arguments, model):
         super().__init__(*arguments)
         self.model = model
+        self.draws = bool(self.rest.config["transform"])  # what is done to a batch may be random (BERT4Rec's masks)
+        self.before = None
+
+    def _drawn(self):
+        batches = iter(super()._drawn())
+        while True:
+            self.before = streams() if self.draws else None
+            try:
+                drawn = next(batches)
+            except StopIteration:
+                return
+            yield drawn
+
+    def made(self, rows, negatives):
+        if self.before is None:
+            return super().made(rows, negatives)
+        after = streams()
+        self.before()
+        batch = super().made(rows, negatives)
+        after()
+        return batch
 
     @contextmanager
     def shortened(self, drawn, rows):

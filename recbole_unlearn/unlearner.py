@@ -67,7 +67,9 @@ class InfluenceUnlearner:
         self.way, self.chosen = choose(self.problem, way)
         self.method = self.way.name
         # that auto takes where the training of a model cannot be run again as it was
-        self.step = way.influence if isinstance(way, Auto) and not self.problem.derived else None
+        self.step = (
+            way.influence if isinstance(way, Auto) and not (self.problem.derived or self.problem.no_step) else None
+        )
         self.model: AbstractRecommender = trained.model
         self.shared = shared and getattr(self.problem, "shared", False)
         self.guard: guard.Guard | None = None

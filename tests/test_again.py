@@ -6,6 +6,7 @@ The knowledge graph, histories, dropout and negatives of all of them; see `recbo
 import numpy as np
 import pytest
 import torch
+from recbole.data.interaction import Interaction
 
 from recbole_unlearn.data.split import Split, pairwise_loader
 from recbole_unlearn.devices import copies
@@ -41,6 +42,10 @@ MODELS = {
     "GRU4Rec, CE": {**SOFTMAX, "dropout_prob": 0.3},
     "SASRec, CE": SOFTMAX,
     "GRU4Rec, CE, no dropout": {**SOFTMAX, "dropout_prob": 0.0},
+    "BERT4Rec, CE": {**SOFTMAX, "mask_ratio": 0.4},
+    "NeuMF": {"mlp_hidden_size": [8], **TWO},
+    "NeuMF, static": {"mlp_hidden_size": [8], "negatives": "static", "dropout_prob": 0.0, **TWO},
+    "NCL": {"num_clusters": 5, "warm_up_step": 1, "n_layers": 1, **ONE},
     "NGCF": NGCF,
     "NGCF, no dropout": {**NGCF, "message_dropout": 0.0},
     "NGCF, popularity": {
@@ -61,6 +66,8 @@ def original(make_config, linked_path, tmp_path_factory):
     made = {}
 
     def make(name):
+        if name == "NCL":
+            pytest.importorskip("faiss")
         if name not in made:
             folder = tmp_path_factory.mktemp("again")
             keys = {"epochs": 3, "eval_step": 0, "data_path": linked_path, "checkpoint_dir": str(folder)}
@@ -129,6 +136,48 @@ def test_histories_do_not_know_what_is_forgotten(original, name):
         own = torch.from_numpy(np.unique(unlearner.split.users[rows]))
         histories = dataset.inter_feat["item_id_list"][torch.isin(dataset.inter_feat["user_id"], own)]
         assert not (histories == item).any() or unlearner.split.first_items_kept(rows)
+
+
+@pytest.mark.parametrize("name", ["BERT4Rec, CE", "NeuMF", "NCL"])
+def test_models_without_a_step_are_trained_again_however_long_it_takes(original, name):
+    with load(original(name), config_dict={"exact_seconds": 0.0}) as unlearner:
+        assert unlearner.method == "replay" and "longer than exact_seconds, but no step" in unlearner.chosen
+        rows = some(unlearner.split)
+        before, change = copies(unlearner.state_dict), unlearner.forget(rows=rows)
+        assert change.details["exact"] and not same_weights(change.state_dict, before)
+        nothing = unlearner.problem.retrained(rows[:0], "paired")  # what has been forgotten stays so
+        assert same_weights(nothing.state_dict, change.state_dict)
+    with pytest.raises(InputError, match="method: influence is not"):
+        load(original(name), config_dict={"method": "influence"})
+    with pytest.raises(InputError, match="method: influence is not possible"):
+        load(original(name), way=Influence())
+
+
+def test_labels_that_are_trained_on_again_are_those_of_a_loop_over_the_log(original):
+    """Batches of items that were taken, label 1, and the logged negatives after them, label 0."""
+    with load(original("NeuMF, static"), way=Replay()) as unlearner:
+        config, split, log, rows = unlearner.config, unlearner.split, unlearner.log, some(unlearner.split)
+        found = unlearner.forget(rows=rows)
+        gone = np.isin(np.arange(log.n_rows), rows)
+        epochs = Paired(recorded(config, split, unlearner.trained.stored, log), gone, config["seed"])
+        model = new_model(config, split).train()
+    optimizer, size = torch.optim.Adam(model.parameters(), lr=config["learning_rate"]), config["train_batch_size"] // 3
+    for epoch in epochs:
+        for start in range(0, len(epoch.order), size):
+            own = epoch.order[start : start + size]
+            items = np.concatenate([split.items[own], *epoch.negatives[own].T])
+            columns = {"user_id": np.tile(split.users[own], 3), "item_id": items}
+            columns["label"] = np.repeat(np.float32([1, 0, 0]), len(own))
+            batch = Interaction(
+                {
+                    key: torch.as_tensor(np.asarray(value, np.float32 if key == "label" else np.int64))
+                    for key, value in columns.items()
+                }
+            )
+            optimizer.zero_grad()
+            model.calculate_loss(batch).backward()
+            optimizer.step()
+    assert same_weights(model.state_dict(), found.state_dict)
 
 
 @pytest.mark.parametrize("name", ["GRU4Rec", "GRU4Rec, CE", "CKE", "SimpleX"])

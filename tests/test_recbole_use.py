@@ -66,7 +66,7 @@ def test_every_supported_model_keeps_a_log_and_can_be_unlearned_from(recbole, mo
 
 
 @pytest.mark.parametrize(
-    "model, keys", [("NeuMF", {}), ("SASRec", {**SEQUENTIAL, "loss_type": "CE", "train_neg_sample_args": None})]
+    "model, keys", [("ENMF", {"train_neg_sample_args": None}), ("MultiDAE", {"train_neg_sample_args": None})]
 )
 def test_models_that_cannot_be_unlearned_from_train_as_ever_and_the_request_says_why(recbole, model, keys):
     path = recbole(model, **keys)

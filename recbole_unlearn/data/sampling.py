@@ -180,7 +180,8 @@ class PairwiseCollate:
         """Whether the loader's batches can be made this way."""
         dataset = loader._dataset
         return (
-            loader.neg_sample_args["distribution"] in ("uniform", "popularity")
+            loader.dl_format == InputType.PAIRWISE
+            and loader.neg_sample_args["distribution"] in ("uniform", "popularity")
             and not loader.neg_sample_args.get("dynamic", False)
             and dataset.user_feat is None
             and dataset.item_feat is None
@@ -227,10 +228,16 @@ def drawn_by(loader: TrainDataLoader) -> Iterable[Interaction]:
 
 def negatives_of(loader: TrainDataLoader) -> int | None:
     """Negatives of a row in a loader's batches, 0 where the loss has none; None: not a loader that is logged."""
-    if getattr(loader, "dl_format", None) == InputType.PAIRWISE:
-        return loader.times
-    none = isinstance(loader, TrainDataLoader) and loader.neg_sample_args["distribution"] == "none"
-    return 0 if none else None
+    if not isinstance(loader, TrainDataLoader):
+        return None
+    return 0 if loader.neg_sample_args["distribution"] == "none" else loader.neg_sample_num
+
+
+def negatives_in(loader: TrainDataLoader, batch: Interaction) -> torch.Tensor:
+    """Negatives in a loader's batch, ``[m, rows]``: of pairs a column, else rows with labels after the others."""
+    if loader.dl_format == InputType.PAIRWISE:
+        return batch[loader.neg_item_id].view(loader.times, -1)
+    return batch[loader.iid_field].view(loader.times, -1)[1:]
 
 
 def interaction(loader: TrainDataLoader, rows: np.ndarray, negatives: np.ndarray) -> Interaction:
@@ -239,7 +246,7 @@ def interaction(loader: TrainDataLoader, rows: np.ndarray, negatives: np.ndarray
     if not negatives.shape[1]:
         return data
     ids = torch.from_numpy(np.ascontiguousarray(negatives.T, np.int64).reshape(-1))
-    return loader._neg_sample_by_pair_wise_sampling(data, ids)
+    return loader.sampling_func(data, ids)
 
 
 class Played:
@@ -280,16 +287,23 @@ class Played:
     def __iter__(self):
         epoch = next(self.epochs)
         bounds = itertools.pairwise(epoch.bounds)
-        for drawn in drawn_by(self.loader):
-            if self.facts and self.rest.neg_item_id not in drawn:  # facts alone
+        for drawn in self._drawn():
+            if self.rest.iid_field not in drawn:  # facts alone
                 yield drawn
                 continue
             rows = epoch.order[slice(*next(bounds, (0, 0)))]
             with self.shortened(drawn, len(rows)):
                 if len(rows):
-                    batch = interaction(self.rest, self.position[rows], epoch.negatives[rows])
+                    batch = self.made(self.position[rows], epoch.negatives[rows])
                     batch.update(Interaction({name: drawn[name] for name in self.facts if name in drawn}))
                     yield batch
+
+    def _drawn(self):
+        return drawn_by(self.loader)
+
+    def made(self, rows: np.ndarray, negatives: np.ndarray) -> Interaction:
+        """A batch of rows of the data set of ``rest``."""
+        return interaction(self.rest, rows, negatives)
 
     def shortened(self, drawn: Interaction, rows: int) -> AbstractContextManager[None]:
         """Entered around what is done with the ``rows`` that stand for a batch of the loader's."""

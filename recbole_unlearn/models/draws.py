@@ -23,7 +23,7 @@ def keep_draws(before: AbstractRecommender, after: AbstractRecommender, dataset:
     for name in ("adj_entity", "adj_relation"):  # KGCN and KGNNLS: of the knowledge graph, which stays
         if hasattr(before, name):
             setattr(after, name, getattr(before, name))
-    if not hasattr(before, "history_item_id"):
+    if not hasattr(before, "history_item_len"):
         return
     drawn, fresh = (array(model.history_item_id) for model in (before, after))
     users, items = (dataset.inter_feat[field].numpy() for field in (dataset.uid_field, dataset.iid_field))

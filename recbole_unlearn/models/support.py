@@ -74,11 +74,18 @@ TRAITS = {
 AUTOENCODERS = ("MultiVAE", "MultiDAE", "MacridVAE", "RecVAE", "RaCT", "CDAE", "DiffRec", "LDiffRec")
 REFUSED = {
     **dict.fromkeys(AUTOENCODERS, "it is an autoencoder of whole user histories and has no negatives"),
-    "KGAT": "it trains on the knowledge graph with dgl and changes its graph after every epoch",
-    "BERT4Rec": "it masks histories at random and draws its own negatives, which no log holds",
-    "S3Rec": "it is pre-trained on the histories first, which no log holds",
-    "GRU4RecCPR": "RecBole has no BPR loss for it",
-    "SASRecCPR": "RecBole has no BPR loss for it",
+    "ENMF": "it is trained on whole user histories, which RecBole goes through user by user, without negatives",
+    "KGAT": "it needs dgl, which does not run with the versions of torch that this package is tested with",
+    "MKR": "RecBole trains it by turns on two losses, for which no trainer keeps a log",
+    "S3Rec": "it starts from weights pre-trained on the histories, which know what is to be forgotten",
+    "NCEPLRec": "RecBole computes it when it is built, and trains nothing: build it anew on the data that remain",
+}
+LABELS = "it is trained on labels of single items; a step is for pairs and for softmaxes over all items"
+NO_STEP = {  # models that are trained again only, and why
+    "BERT4Rec": "it masks histories at random in every batch",
+    "NCL": "its clusters of users and items are made anew in every epoch",
+    **dict.fromkeys(("GRU4RecCPR", "SASRecCPR"), "it reduces its loss on its own"),
+    "RepeatNet": "it reduces its loss on its own",
 }
 KINDS = (ModelType.GENERAL, ModelType.KNOWLEDGE, ModelType.SEQUENTIAL)
 NEEDS = {"NCL": "faiss", "KGIN": "torch_scatter", "MCCLK": "torch_scatter"}
@@ -92,8 +99,18 @@ def traits(model: AbstractRecommender) -> Traits:
 
 def refused(model_class: type[AbstractRecommender]) -> bool:
     """Whether a class of model can be unlearned from under no configuration."""
-    pairs = getattr(model_class, "input_type", InputType.PAIRWISE) == InputType.PAIRWISE
-    return recbole_name(model_class) in REFUSED or not pairs or model_class.type not in KINDS
+    lists = getattr(model_class, "input_type", None) == InputType.LISTWISE
+    return recbole_name(model_class) in REFUSED or lists or model_class.type not in KINDS
+
+
+def no_step(config: Config) -> str | None:
+    """In words, why no influence step is there for a configuration's model, which is trained again; None: there is."""
+    labels = config["MODEL_INPUT_TYPE"] == InputType.POINTWISE and not _softmax(config)
+    return NO_STEP.get(recbole_name(config.model_class), LABELS if labels else None)
+
+
+def _softmax(config):
+    return config["MODEL_TYPE"] == ModelType.SEQUENTIAL and config["train_neg_sample_args"]["distribution"] == "none"
 
 
 def refusal(config: Config) -> str | None:
@@ -105,15 +122,12 @@ def refusal(config: Config) -> str | None:
 def _refusal(config, name, kind):
     if name in REFUSED:
         return REFUSED[name]
-    softmax = kind == ModelType.SEQUENTIAL and config["train_neg_sample_args"]["distribution"] == "none"
-    if config["MODEL_INPUT_TYPE"] != InputType.PAIRWISE and not softmax:
-        return "it is not trained on pairs of an item and a sampled negative (RecBole's PAIRWISE input)"
+    if config["MODEL_INPUT_TYPE"] == InputType.LISTWISE:
+        return "RecBole trains it on whole lists of items"
     if kind not in KINDS:
         return "its kind of model is none of general, knowledge-aware and sequential"
     if name in NEEDS and importlib.util.find_spec(NEEDS[name]) is None:
         return f"it needs the package {NEEDS[name]}, which is not installed"
-    if name == "NCL":
-        return "its clusters of users and items are made anew in every epoch, and no log holds them"
     preloaded = config["preload_weight"] or {}
     if missing := [field for field in PRELOADED.get(name, ()) if field not in preloaded]:
         return f"it needs pre-trained vectors of {' and '.join(missing)} (RecBole's preload_weight)"

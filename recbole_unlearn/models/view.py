@@ -18,7 +18,7 @@ from recbole_unlearn.data.split import pairwise_loader
 from recbole_unlearn.devices import without_cudnn
 from recbole_unlearn.errors import InputError
 from recbole_unlearn.models.losses import Unreduced, fixed_randomness, one_a_triple
-from recbole_unlearn.models.support import traits
+from recbole_unlearn.models.support import no_step, traits
 
 FACTS = 255  # of the knowledge graph in each batch
 LARGE_BATCH = 32_768  # triples; graph models propagate once a batch
@@ -61,10 +61,10 @@ class View:
         self.batch_rows = rows if self.traits.batch or sequential else max(LARGE_BATCH // self.loader.times, 1)
         self.facts = self._facts(loader, in_training)
         self.unreduced = Unreduced(model, in_training, self.traits.sums)
-        if norms is None:
-            self._calibrate(rows)
-        else:
+        if norms is not None:
             self.unreduced.norms = norms
+        elif not no_step(config):
+            self._calibrate(rows)
 
     def load(self, weights: Mapping[str, torch.Tensor | np.ndarray]) -> None:
         """Set the model's parameters, by name."""

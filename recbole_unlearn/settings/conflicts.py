@@ -9,7 +9,7 @@ from recbole.utils import InputType, ModelType
 from recbole_unlearn import distributed
 from recbole_unlearn.data.split import Split
 from recbole_unlearn.errors import InputError
-from recbole_unlearn.models.support import refusal
+from recbole_unlearn.models.support import no_step, refusal
 from recbole_unlearn.settings import recbole_keys
 from recbole_unlearn.settings.config import UnlearnConfig
 from recbole_unlearn.settings.given import Given
@@ -102,12 +102,16 @@ def supported(config: UnlearnConfig) -> UnlearnConfig:
 
 def _check_influence_only(config):
     """Raises InputError for what is there for `DERIVED_FORMS` only."""
-    name = config["model"]
+    name, reason = config["model"], no_step(config)
+    if reason and (config["method"] == "influence" or config["unlearn_params"]):
+        asked = "unlearn_params" if config["unlearn_params"] else "method: influence"
+        raise InputError(f"{asked} is not for {name}: {reason}; it is trained again, by method: replay")
     ways = ("auto", "influence") if config["unlearn_params"] else ("auto", "influence", "replay")
     if config["method"] not in ways:
         what = f"{name} with unlearn_params" if config["unlearn_params"] else name
         raise InputError(f"method: {config['method']} is not for {what}; use method: influence")
-    if config["damping"] == "adam" and config["learner"].lower() != "adam" and config["method"] != "replay":
+    step = config["method"] != "replay" and not reason
+    if config["damping"] == "adam" and config["learner"].lower() != "adam" and step:
         raise InputError(f"damping: adam does not fit learner: {config['learner']}; use damping: scalar")
     if config["purge_dataset"]:
         raise InputError(f"purge_dataset is for {' and '.join(DERIVED_FORMS)} only, not for {name}; leave it out")

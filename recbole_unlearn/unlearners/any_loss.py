@@ -18,6 +18,7 @@ from recbole_unlearn.influence.operators import AutogradCurvature
 from recbole_unlearn.influence.solver import jacobi
 from recbole_unlearn.models.draws import keep_draws
 from recbole_unlearn.models.losses import fixed_randomness
+from recbole_unlearn.models.support import no_step
 from recbole_unlearn.models.view import View
 from recbole_unlearn.storage.checkpoints import check_finite
 from recbole_unlearn.trained import Trained
@@ -83,6 +84,7 @@ class AnyLoss(Problem):
         self._params = list(params) if params else None
         self.view = View(model, self.split.train, self.split.data_row, self._params)
         self.step = step or Influence()
+        self.no_step = no_step(self.config)
         self.recorded, self.beginning = trained.recorded(), Beginning(trained.seed)
 
     @property

@@ -102,15 +102,23 @@ def _chosen(problem, way):
 def _of_any_loss(problem, way):
     if isinstance(way, Auto):
         if reason := way.replay.refuses(problem):
+            if problem.no_step:
+                raise InputError(
+                    f"{problem.name} cannot forget: {reason}; and no step is there for it: {problem.no_step}"
+                )
             return way.influence, f"auto: {reason}"
         seconds, exact = problem.seconds_again(), way.replay.exact(problem, np.empty(0, np.int64))
         known = f"training takes about {seconds:.2g} s" if seconds < np.inf else "nobody knows how long training takes"
+        if problem.no_step and not exact:
+            longer = f"{known}, longer than exact_seconds, but no step is there for {problem.name}: {problem.no_step}"
+            return replace(way.replay, rows="all"), f"auto: {longer}"
         return (way.replay if exact else way.influence), f"auto: {known}"
     if isinstance(way, Reoptimise):
         raise InputError(f"method: {way.name} is not for {problem.name}; use method: replay or influence")
+    if reason := way.refuses(problem):
+        instead = "influence" if isinstance(way, Replay) else "replay"
+        raise InputError(f"method: {way.name} is not possible: {reason}; use method: {instead}")
     if isinstance(way, Replay):
-        if reason := way.refuses(problem):
-            raise InputError(f"method: {way.name} is not possible: {reason}; use method: influence")
         way = replace(way, rows="all")
     return way, "asked for"
 

@@ -45,8 +45,8 @@ class Influence:
         return self.curvature == "hessian"
 
     def refuses(self, problem: Problem) -> str | None:
-        """None: it is valid for every model; whether its settings are, `Problem.check` says."""
-        return None
+        """Whether there is a step for the model; whether its settings are valid, `Problem.check` says."""
+        return problem.no_step
 
     def warm_up(self, problem: Any) -> None:
         problem.warm_up_step(self)
