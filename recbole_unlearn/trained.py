@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from recbole.model.abstract_recommender import AbstractRecommender
+from recbole.model.general_recommender import BPR, LightGCN
 from recbole.trainer import Trainer
 from recbole.utils import init_logger
 
@@ -210,6 +211,15 @@ class Trained:
         model = new_model(self.config, self.split)
         model.load_state_dict(self.stored["state_dict"])
         return model
+
+
+def not_paired(trained: Trained) -> str | None:
+    """In words, why a training cannot be run again, without some rows, by its own random numbers; None: it can."""
+    if not trained.recorded().ordered():
+        return "the order of its batches is not known"
+    if trained.unlearned_before and type(trained.model) not in (BPR, LightGCN):
+        return f"{type(trained.model).__name__} may draw in training (dropout), of which a result's log holds nothing"
+    return None
 
 
 def _parameters(model):

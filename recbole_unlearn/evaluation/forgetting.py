@@ -97,7 +97,36 @@ def histogram(ranks: np.ndarray, bins: int = 20) -> list[int]:
     return np.histogram(ranks, bins, (0, 1))[0].tolist()
 
 
-def verdict(original: np.ndarray, unlearned: np.ndarray, retrained: np.ndarray) -> tuple[str, dict[str, Any]]:
+def paired(
+    original: np.ndarray, unlearned: np.ndarray, trained: np.ndarray, way: float | None, distance: float
+) -> dict[str, Any]:
+    """How near forgetting came to paired training.
+
+    Args:
+        original, unlearned, trained: percentiles of the same pairs, ``trained`` those of the paired training.
+        way: from the original to it that the unlearned model went, by forget-set AUC; None: it did not move.
+        distance: of the unlearned model's weights from those of it, over the original's.
+
+    Returns:
+        ``way``, ``distance``, ``correlation`` of the percentiles' changes (None where there are none), ``sentence``.
+    """
+    changes = unlearned - original, trained - original
+    alike = float(np.corrcoef(*changes)[0, 1]) if len(original) > 1 and all(map(np.ptp, changes)) else None
+    went = (
+        "there was no way to go" if way is None else f"the unlearned model went {way:.0%} of the way (forget-set AUC)"
+    )
+    changed = "" if alike is None else f", the interactions' changes correlate by {alike:.2f}"
+    sentence = (
+        "The retrained model is the paired one: the model's own trainer trained again without the forget set, by the "
+        f"original's random numbers as far as they fit. From the original to it {went}{changed}; "
+        f"the weights end {distance:.1e} of the way's length from it."
+    )
+    return {"way": way, "distance": distance, "correlation": alike, "sentence": sentence}
+
+
+def verdict(
+    original: np.ndarray, unlearned: np.ndarray, retrained: np.ndarray, word: str = "retrained"
+) -> tuple[str, dict[str, Any]]:
     """One sentence: whether the forget set now looks like the retrained model's.
 
     The unlearned and the retrained percentiles are compared pair by pair; they look alike if their mean difference
@@ -105,6 +134,7 @@ def verdict(original: np.ndarray, unlearned: np.ndarray, retrained: np.ndarray) 
 
     Args:
         original, unlearned, retrained: percentiles of the same pairs.
+        word: for the retrained model.
 
     Returns:
         The sentence, and the figures in it, with ``outcome``: 'alike', 'not yet', 'over-forgotten' or
@@ -124,7 +154,7 @@ def verdict(original: np.ndarray, unlearned: np.ndarray, retrained: np.ndarray) 
         "effect": effect,
         "gap_closed": closed if np.isfinite(closed) else None,
     }
-    numbers = f"forget-set AUC {auc[1]:.4f} against {auc[2]:.4f} retrained and {auc[0]:.4f} before"
+    numbers = f"forget-set AUC {auc[1]:.4f} against {auc[2]:.4f} {word} and {auc[0]:.4f} before"
     if abs(effect) <= noise(original, retrained):
         outcome = "too small"
         text = (
@@ -132,11 +162,11 @@ def verdict(original: np.ndarray, unlearned: np.ndarray, retrained: np.ndarray) 
         )
     elif abs(gap) <= bound:
         outcome = "alike"
-        text = f"The forget set now looks like the retrained model's: {numbers}."
+        text = f"The forget set now looks like the {word} model's: {numbers}."
     elif gap * effect > 0:
         outcome = "not yet"
-        text = f"The forget set does not yet look like the retrained model's: {numbers} ({closed:.0%} of the way)."
+        text = f"The forget set does not yet look like the {word} model's: {numbers} ({closed:.0%} of the way)."
     else:
         outcome = "over-forgotten"
-        text = f"The forget set is over-forgotten compared with the retrained model: {numbers}."
+        text = f"The forget set is over-forgotten compared with the {word} model: {numbers}."
     return text, {**figures, "outcome": outcome}

@@ -74,6 +74,7 @@ def markdown(result: dict) -> str:
         "",
         result["verdict"] or ("" if html_report.judged(result) else NOT_JUDGED),
         "",
+        *([result["paired"]["sentence"], ""] if "paired" in result else []),
         *([SPAM_EXPOSURE, ""] if forget["kind"] == "spam" else []),
         f"{_how(solve)}; kernels loaded in {solve['setup_seconds']:.2g} s before the request.",
         "",

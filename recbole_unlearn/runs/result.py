@@ -10,7 +10,8 @@ class Result(dict[str, Any]):
 
     Of a model that forgot (``kind`` is 'run'): ``models`` (original, unlearned, retrained: ranking metrics,
     forget_auc, seconds; exposure of spam; with ``evaluate: none`` seconds only), ``forget_set``, ``unlearning`` (solver
-    report), ``guard`` (whether the log tells the training), ``stream`` (of requests), ``speed_up``, ``verdict``,
+    report), ``guard`` (whether the log tells the training), ``paired`` (with ``compare: paired``:
+    see `forgetting.paired`), ``stream`` (of requests), ``speed_up``, ``verdict``,
     ``settings``. Of 'fidelity': ``fidelity`` and ``title``; of a 'comparison': ``comparison`` (see
     `figures.Comparison.run`) and ``title``; of an 'audit': ``audit`` (see `populations.Audit.run`) and ``title``.
     """

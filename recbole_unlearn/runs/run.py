@@ -14,6 +14,8 @@ from recbole_unlearn import distributed
 from recbole_unlearn.data.dataset import described
 from recbole_unlearn.data.forget import ForgetRequest
 from recbole_unlearn.data.split import Split
+from recbole_unlearn.devices import copies
+from recbole_unlearn.errors import InputError
 from recbole_unlearn.evaluation import forgetting, ranking
 from recbole_unlearn.evaluation.churn import churn
 from recbole_unlearn.evaluation.exposure import exposure
@@ -26,9 +28,9 @@ from recbole_unlearn.settings.conflicts import check_cutoffs, to_train
 from recbole_unlearn.settings.given import Given
 from recbole_unlearn.settings.shown import hidden, plain, public
 from recbole_unlearn.storage.files import in_one_line, scratch_folder
-from recbole_unlearn.trained import Checkpoint, Trained
+from recbole_unlearn.trained import Checkpoint, Trained, not_paired
 from recbole_unlearn.trainer import make_trainer
-from recbole_unlearn.training import new_model, train
+from recbole_unlearn.training import distance, new_model, train, train_paired
 from recbole_unlearn.unlearner import InfluenceUnlearner
 from recbole_unlearn.unlearners.base import Unlearned
 
@@ -58,6 +60,9 @@ class Run:
         distributed.order("open", arguments=arguments, fingerprint=self.split.fingerprint)
         self.checkpoint = checkpoint
         adopts = checkpoint is not None and checkpoint.log is None
+        self.paired = config["compare"] == "paired"
+        if self.paired and distributed.shared():
+            raise InputError("compare: paired trains in one process; leave torchrun and nproc out, or compare: retrain")
         self.unlearner = self._opened(checkpoint) if checkpoint and not (adopts and config["dry_run"]) else None
         earlier = checkpoint.stored if checkpoint else None
         self.whole = output.whole_of(config, self.split, self.request)
@@ -89,7 +94,10 @@ class Run:
         if shared:
             assert checkpoint.log
             distributed.order("open_unlearner", checkpoint=str(checkpoint.path), run_id=checkpoint.log.run_id)
-        return InfluenceUnlearner(checkpoint.trained(self.split), shared=shared)
+        trained = checkpoint.trained(self.split)
+        if self.paired and (reason := not_paired(trained)):
+            raise InputError(f"compare: paired is not possible: {reason}; give compare: retrain")
+        return InfluenceUnlearner(trained, shared=shared)
 
     def run(self) -> Result:
         """Train if need be, forget, retrain to compare, judge all, write."""
@@ -160,8 +168,12 @@ class Run:
             "unlearned": unlearner.served(new_model(self.config, self.split)),
         }
         times = {"original": seconds, "unlearned": unlearned.seconds}
-        if self.config["compare"] == "retrain":
-            path = folder / "retrained.pth"
+        path, trained = folder / "retrained.pth", unlearner.trained
+        if self.paired:
+            seed = self.config["seed"] if trained.seed is None else trained.seed
+            arguments = self.config, self.split, path, trained.path, self.rows, seed
+            models["retrained"], times["retrained"] = train_paired(*arguments)
+        elif self.config["compare"] == "retrain":
             models["retrained"], _, times["retrained"] = train(
                 self.config, self.split, path, self.rows, log_negatives=False
             )
@@ -179,14 +191,19 @@ class Run:
             evaluated[name] = {"ranking": figures, "forget_auc": float(ranks[name].mean()), **evaluated[name]}
             if len(split.spam):
                 evaluated[name]["exposure"] = exposure(model, split, config["topk"])
-        sentence, figures = None, None
+        sentence, figures, paired = None, None, None
         if "retrained" in ranks:
-            sentence, figures = forgetting.verdict(*(ranks[name] for name in ("original", "unlearned", "retrained")))
+            before, after, goal = (ranks[name] for name in ("original", "unlearned", "retrained"))
+            sentence, figures = forgetting.verdict(before, after, goal, "paired" if self.paired else "retrained")
+            if self.paired:
+                states = [copies(models[name].state_dict()) for name in ("original", "retrained", "unlearned")]
+                paired = forgetting.paired(before, after, goal, figures["gap_closed"], distance(*states))
         return {
             "models": evaluated,
             "speed_up": seconds["retrained"] / seconds["unlearned"] if "retrained" in seconds else None,
             "verdict": sentence,
             "verdict_figures": figures,
+            **({"paired": paired} if paired else {}),
             "rank_histogram": {name: forgetting.histogram(each) for name, each in ranks.items()},
             "churn": churn(models, judged, rows) if judges else {},
             "geometry": geometry(models, trained.log, rows, trained.epochs) if judges else {},

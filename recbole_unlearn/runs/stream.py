@@ -135,7 +135,7 @@ def drift(unlearner, scratch):
     original = unlearner.trained.copy()
     models = {"original": original, "unlearned": unlearner.model, "retrained": retrained}
     ranks = {name: forgetting.percentiles(model, split, rows) for name, model in models.items()}
-    _, figures = forgetting.verdict(*ranks.values())
+    _, figures = forgetting.verdict(ranks["original"], ranks["unlearned"], ranks["retrained"])
     result = {
         "forgotten": len(rows),
         "seconds_retrain": seconds,

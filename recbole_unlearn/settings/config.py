@@ -163,7 +163,8 @@ class UnlearnConfig(Config):
         if self["evaluate"] != "none":
             return
         asked = [key for key in ("methods", "compare_models") if self[key] is not None]
-        asked += [key for key, word in (("experiment", "paper"), ("compare", "retrain")) if self._asked(key) == word]
+        contradicting = {"experiment": ("paper",), "compare": ("retrain", "paired")}
+        asked += [key for key, words in contradicting.items() if self._asked(key) in words]
         if asked:
             raise InputError(f"evaluate: none judges no model; leave it out, or leave out {asked[0]}")
         self.final_config_dict["compare"] = "none"

@@ -27,6 +27,8 @@ def check_many(given: Given) -> None:
         raise InputError(f"{many[0]} trains models by name, in other processes; give the name of a RecBole model")
     if given.get("checkpoint") is not None:
         raise InputError(f"{many[0]} trains its own models; leave checkpoint out")
+    if given.get("compare") == "paired":
+        raise InputError(f"{many[0]} compares with retrained models of its own; leave compare: paired out")
 
 
 def check_purge(given: Given, saved: bool) -> None:
@@ -93,6 +95,9 @@ def supported(config: UnlearnConfig) -> UnlearnConfig:
         raise InputError("log_wandb: True needs the package wandb, which is not installed; install it, or leave it out")
     if config["model"] not in DERIVED_FORMS or config["unlearn_params"]:
         _check_influence_only(config)
+    sequential = config["MODEL_TYPE"] == ModelType.SEQUENTIAL
+    if config["compare"] == "paired" and sequential and config["train_neg_sample_args"]["distribution"] == "popularity":
+        raise InputError("compare: paired is not for sequential models' negatives by popularity; give compare: retrain")
     if config["purge_dataset"] and not config["purge"]:
         raise InputError("purge_dataset: True leaves an original that fits no data; give purge: True too")
     if config["everywhere"] and not config["purge_dataset"]:
