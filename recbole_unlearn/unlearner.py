@@ -38,9 +38,9 @@ from recbole_unlearn.unlearners.replay import Replay
 class InfluenceUnlearner:
     """Changes a model's weights to what they would be had some interactions never been there (docs/method.md).
 
-    For every pairwise model of RecBole, and classes of your own. Each request starts where the one before ended: with
-    its weights, its trajectory, and without its interactions. Nothing is written before `save`. The log was verified
-    when it was opened, and a checkpoint stays locked until `close`, or the end of a ``with`` block.
+    For every model of RecBole that is trained row by row, and classes of your own. Each request starts where the one
+    before ended: with its weights, its trajectory, and without its interactions. Nothing is written before `save`. The
+    log was verified when it was opened, and a checkpoint stays locked until `close`, or the end of a ``with`` block.
 
     Args:
         trained: the training to unlearn from; its model and log are only read.
