@@ -32,14 +32,10 @@ def main(argv=None):
     try:
         overrides = {"forget_requests": args.requests} if args.requests is not None else {}
         overrides |= {"quick": True} if args.quick else {}
-        for arg in rest:
-            key, equals, value = arg.removeprefix("--").partition("=")
-            if not arg.startswith("--") or not equals or not key:
-                raise InputError(f"cannot read argument {arg!r}; write --key=value")
-            if key in overrides:
-                raise InputError(f"--{key} is given twice; give it once")
-            overrides[key] = value
         from recbole_unlearn.quick_start import run_unlearn
+        from recbole_unlearn.settings.given import read_arguments
+
+        overrides = read_arguments(rest, overrides)
 
         result = run_unlearn(args.model, args.dataset, (args.config_files or "").split(), overrides)
     except OtherRankFailed:  # which has said why

@@ -104,6 +104,19 @@ def parse_value(text: Any, key: str | None = None) -> Any:
         return text
 
 
+def read_arguments(arguments: Sequence[str], given: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Keys of a command line's ``--key=value``, beside those that it has given otherwise; InputError for others."""
+    found = dict(given or {})
+    for argument in arguments:
+        key, equals, value = argument.removeprefix("--").partition("=")
+        if not argument.startswith("--") or not equals or not key:
+            raise InputError(f"cannot read argument {argument!r}; write --key=value")
+        if key in found:
+            raise InputError(f"--{key} is given twice; give it once")
+        found[key] = value
+    return found
+
+
 def as_path(value: Any, key: str) -> Any:
     """The value of one of our keys of paths as text."""
     return str(value) if key in keys.PATHS and isinstance(value, os.PathLike) else value

@@ -1,0 +1,249 @@
+"""Deletion requests in one SQLite file: what was asked when, what became of it, and tokens only until it is done."""
+
+import json
+import os
+import re
+import secrets
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from recbole_unlearn.errors import InputError
+from recbole_unlearn.requests.secret import Secret
+from recbole_unlearn.storage import audit
+from recbole_unlearn.storage.files import check_regular
+
+APPLICATION, SCHEMA = 0x52557175, 1  # in the file's header: "RUqu", and the version of the tables
+TABLES = (
+    "CREATE TABLE queue (secret TEXT NOT NULL, origin TEXT, checkpoint TEXT)",
+    # facts: what receipts tell of a batch; none while it is open
+    "CREATE TABLE batches (id TEXT PRIMARY KEY, started TEXT NOT NULL, checkpoint TEXT NOT NULL, folder TEXT NOT NULL, "
+    "audit TEXT NOT NULL, keys TEXT NOT NULL, facts TEXT)",
+    # tokens: a JSON list; none once it is done
+    "CREATE TABLE requests (id TEXT PRIMARY KEY, kind TEXT NOT NULL, tokens TEXT, mark TEXT NOT NULL, "
+    "received TEXT NOT NULL, due TEXT NOT NULL, state TEXT NOT NULL, reason TEXT, interactions INTEGER, batch TEXT, "
+    "done TEXT)",
+)
+STATES, KINDS = ("pending", "done", "failed"), ("user", "item", "pair")
+NAME = re.compile(r"[\w.:-]{1,64}", re.ASCII)
+MAX_DAYS = 36_500
+
+
+class Queue:
+    """An open queue.
+
+    Args:
+        path: its file.
+        key_file: of the operator's secret, where that is needed.
+        new: whether to make queue and secret where there is no queue.
+
+    Raises:
+        InputError: no queue, a foreign or damaged file, a later version's, or another secret than it began with.
+    """
+
+    def __init__(self, path: Path | str, key_file: Path | None = None, new: bool = False):
+        self.path = Path(path).absolute()
+        self._secret: Secret | None = None
+        try:
+            if new and not self.path.exists():  # SQLite would let others read it
+                os.close(os.open(self.path, os.O_CREAT | os.O_WRONLY, 0o600))
+            check_regular(self.path)
+        except FileNotFoundError:
+            raise InputError(f"queue {path} does not exist; add a request, in a folder that exists") from None
+        except OSError as error:
+            raise InputError(f"queue {path} cannot be opened ({error.strerror})") from None
+        with self._in_one_line():
+            self._connection = sqlite3.connect(self.path, timeout=60, isolation_level=None)
+            self._connection.row_factory = sqlite3.Row
+            try:
+                self._open(key_file, new)
+            except BaseException:
+                self._connection.close()
+                raise
+
+    def _open(self, key_file, new):
+        application, schema = (self._one(f"PRAGMA {name}")[0] for name in ("application_id", "user_version"))
+        empty = not application and not schema and not self._one("SELECT count(*) FROM sqlite_master")[0]
+        if not empty and application != APPLICATION:
+            raise InputError(f"{self.path} is no queue of recbole_unlearn; name another file")
+        if empty and not new:
+            raise InputError(f"queue {self.path} is empty; add a request first")
+        if schema > SCHEMA:
+            raise InputError(f"queue {self.path} is of a later version of recbole_unlearn; install that")
+        # what is deleted is overwritten, and no copy of it outlives its transaction: no write-ahead log, and a rollback
+        # journal that is gone with the commit
+        for setting in ("secure_delete=ON", "journal_mode=DELETE", "temp_store=MEMORY", "trusted_schema=OFF"):
+            self._run(f"PRAGMA {setting}").fetchall()
+        if key_file:
+            self._secret = Secret.made(key_file) if empty else Secret.read(key_file)
+        if empty:
+            self._make()
+        if self._secret and self._secret.check != self._one("SELECT secret FROM queue")[0]:
+            raise InputError(f"{key_file} is not the key file that queue {self.path} began with; put that back")
+
+    def _make(self):
+        with self.transaction():
+            if self._one("PRAGMA user_version")[0]:  # another process was first
+                return
+            for table in TABLES:
+                self._run(table)
+            self._run("INSERT INTO queue VALUES (?, NULL, NULL)", self.secret.check)
+            self._run(f"PRAGMA application_id={APPLICATION}")
+            self._run(f"PRAGMA user_version={SCHEMA}")
+
+    @property
+    def secret(self) -> Secret:
+        """The operator's, if it was opened with the key file."""
+        assert self._secret
+        return self._secret
+
+    def close(self) -> None:
+        self._connection.close()
+
+    def __enter__(self) -> "Queue":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def _run(self, statement, *values):
+        return self._connection.execute(statement, values)
+
+    def _one(self, statement, *values):
+        return self._run(statement, *values).fetchone()
+
+    @contextmanager
+    def _in_one_line(self):
+        try:
+            yield
+        except InputError:
+            raise
+        except (sqlite3.Error, ValueError) as error:  # a damaged file may hold anything
+            raise InputError(f"queue {self.path} cannot be used ({error})") from None
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """All that is changed within happens, or nothing of it."""
+        with self._in_one_line():
+            self._run("BEGIN IMMEDIATE")
+            try:
+                yield
+                self._run("COMMIT")
+            except BaseException:
+                if self._connection.in_transaction:
+                    self._run("ROLLBACK")
+                raise
+
+    # -- requests
+
+    def add(self, kind: str, tokens: list[str], name: str | None = None, days: int = 30) -> str:
+        """Take a request in; returns, in words, what became of it.
+
+        Raises:
+            InputError: a name, token or number of days that cannot be; another request has the name.
+        """
+        name = secrets.token_hex(6) if name is None else name
+        if not NAME.fullmatch(name):
+            raise InputError(f"id {name!r} must be 1 to 64 letters, digits and _ . : -")
+        if not all(token.strip() for token in tokens):
+            raise InputError("a token is empty: it names nobody")
+        if not 0 <= days <= MAX_DAYS:
+            raise InputError(f"due must be 0 to {MAX_DAYS} days, not {days}")
+        mark, now = self.secret.mark(name, kind, tokens), audit.now()
+        due = (datetime.fromisoformat(now) + timedelta(days=days)).isoformat()
+        content = kind, json.dumps(tokens), mark
+        with self.transaction():
+            known = self._one("SELECT * FROM requests WHERE id = ?", name)
+            if known is None:
+                columns = "id, received, due, state, kind, tokens, mark"
+                self._run(f"INSERT INTO requests ({columns}) VALUES (?,?,?,'pending',?,?,?)", name, now, due, *content)
+                return f"{name}: added, due {due}"
+            if known["state"] == "failed":  # to be tried again, perhaps without the mistake
+                again = "kind = ?, tokens = ?, mark = ?, state = 'pending', reason = NULL"
+                self._run(f"UPDATE requests SET {again} WHERE id = ?", *content, name)
+                return f"{name}: had failed, pending again, due {known['due']}"
+            if known["mark"] != mark:
+                raise InputError(f"{name} is the id of another request; name another")
+        return f"{name}: added before, {known['state']}; nothing changed"
+
+    def requests(self, state: str | None = None, batch: str | None = None) -> list[sqlite3.Row]:
+        """Those of a state, or of a batch, in the order in which they came."""
+        with self._in_one_line():
+            chosen = "(?1 IS NULL OR state = ?1) AND (?2 IS NULL OR batch = ?2)"
+            return self._run(f"SELECT * FROM requests WHERE {chosen} ORDER BY received, rowid", state, batch).fetchall()
+
+    def request(self, name: str) -> sqlite3.Row:
+        """InputError where there is none of this name."""
+        with self._in_one_line():
+            found = self._one("SELECT * FROM requests WHERE id = ?", name)
+        if found is None:
+            raise InputError(f"queue {self.path} holds no request {name!r}")
+        return found
+
+    # -- batches
+
+    @property
+    def checkpoints(self) -> tuple[str | None, str | None]:
+        """The one that it began with, and the one that the next batch starts from; None before the first batch."""
+        with self._in_one_line():
+            return tuple(self._one("SELECT origin, checkpoint FROM queue"))
+
+    def served(self, checksum: str) -> bool:
+        """Whether a checkpoint with this SHA-256 is the one from before a batch."""
+        with self._in_one_line():
+            facts = self._run("SELECT facts FROM batches WHERE facts IS NOT NULL").fetchall()
+            return checksum in (json.loads(each[0])["before"] for each in facts)
+
+    def open_batch(self) -> sqlite3.Row | None:
+        """The batch that was begun and is not known to be done."""
+        with self._in_one_line():
+            return self._one("SELECT * FROM batches WHERE facts IS NULL")
+
+    def facts(self, batch: str) -> dict[str, Any]:
+        """What receipts tell of a batch."""
+        with self._in_one_line():
+            return json.loads(self._one("SELECT facts FROM batches WHERE id = ?", batch)[0])
+
+    def begin(self, batch: dict[str, str], origin: str, found: dict[str, int], refused: dict[str, str]) -> None:
+        """Write down, before any work, what is about to be served.
+
+        Args:
+            batch: columns of the table, but for its facts.
+            origin: the checkpoint that the queue began with.
+            found: number of interactions of each request; of 0 there is nothing to be forgotten: it is done.
+            refused: why others cannot be served.
+        """
+        with self.transaction():
+            for name, reason in refused.items():
+                self._run("UPDATE requests SET state = 'failed', reason = ? WHERE id = ?", reason, name)
+            for name, count in found.items():
+                done = "state = 'done', tokens = NULL, done = ?," if count == 0 else "batch = ?,"
+                value = audit.now() if count == 0 else batch["id"]
+                self._run(f"UPDATE requests SET {done} interactions = ? WHERE id = ?", value, count, name)
+            if any(found.values()):
+                names = ", ".join(batch)
+                values = ", ".join("?" * len(batch))
+                self._run(f"INSERT INTO batches ({names}) VALUES ({values})", *batch.values())
+            self._run("UPDATE queue SET origin = ?, checkpoint = ?", origin, batch["checkpoint"])
+
+    def give_back(self, batch: str) -> None:
+        """Its requests are pending as before: nothing of it was done."""
+        with self.transaction():
+            self._run("UPDATE requests SET batch = NULL, interactions = NULL WHERE batch = ?", batch)
+            self._run("DELETE FROM batches WHERE id = ?", batch)
+
+    def done(self, batch: str, facts: dict[str, Any], checkpoint: str) -> None:
+        """A batch is served: its tokens are gone from here, and the next one starts from its checkpoint."""
+        with self.transaction():
+            served = "state = 'done', tokens = NULL, done = ?"
+            self._run(f"UPDATE requests SET {served} WHERE batch = ?", facts["time"], batch)
+            self._run("UPDATE batches SET facts = ? WHERE id = ?", json.dumps(facts), batch)
+            self._run("UPDATE queue SET checkpoint = ?", checkpoint)
+
+    def compact(self) -> None:
+        """Write the file anew: what SQLite moved within it before a deletion may have left copies."""
+        with self._in_one_line():
+            self._run("VACUUM")

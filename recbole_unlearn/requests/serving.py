@@ -1,0 +1,236 @@
+"""What is pending in a queue, forgotten in one batch.
+
+A batch, with a random id that is its folder's name, is in the queue before anything is done. Whether a killed process
+had done it is then to be seen from the disk: done is what the audit record holds, as `runs.output` has it.
+"""
+
+import csv
+import json
+import os
+import re
+import secrets
+import sqlite3
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from recbole_unlearn.data.requests import rows_of
+from recbole_unlearn.data.split import Split
+from recbole_unlearn.data.tokens import ids
+from recbole_unlearn.errors import InputError
+from recbole_unlearn.quick_start import run_unlearn
+from recbole_unlearn.requests.queue import Queue
+from recbole_unlearn.runs import output
+from recbole_unlearn.settings.given import Given
+from recbole_unlearn.settings.keys import FORGET, PERSONAL
+from recbole_unlearn.storage import audit, purging
+from recbole_unlearn.storage.files import in_one_line, locked, read_text, remove, scratch_folder, sweep_scratch
+from recbole_unlearn.trained import Checkpoint
+
+# keys that a queue sets, or that could name somebody
+OURS = (*FORGET, *PERSONAL, "checkpoint", "output_dir", "audit", "request_batch", "model", "dataset")
+BATCH = re.compile("[0-9a-f]{16}")
+
+
+def serve(
+    queue: Queue,
+    output_dir: Path | str,
+    trail: Path | str,
+    checkpoint: Path | str | None = None,
+    keys: Mapping[str, Any] | None = None,
+    reset: bool = False,
+) -> str:
+    """Forget what is pending; returns, in words, what was done.
+
+    Args:
+        queue: it goes on from the checkpoint that its last batch made.
+        output_dir: each batch gets a folder in it.
+        trail: the audit file.
+        checkpoint: the one to begin with.
+        keys: other keys of `run_unlearn`.
+        reset: whether to begin anew with ``checkpoint``, one that was trained since.
+
+    Raises:
+        InputError: as `run_unlearn` does; nothing is done then, and all is pending as before.
+    """
+    keys = {"compare": "none", **(keys or {})}
+    given = Given.read(config_dict=keys)
+    taken = [key for key in given.values if key in OURS] + given.many + ["experiment"] * given.experiment
+    if taken:
+        raise InputError(f"a queue is not served with {taken[0]}; leave it out")
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise InputError("a queue is served by one process, which may start others: leave torchrun out, and give nproc")
+    sweep_scratch()
+    with locked(queue.path):
+        finished = _take_up(queue)
+        origin, start = _start(queue, checkpoint, reset)
+        said = _batch(queue, origin, start, Path(output_dir).absolute(), Path(trail).absolute(), keys)
+        queue.compact()
+    return "\n".join(filter(None, [finished, said]))
+
+
+def _start(queue, checkpoint, reset):
+    """Paths of the checkpoint that the queue began with, and of the one to forget from."""
+    origin, current = queue.checkpoints
+    if checkpoint is None:
+        if current is None or reset:
+            raise InputError("give the checkpoint to begin with")
+        return origin, current
+    if current is None or reset:
+        if Path(checkpoint).is_file() and queue.served(audit.file_checksum(checkpoint)):
+            raise InputError(f"{checkpoint} knows what this queue has forgotten; give one that was trained without")
+        return (os.path.abspath(checkpoint),) * 2
+    if os.path.realpath(checkpoint) in map(os.path.realpath, (origin, current)):  # the same command, every night
+        return origin, current
+    raise InputError(
+        f"this queue goes on from {current}; leave {checkpoint} out, or add --reset if it was trained anew since"
+    )
+
+
+def _batch(queue, origin, checkpoint, output_dir, trail, keys):
+    """Serve what is pending from a checkpoint; returns what was done."""
+    pending = queue.requests("pending")
+    if not pending:
+        return "nothing is pending"
+    with ExitStack() as held:
+        opened = Checkpoint.open(Given.read(config_dict={**keys, "checkpoint": checkpoint}), held)
+        assert opened
+        found, refused = _looked_up(opened.split(), pending)
+    name = secrets.token_hex(8)
+    folder = output_dir / name
+    batch = {"id": name, "started": audit.now(), "checkpoint": checkpoint, "folder": str(folder), "audit": str(trail)}
+    queue.begin({**batch, "keys": json.dumps(keys)}, origin, found, refused)
+    said = [f"{each}: failed, {reason}" for each, reason in refused.items()]
+    said += [f"{each}: done, nothing to forget" for each, count in found.items() if not count]
+    served = [each for each, count in found.items() if count]
+    if served:
+        _forget(queue, name, {**keys, "checkpoint": checkpoint, "output_dir": str(folder), "audit": str(trail)})
+        if not _finish(queue, queue.open_batch()):
+            raise InputError(f"{folder} holds no unlearned model that {trail} records; it was changed meanwhile")
+        said += [f"{each}: done, {found[each]} interactions" for each in served] + [f"serve {queue.checkpoints[1]}"]
+    return "\n".join(said)
+
+
+def _looked_up(split: Split, pending: Sequence[sqlite3.Row]) -> tuple[dict[str, int], dict[str, str]]:
+    """Number of training interactions of each request, and why others cannot be served: without naming anybody."""
+    found, refused = {}, {}
+    for request in pending:
+        table = _table([request])
+        unknown = [
+            field for field in ("user", "item") if (token := table[field][0]) and not _known(split, field, token)
+        ]
+        if unknown:
+            refused[request["id"]] = f"unknown {unknown[0]} token"
+        else:
+            found[request["id"]] = len(rows_of(split, table)[0])
+    return found, refused
+
+
+def _known(split, field, token):
+    """Whether the data set has a token, or none is named."""
+    try:
+        return token == "" or len(ids(split, field, [token])) == 1
+    except InputError:
+        return False
+
+
+def _table(requests):
+    """Requests as `data.requests.read` gives them, without times."""
+    return pd.DataFrame([_pair(request) for request in requests], columns=["user", "item"])
+
+
+def _pair(request):
+    tokens = json.loads(request["tokens"])
+    return {"user": (*tokens, ""), "item": ("", *tokens)}.get(request["kind"], tokens)
+
+
+def _forget(queue, batch, keys):
+    """One run for all requests of a batch, which it reads from a file that is ours alone."""
+    requests = queue.requests(batch=batch)
+    with scratch_folder() as scratch:
+        file = scratch / "requests.csv"
+        _table(requests).to_csv(file, index=False, quoting=csv.QUOTE_ALL)
+        run_unlearn(config_dict={**keys, "forget_requests": str(file), "request_batch": len(requests)})
+
+
+# -- what a killed process left
+
+
+def _take_up(queue):
+    """Finish the batch that a killed process was serving, if it had got so far; else take it back."""
+    batch = queue.open_batch()
+    if batch is None:
+        return None
+    if _finish(queue, batch):
+        return f"a batch that was cut off is finished; serve {queue.checkpoints[1]}"
+    folder = Path(batch["folder"])
+    if not (BATCH.fullmatch(batch["id"]) and folder.name == batch["id"]):
+        raise InputError(f"queue {queue.path} is damaged: {folder} is not the folder of a batch")
+    with in_one_line(folder.parent):
+        remove(folder)
+    queue.give_back(batch["id"])
+    return None
+
+
+def _finish(queue, batch) -> bool:
+    """Finish a batch if its model is on record: the purge that was asked for, and the queue; whether it is."""
+    path, trail = Path(batch["folder"]) / "unlearned.pth", Path(batch["audit"])
+    record, line = _recorded(trail, path)
+    if record is None:
+        return False
+    for folder in (path.parent, Path(batch["checkpoint"]).parent):
+        purging.tidy(folder)  # a purge that was begun is finished
+    _purge(queue, batch, record["request"])
+    queue.done(batch["id"], _facts(batch["id"], record, line, path.parent), str(path))
+    return True
+
+
+def _recorded(trail, path):
+    """The audit record of a model, and the SHA-256 of its line; (None, None) where there is none."""
+    if not (trail.is_file() and path.is_file()):
+        return None, None
+    checksum, found = audit.file_checksum(path), audit.read(trail)
+    lines = [record["previous"] for record in found.records[1:]] + [found.head]  # each line's is in the next one
+    for record, line in zip(found.records, lines, strict=True):
+        if record.get("event") == "unlearned" and record["after"]["file"] == checksum:
+            return record, line
+    return None, None
+
+
+def _purge(queue, batch, name):
+    """What a killed process left of a purge that was asked for."""
+    path, trail = Path(batch["checkpoint"]), Path(batch["audit"])
+    given = Given.read(config_dict={**json.loads(batch["keys"]), "checkpoint": str(path)})
+    if given.get("purge") is not True:
+        return
+    if path.is_file():  # it was not begun yet
+        with ExitStack() as held:
+            opened = Checkpoint.open(given, held)
+            assert opened
+            split = opened.split()
+            rows = np.unique(np.concatenate(rows_of(split, _table(queue.requests(batch=batch["id"])))))
+            erasure = output.erasure_of(opened.config, split, rows, opened.stored)
+            result = {"files": {"original": str(path)}, "audit": {"request": name}}
+            output.purge(result, opened.config, path, erasure, trail)
+
+
+def _facts(batch, record, line, folder) -> dict[str, Any]:
+    """What receipts tell of a batch: nothing of its other requests."""
+    result = json.loads(read_text(folder / "result.json"))
+    return {
+        "batch": batch,
+        "time": record["time"],
+        "model": record["settings"]["model"],
+        "dataset": record["settings"]["dataset"],
+        "method": record["method"],
+        "exact": record["solver"].get("exact", False),
+        "guard": {key: result["guard"][key] for key in ("checked", "sentence", "distance", "limit")},
+        "audit": {"request": record["request"], "line": line},
+        "before": record["before"]["file"],
+        "weights": record["after"]["weights"],
+        "versions": record["versions"],
+    }
