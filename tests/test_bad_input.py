@@ -483,6 +483,9 @@ CASES = {
         for arguments, says in [
             (["--topk=1.5"], "topk"),
             (["--topk=[5,'a']"], "<="),
+            (["--changed_lists=999"], "changed_lists: 999 is more than the"),
+            (["--changed_lists=-1"], "changed_lists"),
+            (["--changed_lists=5", "--model=GRU4Rec", "--loss_type=BPR"], "changed_lists"),
             (["--valid_metric=MRR@999", "--topk=999"], "topk: 999 is more than the"),
             (["--metrics=['AUC']", "--valid_metric=AUC", "--eval_args={'mode':'labeled'}"], "AUC judges predicted"),
             (["--eval_args={'mode':'labeled'}"], "labeled"),

@@ -10,7 +10,7 @@ import torch
 
 import recbole_unlearn as ru
 from recbole_unlearn.errors import InputError
-from recbole_unlearn.evaluation.churn import churn
+from recbole_unlearn.evaluation.churn import TOP, changed_users, churn, recommended
 from recbole_unlearn.quick_start import run_unlearn
 from recbole_unlearn.storage import checkpoints
 from recbole_unlearn.storage.triple_log import TripleLog, log_path
@@ -190,6 +190,25 @@ def test_churn_counts_what_changes_for_those_who_asked_for_nothing(task, make_mo
     found = churn({"original": original, "other": same}, split, rows)["other"]
     assert 0 < found <= 1 / (len(users) - 5)
     assert churn({"original": original}, split, np.arange(split.n_rows)) == {}
+
+
+def test_lists_are_out_of_date_of_those_whose_recommendations_change_and_of_nobody_who_is_gone(task, make_model):
+    split, original = task.split, make_model(task.split, task.seed)
+    other, users = make_model(split, task.seed), np.unique(split.users)
+    gone = np.flatnonzero(np.isin(split.users, users[:5]))
+    assert changed_users(original, other, split, gone, TOP) == []
+    with torch.no_grad():
+        other.user_embedding.weight[users[4:7]] *= -1  # of one who is gone, and of two who are not
+    assert changed_users(original, other, split, gone, TOP) == list(split.token("user", users[5:7]))
+    assert changed_users(original, other, split, gone, split.n_items - 1) == []  # all that anybody has not seen
+    # an interaction that is forgotten: its item may be recommended again
+    with torch.no_grad():
+        (row,) = np.flatnonzero(split.users == users[9])[:1]
+        for model in (original, other):
+            model.item_embedding.weight[split.items[row]] = 9 * model.user_embedding.weight[users[9]]
+    assert split.items[row] in recommended(original, split, np.array([row]), TOP, np.array([row]))
+    assert split.items[row] not in recommended(original, split, np.array([row]), TOP)
+    assert split.token("user", users[9:10])[0] in changed_users(original, other, split, np.array([row]), TOP)
 
 
 @pytest.mark.parametrize("model", MODELS)

@@ -167,6 +167,15 @@ def test_what_is_pending_is_forgotten_and_the_next_batch_goes_on(here, command):
     assert len(list(Path("served").iterdir())) == 2
 
 
+def test_a_batch_names_the_users_whose_lists_are_out_of_date(here, command):
+    command("add", "q.db", "--user", "u20")
+    command("add", "q.db", "--pair", *here.pairs(np.array([0]))[0])
+    said = command(*SERVE, "--changed_lists=5", "--coupling=fresh")
+    head, *users = Path(said.splitlines()[-1].removeprefix("serve ")).with_name("changed_users.csv").read_text().split()
+    everybody = set(here.token("user", np.unique(here.users)))
+    assert head == "user" and users and set(users) <= everybody - {"u20"} and len(set(users)) == len(users)
+
+
 def test_a_queue_begins_anew_with_a_model_that_was_trained_since(here, command, scene, make_options):
     command("add", "q.db", "--user", "u20")
     command(*SERVE)

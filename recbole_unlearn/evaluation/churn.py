@@ -11,15 +11,16 @@ from recbole_unlearn.evaluation.forgetting import query_scores
 TOP, USERS = 10, 2000  # recommendations a user, and users to ask: a random part where there are more
 
 
-def recommended(model: AbstractRecommender, split: Split, asked: np.ndarray, top: int = TOP) -> np.ndarray:
+def recommended(
+    model: AbstractRecommender, split: Split, asked: np.ndarray, top: int = TOP, gone: np.ndarray | None = None
+) -> np.ndarray:
     """The items that users would be recommended, in no order: int64 ``[asked, top]``, none of their training items.
 
     Args:
         asked: rows of ``split``, one of each user; a sequential model is asked for what follows the history before.
+        gone: rows that are no training items any more.
     """
-    users, starts = np.unique(split.users, return_index=True)
-    stops = np.append(starts[1:], len(split.users))
-    own = {user: split.items[start:stop] for user, start, stop in zip(users, starts, stops, strict=True)}
+    own = _own(split, gone)
     found = np.empty((len(asked), top), np.int64)
     for part, scores in query_scores(model, split.queries(asked)):
         scores = scores[:, : split.n_items].copy()
@@ -28,6 +29,36 @@ def recommended(model: AbstractRecommender, split: Split, asked: np.ndarray, top
             scores[place, own[user]] = -np.inf
         found[part] = np.argpartition(-scores, top - 1, axis=1)[:, :top]
     return found
+
+
+def _own(split, gone=None):
+    """Training items of each user, but for rows that are ``gone``."""
+    kept = np.delete(np.arange(len(split.users)), [] if gone is None else gone)
+    users, starts = np.unique(split.users[kept], return_index=True)
+    return dict(zip(users, np.split(split.items[kept], starts[1:]), strict=True))
+
+
+def changed_users(
+    before: AbstractRecommender, after: AbstractRecommender, split: Split, rows: np.ndarray, top: int
+) -> list[str]:
+    """Tokens of users whose recommendations another model changes: what was kept of these is out of date.
+
+    Args:
+        before, after: models, not sequential ones; ``after`` without some ``rows``.
+        top: number of recommendations.
+
+    Returns:
+        Of users who are still there; nobody of whom all rows are gone.
+    """
+    kept = np.delete(np.arange(split.n_rows), rows)
+    users, firsts = np.unique(split.users[kept], return_index=True)
+    lists = []
+    for model, gone in ((before, None), (after, rows)):
+        own, found = _own(split, gone), recommended(model, split, kept[firsts], top, gone)
+        # a user may have fewer items left than are asked for
+        lists.append([set(items) - set(own[user]) for user, items in zip(users, found.tolist(), strict=True)])
+    changed = [user for user, old, new in zip(users, *lists, strict=True) if old != new]
+    return [str(token) for token in split.token("user", np.array(changed, np.int64))]
 
 
 def churn(models: Mapping[str, AbstractRecommender], split: Split, rows: np.ndarray, seed: int = 0) -> dict[str, float]:

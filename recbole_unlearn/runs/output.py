@@ -9,6 +9,7 @@ from datetime import datetime
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 
 from recbole_unlearn import adoption
@@ -20,7 +21,8 @@ from recbole_unlearn.influence.coupling import Fresh, Paired
 from recbole_unlearn.settings.conflicts import DERIVED_FORMS
 from recbole_unlearn.settings.shown import public
 from recbole_unlearn.storage import audit, checkpoints, inter_file, paths, purging, secret, suppression
-from recbole_unlearn.storage.files import is_debris, locked, remove
+from recbole_unlearn.storage.files import is_debris, locked, remove, write_atomically
+from recbole_unlearn.storage.paths import CHANGED
 from recbole_unlearn.storage.triple_log import log_path
 from recbole_unlearn.trained import Trained
 from recbole_unlearn.unlearners import guard
@@ -169,6 +171,11 @@ def save_unlearned(
     checkpoints.save_with_log(path, state, write_log)
 
 
+def write_changed(folder: Path, users: list[str]) -> None:
+    """Write changed_users.csv."""
+    write_atomically(folder / CHANGED, pd.DataFrame({"user": users}).to_csv(index=False).encode())
+
+
 def _approximate(trained, rows):
     """What a model that forgot otherwise than by training again would have been trained on."""
     gone = np.zeros(trained.log.n_rows, bool)
@@ -303,7 +310,7 @@ def recorded_or_gone(path):
     try:
         yield
     except Exception:
-        for name in (path.name, log_path(path).name, "result.json", "result.md", "report.html"):
+        for name in (path.name, log_path(path).name, "result.json", "result.md", "report.html", CHANGED):
             if name not in before:
                 remove(path.parent / name)
         raise

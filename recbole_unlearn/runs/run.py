@@ -17,7 +17,7 @@ from recbole_unlearn.data.split import Split
 from recbole_unlearn.devices import copies
 from recbole_unlearn.errors import InputError
 from recbole_unlearn.evaluation import forgetting, ranking
-from recbole_unlearn.evaluation.churn import churn
+from recbole_unlearn.evaluation.churn import changed_users, churn
 from recbole_unlearn.evaluation.exposure import exposure
 from recbole_unlearn.evaluation.geometry import geometry
 from recbole_unlearn.reports import tables
@@ -126,6 +126,9 @@ class Run:
                     **({"left": self.left} if self.left else {}),
                 },
             )
+            if self.saved and (top := self.config["changed_lists"]):
+                changed = changed_users(models["original"], models["unlearned"], self.split, self.rows, top)
+                output.write_changed(folder, changed)
             if self.saved:
                 self._write(result, folder, unlearner, unlearned, unlearner.requests if served else ())
         return result

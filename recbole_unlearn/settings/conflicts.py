@@ -98,6 +98,8 @@ def supported(config: UnlearnConfig) -> UnlearnConfig:
     sequential = config["MODEL_TYPE"] == ModelType.SEQUENTIAL
     if config["compare"] == "paired" and sequential and config["train_neg_sample_args"]["distribution"] == "popularity":
         raise InputError("compare: paired is not for sequential models' negatives by popularity; give compare: retrain")
+    if config["changed_lists"] and sequential:
+        raise InputError(f"changed_lists is not for sequential models such as {config['model']}; leave it out")
     if config["purge_dataset"] and not config["purge"]:
         raise InputError("purge_dataset: True leaves an original that fits no data; give purge: True too")
     if config["everywhere"] and not config["purge_dataset"]:
@@ -127,6 +129,7 @@ def _check_influence_only(config):
 
 
 def check_cutoffs(config: UnlearnConfig, split: Split) -> None:
-    """Raises InputError where a metric's cutoff is beyond the catalogue."""
-    if (most := max(config["topk"])) >= split.n_items:
-        raise InputError(f"topk: {most} is more than the {split.n_items - 1} items of {config['dataset']}")
+    """Raises InputError where a metric's cutoff, or the length of lists, is beyond the catalogue."""
+    for key, most in (("topk", max(config["topk"])), ("changed_lists", config["changed_lists"])):
+        if most >= split.n_items:
+            raise InputError(f"{key}: {most} is more than the {split.n_items - 1} items of {config['dataset']}")

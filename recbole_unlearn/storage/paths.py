@@ -9,7 +9,10 @@ from recbole_unlearn.storage.files import TEMPORARY, is_debris
 from recbole_unlearn.storage.triple_log import log_path
 
 # Names of what a run writes into its folder: no audit file can have them.
-OUTPUT_NAMES = ("model.pth", "unlearned.pth", "retrained.pth", "result.json", "result.md", "report.html", "drift.pth")
+CHANGED = "changed_users.csv"
+OUTPUT_NAMES = (
+    "model.pth", "unlearned.pth", "retrained.pth", "result.json", "result.md", "report.html", "drift.pth", CHANGED,
+)  # fmt: skip
 
 
 def check_written(key: str, path: Path | str, checkpoint: Path | str | None = None) -> None:
