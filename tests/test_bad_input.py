@@ -485,6 +485,7 @@ CASES = {
             (["--topk=[5,'a']"], "<="),
             (["--changed_lists=999"], "changed_lists: 999 is more than the"),
             (["--changed_lists=-1"], "changed_lists"),
+            (["--embeddings=True", "--model=NeuMF"], "embeddings is for BPR and LightGCN"),
             (["--changed_lists=5", "--model=GRU4Rec", "--loss_type=BPR"], "changed_lists"),
             (["--valid_metric=MRR@999", "--topk=999"], "topk: 999 is more than the"),
             (["--metrics=['AUC']", "--valid_metric=AUC", "--eval_args={'mode':'labeled'}"], "AUC judges predicted"),

@@ -167,13 +167,21 @@ def test_what_is_pending_is_forgotten_and_the_next_batch_goes_on(here, command):
     assert len(list(Path("served").iterdir())) == 2
 
 
-def test_a_batch_names_the_users_whose_lists_are_out_of_date(here, command):
+def test_a_batch_names_the_users_whose_lists_are_out_of_date_and_writes_the_embeddings_that_are_left(here, command):
     command("add", "q.db", "--user", "u20")
     command("add", "q.db", "--pair", *here.pairs(np.array([0]))[0])
-    said = command(*SERVE, "--changed_lists=5", "--coupling=fresh")
-    head, *users = Path(said.splitlines()[-1].removeprefix("serve ")).with_name("changed_users.csv").read_text().split()
-    everybody = set(here.token("user", np.unique(here.users)))
+    said = command(*SERVE, "--changed_lists=5", "--embeddings=True")
+    model = Path(said.splitlines()[-1].removeprefix("serve "))
+    everybody = {*here.token("user", np.unique(here.users))}
+    head, *users = model.with_name("changed_users.csv").read_text().split()
     assert head == "user" and users and set(users) <= everybody - {"u20"} and len(set(users)) == len(users)
+    state = checkpoint.load(model)[0]["state_dict"]
+    for field, left in (("user", everybody - {"u20"}), ("item", {*here.token("item", np.unique(here.items))})):
+        vectors = np.load(model.parent / "embeddings" / f"{field}s.npy")
+        head, *tokens = (model.parent / "embeddings" / f"{field}s.csv").read_text().split()
+        assert head == field and set(tokens) == left and len(vectors) == len(tokens)
+        ids = here.train._dataset.token2id(f"{field}_id", tokens)
+        assert (vectors == state[f"{field}_embedding.weight"].numpy()[ids]).all()
 
 
 def test_a_queue_begins_anew_with_a_model_that_was_trained_since(here, command, scene, make_options):

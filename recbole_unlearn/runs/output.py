@@ -16,13 +16,14 @@ from recbole_unlearn import adoption
 from recbole_unlearn.compat.recbole_models import CACHES
 from recbole_unlearn.data import frozen_data
 from recbole_unlearn.data.frozen_data import Frozen
+from recbole_unlearn.data.split import Split
 from recbole_unlearn.errors import InputError
 from recbole_unlearn.influence.coupling import Fresh, Paired
 from recbole_unlearn.settings.conflicts import DERIVED_FORMS
 from recbole_unlearn.settings.shown import public
 from recbole_unlearn.storage import audit, checkpoints, inter_file, paths, purging, secret, suppression
-from recbole_unlearn.storage.files import is_debris, locked, remove, write_atomically
-from recbole_unlearn.storage.paths import CHANGED
+from recbole_unlearn.storage.files import is_debris, locked, remove, replacing, write_atomically
+from recbole_unlearn.storage.paths import CHANGED, EMBEDDINGS
 from recbole_unlearn.storage.triple_log import log_path
 from recbole_unlearn.trained import Trained
 from recbole_unlearn.unlearners import guard
@@ -176,6 +177,19 @@ def write_changed(folder: Path, users: list[str]) -> None:
     write_atomically(folder / CHANGED, pd.DataFrame({"user": users}).to_csv(index=False).encode())
 
 
+def write_embeddings(folder: Path, pair: tuple[np.ndarray, np.ndarray], split: Split, rows: np.ndarray) -> None:
+    """Write users.npy and items.npy, and whose each row is: of those alone of whom training interactions are left."""
+    folder = folder / EMBEDDINGS
+    folder.mkdir()
+    kept = np.delete(np.arange(split.n_rows), rows)
+    for field, table, ids in (("user", pair[0], split.users), ("item", pair[1], split.items)):
+        left = np.unique(ids[kept])
+        with replacing(folder / f"{field}s.npy") as file:
+            np.save(file, table[left])
+        tokens = pd.DataFrame({field: split.token(field, left)})
+        write_atomically(folder / f"{field}s.csv", tokens.to_csv(index=False).encode())
+
+
 def _approximate(trained, rows):
     """What a model that forgot otherwise than by training again would have been trained on."""
     gone = np.zeros(trained.log.n_rows, bool)
@@ -310,7 +324,7 @@ def recorded_or_gone(path):
     try:
         yield
     except Exception:
-        for name in (path.name, log_path(path).name, "result.json", "result.md", "report.html", CHANGED):
+        for name in (path.name, log_path(path).name, "result.json", "result.md", "report.html", CHANGED, EMBEDDINGS):
             if name not in before:
                 remove(path.parent / name)
         raise

@@ -19,7 +19,7 @@ from recbole_unlearn.errors import InputError
 from recbole_unlearn.evaluation import forgetting, ranking
 from recbole_unlearn.evaluation.churn import changed_users, churn
 from recbole_unlearn.evaluation.exposure import exposure
-from recbole_unlearn.evaluation.geometry import geometry
+from recbole_unlearn.evaluation.geometry import embeddings, geometry
 from recbole_unlearn.reports import tables
 from recbole_unlearn.runs import output
 from recbole_unlearn.runs.result import Result
@@ -126,10 +126,8 @@ class Run:
                     **({"left": self.left} if self.left else {}),
                 },
             )
-            if self.saved and (top := self.config["changed_lists"]):
-                changed = changed_users(models["original"], models["unlearned"], self.split, self.rows, top)
-                output.write_changed(folder, changed)
             if self.saved:
+                self._write_for_serving(folder, models)
                 self._write(result, folder, unlearner, unlearned, unlearner.requests if served else ())
         return result
 
@@ -211,6 +209,16 @@ class Run:
             "churn": churn(models, judged, rows) if judges else {},
             "geometry": geometry(models, trained.log, rows, trained.epochs) if judges else {},
         }
+
+    def _write_for_serving(self, folder: Path, models: dict[str, AbstractRecommender]):
+        """What those who keep lists, or look for neighbours, want of the new model, where it is asked for."""
+        if top := self.config["changed_lists"]:
+            changed = changed_users(models["original"], models["unlearned"], self.split, self.rows, top)
+            output.write_changed(folder, changed)
+        if self.config["embeddings"]:
+            pair = embeddings(models["unlearned"])
+            assert pair
+            output.write_embeddings(folder, pair, self.split, self.rows)
 
     def _write(self, result: Result, folder: Path, unlearner: InfluenceUnlearner, unlearned: Unlearned, requests):
         """The new model last of all: whatever fails before leaves none."""

@@ -120,6 +120,8 @@ def _check_influence_only(config):
     step = config["method"] != "replay" and not reason
     if config["damping"] == "adam" and config["learner"].lower() != "adam" and step:
         raise InputError(f"damping: adam does not fit learner: {config['learner']}; use damping: scalar")
+    if config["embeddings"] and config["model"] not in DERIVED_FORMS:
+        raise InputError(f"embeddings is for {' and '.join(DERIVED_FORMS)} only, not for {name}; leave it out")
     if config["purge_dataset"]:
         raise InputError(f"purge_dataset is for {' and '.join(DERIVED_FORMS)} only, not for {name}; leave it out")
     if config["forget_spam"] is not None and config["MODEL_TYPE"] != ModelType.GENERAL:

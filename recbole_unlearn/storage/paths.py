@@ -9,9 +9,10 @@ from recbole_unlearn.storage.files import TEMPORARY, is_debris
 from recbole_unlearn.storage.triple_log import log_path
 
 # Names of what a run writes into its folder: no audit file can have them.
-CHANGED = "changed_users.csv"
+CHANGED, EMBEDDINGS = "changed_users.csv", "embeddings"
 OUTPUT_NAMES = (
     "model.pth", "unlearned.pth", "retrained.pth", "result.json", "result.md", "report.html", "drift.pth", CHANGED,
+    EMBEDDINGS,
 )  # fmt: skip
 
 
