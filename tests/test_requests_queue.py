@@ -6,6 +6,7 @@ import os
 import shutil
 import sqlite3
 import stat
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -17,13 +18,15 @@ from conftest import SECRET_USER, inside
 from test_crash import KILLED, Dying, distinctive, same
 from test_crash_stream import FRESH
 
+import recbole_unlearn
 from recbole_unlearn.data.split import Split
 from recbole_unlearn.errors import InputError
 from recbole_unlearn.quick_start import run_unlearn
+from recbole_unlearn.requests import serving
 from recbole_unlearn.requests.__main__ import main
 from recbole_unlearn.requests.queue import APPLICATION, SCHEMA, Queue
 from recbole_unlearn.settings.config import UnlearnConfig
-from recbole_unlearn.storage import audit
+from recbole_unlearn.storage import audit, purging
 from recbole_unlearn.storage import checkpoints as checkpoint
 
 QUIET = ("--evaluate=none", "--show_progress=False", "--state=WARNING", "--coupling=paired")
@@ -132,6 +135,13 @@ def test_the_list_names_nobody_unasked_and_marks_what_is_overdue(here, command):
     assert "OVERDUE" in late and "OVERDUE" not in other and SECRET_USER not in late
     assert SECRET_USER in command("list", "q.db", "--show")
     assert len(command("list", "q.db", "--state", "done").splitlines()) == 1
+
+
+def test_it_is_a_command(here):
+    environment = {**os.environ, "PYTHONPATH": str(Path(recbole_unlearn.__file__).parents[1])}
+    argv = [sys.executable, "-m", "recbole_unlearn.requests", "list", "none.db"]
+    done = subprocess.run(argv, capture_output=True, text=True, env=environment)
+    assert (done.returncode, done.stdout) == (2, "") and "none.db does not exist" in done.stderr
 
 
 # -- served
@@ -251,6 +261,40 @@ def test_what_fails_before_any_work_leaves_all_pending(here, command):
     assert state_of("a") == "pending" and not Path("q.db.audit.jsonl").exists()
     Path("served").unlink()
     assert "a: done" in command(*SERVE)
+
+
+def test_a_purge_that_was_not_begun_is_made_up_for(here, command, monkeypatch):
+    """Stopped when the new model is on record, before anything is deleted."""
+
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    command("add", "q.db", "--user", "u20", "--id", "a")
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(purging, "purge", stop)
+        main([*SERVE, *PURGE])
+    assert Path("model.pth").exists() and "u20" in Path("data/tiny/tiny.inter").read_text()
+    held_out = [loader._dataset.inter_feat.interaction["user_id"] for loader in (here.valid, here.test)]
+    held_out = int((torch.cat(held_out) == here.train._dataset.token2id("user_id", "u20")).sum())
+    assert "cut off is finished" in command(*SERVE)  # as it was asked for then
+    assert not Path("model.pth").exists() and not Path("model.triples").exists()
+    assert Path("data/tiny/tiny.inter").read_text().count("u20\t") == held_out
+    records = audit.read("q.db.audit.jsonl").records
+    assert [record["event"] for record in records] == ["unlearned", "purged"]
+    assert records[0]["request"] == records[1]["request"] and state_of("a") == "done"
+
+
+def test_a_queue_deletes_no_folder_but_that_of_its_batch(here, command, monkeypatch):
+    command("add", "q.db", "--user", "u20", "--id", "a")
+    with monkeypatch.context() as patch:
+        patch.setattr(serving, "_forget", lambda *_: None)
+        assert "no unlearned model" in command(*SERVE, status=2)
+    connection = sqlite3.connect("q.db")
+    connection.execute("UPDATE batches SET folder = ?", [str(Path("data").absolute())])
+    connection.commit()
+    connection.close()
+    assert "damaged" in command(*SERVE, status=2)
+    assert Path("data/tiny/tiny.inter").exists()
 
 
 # -- queues and keys that are none
@@ -496,7 +540,7 @@ def killed(scene, tmp_path_factory):
 
 
 def test_killed_while_it_serves_nothing_is_lost_and_nothing_served_twice(killed):
-    points = {n + after for n in killed.commits for after in (0, 1)} | set(range(20, killed.changes, 25))
+    points = {n + after for n in killed.commits for after in (0, 1)} | set(range(20, killed.changes, 40))
     found = [killed.killed_at(n) for n in sorted(points) if n <= killed.changes]
     assert set(found) == {False, True} and found == sorted(found)
 

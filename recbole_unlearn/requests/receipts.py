@@ -102,7 +102,7 @@ def verify(path: Path, public_key: str | None = None) -> tuple[bool, str]:
     except OSError as error:
         raise InputError(f"cannot read receipt {path} ({error.strerror})") from None
     named, signature, body = _parts(path, content)
-    key = public_key or named
+    key = public_key.strip().lower() if public_key is not None else named
     return named == key and signed(body, signature, key), key
 
 

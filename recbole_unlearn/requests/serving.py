@@ -28,7 +28,15 @@ from recbole_unlearn.runs import output
 from recbole_unlearn.settings.given import Given
 from recbole_unlearn.settings.keys import FORGET, PERSONAL
 from recbole_unlearn.storage import audit, purging
-from recbole_unlearn.storage.files import in_one_line, locked, read_text, remove, scratch_folder, sweep_scratch
+from recbole_unlearn.storage.files import (
+    in_one_line,
+    locked,
+    read_text,
+    remove,
+    scratch_folder,
+    sweep_scratch,
+    write_atomically,
+)
 from recbole_unlearn.trained import Checkpoint
 
 # keys that a queue sets, or that could name somebody
@@ -153,7 +161,7 @@ def _forget(queue, batch, keys):
     requests = queue.requests(batch=batch)
     with scratch_folder() as scratch:
         file = scratch / "requests.csv"
-        _table(requests).to_csv(file, index=False, quoting=csv.QUOTE_ALL)
+        write_atomically(file, _table(requests).to_csv(index=False, quoting=csv.QUOTE_ALL).encode())
         run_unlearn(config_dict={**keys, "forget_requests": str(file), "request_batch": len(requests)})
 
 
