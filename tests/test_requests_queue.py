@@ -199,9 +199,10 @@ def test_a_queue_begins_anew_with_a_model_that_was_trained_since(here, command, 
     command(*SERVE)
     keys = make_options(data_path="data", epochs=1, forget_count=1, output_dir="new", evaluate="none", compare="none")
     run_unlearn("BPR", "tiny", config_dict=keys)
-    command("add", "q.db", "--user", "u23")
     assert "trained anew" in command("serve", "q.db", "new/model.pth", *SERVE[3:], status=2)
-    command("serve", "q.db", "new/model.pth", *SERVE[3:], "--reset")
+    assert "goes on from" in command("serve", "q.db", "new/model.pth", *SERVE[3:], "--reset")
+    command("add", "q.db", "--user", "u23")
+    command("serve", "q.db", *SERVE[3:])
     last = audit.read("q.db.audit.jsonl").records[-1]
     assert last["before"]["file"] == audit.file_checksum("new/model.pth")
 

@@ -63,7 +63,7 @@ def serve(
         reset: whether to begin anew with ``checkpoint``, one that was trained since.
 
     Raises:
-        InputError: as `run_unlearn` does; nothing is done then, and all is pending as before.
+        InputError: as `run_unlearn` does; what could be served is pending as before.
     """
     keys = {"compare": "none", **(keys or {})}
     given = Given.read(config_dict=keys)
@@ -102,7 +102,7 @@ def _start(queue, checkpoint, reset):
 def _batch(queue, origin, checkpoint, output_dir, trail, keys):
     """Serve what is pending from a checkpoint; returns what was done."""
     pending = queue.requests("pending")
-    if not pending:
+    if not pending and (origin, checkpoint) == queue.checkpoints:
         return "nothing is pending"
     with ExitStack() as held:
         opened = Checkpoint.open(Given.read(config_dict={**keys, "checkpoint": checkpoint}), held)
@@ -120,7 +120,7 @@ def _batch(queue, origin, checkpoint, output_dir, trail, keys):
         if not _finish(queue, queue.open_batch()):
             raise InputError(f"{folder} holds no unlearned model that {trail} records; it was changed meanwhile")
         said += [f"{each}: done, {found[each]} interactions" for each in served] + [f"serve {queue.checkpoints[1]}"]
-    return "\n".join(said)
+    return "\n".join(said) or f"nothing is pending; the queue goes on from {checkpoint}"
 
 
 def _looked_up(split: Split, pending: Sequence[sqlite3.Row]) -> tuple[dict[str, int], dict[str, str]]:
