@@ -264,6 +264,21 @@ def test_what_fails_before_any_work_leaves_all_pending(here, command):
     assert "a: done" in command(*SERVE)
 
 
+def test_a_batch_whose_audit_line_was_torn_is_served_anew(here, command, monkeypatch):
+    def tear(path, _):
+        Path(path).write_bytes(b'{"previous": ')
+        raise KeyboardInterrupt
+
+    command("add", "q.db", "--user", "u20", "--id", "a")
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(audit, "append", tear)
+        main(SERVE)
+    (unrecorded,) = Path("served").glob("*/unlearned.pth")
+    assert "a: done" in command(*SERVE) and not unrecorded.exists()
+    (record,) = audit.read("q.db.audit.jsonl").records
+    assert record["removed_torn_bytes"] == 13 and state_of("a") == "done"
+
+
 def test_a_purge_that_was_not_begun_is_made_up_for(here, command, monkeypatch):
     """Stopped when the new model is on record, before anything is deleted."""
 

@@ -202,7 +202,7 @@ def _recorded(trail, path):
     if not (trail.is_file() and path.is_file()):
         return None, None
     checksum, found = audit.file_checksum(path), audit.read(trail)
-    lines = [record["previous"] for record in found.records[1:]] + [found.head]  # each line's is in the next one
+    lines = [*(record["previous"] for record in found.records), found.head][1:]  # each line's is in the next one
     for record, line in zip(found.records, lines, strict=True):
         if record.get("event") == "unlearned" and record["after"]["file"] == checksum:
             return record, line
