@@ -63,7 +63,7 @@ def _parser():
     verify = command("verify-receipt", _verify, "is a receipt as it was signed, and by whom?", queue=False)
     verify.add_argument("file", type=Path, metavar="FILE")
     verify.add_argument("--key", metavar="PUB", help="the public key that it must be signed by")
-    for each in (add, receipt):
+    for each in (add, serve, receipt):
         each.add_argument("--key_file", metavar="FILE", help="the operator's secret (default: DB.key)")
     return parser
 
@@ -114,7 +114,7 @@ def _serve(args, rest):
     from recbole_unlearn.requests.serving import serve  # which loads numba, for seconds
 
     keys = read_arguments(rest)
-    with Queue(args.db) as queue:
+    with Queue(args.db, _key_file(args)) as queue:
         trail = args.audit or f"{args.db}.audit.jsonl"
         print(serve(queue, args.output_dir, trail, args.checkpoint, keys, args.reset))
     return 0

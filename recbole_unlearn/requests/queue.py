@@ -21,7 +21,7 @@ TABLES = (
     "CREATE TABLE queue (secret TEXT NOT NULL, origin TEXT, checkpoint TEXT)",
     # facts: what receipts tell of a batch; none while it is open
     "CREATE TABLE batches (id TEXT PRIMARY KEY, started TEXT NOT NULL, checkpoint TEXT NOT NULL, folder TEXT NOT NULL, "
-    "audit TEXT NOT NULL, keys TEXT NOT NULL, facts TEXT)",
+    "audit TEXT NOT NULL, before TEXT NOT NULL, keys TEXT NOT NULL, facts TEXT)",
     # tokens: a JSON list; none once it is done
     "CREATE TABLE requests (id TEXT PRIMARY KEY, kind TEXT NOT NULL, tokens TEXT, mark TEXT NOT NULL, "
     "received TEXT NOT NULL, due TEXT NOT NULL, state TEXT NOT NULL, reason TEXT, interactions INTEGER, batch TEXT, "
@@ -77,11 +77,13 @@ class Queue:
         # journal that is gone with the commit
         for setting in ("secure_delete=ON", "journal_mode=DELETE", "temp_store=MEMORY", "trusted_schema=OFF"):
             self._run(f"PRAGMA {setting}").fetchall()
+        check = None if empty else self._one("SELECT secret FROM queue")[0]
         if key_file:
             self._secret = Secret.made(key_file) if empty else Secret.read(key_file)
         if empty:
             self._make()
-        if self._secret and self._secret.check != self._one("SELECT secret FROM queue")[0]:
+            check = self._one("SELECT secret FROM queue")[0]  # another process may have been first
+        if self._secret and self._secret.check != check:
             raise InputError(f"{key_file} is not the key file that queue {self.path} began with; put that back")
 
     def _make(self):
@@ -191,11 +193,11 @@ class Queue:
         with self._in_one_line():
             return tuple(self._one("SELECT origin, checkpoint FROM queue"))
 
-    def served(self, checksum: str) -> bool:
-        """Whether a checkpoint with this SHA-256 is the one from before a batch."""
+    def served(self, checkpoint: str) -> bool:
+        """Whether a checkpoint is the one from before a batch."""
         with self._in_one_line():
-            facts = self._run("SELECT facts FROM batches WHERE facts IS NOT NULL").fetchall()
-            return checksum in (json.loads(each[0])["before"] for each in facts)
+            found = self._run("SELECT before FROM batches WHERE facts IS NOT NULL").fetchall()
+            return self.secret.checksum(checkpoint) in (each[0] for each in found)
 
     def open_batch(self) -> sqlite3.Row | None:
         """The batch that was begun and is not known to be done."""

@@ -2,19 +2,13 @@
 
 import hashlib
 import hmac
-import os
-import re
-import secrets
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from recbole_unlearn.errors import InputError
-from recbole_unlearn.storage.files import locked, read_text, sync_folder, temporary_path
-
-PUT_BACK = "put back the one that the queue began with"
-HEX = re.compile(r"[0-9a-f]{64}")
+from recbole_unlearn.storage import audit, secret
+from recbole_unlearn.storage.files import in_one_line
 
 
 def ed25519() -> Any:
@@ -38,36 +32,13 @@ class Secret:
     @classmethod
     def read(cls, path: Path) -> "Secret":
         """The one of a key file; InputError where it is none."""
-        try:
-            text = read_text(path, 1000).strip()
-        except (OSError, ValueError) as error:
-            what = error.strerror if isinstance(error, OSError) else "it is no text"
-            raise InputError(
-                f"cannot read key file {path} ({what}); put back the one that the queue began with"
-            ) from None
-        if not HEX.fullmatch(text):
-            raise InputError(f"key file {path} is damaged, or no key file; put back the one that the queue began with")
-        return cls(bytes.fromhex(text))
+        return cls(secret.read(path))
 
     @classmethod
     def made(cls, path: Path) -> "Secret":
         """As `read`; made, for its owner's eyes alone, where there is none."""
-        with locked(path):
-            if not path.exists():
-                temporary = temporary_path(path)
-                with suppress(FileNotFoundError):
-                    temporary.unlink()
-                try:
-                    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-                    with open(descriptor, "wb") as file:
-                        file.write(f"{secrets.token_hex(32)}\n".encode())
-                        file.flush()
-                        os.fsync(descriptor)
-                    os.replace(temporary, path)
-                except OSError as error:
-                    raise InputError(f"cannot write key file {path} ({error.strerror}); name another") from None
-                sync_folder(path.parent)
-        return cls.read(path)
+        with in_one_line(path.parent, "key file"):
+            return cls(secret.made(path))
 
     def _derived(self, use, content=b""):
         return hmac.digest(self._value, use + b"\0" + content, hashlib.sha256)
@@ -80,6 +51,10 @@ class Secret:
     def mark(self, name: str, kind: str, tokens: Sequence[str]) -> str:
         """What stays of a request's tokens: whoever has them and the secret can compare, nobody else can."""
         return self._derived(b"mark", repr((name, kind, *tokens)).encode()).hex()
+
+    def checksum(self, file: Path | str) -> str:
+        """Of a checkpoint; a plain one could be tried out by who has old data and the seed."""
+        return self._derived(b"checksum", audit.file_checksum(file).encode()).hex()
 
     def _signer(self):
         return ed25519().Ed25519PrivateKey.from_private_bytes(self._derived(b"receipts"))

@@ -15,9 +15,9 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
+from recbole_unlearn.data.forget import ForgetRequest
 from recbole_unlearn.data.requests import rows_of
 from recbole_unlearn.data.split import Split
 from recbole_unlearn.data.tokens import ids
@@ -89,7 +89,7 @@ def _start(queue, checkpoint, reset):
             raise InputError("give the checkpoint to begin with")
         return origin, current
     if current is None or reset:
-        if Path(checkpoint).is_file() and queue.served(audit.file_checksum(checkpoint)):
+        if Path(checkpoint).is_file() and queue.served(checkpoint):
             raise InputError(f"{checkpoint} knows what this queue has forgotten; give one that was trained without")
         return (os.path.abspath(checkpoint),) * 2
     if os.path.realpath(checkpoint) in map(os.path.realpath, (origin, current)):  # the same command, every night
@@ -111,7 +111,8 @@ def _batch(queue, origin, checkpoint, output_dir, trail, keys):
     name = secrets.token_hex(8)
     folder = output_dir / name
     batch = {"id": name, "started": audit.now(), "checkpoint": checkpoint, "folder": str(folder), "audit": str(trail)}
-    queue.begin({**batch, "keys": json.dumps(keys)}, origin, found, refused)
+    batch |= {"before": queue.secret.checksum(checkpoint), "keys": json.dumps(keys)}
+    queue.begin(batch, origin, found, refused)
     said = [f"{each}: failed, {reason}" for each, reason in refused.items()]
     said += [f"{each}: done, nothing to forget" for each, count in found.items() if not count]
     served = [each for each, count in found.items() if count]
@@ -187,7 +188,9 @@ def _take_up(queue):
 def _finish(queue, batch) -> bool:
     """Finish a batch if its model is on record: the purge that was asked for, and the queue; whether it is."""
     path, trail = Path(batch["folder"]) / "unlearned.pth", Path(batch["audit"])
-    record, line = _recorded(trail, path)
+    if not (trail.is_file() and path.is_file()):
+        return False
+    record, line = audit.record_of(trail, path, json.loads(batch["keys"]).get("audit_key"))
     if record is None:
         return False
     for folder in (path.parent, Path(batch["checkpoint"]).parent):
@@ -195,18 +198,6 @@ def _finish(queue, batch) -> bool:
     _purge(queue, batch, record["request"])
     queue.done(batch["id"], _facts(batch["id"], record, line, path.parent), str(path))
     return True
-
-
-def _recorded(trail, path):
-    """The audit record of a model, and the SHA-256 of its line; (None, None) where there is none."""
-    if not (trail.is_file() and path.is_file()):
-        return None, None
-    checksum, found = audit.file_checksum(path), audit.read(trail)
-    lines = [*(record["previous"] for record in found.records), found.head][1:]  # each line's is in the next one
-    for record, line in zip(found.records, lines, strict=True):
-        if record.get("event") == "unlearned" and record["after"]["file"] == checksum:
-            return record, line
-    return None, None
 
 
 def _purge(queue, batch, name):
@@ -220,8 +211,9 @@ def _purge(queue, batch, name):
             opened = Checkpoint.open(given, held)
             assert opened
             split = opened.split()
-            rows = np.unique(np.concatenate(rows_of(split, _table(queue.requests(batch=batch["id"])))))
-            erasure = output.erasure_of(opened.config, split, rows, opened.stored)
+            request = ForgetRequest("requests", _table(queue.requests(batch=batch["id"])))
+            whole = output.whole_of(opened.config, split, request)
+            erasure = output.erasure_of(opened.config, split, request.rows(split), opened.stored, whole)
             result = {"files": {"original": str(path)}, "audit": {"request": name}}
             output.purge(result, opened.config, path, erasure, trail)
 
@@ -238,7 +230,6 @@ def _facts(batch, record, line, folder) -> dict[str, Any]:
         "exact": record["solver"].get("exact", False),
         "guard": {key: result["guard"][key] for key in ("checked", "sentence", "distance", "limit")},
         "audit": {"request": record["request"], "line": line},
-        "before": record["before"]["file"],
         "weights": record["after"]["weights"],
         "versions": record["versions"],
     }

@@ -301,6 +301,29 @@ def check_key(trail: Trail, path: Path | str, key: Path) -> bytes | None:
     return found
 
 
+def _holds(record, when, what, checksum, key):
+    """Whether a record has a checksum, keyed or, as earlier versions wrote it, plain."""
+    return record[when][what] == (secret.keyed(key, checksum) if key and "key" in record else checksum)
+
+
+def record_of(
+    path: Path | str, file: Path | str, audit_key: Path | str | None = None
+) -> tuple[dict[str, Any] | None, str | None]:
+    """The record of the request that led to a checkpoint, and the SHA-256 of its line; None and None: there is none.
+
+    Raises:
+        InputError: a file cannot be read, or the key is another.
+    """
+    trail = read(path)
+    key = check_key(trail, path, secret.key_path(Path(path), audit_key))
+    checksum = file_checksum(file)
+    lines = [*(record["previous"] for record in trail.records), trail.head][1:]  # each line's is in the next one
+    for record, line in zip(trail.records, lines, strict=True):
+        if record.get("event") == "unlearned" and _holds(record, "after", "file", checksum, key):
+            return record, line
+    return None, None
+
+
 def verify(path: Path | str, files: Iterable[Path | str] = (), audit_key: Path | str | None = None) -> Trail:
     """Check an audit file's chain, and that checkpoints are unlearned models that it records, with their logs whole.
 
@@ -318,7 +341,7 @@ def verify(path: Path | str, files: Iterable[Path | str] = (), audit_key: Path |
     unlearned = [record for record in trail.records if record.get("event") == "unlearned"]
 
     def recorded(record, when, what, checksum):
-        return record[when][what] == (secret.keyed(key, checksum) if key and "key" in record else checksum)
+        return _holds(record, when, what, checksum, key)
 
     for file in files:
         try:
