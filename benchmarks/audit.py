@@ -9,12 +9,13 @@ What the panel saw of each model is kept in --cache; a run that was cut off goes
 of each forget set to --output.
 """
 
+import json
 import logging
 from time import perf_counter
 
 import common
 import numpy as np
-from common import CACHED, RESULTS, option, setting, takes
+from common import CACHED, RESULTS, ROOT, option, setting, takes
 from scipy.stats import spearmanr
 from tqdm import tqdm
 
@@ -24,6 +25,8 @@ from recbole_unlearn.comparison.seeds import quiet
 from recbole_unlearn.methods import METHODS, chosen
 from recbole_unlearn.methods.base import Task
 from recbole_unlearn.reports import per_example
+from recbole_unlearn.reports.pictures.described import pair_histograms
+from recbole_unlearn.reports.pictures.drawn import svg
 from recbole_unlearn.storage import checkpoints
 from recbole_unlearn.storage.files import scratch_folder
 
@@ -111,5 +114,17 @@ def lds(options):
     common.write(page, options.output, f"{options.dataset}-{options.model}-{setting(options)}", rows)
 
 
+SHOWN = ("nothing done", "ubpr", "one corrected step", "touched rows", "exact, paired", "exact, fresh")
+
+
+@takes(results=RESULTS / "audit", stem="ml-100k-BPR-default", output=ROOT / "docs" / "audit.svg")
+def picture(options):
+    """Draw docs/audit.svg: the first forget set of an audit, some of the methods."""
+    each = next(iter(json.loads((options.results / f"{options.stem}.json").read_text())["sets"].values()))
+    pairs = {name: found["pairs"] for name, found in each["figures"].items() if name in SHOWN}
+    drawn = pair_histograms(pairs, next(iter(each["floors"].values()))["pairs"])
+    options.output.write_text(svg(drawn), "utf-8")
+
+
 if __name__ == "__main__":
-    common.run(__doc__, [audit, planted, lds])
+    common.run(__doc__, [audit, planted, lds, picture])

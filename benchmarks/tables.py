@@ -7,7 +7,10 @@ import json
 import re
 from statistics import median
 
+import pandas as pd
 from common import RESULTS, ROOT
+
+from recbole_unlearn.reports import per_example
 
 METHODS = {
     "nothing done": "nothing done",
@@ -207,6 +210,19 @@ def pairs():
     return "\n".join(parts)
 
 
+def told():
+    """The README's: of the first audit's first forget set, the figures that say most."""
+    file = RESULTS / "audit/ml-100k-BPR-default.json"
+    if not file.exists():
+        return ""
+    each = next(iter(json.loads(file.read_text())["sets"].values()))
+    chosen = {key: per_example.TELLING[key] for key in ("lira_auc", "klom_95", "epsilon_95", "effect left")}
+    shown = per_example.table(each, chosen | {key: per_example.OTHERS[key] for key in ("churn", "ndcg")})
+    means = shown.iloc[1:].map(lambda cell: cell.partition(" [")[0])  # intervals: of retrained models alone
+    shown = pd.concat([shown.iloc[:1], means])
+    return shown.drop(columns="n").to_markdown(disable_numparse=True) + "\n"
+
+
 def models():
     """The matrix of models that work, without the details, folded; and the names of the others."""
     page = (RESULTS / "models.md").read_text()
@@ -221,8 +237,8 @@ def models():
 
 
 PAGES = {
-    "README.md": (fidelity,),
-    "results/README.md": (pairs, models, stream, methods, ratios, targets, speed),
+    "README.md": (told,),
+    "results/README.md": (fidelity, pairs, models, stream, methods, ratios, targets, speed),
     "docs/method.md": (rows,),
 }
 
