@@ -1,6 +1,7 @@
 """The trainer is RecBole's own to the last bit, and its log is what training used."""
 
 import copy
+import importlib.util
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from recbole.utils import ModelType, get_model, get_trainer, init_seed
 from recbole_unlearn.errors import InputError
 from recbole_unlearn.settings.keys import KEYS
 from recbole_unlearn.storage.triple_log import TripleLog, log_path
-from recbole_unlearn.trainer import BPRTrainer, KnowledgeTrainer
+from recbole_unlearn.trainer import BPRTrainer, ClusterTrainer, KnowledgeTrainer
 
 ITEM_FEATURES = {"load_col": {"inter": ["user_id", "item_id"], "item": ["item_id", "class"]}}
 
@@ -297,6 +298,9 @@ class MyBPR(BPR):
     """A user's own model."""
 
 
+NCL = ClusterTrainer if importlib.util.find_spec("faiss") else NCLTrainer  # without it, it cannot be trained at all
+
+
 class MyCKE(CKE):
     """A user's own knowledge-aware model."""
 
@@ -308,9 +312,10 @@ class MyCKE(CKE):
         (ModelType.GENERAL, "NGCF", BPRTrainer), (ModelType.SEQUENTIAL, "SASRec", BPRTrainer),
         (ModelType.SEQUENTIAL, "GRU4Rec", BPRTrainer), (ModelType.KNOWLEDGE, "CKE", KnowledgeTrainer),
         (ModelType.GENERAL, "MyBPR", BPRTrainer), (ModelType.KNOWLEDGE, "MyCKE", KnowledgeTrainer),
-        (ModelType.GENERAL, "NeuMF", Trainer), (ModelType.GENERAL, "MultiDAE", Trainer),
+        (ModelType.GENERAL, "NeuMF", BPRTrainer), (ModelType.SEQUENTIAL, "BERT4Rec", BPRTrainer),
+        (ModelType.GENERAL, "ENMF", Trainer), (ModelType.GENERAL, "MultiDAE", Trainer),
         (ModelType.CONTEXT, "FM", Trainer), (ModelType.TRADITIONAL, "Pop", TraditionalTrainer),
-        (ModelType.KNOWLEDGE, "KGAT", KGATTrainer), (ModelType.GENERAL, "NCL", NCLTrainer),
+        (ModelType.KNOWLEDGE, "KGAT", KGATTrainer), (ModelType.GENERAL, "NCL", NCL),
         (ModelType.SEQUENTIAL, "S3Rec", S3RecTrainer), (ModelType.GENERAL, "NobodysModel", Trainer),
     ],
 )  # fmt: skip
