@@ -153,7 +153,7 @@ def epoch_seconds(config, split, epochs, trainer=None):
     """
     from recbole.trainer.trainer import Trainer
 
-    from recbole_unlearn.training import new_model
+    from recbole_unlearn.training.fit import new_model
 
     trainer = (trainer or Trainer)(config, new_model(config, split, 1))
     trainer.log_negatives = False
@@ -194,7 +194,7 @@ def seed_runs(trained, seeds, forgotten=()):
 
 def unlearner_of(trained, run):
     """What unlearns from an original of `TrainedSeeds`."""
-    from recbole_unlearn.trained import Checkpoint
+    from recbole_unlearn.training.trained import Checkpoint
     from recbole_unlearn.unlearner import InfluenceUnlearner
 
     return InfluenceUnlearner(Checkpoint.written(trained.path(run), trained.config).trained(trained.split, run.seed))
@@ -210,8 +210,8 @@ def weights_of(trained, run):
 def judge(trained, protocol, candidates):
     """A function of weights and forgotten rows: their figures, by one of the protocols of `ranking.evaluate`."""
     from recbole_unlearn.evaluation import forgetting, ranking
-    from recbole_unlearn.trainer import BPRTrainer
-    from recbole_unlearn.training import new_model
+    from recbole_unlearn.training.fit import new_model
+    from recbole_unlearn.training.trainer import BPRTrainer
 
     config, split = trained.config, trained.split
     model = new_model(config, split)

@@ -24,8 +24,8 @@ from common import DATA, RESULTS, option, takes
 from recbole_unlearn.comparison.seeds import opened
 from recbole_unlearn.data.forget import ForgetRequest
 from recbole_unlearn.evaluation.churn import churn
-from recbole_unlearn.trained import Checkpoint
-from recbole_unlearn.training import new_model, train, train_paired
+from recbole_unlearn.training.fit import new_model, train, train_paired
+from recbole_unlearn.training.trained import Checkpoint
 from recbole_unlearn.unlearner import InfluenceUnlearner
 from recbole_unlearn.unlearners.replay import Replay
 

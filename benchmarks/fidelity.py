@@ -30,8 +30,8 @@ from recbole_unlearn.influence.newton import Objective, flat, minimise, nearest_
 from recbole_unlearn.influence.objective import pool_return
 from recbole_unlearn.influence.operators import UserTriples
 from recbole_unlearn.reports.tables import write_fidelity
-from recbole_unlearn.trained import Checkpoint
-from recbole_unlearn.training import train
+from recbole_unlearn.training.fit import train
+from recbole_unlearn.training.trained import Checkpoint
 from recbole_unlearn.unlearner import InfluenceUnlearner
 from recbole_unlearn.unlearners.choose import Auto
 from recbole_unlearn.unlearners.influence import PAPER, Influence

@@ -21,9 +21,9 @@ import torch
 from common import DATA, RESULTS, takes
 
 from recbole_unlearn.comparison.seeds import opened
-from recbole_unlearn.trained import Checkpoint
-from recbole_unlearn.trainer import BPRTrainer
-from recbole_unlearn.training import new_model
+from recbole_unlearn.training.fit import new_model
+from recbole_unlearn.training.trained import Checkpoint
+from recbole_unlearn.training.trainer import BPRTrainer
 from recbole_unlearn.unlearner import InfluenceUnlearner
 from recbole_unlearn.unlearners.guard import LIMIT
 from recbole_unlearn.unlearners.replay import Replay

@@ -166,7 +166,7 @@ def hessian_error(unlearner, config, split):
 
     from recbole_unlearn.influence.operators import AutogradCurvature
     from recbole_unlearn.models.view import View
-    from recbole_unlearn.training import new_model
+    from recbole_unlearn.training.fit import new_model
 
     with double_precision():
         model = new_model(config, split)
@@ -245,8 +245,8 @@ def opened(name, dataset, chosen, count):
 
 def trained(config, split, folder):
     """A model trained in a folder, its unlearner, and the seconds of training."""
-    from recbole_unlearn.trained import Checkpoint
-    from recbole_unlearn.training import train
+    from recbole_unlearn.training.fit import train
+    from recbole_unlearn.training.trained import Checkpoint
     from recbole_unlearn.unlearner import InfluenceUnlearner
 
     config["checkpoint_dir"] = folder
@@ -261,7 +261,7 @@ def again(unlearner, rows, shift=0.0):
     """`train_paired` of an unlearner's model without some rows. ``shift``: relative noise of the initial weights."""
     import torch
 
-    from recbole_unlearn import training
+    from recbole_unlearn.training import fit as training
 
     begin, noise = training.begin, torch.Generator().manual_seed(0)
 
@@ -288,7 +288,7 @@ def run_seed(name, dataset, epochs, count, seed, changes):
 
     from recbole_unlearn.errors import InputError
     from recbole_unlearn.evaluation.forgetting import percentiles
-    from recbole_unlearn.training import new_model, train
+    from recbole_unlearn.training.fit import new_model, train
 
     torch.set_num_threads(1)
     chosen = settings(name, dataset, epochs) | changes | {"use_gpu": False, "seed": seed}
@@ -434,7 +434,7 @@ def training(name, dataset, epochs, count, seed):
 def run_paired(name, dataset, epochs, count, seed, variants, check):
     """Figures of one model of one seed."""
     from recbole_unlearn.evaluation.forgetting import percentiles
-    from recbole_unlearn.training import new_model
+    from recbole_unlearn.training.fit import new_model
     from recbole_unlearn.unlearner import InfluenceUnlearner
 
     with training(name, dataset, epochs, count, seed) as (config, split, rows, original, unlearner, seconds):
@@ -596,8 +596,8 @@ def one_exact(options):
 
     from recbole_unlearn.errors import InputError
     from recbole_unlearn.evaluation.forgetting import percentiles
-    from recbole_unlearn.trained import Checkpoint
-    from recbole_unlearn.training import train
+    from recbole_unlearn.training.fit import train
+    from recbole_unlearn.training.trained import Checkpoint
     from recbole_unlearn.unlearner import InfluenceUnlearner
     from recbole_unlearn.unlearners.replay import Replay
 

@@ -149,7 +149,7 @@ def watch(parts):
         from recbole_unlearn.data import split
         from recbole_unlearn.evaluation import forgetting, ranking, ranks
         from recbole_unlearn.runs import output
-        from recbole_unlearn.trainer import BPRTrainer
+        from recbole_unlearn.training.trainer import BPRTrainer
     parts.watch(faster, "read_csv", "reading the file")
     parts.watch(split, "create_dataset", "reading, filtering, numbering")
     parts.watch(split, "data_preparation", "splitting, samplers, loaders")

@@ -51,9 +51,9 @@ from recbole_unlearn.settings.config import changed
 from recbole_unlearn.settings.given import Given
 from recbole_unlearn.storage import checkpoints
 from recbole_unlearn.storage.triple_log import log_path, snapshot_due
-from recbole_unlearn.trained import Checkpoint
-from recbole_unlearn.trainer import BPRTrainer
-from recbole_unlearn.training import flat_weights, new_model
+from recbole_unlearn.training.fit import flat_weights, new_model
+from recbole_unlearn.training.trained import Checkpoint
+from recbole_unlearn.training.trainer import BPRTrainer
 from recbole_unlearn.unlearner import InfluenceUnlearner
 from recbole_unlearn.unlearners.propagated import MOVES
 from recbole_unlearn.unlearners.replay import Replay

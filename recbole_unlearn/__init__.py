@@ -19,8 +19,8 @@ from recbole_unlearn.errors import InputError  # noqa: E402
 if TYPE_CHECKING:
     from recbole_unlearn.quick_start import run_unlearn
     from recbole_unlearn.runs.result import Result
-    from recbole_unlearn.trained import Trained
-    from recbole_unlearn.trainer import BPRTrainer, trainer_of
+    from recbole_unlearn.training.trained import Trained
+    from recbole_unlearn.training.trainer import BPRTrainer, trainer_of
     from recbole_unlearn.unlearner import InfluenceUnlearner, UnlearnSession, load
     from recbole_unlearn.unlearners.base import Unlearned
     from recbole_unlearn.unlearners.choose import Auto
@@ -32,9 +32,9 @@ __version__ = "0.1.0"
 _MODULES = {
     "run_unlearn": "quick_start",
     "Result": "runs.result",
-    "Trained": "trained",
-    "BPRTrainer": "trainer",
-    "trainer_of": "trainer",
+    "Trained": "training.trained",
+    "BPRTrainer": "training.trainer",
+    "trainer_of": "training.trainer",
     "InfluenceUnlearner": "unlearner",
     "load": "unlearner",
     "UnlearnSession": "unlearner",
@@ -80,7 +80,7 @@ def _recbole_trainer(name):
 
     It asks for ``recbole.trainer.<model>Trainer`` first; models that RecBole has a trainer for never come here.
     """
-    kinds = import_module(f"{__name__}.trainer") if name.endswith("Trainer") else None
+    kinds = import_module(f"{__name__}.training.trainer") if name.endswith("Trainer") else None
     trainer = kinds and kinds.trainer_class(name.removesuffix("Trainer"))
     if not trainer:
         raise AttributeError(f"module 'recbole.trainer' has no attribute {name!r}")

@@ -28,7 +28,7 @@ from recbole_unlearn.storage.checkpoints import check_finite
 from recbole_unlearn.storage.files import in_one_line, locked, sweep_scratch
 from recbole_unlearn.storage.paths import check_apart, check_written
 from recbole_unlearn.storage.triple_log import log_path
-from recbole_unlearn.trained import Checkpoint, Trained
+from recbole_unlearn.training.trained import Checkpoint, Trained
 from recbole_unlearn.unlearners import guard
 from recbole_unlearn.unlearners.base import NewTraining, Unlearned, Way
 from recbole_unlearn.unlearners.choose import Auto, choose, problem_of, wanted

@@ -18,8 +18,8 @@ from recbole_unlearn.data.sampling import Played
 from recbole_unlearn.devices import copies
 from recbole_unlearn.errors import InputError
 from recbole_unlearn.settings.given import Given
-from recbole_unlearn.trained import Checkpoint
-from recbole_unlearn.training import LIMIT, begin, distance, new_model, train_paired
+from recbole_unlearn.training.fit import LIMIT, begin, distance, new_model, train_paired
+from recbole_unlearn.training.trained import Checkpoint
 from recbole_unlearn.unlearners.choose import IN_CLOSED_FORM
 
 

@@ -22,7 +22,7 @@ from recbole_unlearn.settings.config import UnlearnConfig
 from recbole_unlearn.settings.keys import properties_dir
 from recbole_unlearn.storage import checkpoints as checkpoint
 from recbole_unlearn.testing import options, write_dataset
-from recbole_unlearn.training import new_model, train
+from recbole_unlearn.training.fit import new_model, train
 
 NAME = "tiny"
 FACTS = 200  # of the knowledge graph

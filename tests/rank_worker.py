@@ -14,12 +14,12 @@ from recbole.utils import init_seed
 
 import recbole_unlearn  # noqa: F401
 from recbole_unlearn import distributed
-from recbole_unlearn import trainer as trainer_module
 from recbole_unlearn.data.split import Split
 from recbole_unlearn.quick_start import run_unlearn
 from recbole_unlearn.runs.follower import follow
 from recbole_unlearn.settings.config import UnlearnConfig
-from recbole_unlearn.training import new_model
+from recbole_unlearn.training import trainer as trainer_module
+from recbole_unlearn.training.fit import new_model
 
 
 def unlearn(job):

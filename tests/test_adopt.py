@@ -15,12 +15,12 @@ import torch
 from recbole.model.general_recommender.bpr import BPR
 from recbole.quick_start import load_data_and_model
 
-from recbole_unlearn import adoption
 from recbole_unlearn.errors import InputError
 from recbole_unlearn.quick_start import run_unlearn
 from recbole_unlearn.storage import checkpoints
 from recbole_unlearn.storage.triple_log import TripleLog, log_path
-from recbole_unlearn.training import LIMIT, new_model, train
+from recbole_unlearn.training import adoption
+from recbole_unlearn.training.fit import LIMIT, new_model, train
 from recbole_unlearn.unlearner import load
 
 NEGATIVES = {"distribution": "uniform", "sample_num": 4}

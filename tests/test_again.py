@@ -1,6 +1,6 @@
 """Training again as the way of every model: against a loop over the log, the original, one request for two, and files.
 
-The knowledge graph, histories, dropout and negatives of all of them; see `recbole_unlearn.training.trained_again`.
+The knowledge graph, histories, dropout and negatives of all of them; see `recbole_unlearn.training.fit.trained_again`.
 """
 
 import numpy as np
@@ -14,8 +14,8 @@ from recbole_unlearn.errors import InputError
 from recbole_unlearn.influence.coupling import Paired
 from recbole_unlearn.storage.triple_log import TripleLog
 from recbole_unlearn.testing import flat
-from recbole_unlearn.trained import Trained, same_weights
-from recbole_unlearn.training import new_model, recorded, train
+from recbole_unlearn.training.fit import new_model, recorded, train
+from recbole_unlearn.training.trained import Trained, same_weights
 from recbole_unlearn.unlearner import load
 from recbole_unlearn.unlearners.any_loss import AnyLoss
 from recbole_unlearn.unlearners.influence import Influence

@@ -20,8 +20,8 @@ from recbole_unlearn.settings.config import UnlearnConfig
 from recbole_unlearn.storage import audit
 from recbole_unlearn.storage.triple_log import TripleLog, log_path
 from recbole_unlearn.testing import options, tiny_interactions, write_dataset
-from recbole_unlearn.trained import Checkpoint
-from recbole_unlearn.training import train
+from recbole_unlearn.training.fit import train
+from recbole_unlearn.training.trained import Checkpoint
 from recbole_unlearn.unlearner import InfluenceUnlearner, load
 from recbole_unlearn.unlearners.replay import Replay
 

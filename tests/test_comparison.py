@@ -166,7 +166,7 @@ def test_a_changed_source_is_another_key(tmp_path):
     copied = shutil.copytree(package, tmp_path / "same", ignore=shutil.ignore_patterns("__pycache__"))
     for method, used, unused in (
         ("ours", ("influence/solver", "unlearners/dot_product", "models/losses", "storage/triple_log"), "methods/sisa"),
-        ("sisa", ("methods/shards", "methods/base", "training"), "unlearners/dot_product"),
+        ("sisa", ("methods/shards", "methods/base", "training/fit"), "unlearners/dot_product"),
     ):
         before = kept.sources(f"methods.{method}", root=copied)
         assert before == kept.sources(f"methods.{method}")

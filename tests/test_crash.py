@@ -29,7 +29,7 @@ from recbole_unlearn.settings.config import UnlearnConfig
 from recbole_unlearn.storage import audit, checkpoints, files, purging
 from recbole_unlearn.storage.files import locked, scratch_folder
 from recbole_unlearn.storage.triple_log import TripleLog
-from recbole_unlearn.trained import Checkpoint
+from recbole_unlearn.training.trained import Checkpoint
 from recbole_unlearn.unlearner import InfluenceUnlearner
 
 KILLED, FAILED = 9, 3

@@ -10,8 +10,6 @@ from conftest import inside
 from recbole.utils import init_seed
 from test_crash import FAILED, KILLED, Dying, files_up_to, forked
 
-from recbole_unlearn import trainer as trainers
-from recbole_unlearn import training
 from recbole_unlearn.data.split import Split
 from recbole_unlearn.errors import InputError
 from recbole_unlearn.runs.output import output_folder
@@ -19,6 +17,8 @@ from recbole_unlearn.settings.config import UnlearnConfig
 from recbole_unlearn.storage import audit, checkpoints, purging
 from recbole_unlearn.storage.files import Locked, locked
 from recbole_unlearn.storage.triple_log import TripleLog, log_path
+from recbole_unlearn.training import fit as training
+from recbole_unlearn.training import trainer as trainers
 from recbole_unlearn.unlearner import InfluenceUnlearner
 
 EPOCHS, MODEL, LATER = 3, Path("out/model.pth"), Path("later.pth")

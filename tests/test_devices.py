@@ -12,7 +12,7 @@ from recbole_unlearn.evaluation.forgetting import percentiles
 from recbole_unlearn.evaluation.ranking import evaluate
 from recbole_unlearn.models.losses import fixed_randomness
 from recbole_unlearn.settings.config import UnlearnConfig
-from recbole_unlearn.training import train
+from recbole_unlearn.training.fit import train
 
 IN_TIME = {
     "load_col": {"inter": ["user_id", "item_id", "timestamp"]},

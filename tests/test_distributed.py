@@ -15,7 +15,7 @@ from conftest import inside
 import recbole_unlearn
 from recbole_unlearn.quick_start import run_unlearn
 from recbole_unlearn.storage.triple_log import TripleLog
-from recbole_unlearn.trainer import BPRTrainer
+from recbole_unlearn.training.trainer import BPRTrainer
 
 PACKAGE = Path(recbole_unlearn.__file__).resolve().parent.parent
 SIZES = (2, 3)

@@ -15,10 +15,10 @@ ROOT = PACKAGE.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *(ROOT / "results").glob("README.md")]
 # From the top of the house down, as docs/house.md has it; those of one floor use each other.
 FLOORS = [
-    ["requests"], ["quick_start"], ["runs"], ["comparison"], ["methods"], ["unlearner"], ["unlearners"], ["trained"],
-    ["adoption"], ["training"], ["trainer"], ["evaluation"], ["models"], ["data", "settings", "storage", "compat"],
+    ["requests"], ["quick_start"], ["runs"], ["comparison"], ["methods"], ["unlearner"], ["unlearners"], ["training"],
+    ["evaluation"], ["models"], ["data", "settings", "storage", "compat"],
 ]  # fmt: skip
-STAIRS = {("unlearner.py", "runs"), ("settings/conflicts.py", "models"), ("compat/patches.py", "trained")}
+STAIRS = {("unlearner.py", "runs"), ("settings/conflicts.py", "models"), ("compat/patches.py", "training")}
 OF_EXAMPLES = {"recbole_unlearn/methods/push_away.py"}  # that docs/comparison.md makes up
 
 

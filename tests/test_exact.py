@@ -14,8 +14,8 @@ from recbole_unlearn.evaluation.churn import TOP, changed_users, churn, recommen
 from recbole_unlearn.quick_start import run_unlearn
 from recbole_unlearn.storage import checkpoints
 from recbole_unlearn.storage.triple_log import TripleLog, log_path
-from recbole_unlearn.trained import Checkpoint
-from recbole_unlearn.training import train
+from recbole_unlearn.training.fit import train
+from recbole_unlearn.training.trained import Checkpoint
 from recbole_unlearn.verify import main, verify
 
 MODELS = {"BPR": {}, "LightGCN": {"n_layers": 2, "reg_weight": 1e-3}}

@@ -16,7 +16,7 @@ from recbole_unlearn.settings.config import UnlearnConfig
 from recbole_unlearn.settings.given import Given
 from recbole_unlearn.storage import checkpoints as checkpoint
 from recbole_unlearn.storage.triple_log import TripleLog, log_path
-from recbole_unlearn.trained import Checkpoint, config_of
+from recbole_unlearn.training.trained import Checkpoint, config_of
 from recbole_unlearn.unlearner import InfluenceUnlearner
 from recbole_unlearn.unlearners import guard
 from recbole_unlearn.unlearners.dot_product import DotProduct

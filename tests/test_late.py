@@ -67,8 +67,8 @@ def test_a_trainer_that_only_judges_has_no_optimiser(make_options):
     from recbole_unlearn.data.split import Split
     from recbole_unlearn.evaluation import ranking
     from recbole_unlearn.settings.config import UnlearnConfig
-    from recbole_unlearn.trainer import make_trainer
-    from recbole_unlearn.training import new_model
+    from recbole_unlearn.training.fit import new_model
+    from recbole_unlearn.training.trainer import make_trainer
 
     config = UnlearnConfig("BPR", "tiny", None, make_options())
     split = Split(config)

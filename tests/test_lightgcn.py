@@ -8,8 +8,8 @@ import torch
 
 from recbole_unlearn.quick_start import run_unlearn
 from recbole_unlearn.storage import checkpoints
-from recbole_unlearn.trained import Trained
-from recbole_unlearn.training import train
+from recbole_unlearn.training.fit import train
+from recbole_unlearn.training.trained import Trained
 from recbole_unlearn.unlearner import InfluenceUnlearner
 from recbole_unlearn.unlearners.any_loss import AnyLoss
 from recbole_unlearn.unlearners.propagated import Propagated

@@ -20,8 +20,8 @@ from recbole_unlearn.quick_start import run_unlearn
 from recbole_unlearn.reports.tables import markdown
 from recbole_unlearn.settings.config import UnlearnConfig
 from recbole_unlearn.storage import checkpoints
-from recbole_unlearn.trained import Checkpoint, Trained
-from recbole_unlearn.training import new_model, train
+from recbole_unlearn.training.fit import new_model, train
+from recbole_unlearn.training.trained import Checkpoint, Trained
 from recbole_unlearn.unlearner import InfluenceUnlearner
 from recbole_unlearn.unlearners.any_loss import After, AnyLoss
 

@@ -20,8 +20,8 @@ from recbole_unlearn.evaluation import ranking
 from recbole_unlearn.evaluation.forgetting import percentiles
 from recbole_unlearn.quick_start import run_unlearn
 from recbole_unlearn.settings.config import UnlearnConfig
-from recbole_unlearn.trainer import BPRTrainer
-from recbole_unlearn.training import new_model
+from recbole_unlearn.training.fit import new_model
+from recbole_unlearn.training.trainer import BPRTrainer
 
 IN_TIME = {"split": {"LS": "valid_and_test"}, "order": "TO", "group_by": "user", "mode": "full"}
 FACTS = 300

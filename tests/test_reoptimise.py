@@ -13,7 +13,7 @@ from recbole_unlearn.errors import InputError
 from recbole_unlearn.quick_start import run_unlearn
 from recbole_unlearn.storage import checkpoints as checkpoint
 from recbole_unlearn.storage.triple_log import TripleLog
-from recbole_unlearn.trained import Trained
+from recbole_unlearn.training.trained import Trained
 from recbole_unlearn.unlearner import InfluenceUnlearner
 from recbole_unlearn.unlearners.reoptimise import CONVERGED
 

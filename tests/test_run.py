@@ -29,7 +29,7 @@ from recbole_unlearn.runs import run as one
 from recbole_unlearn.settings.keys import KEYS
 from recbole_unlearn.storage import checkpoints as checkpoint
 from recbole_unlearn.storage.triple_log import TripleLog
-from recbole_unlearn.trained import Trained
+from recbole_unlearn.training.trained import Trained
 from recbole_unlearn.unlearner import InfluenceUnlearner
 
 ROOT = Path(recbole_unlearn.__file__).resolve().parents[1]
@@ -350,7 +350,7 @@ def test_a_second_request_is_compared_with_retraining_without_both(run, make_spl
     rows = list(zip(split.users.tolist(), split.items.tolist(), strict=True))
     gone = np.array([n for n, pair in enumerate(rows) if pair not in set(kept)])
     assert len(gone) == 29
-    from recbole_unlearn.training import train
+    from recbole_unlearn.training.fit import train
 
     train(split.config, split, Path("expected.pth"), gone, log_negatives=False)
     assert same(users, weights("expected.pth"))

@@ -11,7 +11,7 @@ from recbole_unlearn.influence import replay
 from recbole_unlearn.quick_start import run_unlearn
 from recbole_unlearn.storage import audit, secret
 from recbole_unlearn.storage import checkpoints as checkpoint
-from recbole_unlearn.trained import Checkpoint
+from recbole_unlearn.training.trained import Checkpoint
 from recbole_unlearn.unlearner import InfluenceUnlearner
 from recbole_unlearn.unlearners.replay import Replay
 

@@ -16,7 +16,7 @@ from recbole.utils import ModelType, get_model, get_trainer, init_seed
 from recbole_unlearn.errors import InputError
 from recbole_unlearn.settings.keys import KEYS
 from recbole_unlearn.storage.triple_log import TripleLog, log_path
-from recbole_unlearn.trainer import BPRTrainer, ClusterTrainer, KnowledgeTrainer
+from recbole_unlearn.training.trainer import BPRTrainer, ClusterTrainer, KnowledgeTrainer
 
 ITEM_FEATURES = {"load_col": {"inter": ["user_id", "item_id"], "item": ["item_id", "class"]}}
 

@@ -10,7 +10,7 @@ from recbole_unlearn.settings.given import Given
 from recbole_unlearn.settings.keys import KEYS, OF_TRAINING
 from recbole_unlearn.settings.recbole_keys import DERIVED, FREE, recbole_keys
 from recbole_unlearn.settings.shown import plain
-from recbole_unlearn.trained import config_of
+from recbole_unlearn.training.trained import config_of
 
 OWN = set(KEYS)
 # RecBole derives valid_metric_bigger from valid_metric, whatever is given

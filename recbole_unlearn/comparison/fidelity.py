@@ -18,9 +18,9 @@ from recbole_unlearn.evaluation.ranking import evaluate
 from recbole_unlearn.settings.config import changed
 from recbole_unlearn.settings.conflicts import DERIVED_FORMS
 from recbole_unlearn.storage import checkpoints
-from recbole_unlearn.trained import Trained
-from recbole_unlearn.trainer import make_trainer
-from recbole_unlearn.training import new_model
+from recbole_unlearn.training.fit import new_model
+from recbole_unlearn.training.trained import Trained
+from recbole_unlearn.training.trainer import make_trainer
 from recbole_unlearn.unlearner import InfluenceUnlearner
 
 # Settings of each row of the table; the paper's step is UBPR's equation (7), all else is ours.

@@ -32,8 +32,8 @@ from recbole_unlearn.settings.config import UnlearnConfig
 from recbole_unlearn.settings.shown import plain
 from recbole_unlearn.storage import checkpoints
 from recbole_unlearn.storage.files import scratch_folder, write_atomically
-from recbole_unlearn.trainer import BPRTrainer
-from recbole_unlearn.training import new_model, training_settings
+from recbole_unlearn.training.fit import new_model, training_settings
+from recbole_unlearn.training.trainer import BPRTrainer
 
 ORIGINAL, RETRAIN = "original", "retrain"
 DISTANCE = "weight_distance"  # to the original; of the original, to its initialisation
@@ -185,7 +185,7 @@ class Comparison:
         return self._evaluate(forgotten.model, rows, True, other) | costs
 
     def retrained(self, seed, rows, paired=False):
-        """What `methods.retrain.Retrain` gives, from the cache; or the ``paired`` run, see `training.train_paired`."""
+        """What `methods.retrain.Retrain` gives, from the cache; or the ``paired`` run, see `fit.train_paired`."""
         run = self.retrain_run(seed, rows, paired)
         state = read(self.trained.path(run))
         model = new_model(self.config, self.split, seed, self.split.remaining_dataset(rows))

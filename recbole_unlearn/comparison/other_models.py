@@ -19,7 +19,7 @@ from recbole_unlearn.methods import names_in
 from recbole_unlearn.models.support import AUTOENCODERS, NEEDS
 from recbole_unlearn.settings.config import UnlearnConfig
 from recbole_unlearn.settings.recbole_keys import known_models
-from recbole_unlearn.training import new_model
+from recbole_unlearn.training.fit import new_model
 
 # Models that learn whole rows of the interaction matrix: RecBole refuses to train them with negatives.
 WITHOUT_NEGATIVES = (*AUTOENCODERS, "ENMF")

@@ -34,7 +34,7 @@ from recbole_unlearn.settings.config import changed
 from recbole_unlearn.settings.conflicts import DERIVED_FORMS
 from recbole_unlearn.storage import checkpoints
 from recbole_unlearn.storage.files import replacing, scratch_folder
-from recbole_unlearn.training import LIMIT, distance, new_model, train, training_settings
+from recbole_unlearn.training.fit import LIMIT, distance, new_model, train, training_settings
 
 ORIGINAL, ORACLE = "nothing done", "retrained"
 # Ours is audited way by way; of other methods the settings of properties/method hold.
@@ -181,7 +181,7 @@ class Audit:
         """Where a view is kept."""
         name, settings = self.methods.get(way, (None, None))
         method = METHODS[name] if name else None
-        judge = sources("comparison.panel", "evaluation.forgetting", "training")
+        judge = sources("comparison.panel", "evaluation.forgetting", "training.fit")
         what = [*self.data, panel.checksum, way, settings, judge, measured_by(method) if method else None]
         return self.folder / f"{_named(what)}-{seed}.npz"
 
@@ -230,7 +230,7 @@ class Audit:
 
     def _agreement(self):
         """How far compiled training ends from RecBole's own, after a few epochs; kept."""
-        file = self.folder / f"agreement-{_named(self.data[:-1] + [sources('compiled')])}.json"
+        file = self.folder / f"agreement-{_named(self.data[:-1] + [sources('training.compiled')])}.json"
         if file.exists():
             return json.loads(file.read_text())["distance"]
         self.folder.mkdir(parents=True, exist_ok=True)

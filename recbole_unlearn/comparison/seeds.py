@@ -16,7 +16,7 @@ from tqdm import tqdm
 from recbole_unlearn.data.split import Split
 from recbole_unlearn.settings.config import UnlearnConfig
 from recbole_unlearn.storage.files import write_atomically
-from recbole_unlearn.training import train, train_paired, training_settings
+from recbole_unlearn.training.fit import train, train_paired, training_settings
 
 
 @contextmanager

@@ -10,7 +10,9 @@ from types import CodeType, ModuleType
 
 PACKAGE = "recbole_unlearn"
 MOVED = {
+    "adoption": "training.adoption",
     "audit": "storage.audit",
+    "compiled": "training.compiled",
     "input_error": "errors",
     "pictures": "reports.pictures",
     "pictures.figures": "reports.pictures.described",
@@ -18,6 +20,8 @@ MOVED = {
     "pictures.png": "reports.pictures.drawn",
     "pictures.svg": "reports.pictures.drawn",
     "reporting": "reports.tables",
+    "trained": "training.trained",
+    "trainer": "training.trainer",
 }
 RENAMED = {"pictures.png": {"write": "write_png"}, "pictures.svg": {"draw": "svg"}}  # functions: old name -> new
 

@@ -55,7 +55,7 @@ def _dok_update(self, values):
 
 def _load_data_and_model(model_file):
     # the code of RecBole's function of this name, under whatever name it was imported: it may use no global of ours
-    from recbole_unlearn.trained import load_data_and_model
+    from recbole_unlearn.training.trained import load_data_and_model
 
     return load_data_and_model(model_file)
 

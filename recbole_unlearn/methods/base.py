@@ -12,7 +12,7 @@ from recbole.model.abstract_recommender import AbstractRecommender
 from recbole_unlearn.data.split import Split
 from recbole_unlearn.settings.config import UnlearnConfig
 from recbole_unlearn.storage.triple_log import TripleLog
-from recbole_unlearn.training import new_model
+from recbole_unlearn.training.fit import new_model
 
 
 @dataclass

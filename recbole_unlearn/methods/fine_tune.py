@@ -6,7 +6,7 @@ from time import perf_counter
 import numpy as np
 
 from recbole_unlearn.methods.base import Forgotten, Method
-from recbole_unlearn.trainer import BPRTrainer
+from recbole_unlearn.training.trainer import BPRTrainer
 
 
 class FineTune(Method):

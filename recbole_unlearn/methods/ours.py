@@ -4,7 +4,7 @@ from time import perf_counter
 
 from recbole_unlearn.methods.base import Forgotten, Method
 from recbole_unlearn.settings.config import changed
-from recbole_unlearn.trained import Checkpoint
+from recbole_unlearn.training.trained import Checkpoint
 from recbole_unlearn.unlearner import InfluenceUnlearner
 
 

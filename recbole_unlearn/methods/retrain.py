@@ -4,7 +4,7 @@ import numpy as np
 
 from recbole_unlearn.devices import read
 from recbole_unlearn.methods.base import Forgotten, Method
-from recbole_unlearn.training import train
+from recbole_unlearn.training.fit import train
 
 
 class Retrain(Method):

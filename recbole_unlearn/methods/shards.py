@@ -26,8 +26,8 @@ from recbole_unlearn.methods.base import Forgotten, Method, Task
 from recbole_unlearn.settings.config import changed
 from recbole_unlearn.storage import checkpoints as checkpoint
 from recbole_unlearn.storage.files import locked, scratch_folder, sweep
-from recbole_unlearn.trainer import BPRTrainer
-from recbole_unlearn.training import new_model, training_settings
+from recbole_unlearn.training.fit import new_model, training_settings
+from recbole_unlearn.training.trainer import BPRTrainer
 
 MODELS = ("BPR", "LightGCN")  # scores are inner products of a user's and an item's embedding
 ADVICE = "delete it: what it held will be computed again"

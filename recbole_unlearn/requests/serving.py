@@ -37,7 +37,7 @@ from recbole_unlearn.storage.files import (
     sweep_scratch,
     write_atomically,
 )
-from recbole_unlearn.trained import Checkpoint
+from recbole_unlearn.training.trained import Checkpoint
 
 # keys that a queue sets, or that could name somebody
 OURS = (*FORGET, *PERSONAL, "checkpoint", "output_dir", "audit", "request_batch", "model", "dataset")

@@ -14,8 +14,8 @@ from recbole_unlearn.errors import InputError
 from recbole_unlearn.settings.config import UnlearnConfig
 from recbole_unlearn.settings.given import Given
 from recbole_unlearn.storage import checkpoints
-from recbole_unlearn.trained import Checkpoint
-from recbole_unlearn.training import train
+from recbole_unlearn.training.fit import train
+from recbole_unlearn.training.trained import Checkpoint
 from recbole_unlearn.unlearner import InfluenceUnlearner
 from recbole_unlearn.unlearners.replay import Replay
 

@@ -12,7 +12,6 @@ import numpy as np
 import pandas as pd
 import torch
 
-from recbole_unlearn import adoption
 from recbole_unlearn.compat.recbole_models import CACHES
 from recbole_unlearn.data import frozen_data
 from recbole_unlearn.data.frozen_data import Frozen
@@ -25,7 +24,8 @@ from recbole_unlearn.storage import audit, checkpoints, inter_file, paths, purgi
 from recbole_unlearn.storage.files import is_debris, locked, remove, replacing, write_atomically
 from recbole_unlearn.storage.paths import CHANGED, EMBEDDINGS
 from recbole_unlearn.storage.triple_log import log_path
-from recbole_unlearn.trained import Trained
+from recbole_unlearn.training import adoption
+from recbole_unlearn.training.trained import Trained
 from recbole_unlearn.unlearners import guard
 from recbole_unlearn.unlearners.base import Unlearned
 

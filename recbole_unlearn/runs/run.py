@@ -28,9 +28,9 @@ from recbole_unlearn.settings.conflicts import check_cutoffs, to_train
 from recbole_unlearn.settings.given import Given
 from recbole_unlearn.settings.shown import hidden, plain, public
 from recbole_unlearn.storage.files import in_one_line, scratch_folder
-from recbole_unlearn.trained import Checkpoint, Trained, not_paired
-from recbole_unlearn.trainer import make_trainer
-from recbole_unlearn.training import distance, new_model, train, train_paired
+from recbole_unlearn.training.fit import distance, new_model, train, train_paired
+from recbole_unlearn.training.trained import Checkpoint, Trained, not_paired
+from recbole_unlearn.training.trainer import make_trainer
 from recbole_unlearn.unlearner import InfluenceUnlearner
 from recbole_unlearn.unlearners.base import Unlearned
 

@@ -8,7 +8,7 @@ from tqdm import tqdm
 
 from recbole_unlearn.data.requests import batches, rows_of
 from recbole_unlearn.evaluation import forgetting, ranking
-from recbole_unlearn.training import train
+from recbole_unlearn.training.fit import train
 from recbole_unlearn.unlearners.base import Unlearned
 
 # From this share of forgotten interactions on, settings that were chosen for the data with them (the number of epochs,

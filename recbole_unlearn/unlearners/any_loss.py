@@ -21,8 +21,8 @@ from recbole_unlearn.models.losses import fixed_randomness
 from recbole_unlearn.models.support import no_step
 from recbole_unlearn.models.view import View
 from recbole_unlearn.storage.checkpoints import check_finite
-from recbole_unlearn.trained import Trained
-from recbole_unlearn.training import Beginning, new_model, trained_again
+from recbole_unlearn.training.fit import Beginning, new_model, trained_again
+from recbole_unlearn.training.trained import Trained
 from recbole_unlearn.unlearners.base import Change, NewTraining, Problem, Unlearned
 from recbole_unlearn.unlearners.influence import Influence, conjugate, descended, warn_unless_converged
 

@@ -19,7 +19,7 @@ from recbole_unlearn.errors import InputError
 from recbole_unlearn.influence.coupling import Coupling, Fresh, Paired
 from recbole_unlearn.influence.recorded import Recorded
 from recbole_unlearn.influence.sharding import Shard
-from recbole_unlearn.trained import Trained
+from recbole_unlearn.training.trained import Trained
 
 
 @dataclass

@@ -9,7 +9,7 @@ from recbole.model.general_recommender import BPR, LightGCN
 
 from recbole_unlearn.errors import InputError
 from recbole_unlearn.settings.config import UnlearnConfig
-from recbole_unlearn.trained import Trained
+from recbole_unlearn.training.trained import Trained
 from recbole_unlearn.unlearners.any_loss import AnyLoss
 from recbole_unlearn.unlearners.base import Problem, Way
 from recbole_unlearn.unlearners.dot_product import DotProduct

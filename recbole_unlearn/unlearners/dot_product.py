@@ -8,7 +8,6 @@ import torch
 from tqdm import tqdm
 
 from recbole_unlearn import distributed
-from recbole_unlearn.compiled import adam_states, training_of
 from recbole_unlearn.devices import array, copies
 from recbole_unlearn.errors import InputError
 from recbole_unlearn.influence import damping as damping_metrics
@@ -23,8 +22,9 @@ from recbole_unlearn.influence.sharding import Shard
 from recbole_unlearn.influence.solver import preconditioner
 from recbole_unlearn.models.losses import fixed_randomness
 from recbole_unlearn.storage.checkpoints import check_finite
-from recbole_unlearn.trained import Trained
-from recbole_unlearn.training import new_model
+from recbole_unlearn.training.compiled import adam_states, training_of
+from recbole_unlearn.training.fit import new_model
+from recbole_unlearn.training.trained import Trained
 from recbole_unlearn.unlearners.base import Change, NewTraining, Problem, Unlearned
 from recbole_unlearn.unlearners.influence import Influence, conjugate, warn_unless_converged
 

@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from recbole.utils import ModelType
 
-from recbole_unlearn import adoption
 from recbole_unlearn.errors import InputError
 from recbole_unlearn.storage import audit
 from recbole_unlearn.storage.files import read_whole, write_atomically
 from recbole_unlearn.storage.triple_log import same_start, start_of
-from recbole_unlearn.training import LIMIT
+from recbole_unlearn.training import adoption
+from recbole_unlearn.training.fit import LIMIT
 from recbole_unlearn.unlearners.base import Way
 from recbole_unlearn.unlearners.influence import Influence
 

@@ -10,8 +10,8 @@ from recbole_unlearn.influence.objective import gradient, pool_return, sampled_t
 from recbole_unlearn.influence.operators import DotProductCurvature
 from recbole_unlearn.influence.propagated import Graph, PropagatedCurvature, embedding_l2
 from recbole_unlearn.influence.propagated_training import WARM_UP, GraphLoss, PropagatedTraining
-from recbole_unlearn.trained import Trained
-from recbole_unlearn.training import new_model
+from recbole_unlearn.training.fit import new_model
+from recbole_unlearn.training.trained import Trained
 from recbole_unlearn.unlearners.base import Change
 from recbole_unlearn.unlearners.dot_product import DotProduct
 from recbole_unlearn.unlearners.influence import Influence

@@ -15,8 +15,8 @@ from recbole_unlearn.errors import InputError
 from recbole_unlearn.influence.coupling import Paired
 from recbole_unlearn.influence.newton import flat
 from recbole_unlearn.storage.triple_log import TripleLog, log_path
-from recbole_unlearn.trained import Checkpoint
-from recbole_unlearn.training import train
+from recbole_unlearn.training.fit import train
+from recbole_unlearn.training.trained import Checkpoint
 from recbole_unlearn.unlearners.dot_product import DotProduct
 
 BATCH = 97

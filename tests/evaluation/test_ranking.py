@@ -13,7 +13,7 @@ from recbole.trainer.trainer import Trainer
 from recbole.utils import init_seed
 
 from recbole_unlearn.evaluation import ranking
-from recbole_unlearn.trainer import BPRTrainer
+from recbole_unlearn.training.trainer import BPRTrainer
 
 METRICS = {"metrics": ["Recall", "MRR", "NDCG", "Hit", "Precision", "MAP"]}
 

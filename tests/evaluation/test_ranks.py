@@ -17,7 +17,7 @@ from recbole_unlearn.data import sampling
 from recbole_unlearn.data.sampling import NegativeDraw
 from recbole_unlearn.evaluation import ranks
 from recbole_unlearn.evaluation.ranks import RankedLoader
-from recbole_unlearn.trainer import BPRTrainer
+from recbole_unlearn.training.trainer import BPRTrainer
 
 LEAVE_ONE_OUT = {"split": {"LS": "valid_and_test"}, "order": "TO", "group_by": "user"}
 HALF_HELD_OUT = {"split": {"RS": [0.5, 0.1, 0.4]}, "order": "RO", "group_by": "user"}

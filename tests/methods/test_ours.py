@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from recbole_unlearn.methods.triples import logged_triples
-from recbole_unlearn.trained import Trained
+from recbole_unlearn.training.trained import Trained
 from recbole_unlearn.unlearner import InfluenceUnlearner
 
 

@@ -14,7 +14,7 @@ from recbole_unlearn.evaluation import ranking
 from recbole_unlearn.evaluation.ranks import RankedLoader
 from recbole_unlearn.methods import receraser, shards
 from recbole_unlearn.methods.receraser import Aggregated, Points, RecEraser, assign, cluster
-from recbole_unlearn.trainer import BPRTrainer
+from recbole_unlearn.training.trainer import BPRTrainer
 
 
 def within(points, labels):

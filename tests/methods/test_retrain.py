@@ -2,7 +2,7 @@
 
 import torch
 
-from recbole_unlearn.training import train
+from recbole_unlearn.training.fit import train
 
 
 def test_it_is_training_without_the_rows(task, rows, run, tmp_path):

@@ -12,7 +12,7 @@ from recbole_unlearn.evaluation.forgetting import percentiles, scores
 from recbole_unlearn.evaluation.ranks import RankedLoader
 from recbole_unlearn.methods import shards
 from recbole_unlearn.methods.sisa import SISA, MeanScore
-from recbole_unlearn.trainer import BPRTrainer
+from recbole_unlearn.training.trainer import BPRTrainer
 
 
 def same(one, other):

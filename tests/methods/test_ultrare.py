@@ -17,7 +17,7 @@ from recbole_unlearn.methods.ultrare import (
     transport,
     transport_clusters,
 )
-from recbole_unlearn.trainer import BPRTrainer
+from recbole_unlearn.training.trainer import BPRTrainer
 
 
 def test_transport_has_the_marginals_and_is_optimal():

@@ -14,7 +14,6 @@ import numpy as np
 from recbole.data.dataloader import NegSampleEvalDataLoader
 from tqdm import tqdm
 
-from recbole_unlearn import compiled
 from recbole_unlearn.compat.recbole_models import checkpoint_state
 from recbole_unlearn.data.split import Split, pairwise_loader
 from recbole_unlearn.devices import copies
@@ -23,8 +22,9 @@ from recbole_unlearn.settings.config import UnlearnConfig, changed
 from recbole_unlearn.storage import audit, checkpoints
 from recbole_unlearn.storage.files import in_one_line, scratch_folder
 from recbole_unlearn.storage.triple_log import TripleLog
-from recbole_unlearn.trainer import make_trainer
-from recbole_unlearn.training import LIMIT, NAN, distance, new_model
+from recbole_unlearn.training import compiled
+from recbole_unlearn.training.fit import LIMIT, NAN, distance, new_model
+from recbole_unlearn.training.trainer import make_trainer
 
 
 def adopted_path(stock: Path, folder: Path | str | None) -> Path:

@@ -32,7 +32,7 @@ from recbole_unlearn.settings.shown import plain
 from recbole_unlearn.storage import checkpoints
 from recbole_unlearn.storage.files import remove, scratch_folder
 from recbole_unlearn.storage.triple_log import TripleLog, log_path
-from recbole_unlearn.trainer import make_trainer
+from recbole_unlearn.training.trainer import make_trainer
 
 # How far training again may end from the weights, of the way that training moved them. Trainings that did what their
 # log tells end some 1e-6 away, though torch's arithmetic is another than the replay's; those that did not, as mildly as

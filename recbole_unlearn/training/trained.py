@@ -13,7 +13,7 @@ from recbole.model.general_recommender import BPR, LightGCN
 from recbole.trainer import Trainer
 from recbole.utils import init_logger
 
-from recbole_unlearn import adoption, distributed
+from recbole_unlearn import distributed
 from recbole_unlearn.compat.recbole_models import checkpoint_state, class_named
 from recbole_unlearn.data import frozen_data
 from recbole_unlearn.data.split import Split
@@ -29,7 +29,8 @@ from recbole_unlearn.settings.shown import hidden, plain
 from recbole_unlearn.storage import checkpoints, purging
 from recbole_unlearn.storage.files import locked
 from recbole_unlearn.storage.triple_log import TripleLog, log_path
-from recbole_unlearn.training import new_model, recorded, redraws
+from recbole_unlearn.training import adoption
+from recbole_unlearn.training.fit import new_model, recorded, redraws
 
 
 @dataclass(frozen=True)
@@ -194,7 +195,7 @@ class Trained:
 
     @property
     def redraws(self) -> tuple[int, ...]:
-        """Seed of what requests draw; see `training.redraws`."""
+        """Seed of what requests draw; see `fit.redraws`."""
         return redraws(self.config["seed"] if self.seed is None else self.seed, self.log)
 
     def recorded(self) -> Recorded:

@@ -19,7 +19,6 @@ from torch.utils.data.distributed import DistributedSampler
 
 from recbole_unlearn import distributed
 from recbole_unlearn.compat.recbole_models import checkpoint_state, class_named, replaced
-from recbole_unlearn.compiled import CompiledEpochs
 from recbole_unlearn.data.fingerprint import fingerprint
 from recbole_unlearn.data.orders import OrderNote
 from recbole_unlearn.data.sampling import (
@@ -42,6 +41,7 @@ from recbole_unlearn.storage import suppression
 from recbole_unlearn.storage.checkpoints import save
 from recbole_unlearn.storage.files import remove
 from recbole_unlearn.storage.triple_log import Training, TripleLog, log_path, smallest_uint, snapshot_due, start_of
+from recbole_unlearn.training.compiled import CompiledEpochs
 
 
 class _Recorded:
