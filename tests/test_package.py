@@ -15,7 +15,7 @@ assert "numba" not in sys.modules
 from recbole.utils import ModelType, get_trainer
 trainer = get_trainer(ModelType.GENERAL, "BPR")
 assert trainer is recbole_unlearn.BPRTrainer and trainer.__module__ == "recbole_unlearn.training.trainer"
-assert get_trainer(ModelType.GENERAL, "NeuMF").__name__ == "Trainer"
+assert get_trainer(ModelType.GENERAL, "ENMF").__name__ == "Trainer"
 """
 
 
