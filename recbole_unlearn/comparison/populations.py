@@ -334,7 +334,7 @@ def compared(
         n: default: as many as there are, at most half of the oracles.
 
     Returns:
-        dict: figure -> ``mean``, and the ``low`` and ``high`` end of the interval that holds 95 % of the choices;
+        dict: figure -> ``median``, and the ``low`` and ``high`` end of the interval that holds 95 % of the choices;
         ``n``; ``pairs``, U-LiRA's AUC of each forgotten pair in the first of the choices.
     """
     rng, floor = np.random.default_rng(0), unlearned is None
@@ -356,8 +356,8 @@ def compared(
 
 
 def _interval(values):
-    low, high = np.quantile(values, INTERVAL)
-    return {"mean": float(values.mean()), "low": float(low), "high": float(high)}
+    low, middle, high = np.quantile(values, (INTERVAL[0], 0.5, INTERVAL[1]))
+    return {"median": float(middle), "low": float(low), "high": float(high)}
 
 
 def _of_each(panel, originals, population):

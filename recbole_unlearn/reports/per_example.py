@@ -34,9 +34,9 @@ OTHERS = {
 }
 SHARES = ("churn", "effect left", "tpr_1")
 READ = (
-    "Each figure is the mean over 100 choices of n unlearned and n retrained models, in brackets the interval that "
+    "Each figure is the median over 100 choices of n unlearned and n retrained models, in brackets the interval that "
     "holds 95 % of them; *retrained* is n retrained models against n others: what equal laws show. A figure is "
-    "**bold** where its mean lies outside that interval, of the same n. Lower is better for all figures of the first "
+    "**bold** where its median lies outside that interval, of the same n. Lower is better for all figures of the first "
     "table. Before and after: the AUC of an attacker who has the model from before too, and tells forgotten pairs "
     "from held-out ones by how their margins changed; paired training changes little else, and is easier to read "
     "for one who has both models. How each is computed: docs/comparison.md."
@@ -64,14 +64,14 @@ def table(each: dict[str, Any], columns: dict[str, str]) -> pd.DataFrame:
 def cell(key: str, found: dict[str, Any], floor: dict[str, Any]) -> str:
     """A figure with its interval, bold where it is `outside` that of retrained models."""
     value = found[key]
-    ends = (f"{100 * v:.1f} %" if key in SHARES else f"{v:.3f}" for v in (value["mean"], value["low"], value["high"]))
-    mean, low, high = ends
-    return f"{f'**{mean}**' if outside(key, found, floor) else mean} [{low}, {high}]"
+    ends = (f"{100 * v:.1f} %" if key in SHARES else f"{v:.3f}" for v in (value["median"], value["low"], value["high"]))
+    middle, low, high = ends
+    return f"{f'**{middle}**' if outside(key, found, floor) else middle} [{low}, {high}]"
 
 
 def outside(key: str, found: dict[str, Any], floor: dict[str, Any]) -> bool:
     """Whether a method's figure lies outside the interval of retrained models."""
-    return not floor[key]["low"] <= found[key]["mean"] <= floor[key]["high"]
+    return not floor[key]["low"] <= found[key]["median"] <= floor[key]["high"]
 
 
 def verdict(each: dict[str, Any]) -> str:
