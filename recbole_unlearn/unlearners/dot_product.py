@@ -272,7 +272,9 @@ class DotProduct(Problem):
         # do, since every item that was ever sampled against this user has moved along it.
         bare = result.rows[result.untrained]
         initial = trajectory.at(0)[: self.P.size]
-        fresh = np.random.default_rng(self.trained.redraws).normal(initial.mean(), initial.std(), (len(bare), K))
+        seeds = ([self.trained.redraws[0], int(user)] for user in bare)  # another for each, whichever request it is
+        drawn = [np.random.default_rng(seed).normal(initial.mean(), initial.std(), K) for seed in seeds]
+        fresh = np.reshape(drawn, (len(bare), K))
         change[bare] = fresh - self.P[bare]
         self.shard.from_leader(torch.from_numpy(change))
         snapshots = {}

@@ -25,7 +25,10 @@ def model(P, Q):
 def log(users, items, negatives):
     """A log whose every epoch drew ``negatives[epoch]``."""
     return SimpleNamespace(
-        users=np.array(users), items=np.array(items), gather=lambda rows, epochs: negatives[epochs][:, rows]
+        users=np.array(users),
+        items=np.array(items),
+        negatives=negatives.shape[-1],
+        gather=lambda rows, epochs: negatives[epochs][:, rows],
     )
 
 
