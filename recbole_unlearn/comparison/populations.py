@@ -351,7 +351,7 @@ def compared(
     values = {key: np.array([figures[key] for figures in found]) for key in found[0]}
     return {key: _interval(value) for key, value in values.items()} | {
         "n": n,
-        "pairs": pairs[0].tolist(),
+        "pairs": np.round(pairs[0], 4).tolist(),
     }
 
 

@@ -109,7 +109,7 @@ def write(results: dict[str, Any], title: str, agreement: float | None, folder: 
     page = markdown(results, title, agreement)
     write_atomically(folder / f"{name}.md", page.encode())
     kept = {"title": title, "agreement": agreement, "sets": results}
-    write_atomically(folder / f"{name}.json", json.dumps(kept, indent=1).encode())
+    write_atomically(folder / f"{name}.json", json.dumps(kept).encode())
     for chosen, each in results.items():
         pairs = {way: found["pairs"] for way, found in each["figures"].items()}
         picture = pair_histograms(pairs, next(iter(each["floors"].values()))["pairs"])
