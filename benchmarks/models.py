@@ -235,10 +235,13 @@ def opened(name, dataset, chosen, count):
     from recbole_unlearn.settings.config import UnlearnConfig
     from recbole_unlearn.settings.conflicts import supported
 
-    keys = chosen | {"forget_count": count, "method": "influence"}
-    config = supported(UnlearnConfig(name, dataset, None, keys))
-    init_seed(config["seed"], config["reproducibility"])
-    split = Split(config)
+    with tempfile.TemporaryDirectory() as folder:
+        if name in VECTORS:
+            dataset, chosen = write_vectors(dataset, folder), chosen | {"data_path": folder}
+        keys = {"method": "influence", **chosen, "forget_count": count}
+        config = supported(UnlearnConfig(name, dataset, None, keys))
+        init_seed(config["seed"], config["reproducibility"])
+        split = Split(config)
     logging.getLogger().setLevel(logging.ERROR)
     return config, split, np.sort(np.random.default_rng(0).choice(split.n_rows, count, replace=False))
 
@@ -292,13 +295,10 @@ def run_seed(name, dataset, epochs, count, seed, changes):
 
     torch.set_num_threads(1)
     chosen = settings(name, dataset, epochs) | changes | {"use_gpu": False, "seed": seed}
-    with tempfile.TemporaryDirectory() as folder:
-        if name in VECTORS:
-            dataset, chosen["data_path"] = write_vectors(dataset, folder), folder
-        try:
-            config, split, rows = opened(name, dataset, chosen, count)
-        except InputError as error:
-            return {"refused": str(error)}
+    try:
+        config, split, rows = opened(name, dataset, chosen, count)
+    except InputError as error:
+        return {"refused": str(error)}
     with tempfile.TemporaryDirectory() as folder:
         original, unlearner, train_seconds = trained(config, split, folder)
         unlearned = unlearner.unlearn(rows)
@@ -343,7 +343,7 @@ def table(folder, dataset):
     ]
     works = 0
     for name, kind in KINDS.items():
-        file = folder / f"{dataset}-{name}.json"
+        file = kept(folder, dataset, name)
         if not file.exists():
             continue
         found = json.loads(file.read_text())
@@ -376,6 +376,26 @@ def table(folder, dataset):
     return works, "\n".join(lines) + "\n"
 
 
+def kept(folder, dataset, name):
+    """The file of a model's figures."""
+    return folder / f"{dataset}-{name.replace(' ', '-')}.json"
+
+
+def run_each(options, folder, command):
+    """Run a command for each model that is not done, in a process of its own, and keep what it tells."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in options.models.split(","):
+        file = kept(folder, options.dataset, name)
+        if file.exists() and not options.again and "failed" not in json.loads(file.read_text()):
+            continue
+        start, words = perf_counter(), common.words(options, *ASKED)
+        found, failed = common.apart(__file__, command, f"--model={name}", *words, timeout=options.timeout, threads=1)
+        found = found or {"failed": (failed or "nothing printed")[:300]}  # the seeds that are done count
+        common.write_json(file, found)
+        told = found.get("auc") or found.get("refused") or found.get("failed")
+        print(f"{name} ({perf_counter() - start:.0f} s): {told}", flush=True)
+
+
 @takes(
     **ASKED,
     models=option(",".join(KINDS), "comma-separated"),
@@ -385,17 +405,7 @@ def table(folder, dataset):
 )
 def models(options):
     folder = options.output / "models"
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in options.models.split(","):
-        file = folder / f"{options.dataset}-{name}.json"
-        if file.exists() and not options.again and "failed" not in json.loads(file.read_text()):
-            continue
-        start, words = perf_counter(), common.words(options, *ASKED)
-        found, failed = common.apart(__file__, "one", f"--model={name}", *words, timeout=options.timeout, threads=1)
-        found = found or {"failed": (failed or "nothing printed")[:300]}  # the seeds that are done count
-        common.write_json(file, found)
-        told = found.get("auc") or found.get("refused") or found.get("failed")
-        print(f"{name} ({perf_counter() - start:.0f} s): {told}", flush=True)
+    run_each(options, folder, "one")
     works, text = table(folder, options.dataset)
     title = f"# RecBole's pairwise models on {options.dataset}: {works} work\n\n"
     note = (
@@ -586,7 +596,8 @@ def exact_settings(name, dataset, epochs):
     chosen = settings(model, dataset, epochs) if model in KINDS else {"epochs": epochs, "eval_step": 0}
     if model in KINDS and KINDS[model] == "sequential" and loss:
         chosen |= {"loss_type": "CE", "train_neg_sample_args": None}
-    return model, chosen | {"show_progress": False, "state": "ERROR", "use_gpu": False}
+    exact = {"method": "replay", "replay_rows": "all"}
+    return model, chosen | exact | {"show_progress": False, "state": "ERROR", "use_gpu": False}
 
 
 @takes(**ASKED, model="")
@@ -595,43 +606,30 @@ def one_exact(options):
     import torch
 
     from recbole_unlearn.errors import InputError
-    from recbole_unlearn.evaluation.forgetting import percentiles
-    from recbole_unlearn.training.fit import train
-    from recbole_unlearn.training.trained import Checkpoint
-    from recbole_unlearn.unlearner import InfluenceUnlearner
-    from recbole_unlearn.unlearners.replay import Replay
 
     torch.set_num_threads(1)
-    name, chosen = exact_settings(options.model, options.dataset, options.epochs)
+    try:
+        common.tell(exact_request(options.model, options.dataset, options.epochs, options.count))
+    except InputError as error:
+        common.tell({"refused": str(error)})
+
+
+def exact_request(name, dataset, epochs, count):
+    """Figures of one of `EXACT`; InputError where the model is refused, or its training cannot be run again."""
+    from recbole_unlearn.evaluation.forgetting import percentiles
+    from recbole_unlearn.training.fit import train
+
+    name, chosen = exact_settings(name, dataset, epochs)
+    config, split, rows = opened(name, dataset, chosen, count)
     with tempfile.TemporaryDirectory() as folder:
-        dataset = options.dataset
-        try:
-            if name in VECTORS:
-                dataset, chosen["data_path"] = write_vectors(dataset, folder), folder
-            config, split, rows = opened(name, dataset, chosen | {"method": "replay"}, options.count)
-            config["checkpoint_dir"] = folder
-            path = Path(folder) / "model.pth"
-            original, _, train_seconds = train(config, split, path)
-            unlearner = InfluenceUnlearner(Checkpoint.written(path, config).trained(split), Replay(rows="all"))
-            guard = unlearner.check()
-        except InputError as error:
-            common.tell({"refused": str(error)})
-            return
-        before = percentiles(original, split, rows)
+        original, unlearner, train_seconds = trained(config, split, folder)
+        guard, judged = unlearner.check(), {"original": original}
         start = perf_counter()
-        exact = unlearner.forget(rows=rows)
-        seconds = perf_counter() - start
-        retrained, _, _ = train(config, split, Path(folder) / "retrained.pth", rows, 77, log_negatives=False)
-        judged = {"exact": exact.model, "retrained": retrained}
+        judged["exact"] = unlearner.forget(rows=rows).model
+        seconds = {"train": train_seconds, "exact": perf_counter() - start}
+        judged["retrained"], _, _ = train(config, split, Path(folder) / "retrained.pth", rows, 77, log_negatives=False)
         auc = {key: float(percentiles(model, split, rows).mean()) for key, model in judged.items()}
-        common.tell(
-            {
-                "auc": {"original": float(before.mean()), **auc},
-                "guard": guard.distance,
-                "seconds": {"train": train_seconds, "exact": seconds},
-                "smaller": SMALLER.get(name, {}),
-            }
-        )
+    return {"auc": auc, "guard": guard.distance, "seconds": seconds, "smaller": SMALLER.get(name, {})}
 
 
 def exact_table(folder, dataset):
@@ -642,7 +640,7 @@ def exact_table(folder, dataset):
     ]
     works = 0
     for name in EXACT:
-        file = folder / f"{dataset}-{name.replace(' ', '-')}.json"
+        file = kept(folder, dataset, name)
         if not file.exists():
             continue
         found = json.loads(file.read_text())
@@ -670,17 +668,7 @@ def exact(options):
     *Guard*: how far the same with nothing forgotten ends from the stored weights, over the training's way.
     """
     folder = options.output / "exact_models"
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in options.models.split(","):
-        file = folder / f"{options.dataset}-{name.replace(' ', '-')}.json"
-        if file.exists() and not options.again and "failed" not in json.loads(file.read_text()):
-            continue
-        start, words = perf_counter(), common.words(options, *ASKED)
-        found, failed = common.apart(
-            __file__, "one-exact", f"--model={name}", *words, timeout=options.timeout, threads=1
-        )
-        common.write_json(file, found or {"failed": (failed or "nothing printed")[:300]})
-        print(f"{name} ({perf_counter() - start:.0f} s): {found or failed}", flush=True)
+    run_each(options, folder, "one-exact")
     works, text = exact_table(folder, options.dataset)
     note = (
         f"{options.count} random interactions of {options.dataset} forgotten after {options.epochs} epochs by "
