@@ -24,6 +24,7 @@ from scipy.optimize import minimize
 
 from recbole_unlearn.comparison.fidelity import METHODS
 from recbole_unlearn.comparison.fidelity import fidelity as measured
+from recbole_unlearn.comparison.figures import kind_and_number
 from recbole_unlearn.comparison.seeds import opened
 from recbole_unlearn.data.forget import ForgetRequest
 from recbole_unlearn.influence.newton import Objective, flat, minimise, nearest_rotation
@@ -51,12 +52,11 @@ def report(trained, options, methods, setting, stem):
     """Measure the methods on each of the forget sets; print the tables and write them."""
     options.output.mkdir(parents=True, exist_ok=True)
     for text in options.sets.split():
-        kind, size = text.split(":")
-        rows = forget_rows(trained.split, kind, float(size) if kind == "ratio" else int(size))
+        rows = forget_rows(trained.split, *kind_and_number(text))
         results = measured(trained, rows, options.seeds, methods)
         what = f"{options.dataset}, {setting} {options.model}, forget {text} ({len(rows)} interactions)"
         title = f"{what}, {options.seeds} seeds"
-        print(write_fidelity(results, title, options.output, f"{stem}-{kind}-{size}"), flush=True)
+        print(write_fidelity(results, title, options.output, f"{stem}-{text.replace(':', '-')}"), flush=True)
 
 
 SETS = "forget sets, KIND:SIZE, separated by spaces; also popular_items, core_users, ..."

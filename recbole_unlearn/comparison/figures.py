@@ -40,6 +40,12 @@ DISTANCE = "weight_distance"  # to the original; of the original, to its initial
 SETS = ("ratio", "count", "core_users", "edge_users", "popular_items", "rare_items")  # none of which names anybody
 
 
+def kind_and_number(text):
+    """What a forget set's ``KIND:NUMBER`` says; ValueError where there is no number."""
+    kind, _, number = text.partition(":")
+    return kind, float(number) if kind == "ratio" else int(number)
+
+
 def forget_sets(config, split):
     """The forget sets to compare on: those of ``comparison_sets``, else the one that the ``forget_*`` keys state.
 
@@ -60,11 +66,11 @@ def requests(config):
         return {f"{request.kind}{shown}": request}
     result = {}
     for text in names_in(config["comparison_sets"], "comparison_sets"):
-        kind, colon, value = text.partition(":")
+        kind, colon, _ = text.partition(":")
         if kind not in SETS or not colon:
             raise InputError(f"comparison_sets: {text!r} is not KIND:VALUE with a kind among {', '.join(SETS)}")
         try:
-            value = float(value) if kind == "ratio" else int(value)
+            _, value = kind_and_number(text)
         except ValueError:
             raise InputError(f"comparison_sets: {text!r} must name a number after the colon") from None
         result[f"{kind} {value}"] = ForgetRequest.of(kind, value, config)

@@ -2,6 +2,7 @@
 
 import hashlib
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import scipy.sparse
@@ -35,6 +36,7 @@ class Panel:
         users, items: of the pairs, in the order of ``groups``.
         groups (dict): name -> slice of the pairs: ``forgotten``, ``retained, touched users``, ``retained, other
             users`` and ``held out``.
+        test: users and items of test interactions, of users who keep something, ``[2, n]``.
         touched: bool ``[n_users]``.
     """
 
@@ -47,7 +49,7 @@ class Panel:
         near = self.touched[split.users[kept]]
         held = [loader._dataset for loader in (split.valid, split.test)]
         pairs = [np.stack([d.inter_feat[d.uid_field].numpy(), d.inter_feat[d.iid_field].numpy()]) for d in held]
-        self.test = pairs[1]
+        self.test = pairs[1][:, np.isin(pairs[1][0], split.users[kept])]
         own = np.stack([split.users, split.items])
         chosen = {
             "forgotten": own[:, self.rows],
@@ -73,7 +75,7 @@ class Panel:
             np.isin(np.arange(split.n_items), by_popularity[which]) for which in (share <= EDGE, share > 1 - EDGE)
         )
 
-    @property
+    @cached_property
     def checksum(self) -> str:
         """Of all that it looks at."""
         found = hashlib.sha256(self.users.tobytes() + self.items.tobytes() + self.rows.tobytes())
@@ -121,8 +123,6 @@ class Panel:
         Of groups of items it is the mean gain of a test interaction.
         """
         users, items = self.test
-        left = np.isin(users, self.split.users[np.setdiff1d(np.arange(self.split.n_rows), self.rows)])
-        users, items = users[left], items[left]
         hits = top[:, users] == items[:, None]  # [models, pairs, TOP]
         gain = (hits / np.log2(np.arange(2, TOP + 2))).sum(2)
         number = np.bincount(users, minlength=self.split.n_users)

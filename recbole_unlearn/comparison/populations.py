@@ -9,20 +9,17 @@ forgotten: what is *vulnerable* is found on models of their own.
 import hashlib
 import json
 import logging
-import multiprocessing
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
 import numba
 import numpy as np
 import torch
-from tqdm import tqdm
 
-from recbole_unlearn.comparison.figures import SETS
+from recbole_unlearn.comparison.figures import SETS, kind_and_number
 from recbole_unlearn.comparison.kept import measured_by, sources
 from recbole_unlearn.comparison.panel import Panel, Views
-from recbole_unlearn.comparison.seeds import available_cores, opened, quiet
+from recbole_unlearn.comparison.seeds import available_cores, in_processes, opened, quiet
 from recbole_unlearn.data.forget import ForgetRequest
 from recbole_unlearn.devices import copies
 from recbole_unlearn.errors import InputError
@@ -33,7 +30,7 @@ from recbole_unlearn.methods.base import Task
 from recbole_unlearn.settings.config import changed
 from recbole_unlearn.settings.conflicts import DERIVED_FORMS
 from recbole_unlearn.storage import checkpoints
-from recbole_unlearn.storage.files import replacing, scratch_folder
+from recbole_unlearn.storage.files import replacing, scratch_folder, write_atomically
 from recbole_unlearn.training.fit import LIMIT, distance, new_model, train, training_settings
 
 ORIGINAL, ORACLE = "nothing done", "retrained"
@@ -71,9 +68,8 @@ def set_names(value: object) -> list[str]:
     """
     names = names_in(value if value is not None else "mixed:200", "comparison_sets")
     for name in names:
-        kind, _, number = name.partition(":")
         try:
-            (float if kind == "ratio" else int)(number)
+            kind, _ = kind_and_number(name)
         except ValueError:
             raise InputError(f"comparison_sets: {name!r} must be KIND:NUMBER") from None
         if kind not in (*SETS, "mixed", "vulnerable", "users", "items"):
@@ -139,10 +135,10 @@ class Audit:
 
     def rows(self, name):
         """Sorted rows of a forget set."""
-        kind, _, number = name.partition(":")
+        kind, number = kind_and_number(name)
         split, rng = self.split, np.random.default_rng(2020)
         if kind in SETS:
-            return ForgetRequest(kind, float(number) if kind == "ratio" else int(number)).rows(split)
+            return ForgetRequest(kind, number).rows(split)
         size = int(number)
         if kind in ("users", "items"):
             ids = split.users if kind == "users" else split.items
@@ -187,20 +183,10 @@ class Audit:
 
     def _work(self, jobs, title):
         """Do jobs, in processes of their own."""
-        if not jobs:
-            return
-        self.folder.mkdir(parents=True, exist_ok=True)
-        context = multiprocessing.get_context("spawn")
-        plain = (self.arguments, self.folder, self.methods, self.models, self.compiled)
-        with ProcessPoolExecutor(min(self.processes, len(jobs)), context, _begin, plain) as pool:
-            waiting = [pool.submit(_do, job) for job in jobs]
-            try:
-                bar = tqdm(as_completed(waiting), title, len(jobs), ncols=100, disable=not self.show_progress)
-                for done in bar:
-                    done.result()
-            except BaseException:
-                pool.shutdown(cancel_futures=True)
-                raise
+        if jobs:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            plain = self.arguments, self.folder, self.methods, self.models, self.compiled
+            in_processes(_do, jobs, self.processes, _begin, plain, self.show_progress, title)
 
     def views(self, panel, way):
         """`Views` of a population."""
@@ -242,7 +228,7 @@ class Audit:
                 states.append(copies(model.state_dict()))
         start = copies(new_model(self.config, self.split).state_dict())
         found = distance(start, *states)
-        file.write_text(json.dumps({"distance": found}))
+        write_atomically(file, json.dumps({"distance": found}).encode())
         return found
 
     def trained(self, folder, rows, seed, log):
@@ -309,8 +295,7 @@ def _begin(arguments, folder, methods, models, compiled):
     _audit.compiled = _audit.data[-1] = compiled
 
 
-def _do(job):
-    kind, seed, sets, wanted = job
+def _do(kind, seed, sets, wanted):
     if kind == "scout":
         _audit.scout(seed)
     elif kind == "oracle":
@@ -340,19 +325,19 @@ def compared(
     rng, floor = np.random.default_rng(0), unlearned is None
     population = oracles if unlearned is None else unlearned
     n = n or min(len(population.margin), len(oracles.margin) // 2)
-    each, found, pairs = _of_each(panel, originals, population), [], []
+    each, forgotten, found, pairs = _of_each(panel, originals, population), panel.groups["forgotten"], [], []
     for _ in range(HALVES):
         order = rng.permutation(len(oracles.margin))
         theirs, rest = order[:n], order[n:]
         own = rest[:n] if floor else rng.permutation(len(population.margin))[:n]
-        figures, of_pairs = _apart(panel, originals, oracles, population, own, theirs, None if floor else rest)
+        figures = _apart(panel, originals, oracles, population, own, theirs, None if floor else rest)
         found.append(figures | {key: float(values[own].mean()) for key, values in each.items()})
-        pairs.append(of_pairs)
+        if not pairs:
+            chosen = (population.margin[own], oracles.margin[theirs])
+            ratios = log_ratios(*(margin[:, forgotten].astype(np.float64) for margin in chosen))
+            pairs = np.round(auc(*ratios), 4).tolist()
     values = {key: np.array([figures[key] for figures in found]) for key in found[0]}
-    return {key: _interval(value) for key, value in values.items()} | {
-        "n": n,
-        "pairs": np.round(pairs[0], 4).tolist(),
-    }
+    return {key: _interval(value) for key, value in values.items()} | {"n": n, "pairs": pairs}
 
 
 def _interval(values):
@@ -376,11 +361,10 @@ def _of_each(panel, originals, population):
 
 
 def _apart(panel, originals, oracles, population, own, theirs, rest):
-    """Figures of one choice of models, and U-LiRA's AUC of each forgotten pair; ``rest``: other oracles, if any."""
+    """Figures of one choice of models; ``rest``: other oracles, if any."""
     forgotten = panel.groups["forgotten"]
     first, second = population.margin[own].astype(np.float64), oracles.margin[theirs].astype(np.float64)
     figures = told_apart(first[:, forgotten], second[:, forgotten])
-    of_pairs = auc(*log_ratios(first[:, forgotten], second[:, forgotten]))
     for name, group in panel.groups.items():
         if name != "forgotten" and group.stop > group.start:
             figures[f"klom, {name}"] = float(np.median(klom(first[:, group], second[:, group])))
@@ -390,4 +374,4 @@ def _apart(panel, originals, oracles, population, own, theirs, rest):
     direction = originals.margin[before][:, forgotten].mean(0) - oracles.margin[away][:, forgotten].mean(0)
     spread = oracles.margin[:, forgotten].std(0, ddof=1)
     figures["effect left"] = effect_left(first[:, forgotten], second[:, forgotten], direction, spread)
-    return figures, of_pairs
+    return figures

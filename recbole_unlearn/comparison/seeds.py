@@ -5,6 +5,7 @@ import json
 import logging
 import multiprocessing
 import os
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -87,15 +88,30 @@ class TrainedSeeds:
         paths = [self.path(run) for run in runs]
         missing = {path: run for path, run in zip(paths, runs, strict=True) if not path.with_suffix(".json").exists()}
         if missing:
-            context = multiprocessing.get_context("spawn")
-            with ProcessPoolExecutor(self.processes, context, _start_worker, (self.arguments,)) as pool:
-                jobs = [
-                    pool.submit(_train_worker, run, str(path), str(self.path(SeedRun(run.seed, (), True))))
-                    for path, run in missing.items()
-                ]
-                for job in tqdm(as_completed(jobs), "Train", len(jobs), ncols=100, disable=not show_progress):
-                    job.result()
+            calls = [(run, str(path), str(self.path(SeedRun(run.seed, (), True)))) for path, run in missing.items()]
+            in_processes(_train_worker, calls, self.processes, _start_worker, (self.arguments,), show_progress)
         return paths
+
+
+def in_processes(
+    work: Callable,
+    calls: Sequence[tuple],
+    processes: int,
+    begin: Callable,
+    arguments: tuple,
+    show_progress: bool,
+    title: str = "Train",
+) -> None:
+    """Call a function with each of some arguments, in new processes that begin with another call; order is any."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(min(processes, len(calls)), context, begin, arguments) as pool:
+        waiting = [pool.submit(work, *call) for call in calls]
+        try:
+            for done in tqdm(as_completed(waiting), title, len(waiting), ncols=100, disable=not show_progress):
+                done.result()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
 
 
 def opened(arguments):

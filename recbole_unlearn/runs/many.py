@@ -93,10 +93,11 @@ def audited(given: Given, held: ExitStack, saved: bool) -> Result:
     audit = Audit(given.arguments, cache, chosen, config["audit_models"], show_progress=config["show_progress"])
     results = audit.run(sets)
     title = f"{config['model']} on {config['dataset']}, pair by pair, {config['audit_models']} models each"
-    page = per_example.markdown(results, title, audit.agreement)
     if saved:
         folder.mkdir(parents=True, exist_ok=True)
-        per_example.write(results, title, audit.agreement, folder)
+        page = per_example.write(results, title, audit.agreement, folder)
+    else:
+        page = per_example.markdown(results, title, audit.agreement)
     values = {"audit": results, "title": title, "files": {"tables": str(folder)} if saved else {}}
     return Result("audit", values, page)
 
