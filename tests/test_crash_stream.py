@@ -28,17 +28,26 @@ FRESH.set_forkserver_preload(["recbole_unlearn.quick_start", "recbole_unlearn.un
 
 def run(folder, temporary, keys, n=None):
     """``run_unlearn`` in a process of its own, which dies at the n-th change of the disk; returns its exit status."""
-    process = FRESH.Process(target=_run, args=(str(folder), str(temporary), keys, n))
+    return exit_status(_run, folder, temporary, keys, n)
+
+
+def exit_status(work, folder, temporary, *arguments):
+    """Of a process of its own that does some work in a folder, with another for temporary files."""
+    process = FRESH.Process(target=_settled, args=(work, str(folder), str(temporary), arguments))
     process.start()
     process.join()
     return process.exitcode
 
 
-def _run(folder, temporary, keys, n):
+def _settled(work, folder, temporary, arguments):
     sys.argv = ["pytest"]  # RecBole reads them
     os.chdir(folder)
     tempfile.tempdir = temporary
     torch.set_num_threads(1)
+    work(*arguments)
+
+
+def _run(keys, n):
     if n:
         Dying(n).start()
     run_unlearn(config_dict=keys)

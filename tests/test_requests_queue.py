@@ -16,7 +16,7 @@ import pytest
 import torch
 from conftest import SECRET_USER, inside
 from test_crash import KILLED, Dying, distinctive, same
-from test_crash_stream import FRESH
+from test_crash_stream import exit_status
 
 import recbole_unlearn
 from recbole_unlearn.data.split import Split
@@ -474,22 +474,15 @@ class DyingInSqlite(Dying):
 
 def run(folder, temporary, argv, n=None):
     """A command in a process of its own, which dies at the n-th change of the disk; returns its exit status."""
-    process = FRESH.Process(target=_run, args=(str(folder), str(temporary), argv, n))
-    process.start()
-    process.join()
-    return process.exitcode
+    return exit_status(_run, folder, temporary, argv, n)
 
 
-def _run(folder, temporary, argv, n):
-    sys.argv = ["pytest"]  # RecBole reads them
-    os.chdir(folder)
-    tempfile.tempdir = temporary
-    torch.set_num_threads(1)
+def _run(argv, n):
     dying = DyingInSqlite(n or 10**6)
     dying.start()
     status = main(argv)
     dying.left = 10**6 - (dying.all - dying.left)  # never again
-    Path(temporary, "changes.json").write_text(json.dumps([10**6 - dying.left, dying.commits]))
+    Path(tempfile.gettempdir(), "changes.json").write_text(json.dumps([10**6 - dying.left, dying.commits]))
     os._exit(status)
 
 

@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from recbole_unlearn.comparison.seeds import SeedRun, quiet
 from recbole_unlearn.devices import read
+from recbole_unlearn.evaluation.churn import shared
 from recbole_unlearn.evaluation.forgetting import scores
 from recbole_unlearn.evaluation.ranking import evaluate
 from recbole_unlearn.settings.config import changed
@@ -158,7 +159,7 @@ def overlap(a, b):
     """Mean share of common items in two arrays of top-K lists ``[users, K]``."""
     if len(a) == 0:
         return float("nan")
-    return float(np.mean([len(np.intersect1d(x, y)) / len(x) for x, y in zip(a, b, strict=True)]))
+    return float(shared(a, b))
 
 
 def ceiling(before, after):

@@ -8,6 +8,7 @@ import numpy as np
 import scipy.sparse
 
 from recbole_unlearn.data.split import Split
+from recbole_unlearn.evaluation.churn import shared
 from recbole_unlearn.evaluation.forgetting import scores
 
 TOP = 10
@@ -111,11 +112,7 @@ class Panel:
             before, after: ``[models, users, TOP]``.
         """
         others = np.flatnonzero(~self.touched)[1:]
-        changed = [
-            1 - (one[others][:, :, None] == other[others][:, None, :]).any(2).mean()
-            for one, other in zip(before, after, strict=True)
-        ]
-        return np.array(changed)
+        return np.array([1 - shared(one[others], other[others]) for one, other in zip(before, after, strict=True)])
 
     def usefulness(self, top: np.ndarray) -> dict[str, np.ndarray]:
         """NDCG@10 of the test items of users who keep something, of each model: of all, and of each group.

@@ -12,15 +12,19 @@ TOP, USERS = 10, 2000  # recommendations a user, and users to ask: a random part
 
 
 def recommended(
-    model: AbstractRecommender, split: Split, asked: np.ndarray, top: int = TOP, gone: np.ndarray | None = None
+    model: AbstractRecommender,
+    split: Split,
+    asked: np.ndarray,
+    top: int = TOP,
+    own: Mapping[int, np.ndarray] | None = None,
 ) -> np.ndarray:
     """The items that users would be recommended, in no order: int64 ``[asked, top]``, none of their training items.
 
     Args:
         asked: rows of ``split``, one of each user; a sequential model is asked for what follows the history before.
-        gone: rows that are no training items any more.
+        own: training items of each user; default: all of ``split``.
     """
-    own = _own(split, gone)
+    own = _own(split) if own is None else own
     found = np.empty((len(asked), top), np.int64)
     for part, scores in query_scores(model, split.queries(asked)):
         scores = scores[:, : split.n_items].copy()
@@ -53,8 +57,8 @@ def changed_users(
     kept = np.delete(np.arange(split.n_rows), rows)
     users, firsts = np.unique(split.users[kept], return_index=True)
     lists = []
-    for model, gone in ((before, None), (after, rows)):
-        own, found = _own(split, gone), recommended(model, split, kept[firsts], top, gone)
+    for model, own in ((before, _own(split)), (after, _own(split, rows))):
+        found = recommended(model, split, kept[firsts], top, own)
         # a user may have fewer items left than are asked for
         lists.append([set(items) - set(own[user]) for user, items in zip(users, found.tolist(), strict=True)])
     changed = [user for user, old, new in zip(users, *lists, strict=True) if old != new]
@@ -82,5 +86,9 @@ def churn(models: Mapping[str, AbstractRecommender], split: Split, rows: np.ndar
         return {}
     lists = {name: recommended(model, split, asked, top) for name, model in models.items()}
     before = lists.pop("original")
-    kept = {name: (before[:, :, None] == now[:, None]).any(2).mean() for name, now in lists.items()}
-    return {"users": len(asked), **{name: float(1 - share) for name, share in kept.items()}}
+    return {"users": len(asked), **{name: float(1 - shared(before, now)) for name, now in lists.items()}}
+
+
+def shared(before: np.ndarray, after: np.ndarray) -> float:
+    """Share of recommended items ``[users, K]`` that are among the same users' others ``[users, K]``."""
+    return (before[:, :, None] == after[:, None]).any(2).mean()

@@ -38,7 +38,7 @@ def measured(given: Given, held: ExitStack, saved: bool) -> Result:
     held.enter_context(in_one_line(folder))
     with hidden(config):
         init_logger(config)
-    trained = TrainedSeeds(given.arguments, config["fidelity_cache"] or Path(config["checkpoint_dir"]) / "fidelity")
+    trained = TrainedSeeds(given.arguments, output.cache_folder(config, "fidelity"))
     figures = fidelity(trained, rows, config["fidelity_seeds"], show_progress=config["show_progress"])
     title = (
         f"{config['model']} on {config['dataset']}: {len(rows)} interactions forgotten ({request.kind}), "
@@ -61,8 +61,7 @@ def compared(given: Given, held: ExitStack, saved: bool) -> Result:
     held.enter_context(in_one_line(folder))
     with hidden(config):
         init_logger(config)
-    cache = config["comparison_cache"] or Path(config["checkpoint_dir"]) / "comparison"
-    trained = TrainedSeeds(given.arguments, cache)
+    trained = TrainedSeeds(given.arguments, output.cache_folder(config, "comparison"))
     sets, seeds = forget_sets(trained.config, trained.split), config["comparison_seeds"]
     results = Comparison(trained, settings, seeds, config["show_progress"]).run(sets, models)
     summaries = {name: (each["interactions"], summary(each["figures"])) for name, each in results["sets"].items()}
@@ -89,10 +88,10 @@ def audited(given: Given, held: ExitStack, saved: bool) -> Result:
     held.enter_context(in_one_line(folder))
     with hidden(config):
         init_logger(config)
-    cache = config["comparison_cache"] or Path(config["checkpoint_dir"]) / "comparison"
-    audit = Audit(given.arguments, cache, chosen, config["audit_models"], show_progress=config["show_progress"])
+    cache, models = output.cache_folder(config, "comparison"), config["audit_models"]
+    audit = Audit(given.arguments, cache, chosen, models, show_progress=config["show_progress"])
     results = audit.run(sets)
-    title = f"{config['model']} on {config['dataset']}, pair by pair, {config['audit_models']} models each"
+    title = f"{config['model']} on {config['dataset']}, pair by pair, {models} models each"
     if saved:
         folder.mkdir(parents=True, exist_ok=True)
         page = per_example.write(results, title, audit.agreement, folder)
@@ -113,8 +112,7 @@ def paper(given: Given) -> Result:
     settings = methods.all_settings(names, config["method_args"])
     folder, dataset = Path(config["output_dir"] or "results"), config["dataset"]
     with in_one_line(folder):
-        cache = config["comparison_cache"] or Path(config["checkpoint_dir"]) / "comparison"
-        trained = TrainedSeeds(arguments, cache)
+        trained = TrainedSeeds(arguments, output.cache_folder(config, "comparison"))
         experiment = Paper(trained, settings, config["comparison_seeds"], quick, config["show_progress"])
         page = experiment.run(folder)
     return Result("paper", {"files": {"page": str(folder / f"{dataset}.md"), "figures": str(folder / dataset)}}, page)

@@ -51,6 +51,11 @@ def output_folder(config, looks=False):
     return folder
 
 
+def cache_folder(config, kind):
+    """Where 'fidelity' or 'comparison' keeps what it trains."""
+    return Path(config[f"{kind}_cache"] or Path(config["checkpoint_dir"]) / kind)
+
+
 def check_paths(config, output, config_file_list=None, saved=True):
     """Raises InputError where one path of a run would overwrite, or be deleted with, another.
 

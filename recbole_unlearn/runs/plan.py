@@ -1,6 +1,5 @@
 """A dry run: what a request would forget, in which way, and what it would leave where. Nothing is written."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -86,8 +85,8 @@ def _left(run) -> list[dict[str, str]]:
         found.append(("the audit record", run.trail, f"gets {1 + purge} line{'s' * bool(purge)} without names"))
     if run.suppression:
         found.append(("the suppression list", run.suppression, "gets keyed hashes of what is forgotten"))
-    caches = {key: config[f"{key}_cache"] or Path(config["checkpoint_dir"]) / key for key in ("fidelity", "comparison")}
-    found += [("a cache of trained models", path, "stays") for path in caches.values() if Path(path).is_dir()]
+    caches = (output.cache_folder(config, kind) for kind in ("fidelity", "comparison"))
+    found += [("a cache of trained models", path, "stays") for path in caches if path.is_dir()]
     return [{"what": what, "where": str(where), "then": then} for what, where, then in found]
 
 

@@ -20,6 +20,7 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -340,9 +341,7 @@ def verify(path: Path | str, files: Iterable[Path | str] = (), audit_key: Path |
     key = check_key(trail, path, place) if audit_key or place.exists() else None
     unlearned = [record for record in trail.records if record.get("event") == "unlearned"]
 
-    def recorded(record, when, what, checksum):
-        return _holds(record, when, what, checksum, key)
-
+    recorded = partial(_holds, key=key)
     for file in files:
         try:
             checksum = file_checksum(file)

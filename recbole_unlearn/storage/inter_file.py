@@ -82,10 +82,10 @@ def count(path: Path, form: Mapping[str, Any]) -> int:
 
 
 def _named(values, form, pairs):
-    whole = form.get("whole") or {}
+    """Whether a line's values are among some pairs, or what a form of `_quick` says."""
     return values is not None and (
         values in pairs
-        or any(value in whole.get(field, ()) for field, value in zip(form["fields"], values, strict=True))
+        or any(value in form["whole"].get(field, ()) for field, value in zip(form["fields"], values, strict=True))
     )
 
 

@@ -99,11 +99,8 @@ def purge(
     try:
         with ExitStack() as held:
             thinnings = list(_thinnings(journal))
-            for (
-                file,
-                _,
-                _,
-            ) in thinnings:  # all before the first changes; two requests must not undo each other's removal
+            # all before the first changes; two requests must not undo each other's removal
+            for file, _, _ in thinnings:
                 held.enter_context(locked(file))
             for file, entry, _ in thinnings:
                 if inter_file.seal(file) != entry["seal"]:

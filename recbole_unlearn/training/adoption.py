@@ -97,15 +97,15 @@ def adopt(
         if trainer.triple_log is None:
             raise InputError(f"checkpoint {stock} cannot be adopted: {trainer.no_log}")
         left = distance(start, weights, copies(trainer.model.state_dict()))
-        if not left <= LIMIT and config["method"] == "influence" and np.isfinite(left):
+        if not left <= LIMIT:
+            if config["method"] != "influence" or not np.isfinite(left):
+                raise InputError(
+                    f"checkpoint {stock} cannot be adopted: training again by its seed on these data ends {left:.2g} "
+                    f"of the way that it went from its weights, where at most {LIMIT} is fit to unlearn from; "
+                    f"{_likely(left)}; give the data that it was trained on, train anew with recbole_unlearn, or take "
+                    "one approximate step from its weights: method: influence"
+                )
             trainer.triple_log.keep_draws_alone()  # nobody knows the course of the training that was
-        elif not left <= LIMIT:
-            raise InputError(
-                f"checkpoint {stock} cannot be adopted: training again by its seed on these data ends {left:.2g} "
-                f"of the way that it went from its weights, where at most {LIMIT} is fit to unlearn from; "
-                f"{_likely(left)}; give the data that it was trained on, train anew with recbole_unlearn, or take one "
-                "approximate step from its weights: method: influence"
-            )
         state = checkpoint_state(trainer, stored["epoch"])
         # as it was trained: what is compared with it is not compiled either
         state["config"] |= {"compiled": False, "checkpoint_dir": config["checkpoint_dir"]}

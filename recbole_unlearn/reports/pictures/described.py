@@ -21,12 +21,7 @@ def rank_histogram(counts: Mapping[str, Sequence[int]]) -> Picture:
     """
     looked, series = looks(counts), []
     for name, each in counts.items():
-        n, total = len(each), max(sum(each), 1)
-        edges = [k / n for k in range(n + 1)]
-        # an outline: up and down at every edge
-        x = [edge for edge in edges for _ in (0, 1)]
-        y = [0, *(value for count in each for value in (count / total,) * 2), 0]
-        series.append(Series(name, x, y, looked[name], "line", fill=name == "unlearned"))
+        series.append(Series(name, *_outline(each), looked[name], "line", fill=name == "unlearned"))
     top = max((count / max(sum(each), 1) for each in counts.values() for count in each), default=1)
     means = ", ".join(f"{name} {_middle(each):.2f}" for name, each in counts.items())
     chart = Chart(
@@ -51,8 +46,7 @@ def pair_histograms(pairs: Mapping[str, Sequence[float]], floor: Sequence[float]
         counts = [0] * RANK_BINS
         for value in values:
             counts[min(int(value * RANK_BINS), RANK_BINS - 1)] += 1
-        edges = [k / RANK_BINS for k in range(RANK_BINS + 1) for _ in (0, 1)]
-        return edges, [0, *(count / len(values) for count in counts for _ in (0, 1)), 0]
+        return _outline(counts)
 
     drawn = {name: outline(values) for name, values in pairs.items()}
     base = outline(floor)
@@ -68,6 +62,13 @@ def pair_histograms(pairs: Mapping[str, Sequence[float]], floor: Sequence[float]
         for name, outlined in drawn.items()
     ]
     return Picture("Can a forgotten pair be told from one that was never there?", panels, 3)
+
+
+def _outline(counts):
+    """(x, y) of a histogram's outline over 0 to 1: up and down at every edge."""
+    n, total = len(counts), max(sum(counts), 1)
+    edges = [k / n for k in range(n + 1) for _ in (0, 1)]
+    return edges, [0, *(count / total for count in counts for _ in (0, 1)), 0]
 
 
 def _middle(counts):
