@@ -12,19 +12,15 @@ TOP, USERS = 10, 2000  # recommendations a user, and users to ask: a random part
 
 
 def recommended(
-    model: AbstractRecommender,
-    split: Split,
-    asked: np.ndarray,
-    top: int = TOP,
-    own: Mapping[int, np.ndarray] | None = None,
+    model: AbstractRecommender, split: Split, asked: np.ndarray, top: int = TOP, gone: np.ndarray | None = None
 ) -> np.ndarray:
     """The items that users would be recommended, in no order: int64 ``[asked, top]``, none of their training items.
 
     Args:
         asked: rows of ``split``, one of each user; a sequential model is asked for what follows the history before.
-        own: training items of each user; default: all of ``split``.
+        gone: rows that are no training items any more.
     """
-    own = _own(split) if own is None else own
+    own = _own(split, gone)
     found = np.empty((len(asked), top), np.int64)
     for part, scores in query_scores(model, split.queries(asked)):
         scores = scores[:, : split.n_items].copy()
@@ -57,8 +53,8 @@ def changed_users(
     kept = np.delete(np.arange(split.n_rows), rows)
     users, firsts = np.unique(split.users[kept], return_index=True)
     lists = []
-    for model, own in ((before, _own(split)), (after, _own(split, rows))):
-        found = recommended(model, split, kept[firsts], top, own)
+    for model, gone in ((before, None), (after, rows)):
+        own, found = _own(split, gone), recommended(model, split, kept[firsts], top, gone)
         # a user may have fewer items left than are asked for
         lists.append([set(items) - set(own[user]) for user, items in zip(users, found.tolist(), strict=True)])
     changed = [user for user, old, new in zip(users, *lists, strict=True) if old != new]
