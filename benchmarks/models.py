@@ -1,12 +1,10 @@
-"""Which of RecBole's pairwise models can be unlearned from: each is trained, checked, made to forget, and retrained.
+"""Which of RecBole's models can be unlearned from, and how well: each is trained, made to forget, and trained again.
 
-    python benchmarks/models.py --dataset=ml-100k                   # all that is not done yet
-    python benchmarks/models.py --models=LightGCN,GRU4Rec --again
-    python benchmarks/models.py exact
-    python benchmarks/models.py paired --models=SASRec,GRU4Rec,FPMC --seeds=3
+    python benchmarks/models.py                                      # as RecBole trains them by default; hours
+    python benchmarks/models.py --models=FPMC,GRU4Rec --device=cuda --processes=8
+    python benchmarks/models.py smoke --models=LightGCN,GRU4Rec      # two epochs, and the Hessian product
 
-Every model runs in a process of its own and leaves a JSON file in ``results/models``; all of them make
-``results/models.md``. Whatever the state, the table is written; a run that was cut off goes on with the rest.
+Every training runs in a process of its own; a run that was cut off goes on with the rest.
 """
 
 import itertools
@@ -15,6 +13,8 @@ import logging
 import os
 import shutil
 import tempfile
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -31,7 +31,7 @@ GENERAL = "BPR LightGCN NGCF SimpleX GCMC SpectralCF LINE SGL DGCF ConvNCF NCL M
 KNOWLEDGE = "CKE CFKG KGCN KGNNLS KTUP KGIN MCCLK KGAT"
 SEQUENTIAL = (
     "GRU4Rec SASRec FPMC NARM STAMP TransRec HRM NPE FOSSIL SHAN Caser NextItNet SRGNN GCSAN HGN FEARec LightSANs SINE "
-    "FDSA SASRecF GRU4RecF BERT4Rec S3Rec GRU4RecCPR SASRecCPR GRU4RecKG KSR"
+    "FDSA SASRecF GRU4RecF BERT4Rec S3Rec GRU4RecCPR SASRecCPR RepeatNet GRU4RecKG KSR"
 )
 KINDS = {
     **dict.fromkeys(GENERAL.split(), "general"),
@@ -41,6 +41,7 @@ KINDS = {
 INTERACTIONS = ["user_id", "item_id", "rating", "timestamp"]
 VECTORS = {"GRU4RecKG": ["ent"], "KSR": ["ent", "rel"]}  # pre-trained ones of entities and relations that they need
 VECTOR_SIZE = 64
+DATASET = "ml-100k"
 SEQUENCE = 20  # items of a history, of RecBole's default 50: two cores train some models for a quarter of an hour
 SMALL_TRANSFORMER = {"hidden_size": 16, "inner_size": 64}
 SMALLER = {  # than RecBole's defaults, of models that two cores would train for longer still
@@ -196,7 +197,7 @@ def hessian_error(unlearner, config, split):
 
 
 ASKED = {
-    "dataset": "ml-100k",
+    "dataset": DATASET,
     "epochs": 2,
     "seeds": 1,
     "count": option(200, "interactions to forget"),
@@ -205,7 +206,7 @@ ASKED = {
 
 
 @takes(**ASKED, model="")
-def one(options):
+def one_smoke(options):
     """Tells figures of one model, means over the seeds so far, after each; ``refused`` is why it is refused."""
     changes = {"curvature_triples": options.curvature_triples} if options.curvature_triples else {}
     found = []
@@ -403,9 +404,10 @@ def run_each(options, folder, command):
     again=option(False, "run models that are done, too"),
     output=RESULTS,
 )
-def models(options):
-    folder = options.output / "models"
-    run_each(options, folder, "one")
+def smoke(options):
+    """Two epochs: does the step work, and is its Hessian product that of differences?"""
+    folder = options.output / "smoke"
+    run_each(options, folder, "one-smoke")
     works, text = table(folder, options.dataset)
     title = f"# RecBole's pairwise models on {options.dataset}: {works} work\n\n"
     note = (
@@ -416,271 +418,226 @@ def models(options):
         "batches, dropout, and negatives, except that forgotten items are back in the pool: the only such noise. – of "
         "models whose training does not repeat to within a hundredth. *Way to paired*: – where it changes the AUC by "
         "less than .0005.\n\n"
-        f"`python benchmarks/models.py --dataset={options.dataset} --epochs={options.epochs} "
+        f"`python benchmarks/models.py smoke --dataset={options.dataset} --epochs={options.epochs} "
         f"--seeds={options.seeds}`\n\n"
     )
-    common.write(title + note + text, options.output, "models")
+    common.write(title + note + text, options.output, "smoke")
 
 
-# Requests against paired training
+# Full trainings
 
-SEED = 2020
 SHIFT = 1e-6  # of initial weights, relative
-ONE_STEP = "one step"  # at the last weights
-
-
-@contextmanager
-def training(name, dataset, epochs, count, seed):
-    """A training to be done again: what `opened` and `trained` return."""
-    import torch
-
-    torch.set_num_threads(1)
-    chosen = settings(name, dataset, epochs) | {"use_gpu": False, "seed": seed}
-    config, split, rows = opened(name, dataset, chosen, count)
-    with tempfile.TemporaryDirectory() as folder:
-        yield config, split, rows, *trained(config, split, folder)
-
-
-def run_paired(name, dataset, epochs, count, seed, variants, check):
-    """Figures of one model of one seed."""
-    from recbole_unlearn.evaluation.forgetting import percentiles
-    from recbole_unlearn.training.fit import new_model
-    from recbole_unlearn.unlearner import InfluenceUnlearner
-
-    with training(name, dataset, epochs, count, seed) as (config, split, rows, original, unlearner, seconds):
-        found = {"train_seconds": seconds, "unlearned": {}}
-        asked = {"original": percentiles(original, split, rows)}
-        model = new_model(config, split, data=split.remaining_dataset(rows))
-        for variant in variants:
-            triples = "all" if variant == ONE_STEP else int(variant) if variant.isdecimal() else variant
-            last = epochs if variant == ONE_STEP else "all"
-            way = replace(unlearner.way, log_epochs=last, curvature_triples=triples)
-            result = InfluenceUnlearner(unlearner.trained, way).unlearn(rows)
-            model.load_state_dict(result.state_dict)
-            asked[variant] = percentiles(model, split, rows)
-            report = {key: value for key, value in result.report().items() if key != "history"}
-            found["unlearned"][variant] = {"seconds": result.seconds, "report": report}
-        start = perf_counter()
-        asked["paired"] = percentiles(again(unlearner, rows), split, rows)
-        found["paired_seconds"] = perf_counter() - start
-        if check:
-            whole = again(unlearner, rows[:0])
-            found["nothing_forgotten"] = float((percentiles(whole, split, rows) - asked["original"]).mean())
-    found["auc"] = {key: float(value.mean()) for key, value in asked.items()}
-    truth = asked["paired"] - asked["original"]
-    for variant in variants:
-        change = asked[variant] - asked["original"]
-        found["unlearned"][variant] |= {
-            "way": float(change.mean() / truth.mean()),
-            "correlation": float(np.corrcoef(change, truth)[0, 1]),
-        }
-    return found
-
-
-def beside(name, dataset, epochs, count, seed):
-    """How paired training agrees with itself where the initial weights differ by a millionth.
-
-    Returns:
-        dict: ``shift`` of the original's AUC, ``way`` of the one request's change to the other's, ``correlation``.
-    """
-    from recbole_unlearn.evaluation.forgetting import percentiles
-
-    with training(name, dataset, epochs, count, seed) as (config, split, rows, original, unlearner, _):
-        before = percentiles(original, split, rows)
-        change = percentiles(again(unlearner, rows), split, rows) - before
-        shifted, without = (percentiles(again(unlearner, gone, SHIFT), split, rows) for gone in (rows[:0], rows))
-    return {
-        "shift": float((shifted - before).mean()),
-        "way": float((without - shifted).mean() / change.mean()),
-        "correlation": float(np.corrcoef(without - shifted, change)[0, 1]),
-    }
-
-
-def paired_table(folder, dataset):
-    """Markdown of all that has run: a row a model and variant, means and sample standard deviations over seeds."""
-    lines = [
-        "| model | seeds | request | forget-set AUC: original | unlearned | paired | way to paired "
-        "| correlation | seconds / training's | nothing forgotten | beside: way, correlation |",
-        "|:--|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
-    ]
-    for name in KINDS:
-        files = sorted(folder.glob(f"{dataset}-{name}-*.json"))
-        runs = [json.loads(file.read_text()) for file in files]
-        for variant in dict.fromkeys(v for each in runs for v in each["unlearned"]):
-            some = [each for each in runs if variant in each["unlearned"]]
-            mine = [each["unlearned"][variant] for each in some]
-            auc = {key: [each["auc"][key] for each in some] for key in ("original", variant, "paired")}
-            moved, truth = (np.mean(auc[key]) - np.mean(auc["original"]) for key in (variant, "paired"))
-            ratio = np.mean([each["seconds"] / run["train_seconds"] for each, run in zip(mine, some, strict=True)])
-            ways = [each["way"] for each in mine]
-            ways = f" ({min(ways):.0%} to {max(ways):.0%})" if len(ways) > 1 else ""
-            rounding = [run["nothing_forgotten"] for run in some if "nothing_forgotten" in run]
-            tried = [
-                (file.stem.rpartition("-")[2], run["beside"])
-                for file, run in zip(files, runs, strict=True)
-                if "beside" in run
-            ]
-            agreement = [f"{each['way']:.0%}, {each['correlation']:.2f} ({seed})" for seed, each in tried]
-            cells = [
-                name, str(len(some)), variant, *(mean_sd(auc[key]) for key in auc), f"{moved / truth:.0%}{ways}",
-                mean_sd([each["correlation"] for each in mine], 2), f"{ratio:.2f}",
-                mean_sd(rounding) if rounding else "–", "; ".join(agreement) or "–",
-            ]  # fmt: skip
-            lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
-
-
-@takes(
-    dataset="ml-100k",
-    models="SASRec,GRU4Rec,FPMC",
-    epochs=5,
-    count=option(200, "random interactions to forget"),
-    seeds=3,
-    variants=option("auto,one step", "separated by commas; numbers: see results"),
-    output=RESULTS,
-    beside=option("", "seeds that are done, to try paired training itself on"),
-    again=option(False, "seeds that are done too"),
-)
-def paired(options):
-    """A request against the model's own training again without the forgotten rows, with the same dropout.
-
-    Two trainings from different random streams differ by more than a small request does. Here the second training
-    has the first one's initial weights, batches, negatives and dropout masks; the places of forgotten rows in their
-    batches are taken by rows from an epoch's end, and they are in no history. What is left is the effect of the
-    request (and of rounding: see the column *nothing forgotten*, the training again with all rows). For the
-    sequential models that need no pre-trained vectors.
-    """
-    folder, variants = options.output / "paired", options.variants.split(",")
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in options.models.split(","):
-        asked = name, options.dataset, options.epochs, options.count
-        for seed in range(SEED, SEED + options.seeds):
-            file = folder / f"{options.dataset}-{name}-{seed}.json"
-            if file.exists() and not options.again:
-                continue
-            found = run_paired(*asked, seed, variants, seed == SEED)
-            common.write_json(file, found)
-            print(name, seed, found["auc"], {v: found["unlearned"][v]["correlation"] for v in variants}, flush=True)
-        for seed in map(int, filter(None, options.beside.split(","))):
-            file = folder / f"{options.dataset}-{name}-{seed}.json"
-            found = json.loads(file.read_text())
-            found["beside"] = beside(*asked, seed)
-            common.write_json(file, found)
-            print(name, seed, "beside", found["beside"], flush=True)
-    title = f"# Requests against paired training on {options.dataset}\n\n"
-    note = (
-        f"{options.count} random interactions forgotten, {options.epochs} epochs, one thread, machine not idle. "
-        "*Paired*: the model's own training again without the forgotten rows, with the same initial weights, batches, "
-        "negatives and dropout. *Way to paired*: change of the forget-set AUC by unlearning over that by paired "
-        "training, of the means over the seeds and from the lowest to the highest seed. *Correlation*: of the changes "
-        "of the forgotten interactions' percentiles. *Nothing forgotten*: change of the AUC where the training is run "
-        "again with all rows, one seed. *Beside* (`--beside=SEED`): the same for paired training itself, where the "
-        "initial weights differ by a millionth: what any prediction can reach.\n\n"
-        f"`python benchmarks/models.py paired --models=MODEL --epochs={options.epochs} --seeds=SEEDS --variants=...` "
-        "(*request*: `auto` follows the training along its snapshots, `one step` takes one at the last weights, a "
-        "number takes it with the curvature of so many triples)\n\n"
-    )
-    common.write(title + note + paired_table(folder, options.dataset), options.output, "paired")
-
-
-# Exact requests of every model
-
+SEED = 2020
+STEPS = (
+    "along the training",
+    "one step",
+)  # the first is what is taken by default: of models without snapshots, it is the second
 POINTWISE = "DMF NeuMF NAIS NNCF RippleNet"  # general and knowledge-aware models that RecBole trains on labels
-CE = [name for name in SEQUENTIAL.split() if name not in VECTORS]  # trained with cross entropy by default
-EXACT = [*KINDS, *POINTWISE.split(), *(f"{name} (CE)" for name in CE)]
+ONLY_CE = ("BERT4Rec", "GRU4RecCPR", "SASRecCPR", "RepeatNet")  # sequential models that RecBole has no BPR loss for,
+ONLY_BPR = ("FPMC", "TransRec", *VECTORS)  # or no cross entropy, which is the default of all others
+CE = [name for name in SEQUENTIAL.split() if name not in ONLY_BPR]
+TRAINED = [*(name for name in KINDS if name not in ONLY_CE), *POINTWISE.split(), *(f"{name} (CE)" for name in CE)]
+DRAWS_WHEN_VALIDATED = ("KTUP",)  # its training cannot be run again without its validations
+LONGER = {"MAX_ITEM_LIST_LENGTH": 50}  # RecBole's default
 
 
-def exact_settings(name, dataset, epochs):
-    """Configuration of one of `EXACT`, and the model's name."""
+def full_settings(name, epochs, device):
+    """Configuration of one of `TRAINED` as RecBole trains it by default, and the model's name."""
     model, _, loss = name.partition(" ")
-    chosen = settings(model, dataset, epochs) if model in KINDS else {"epochs": epochs, "eval_step": 0}
-    if model in KINDS and KINDS[model] == "sequential" and loss:
-        chosen |= {"loss_type": "CE", "train_neg_sample_args": None}
-    exact = {"method": "replay", "replay_rows": "all"}
-    return model, chosen | exact | {"show_progress": False, "state": "ERROR", "use_gpu": False}
+    chosen = {"epochs": epochs, "show_progress": False, "state": "ERROR"}
+    if model in KINDS:
+        smaller = {} if device == "cuda" and model != "MCCLK" else SMALLER.get(model, {})
+        given = settings(model, DATASET, epochs)
+        chosen |= {key: value for key, value in given.items() if key not in SMALLER.get(model, {})} | smaller
+        if KINDS[model] == "sequential":
+            chosen |= LONGER | ({"loss_type": "CE", "train_neg_sample_args": None} if loss else {})
+        if model not in DRAWS_WHEN_VALIDATED:
+            del chosen["eval_step"]
+    return model, chosen | {"gpu_id": "0" if device == "cuda" else ""}
 
 
-@takes(**ASKED, model="")
-def one_exact(options):
-    """Tells the figures of one model's exact request; ``refused`` is why it is refused."""
+FULL = {
+    "dataset": DATASET,
+    "data_path": "",
+    "epochs": option(60, "at most; validation stops training before, as RecBole does by default"),
+    "count": option(200, "random interactions to forget"),
+    "device": option("cpu", choices=["cuda", "cpu"]),
+}
+
+
+@takes(**FULL, model="", seed=SEED, guarded=False, beside=False)
+def one(options):
+    """Tells the figures of one training of one model, after each part of the work all that are known by then."""
     import torch
 
     from recbole_unlearn.errors import InputError
+    from recbole_unlearn.evaluation.forgetting import percentiles
+    from recbole_unlearn.training.fit import new_model
+    from recbole_unlearn.unlearner import InfluenceUnlearner
+    from recbole_unlearn.unlearners.influence import Influence
+    from recbole_unlearn.unlearners.replay import Replay
 
     torch.set_num_threads(1)
-    try:
-        common.tell(exact_request(options.model, options.dataset, options.epochs, options.count))
-    except InputError as error:
-        common.tell({"refused": str(error)})
-
-
-def exact_request(name, dataset, epochs, count):
-    """Figures of one of `EXACT`; InputError where the model is refused, or its training cannot be run again."""
-    from recbole_unlearn.evaluation.forgetting import percentiles
-    from recbole_unlearn.training.fit import train
-
-    name, chosen = exact_settings(name, dataset, epochs)
-    config, split, rows = opened(name, dataset, chosen, count)
+    name, chosen = full_settings(options.model, options.epochs, options.device)
+    found = {"smaller": {key: chosen[key] for key in SMALLER.get(name, {}) if key in chosen}}
+    chosen |= {"seed": options.seed} | ({"data_path": options.data_path} if options.data_path else {})
+    config, split, rows = opened(name, options.dataset, {"method": "auto", **chosen}, options.count)
     with tempfile.TemporaryDirectory() as folder:
-        original, unlearner, train_seconds = trained(config, split, folder)
-        guard, judged = unlearner.check(), {"original": original}
-        start = perf_counter()
-        judged["exact"] = unlearner.forget(rows=rows).model
-        seconds = {"train": train_seconds, "exact": perf_counter() - start}
-        judged["retrained"], _, _ = train(config, split, Path(folder) / "retrained.pth", rows, 77, log_negatives=False)
-        auc = {key: float(percentiles(model, split, rows).mean()) for key, model in judged.items()}
-    return {"auc": auc, "guard": guard.distance, "seconds": seconds, "smaller": SMALLER.get(name, {})}
+        original, unlearner, seconds = trained(config, split, folder)
+        training, before = unlearner.trained, percentiles(original, split, rows)
+        found |= {"train_seconds": seconds, "epochs": unlearner.log.n_epochs, "original": float(before.mean())}
+        common.tell(found)
+        model, changes = new_model(config, split, data=split.remaining_dataset(rows)), {}
+
+        def judge(state):
+            model.load_state_dict(state)
+            return percentiles(model, split, rows) - before
+
+        for n, epochs in enumerate(("all", unlearner.log.n_epochs)):
+            try:
+                result = InfluenceUnlearner(training, replace(Influence(), log_epochs=epochs)).unlearn(rows)
+            except InputError as refused:
+                found["no_step"] = str(refused)
+                break
+            report = {key: value for key, value in result.report().items() if key != "history"}
+            name = STEPS[n if report.get("stops") else 1]
+            changes[name] = judge(result.state_dict)
+            unlearned = float((before + changes[name]).mean())
+            steps = found.setdefault("steps", {})
+            steps[name] = {"seconds": result.seconds, "unlearned": unlearned, "report": report}
+            common.tell(found)
+            if name == STEPS[1]:
+                break
+        exact = InfluenceUnlearner(training, replace(Replay(), rows="all"))
+        exact.warm_up()
+        result = exact.unlearn(rows)
+        truth = judge(result.state_dict)
+        found["exact"] = {"seconds": result.seconds, "unlearned": float((before + truth).mean())}
+        for name, change in changes.items():
+            correlation = float(np.corrcoef(change, truth)[0, 1])
+            found["steps"][name] |= {"way": float(change.mean() / truth.mean()), "correlation": correlation}
+        common.tell(found)
+        if options.guarded:
+            found["guard"] = exact.check().distance
+            common.tell(found)
+        if options.beside:
+            whole, without = (judge(again(unlearner, gone, SHIFT).state_dict()) for gone in (rows[:0], rows))
+            found["beside"] = {
+                "shift": float(whole.mean()),
+                "way": float((without - whole).mean() / truth.mean()),
+                "correlation": float(np.corrcoef(without - whole, truth)[0, 1]),
+            }
+        common.tell(found)
 
 
-def exact_table(folder, dataset):
-    """(how many work, Markdown rows of all that have run)."""
+def full_table(runs):
+    """(how many models work, Markdown) of what has run: model -> seed -> figures. Means, and ranges over the seeds."""
     lines = [
-        "| model | guard | forget-set AUC: original | exact | retrained | exact, seconds / training's | or why not |",
-        "|:--|--:|--:|--:|--:|--:|:--|",
+        "| model | seeds | epochs | forget-set AUC: original | exact | guard | exact, seconds / training's | step "
+        "| way to exact | correlation | step, seconds / training's | exact with itself: way, correlation "
+        "| or why not |",
+        "|:--|--:|--:|--:|--:|--:|--:|:--|--:|--:|--:|--:|:--|",
     ]
     works = 0
-    for name in EXACT:
-        file = kept(folder, dataset, name)
-        if not file.exists():
-            continue
-        found = json.loads(file.read_text())
-        if "auc" not in found:
-            lines.append(f"| {name} |{' – |' * 5} {found.get('refused') or 'fails: ' + found['failed']} |")
+
+    def ranged(values, form):
+        low, high = format(min(values), form), format(max(values), form)
+        return format(np.mean(values), form) + (f" ({low} to {high})" if low != high else "")
+
+    for name in filter(runs.get, TRAINED):
+        done = [each for each in runs[name].values() if "exact" in each]
+        why = next((each["failed"] for each in runs[name].values() if "failed" in each), "")
+        if not done:
+            lines.append(f"| {name} |{' – |' * 11} {why} |")
             continue
         works += 1
-        auc, seconds = found["auc"], found["seconds"]
-        cells = [name, f"{found['guard']:.0e}", *(f"{auc[key]:.4f}" for key in ("original", "exact", "retrained"))]
-        smaller = "".join(f"{key}: {value}; " for key, value in found["smaller"].items())
-        lines.append(f"| {' | '.join(cells)} | {seconds['exact'] / seconds['train']:.2f} | {smaller} |")
+        beside = [
+            f"{each['beside']['way']:.0%}, {each['beside']['correlation']:.3f}" for each in done if "beside" in each
+        ]
+        shared = [
+            name, str(len(done)), ranged([each["epochs"] for each in done], ".0f"),
+            mean_sd([each["original"] for each in done]), mean_sd([each["exact"]["unlearned"] for each in done]),
+            "; ".join(f"{each['guard']:.0e}" for each in done if each.get("guard") is not None) or "–",
+            f"{np.mean([each['exact']['seconds'] / each['train_seconds'] for each in done]):.2f}",
+        ]  # fmt: skip
+        remarks = [f"{key}: {value}" for key, value in done[0]["smaller"].items()]
+        remarks += [done[0]["no_step"]] if "no_step" in done[0] else []
+        for step in STEPS:
+            steps = [(each["steps"][step], each["train_seconds"]) for each in done if step in each.get("steps", {})]
+            if steps:
+                figures = [
+                    ranged([each["way"] for each, _ in steps], ".0%"),
+                    ranged([each["correlation"] for each, _ in steps], ".2f"),
+                    f"{np.mean([each['seconds'] / seconds for each, seconds in steps]):.2f}",
+                ]
+                cells = [*shared, step, *figures, "; ".join(beside) or "–", "; ".join(remarks)]
+                lines.append(f"| {' | '.join(cells)} |")
+        if not any(each.get("steps") for each in done):
+            lines.append(f"| {' | '.join([*shared, *['–'] * 4, '; '.join(beside) or '–', '; '.join(remarks)])} |")
     return works, "\n".join(lines) + "\n"
 
 
 @takes(
-    **ASKED,
-    models=option(",".join(EXACT), "comma-separated"),
-    timeout=option(900, "seconds a model"),
-    again=option(False, "run models that are done, too"),
+    **FULL,
+    models=option(",".join(TRAINED), "comma-separated"),
+    seeds=3,
+    processes=option(1, "trainings at once"),
+    minutes=option(600.0, "after which nothing is begun, and what runs is cut off"),
+    timeout=option(7200, "seconds a training with its requests"),
+    guarded=option(SEED, "seed of the trainings that are also run again with nothing forgotten"),
+    beside=option(0, "seed of the trainings whose paired training is also compared with itself"),
+    again=option(False, "what is done, too"),
     output=RESULTS,
 )
-def exact(options):
-    """Training again without the forgotten rows, of every model, by its own trainer: the guard's figure, and the cost.
+def models(options):
+    """Each model as RecBole trains it by default: exact requests, and influence steps beside them."""
+    file = options.output / f"models-{options.dataset}.json"
+    runs = json.loads(file.read_text()) if file.exists() else {}
+    ends, lock = perf_counter() + 60 * options.minutes, threading.Lock()
 
-    *Guard*: how far the same with nothing forgotten ends from the stored weights, over the training's way.
-    """
-    folder = options.output / "exact_models"
-    run_each(options, folder, "one-exact")
-    works, text = exact_table(folder, options.dataset)
+    def done(name, seed):
+        found = runs.get(name, {}).get(str(seed), {})
+        return "exact" in found and "failed" not in found and (seed != options.beside or "beside" in found)
+
+    def run(job):
+        (seed, name), left = job, ends - perf_counter()
+        if left < 1 or done(name, seed) and not options.again:
+            return
+        words = [f"--model={name}", f"--seed={seed}", *common.words(options, *FULL)]
+        words += ["--guarded"] * (seed == options.guarded) + ["--beside"] * (seed == options.beside)
+        start = perf_counter()
+        found, failed = common.apart(__file__, "one", *words, timeout=min(options.timeout, left), threads=1)
+        found |= {"failed": failed.removeprefix("recbole_unlearn.errors.InputError: ")[:400]} if failed else {}
+        with lock:
+            runs.setdefault(name, {})[str(seed)] = found
+            common.write_json(file, runs)
+        steps = {
+            step: (round(each["way"], 3), round(each["correlation"], 3))
+            for step, each in found.get("steps", {}).items()
+            if "way" in each
+        }
+        print(f"{name} {seed} ({perf_counter() - start:.0f} s): {steps} {failed or ''}", flush=True)
+
+    jobs = [(SEED + n, name) for n in range(options.seeds) for name in options.models.split(",")]
+    with ThreadPoolExecutor(options.processes) as pool:
+        list(pool.map(run, jobs))
+    works, text = full_table(runs)
     note = (
-        f"{options.count} random interactions of {options.dataset} forgotten after {options.epochs} epochs by "
-        "training again with the original's random numbers, by its own trainer (BPR and LightGCN compiled), one "
-        "seed, one thread, machine not idle. *Guard*: how far the same with nothing forgotten ends from the stored "
-        "weights, over the way that training moved them. *Retrained*: with other random numbers, whose noise is of the "
-        "order of .005.\n\n"
-        f"`python benchmarks/models.py exact --epochs={options.epochs}`\n\n"
+        f"{options.count} random interactions forgotten after RecBole's default training of at most {options.epochs} "
+        "epochs with validation and early stopping (sequential models with BPR's loss, and with cross entropy where "
+        "that is said). *Exact* (`method: replay`): training again without the forgotten rows, with the original's "
+        "random numbers, by its own trainer (BPR and LightGCN compiled). *Guard*: how far the same with nothing "
+        "forgotten ends from the stored weights, over the way that training moved them. *Step* (`method: influence`): "
+        "what is taken where exactness would last too long. *Way to exact*: change of the forget-set AUC by the step "
+        "over that by the exact request; *correlation*: of the changes of the forgotten interactions' percentiles. "
+        "*Exact with itself*: the same of training again from initial weights a millionth away, what any prediction "
+        "can reach. Seconds of training are with validation.\n\n"
+        f"`{common.command(options)}`\n\n"
     )
-    common.write(f"# Exact requests: {works} models\n\n{note}{text}", options.output, "exact_models")
+    title = f"# Every model of RecBole that is trained row by row, on {options.dataset}: {works} of {len(runs)}\n\n"
+    common.write(title + note + text, options.output, f"models-{options.dataset}")
 
 
 if __name__ == "__main__":
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    common.run(__doc__, [models, paired, exact], [one, one_exact])
+    common.run(__doc__, [models, smoke], [one, one_smoke])
