@@ -11,6 +11,8 @@ import pytest
 import torch
 from recbole.config import Config
 from recbole.data import create_dataset
+from recbole.data.interaction import Interaction
+from recbole.sampler import RepeatableSampler
 from recbole.utils import get_model
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -214,3 +216,45 @@ def test_importing_a_sequential_model_leaves_anomaly_detection_off():
         "assert SINE and not torch.is_anomaly_enabled()"
     )
     subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True)
+
+
+# -- RecBole's data, faster
+
+
+@pytest.mark.parametrize(
+    "index",
+    [
+        np.array([3, 0, 3]), torch.tensor([4]), np.array([], np.int64), np.array([-1, 2]), [1, 2], slice(1, 4), 2,
+        np.array([True, False, True, False, True]), torch.tensor([True, False, False, False, True]),
+        np.array([2, 1], np.int32),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_rows_of_an_interaction_are_recboles(index):
+    held = Interaction({"user_id": torch.arange(5), "item_list": torch.arange(10).view(5, 2), "rating": torch.rand(5)})
+    wanted = Interaction.__getitem__.__wrapped__(held, index)
+    found = held[index]
+    assert type(found) is Interaction and found.columns == wanted.columns and len(found) == len(wanted)
+    assert all(torch.equal(found[name], wanted[name]) and found[name].dtype == wanted[name].dtype for name in found)
+    assert found["item_list"].data_ptr() != held["item_list"].data_ptr() or isinstance(index, (int, slice))
+
+
+def test_rows_that_are_not_there_are_refused():
+    with pytest.raises((IndexError, RuntimeError), match="range|bounds"):
+        Interaction({"user_id": torch.arange(5)})[np.array([5])]
+
+
+@pytest.mark.parametrize("distribution", ["uniform", "popularity"])
+@pytest.mark.parametrize(("rows", "each"), [(60, 1), (60, 3), (1, 4)])
+def test_repeatable_samplers_draw_as_recboles(make_split, distribution, rows, each):
+    """Its own method is one that makes sets of the items and then calls `sample_by_key_ids`."""
+    dataset = make_split("GRU4Rec", loss_type="BPR", load_col=None).train._dataset
+    sampler = RepeatableSampler(["train"], dataset, distribution)
+    items = np.random.default_rng(0).integers(1, dataset.item_num, rows)
+    np.random.seed(1)
+    found = sampler.sample_by_user_ids(np.ones(rows, int), items, each)
+    left = np.random.random()
+    np.random.seed(1)
+    sampler.used_ids = np.array([{item} for item in items])
+    assert torch.equal(found, sampler.sample_by_key_ids(np.arange(rows), each)) and np.random.random() == left
+    assert not (found.numpy() == np.tile(items, each)).any()

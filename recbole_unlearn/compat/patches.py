@@ -49,6 +49,33 @@ def _get_data_struct(self):
     return returned
 
 
+def _rows_of(stock):
+    """RecBole's ``Interaction.__getitem__``, which makes a list of each array of rows, and a tensor of it a column."""
+
+    @wraps(stock)
+    def rows_of(self, index):
+        if isinstance(index, (np.ndarray, torch.Tensor)) and index.ndim == 1:
+            rows = torch.as_tensor(index)
+            if rows.dtype in (torch.int32, torch.int64) and not (rows < 0).any():
+                kind = type(self)
+                return kind(
+                    {name: value.index_select(0, rows.to(value.device)) for name, value in self.interaction.items()}
+                )
+        return stock(self, index)
+
+    return rows_of
+
+
+def _sample_by_user_ids(self, user_ids, item_ids, num):
+    """RecBole's ``RepeatableSampler.sample_by_user_ids``, which makes a set of each item: same draws, same stream."""
+    items = np.tile(np.asarray(item_ids), num)
+    drawn, again = np.zeros(len(items), np.int64), np.arange(len(items))
+    while len(again):
+        drawn[again] = self.sampling(len(again))
+        again = again[drawn[again] == items[again]]
+    return torch.from_numpy(drawn)
+
+
 def _dok_update(self, values):
     self._dict.update(values)
 
@@ -294,7 +321,9 @@ def apply() -> None:
     """Patch RecBole and scipy for the installed versions."""
     if _Finder not in sys.meta_path:
         _patch_modules()
+    from recbole.data.interaction import Interaction
     from recbole.evaluator.collector import Collector
+    from recbole.sampler import RepeatableSampler
     from recbole.trainer import trainer as recbole_trainer
     from recbole.trainer.trainer import Trainer
 
@@ -304,5 +333,8 @@ def apply() -> None:
         Trainer._add_hparam_to_tensorboard = _masking_tensorboard(Trainer._add_hparam_to_tensorboard)
     Trainer._save_checkpoint = _save_checkpoint
     Collector.get_data_struct = _get_data_struct
+    if RepeatableSampler.sample_by_user_ids is not _sample_by_user_ids:
+        Interaction.__getitem__ = _rows_of(Interaction.__getitem__)
+    RepeatableSampler.sample_by_user_ids = _sample_by_user_ids
     if not hasattr(dok_matrix, "_update"):  # removed in scipy 1.13; LightGCN, NGCF and others call it
         dok_matrix._update = _dok_update
