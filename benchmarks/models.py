@@ -479,7 +479,8 @@ def one(options):
 
     torch.set_num_threads(1)
     name, chosen = full_settings(options.model, options.epochs, options.device)
-    found = {"smaller": {key: chosen[key] for key in SMALLER.get(name, {}) if key in chosen}}
+    smaller = {key: chosen[key] for key in SMALLER.get(name, {}) if key in chosen}
+    found = {"on": common.versions(options.device), "smaller": smaller}
     chosen |= {"seed": options.seed} | ({"data_path": options.data_path} if options.data_path else {})
     config, split, rows = opened(name, options.dataset, {"method": "auto", **chosen}, options.count)
     with tempfile.TemporaryDirectory() as folder:
