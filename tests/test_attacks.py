@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import shutil
+import zlib
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,11 +15,12 @@ import numpy as np
 import pytest
 import torch
 
+from recbole_unlearn.data.fingerprint import rows_checksum
 from recbole_unlearn.data.split import Split
 from recbole_unlearn.quick_start import run_unlearn
 from recbole_unlearn.settings.config import UnlearnConfig
 from recbole_unlearn.storage import audit
-from recbole_unlearn.storage.triple_log import TripleLog, log_path
+from recbole_unlearn.storage.triple_log import Training, TripleLog, log_path, smallest_uint
 from recbole_unlearn.testing import options, tiny_interactions, write_dataset
 from recbole_unlearn.training.fit import train
 from recbole_unlearn.training.trained import Checkpoint
@@ -223,12 +225,79 @@ def test_the_split_that_is_kept_tells_where_a_line_is_missing_to_who_knows_the_s
     assert not any(agreeing_splits(guesses, case.default, SEED + 1))
 
 
-def test_a_logs_metadata_is_as_secret_as_the_log(case, guesses):
-    """Its checksum of the rows tells who has the old data what is missing: it is to be kept with the log."""
-    metadata = json.loads((case.default / "unlearned.triples/metadata.json").read_text())
-    (first, *_) = guesses
-    tried = [first.split.fingerprint_without(np.array([row]))["rows"] for row in range(first.split.n_rows)]
-    assert [row for row, each in enumerate(tried) if each == metadata["fingerprint"]["rows"]] == [first.missing]
+def test_sizes_of_parts_tell_of_some_that_something_is_gone_without_a_seed(guesses):
+    """Which docs/production.md says: a split by ratio cuts each user by a rule, which what is left may not fit."""
+    split, shown = guesses[0].split, 0
+    rule = split.train._dataset._calcu_split_ids
+    held = [
+        np.bincount(each._dataset.inter_feat["user_id"], minlength=split.n_users) for each in (split.valid, split.test)
+    ]
+    sizes = np.stack([np.bincount(split.users, minlength=split.n_users), *held], axis=1)
+
+    def odd(sizes):
+        ruled = [np.diff([0, *rule(tot=each.sum(), ratios=[0.8, 0.1, 0.1]), each.sum()]) for each in sizes]
+        return [user for user, (parts, fit) in enumerate(zip(sizes, ruled, strict=True)) if (parts != fit).any()]
+
+    assert odd(sizes) == []
+    for user in np.flatnonzero(sizes[:, 0] > 1):
+        left = sizes.copy()
+        left[user, 0] -= 1
+        assert odd(left) in ([], [user])
+        shown += odd(left) == [user]
+    assert 0 < shown < len(sizes) / 2
+
+
+def candidates_by_checksum(guess, metadata):
+    """Rows of the old training data without which a log's checksums are those of some metadata: plain ones."""
+    split, found = guess.split, []
+    kinds = [smallest_uint(metadata[key] - 1) for key in ("n_users", "n_items")]
+    for row in range(split.n_rows):
+        left = [np.delete(ids, row).astype(kind) for ids, kind in zip((split.users, split.items), kinds, strict=True)]
+        checksums = {rows_checksum(*left), *(zlib.crc32(each.tobytes()) for each in left)}
+        told = {metadata["fingerprint"]["rows"], metadata["crc32"]["users.npy"], metadata["crc32"]["items.npy"]}
+        if len(checksums & told) > 1:
+            found.append(row)
+    return found
+
+
+def test_checksums_tell_the_missing_row_only_of_a_log_without_a_salt(case, guesses, tmp_path):
+    """To who has the old data and the metadata alone. Of who has the log itself nothing is hid: see the next test."""
+    (first, *_), path = guesses, case.default / "unlearned.triples"
+    log, training = TripleLog.open(path), json.loads((path / "metadata.json").read_text())
+    fingerprint = first.split.fingerprint_without([first.missing])
+    sizes = log.metadata["n_users"], log.metadata["n_items"], log.negatives
+    plain = TripleLog.create(tmp_path / "plain", log.users, log.items, Training("plain", fingerprint, *sizes))
+    assert first.missing in candidates_by_checksum(first, plain.metadata)
+    assert candidates_by_checksum(first, training) == []
     for name in ("audit.jsonl", "result.json", "report.html"):
         content = (case.default / name).read_text()
-        assert metadata["fingerprint"]["rows"] not in content and metadata["run_id"] not in content
+        assert training["fingerprint"]["rows"] not in content and training["run_id"] not in content
+
+
+def test_the_guards_checksum_of_the_weights_is_not_a_plain_one(case):
+    """Of ``paired`` results, who has the old data could compute it for each candidate."""
+    stored = torch.load(case.paired / "unlearned.pth", weights_only=True)["state_dict"]
+    kept = json.loads((case.paired / "unlearned.triples/guard.json").read_text())
+    assert audit.weights_checksum(stored) != kept["weights"]
+
+
+def test_of_the_guards_distance_nothing_is_left_but_its_size(case, guesses):
+    """To the last digit it is another for each candidate, as the validation score."""
+    found = []
+    for guess in guesses:
+        unlearner = InfluenceUnlearner(Checkpoint.written(guess.path, guess.config).trained(guess.split))
+        found.append(unlearner.check().distance)
+    kept = json.loads((case.default / "unlearned.triples/guard.json").read_text())["distance"]
+    told = json.loads((case.default / "result.json").read_text())["guard"]["distance"]
+    assert [n for n, distance in enumerate(found) if distance == told] == [0]
+    assert kept >= told and f"{kept:e}".startswith("1.000000e")
+
+
+def test_who_has_the_log_and_the_old_data_sees_what_is_missing(case, guesses):
+    """Inherent: the log says what the model was trained on."""
+    log, split = TripleLog.open(case.default / "unlearned.triples"), guesses[0].split
+    left = set(zip(log.users.tolist(), log.items.tolist(), strict=True))
+    rows = [
+        n for n, pair in enumerate(zip(split.users.tolist(), split.items.tolist(), strict=True)) if pair not in left
+    ]
+    assert rows == [guesses[0].missing]

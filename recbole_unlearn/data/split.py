@@ -33,7 +33,7 @@ from recbole_unlearn.errors import InputError
 from recbole_unlearn.influence.recorded import popularity_weights
 from recbole_unlearn.settings.config import changed
 from recbole_unlearn.storage.files import check_regular, scratch_folder
-from recbole_unlearn.storage.triple_log import TripleLog
+from recbole_unlearn.storage.triple_log import TripleLog, salted
 
 EvalLoader: TypeAlias = FullSortEvalDataLoader | NegSampleEvalDataLoader
 
@@ -367,12 +367,12 @@ class Split:
         theirs = log.metadata["fingerprint"]
         name = self.config["dataset"]
         for part, what in (("users", "user tokens"), ("items", "item tokens")):
-            if theirs.get(part) != self.fingerprint[part]:
+            if theirs.get(part) != salted(log.salt, self.fingerprint[part]):
                 raise InputError(
                     f"the triple log {log.path} was written for another data set: its {what} are not those of {name}; "
                     "check dataset, data_path and the filtering keys"
                 )
-        if theirs.get("rows") == self.fingerprint["rows"]:
+        if theirs.get("rows") == salted(log.salt, self.fingerprint["rows"]):
             return self
         kept = _match(log, self) if theirs.get("of") == self.n_rows else None
         if kept is None or (kept < 0).any():
@@ -388,7 +388,7 @@ class Split:
         split.spam = np.flatnonzero(np.isin(kept, self.spam))
         # rows of the remaining data set are numbered anew, in its own order
         split.data_row = np.argsort(np.argsort(self.data_row[kept]))
-        split.fingerprint = theirs
+        split.fingerprint = self.fingerprint_without(forgotten)
         return split
 
     def popularity(self) -> np.ndarray | None:

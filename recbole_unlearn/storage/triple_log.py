@@ -6,12 +6,16 @@ columns use the smallest unsigned integer type that holds the ids, so 2 bytes a 
 ``weights-NNNNN.npy`` are snapshots of the weights after NNNNN epochs (flat; float16, but float32 of the start), ever
 rarer with time, ``rates-NNNNN.npy`` the learning rates of an epoch's steps (float64), where they are not one, and
 ``steps-NNNNN.npy`` the batch of each row (unsigned), where its order cannot be drawn again. The metadata is replaced
-last and atomically: a killed run leaves the last complete epoch.
+last and atomically: a killed run leaves the last complete epoch. A log from which rows were forgotten has a ``salt``,
+which keys all checksums, so that the metadata alone do not tell who has the old data which rows are missing.
 """
 
+import hashlib
+import hmac
 import json
 import math
 import os
+import secrets
 import shutil
 import tokenize
 import zlib
@@ -26,11 +30,12 @@ from numpy.typing import ArrayLike
 
 from recbole_unlearn.errors import InputError
 from recbole_unlearn.influence.coupling import Epoch
-from recbole_unlearn.storage.files import remove, replacing, sync_folder, temporary_path, write_atomically
+from recbole_unlearn.storage.files import read_whole, remove, replacing, sync_folder, temporary_path, write_atomically
 
 FORMAT = "recbole_unlearn triple log"
 VERSION = 1
 MAX_METADATA_BYTES = 16 << 20
+SALT, SALT_BYTES = "salt", 32
 MAX_EPOCHS = 1_000_000
 DAMAGED = (OSError, ValueError, EOFError, SyntaxError, tokenize.TokenError)  # what np.load raises on bad files
 MOST_DRAWN = 100  # epochs that another training may have drawn from a loader before, see `orders.OrderNote`
@@ -84,6 +89,24 @@ def _save(path, array):
     return _crc(array)
 
 
+def salt_of(path: Path | str) -> bytes:
+    """What keys the checksums of a log's folder; empty where they are plain."""
+    try:
+        return read_whole(Path(path) / SALT, SALT_BYTES)
+    except OSError:
+        return b""
+
+
+def salted(salt: bytes, checksum: str) -> str:
+    """A checksum as a log with this salt has it."""
+    return hmac.digest(salt, checksum.encode(), hashlib.sha256).hex() if salt else checksum
+
+
+def _mask(salt, name):
+    """What a salt turns a file's CRC-32 into, by exclusive or."""
+    return int.from_bytes(hmac.digest(salt, name.encode(), hashlib.sha256)[:4]) if salt else 0
+
+
 def _column(path):
     """An array file, memory-mapped."""
     if path.is_symlink():
@@ -118,6 +141,8 @@ def _check_metadata(metadata):
         if not isinstance(metadata[key], kind):
             raise ValueError(f"{key} is {metadata[key]!r}")
     metadata["parameters"]
+    if not isinstance(metadata.get("salted", False), bool):
+        raise ValueError(f"salted is {metadata['salted']!r}")
     if metadata["n_epochs"] > MAX_EPOCHS:
         raise ValueError(f"n_epochs is {metadata['n_epochs']}")
     n_epochs = metadata["n_epochs"]
@@ -158,6 +183,7 @@ class Training:
         static: whether every epoch has the same ones.
         optimizer: its class's name, such as Adam; None: not known.
         start: what `start_of` says of the first weights; None: not known.
+        salt: of the checksums; empty: they are plain.
     """
 
     run_id: str
@@ -169,6 +195,7 @@ class Training:
     seed: int | None = None
     optimizer: str | None = None
     start: list[list[Any]] | None = None
+    salt: bytes = b""
 
 
 class TripleLog:
@@ -183,6 +210,7 @@ class TripleLog:
     def __init__(self, path: Path | str, metadata: dict[str, Any]) -> None:
         self.path = Path(path)
         self.metadata = metadata
+        self.salt = salt_of(self.path) if metadata.get("salted") else b""
         self.n_rows = metadata["rows"]
         self.negatives = metadata["negatives"]
         self.static = metadata["static"]
@@ -200,7 +228,10 @@ class TripleLog:
         for kind in ("epoch", "weights", "rates", "steps"):
             for old in path.glob(f"{kind}-*.npy"):
                 old.unlink()
+        if training.salt:
+            write_atomically(path / SALT, training.salt)
         user_dtype, item_dtype = smallest_uint(training.n_users - 1), smallest_uint(training.n_items - 1)
+        columns = {"users.npy": users.astype(user_dtype), "items.npy": items.astype(item_dtype)}
         metadata = {
             "format": FORMAT,
             "version": VERSION,
@@ -211,7 +242,11 @@ class TripleLog:
             "negatives": int(training.negatives),
             "static": bool(training.static),
             "seed": None if training.seed is None else int(training.seed),
-            "fingerprint": training.fingerprint,
+            "fingerprint": {
+                key: salted(training.salt, value) if isinstance(value, str) else value
+                for key, value in training.fingerprint.items()
+            },
+            **({"salted": True} if training.salt else {}),
             "user_dtype": user_dtype.str,
             "item_dtype": item_dtype.str,
             "negative_dtype": item_dtype.str,
@@ -222,10 +257,7 @@ class TripleLog:
             "rates": [],
             "snapshots": [],
             "parameters": None,
-            "crc32": {
-                "users.npy": _save(path / "users.npy", users.astype(user_dtype)),
-                "items.npy": _save(path / "items.npy", items.astype(item_dtype)),
-            },
+            "crc32": {name: _save(path / name, each) ^ _mask(training.salt, name) for name, each in columns.items()},
         }
         log = cls(path, metadata)
         log._write_metadata()
@@ -261,6 +293,8 @@ class TripleLog:
         try:
             _check_metadata(metadata)
             log = cls(path, metadata)
+            if metadata.get("salted") and len(log.salt) != SALT_BYTES:
+                raise InputError(f"triple log: {path / SALT} is missing or damaged; train again to get a new log")
             for epoch in range(log.n_epochs):
                 log.epoch(epoch)
                 log.rates(epoch)
@@ -287,6 +321,9 @@ class TripleLog:
 
     def _file(self, epoch):
         return self.path / f"epoch-{0 if self.static else epoch:05d}.npy"
+
+    def _save(self, file, array):
+        self.metadata["crc32"][file.name] = _save(file, array) ^ _mask(self.salt, file.name)
 
     def _metadata_crc(self):
         """Checksum of the metadata, itself left out."""
@@ -317,12 +354,12 @@ class TripleLog:
             raise ValueError(f"an epoch must hold {self.n_rows} x {self.negatives} negatives, all of them drawn")
         file = self._file(self.n_epochs)
         if not (self.static and self.n_epochs):
-            self.metadata["crc32"][file.name] = _save(file, negatives)
+            self._save(file, negatives)
         self.metadata["order"] = [*self.order, order]
         self.metadata["rates"] = [*self._rates, self._keep_rates(rates)]
         if steps is not None:
             file, kind = self._steps_file(self.n_epochs), smallest_uint(max(steps.max(initial=0), 0))
-            self.metadata["crc32"][file.name] = _save(file, steps.astype(kind))
+            self._save(file, steps.astype(kind))
         self.metadata["n_epochs"] += 1
         self._write_metadata()
 
@@ -334,7 +371,7 @@ class TripleLog:
         if (rates == rates[0]).all():
             return [float(rates[0]), len(rates)]
         file = self._rates_file(self.n_epochs)
-        self.metadata["crc32"][file.name] = _save(file, rates)
+        self._save(file, rates)
         return [None, len(rates)]
 
     def rates(self, epoch: int) -> np.ndarray | None:
@@ -382,8 +419,7 @@ class TripleLog:
         self.metadata["parameters"] = shapes
         flat = np.concatenate([np.asarray(value).ravel() for value in parameters.values()])
         flat = flat.astype(np.float16 if n_epochs else np.float32)  # all of training follows from the start
-        file = self._weights_file(n_epochs)
-        self.metadata["crc32"][file.name] = _save(file, flat)
+        self._save(self._weights_file(n_epochs), flat)
         self.metadata["snapshots"] = sorted({*self.metadata["snapshots"], n_epochs})
         self._write_metadata()
 
@@ -469,7 +505,7 @@ class TripleLog:
             if Path(name).name != name:
                 raise InputError(f"triple log: {self.path} names a file outside itself; do not use it, train again")
             column = _column(file)
-            if _crc(column) != expected:
+            if _crc(column) ^ _mask(self.salt, name) != expected:
                 raise InputError(
                     f"triple log: {file} does not match its checksum; it was changed or damaged, train again"
                 )
@@ -519,7 +555,10 @@ class TripleLog:
         try:
             users, items, n_items = np.array(self.users), np.array(self.items), self.metadata["n_items"]
             sizes = self.metadata["n_users"], n_items, self.negatives
-            training = Training(run_id, fingerprint, *sizes, self.static, self.metadata["seed"], self.optimizer)
+            training = Training(
+                run_id, fingerprint, *sizes, self.static, self.metadata["seed"], self.optimizer,
+                salt=secrets.token_bytes(SALT_BYTES),
+            )  # fmt: skip
             copy = TripleLog.create(building, users[keep], items[keep], training)
             for number, epoch in enumerate(epochs):
                 steps = epoch.steps(self.n_rows)[keep] if ordered else None

@@ -8,6 +8,7 @@ training, what the log says of itself is checked: optimiser, learning rates, num
 """
 
 import json
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from time import perf_counter
@@ -19,7 +20,7 @@ from recbole.utils import ModelType
 from recbole_unlearn.errors import InputError
 from recbole_unlearn.storage import audit
 from recbole_unlearn.storage.files import read_whole, write_atomically
-from recbole_unlearn.storage.triple_log import same_start, start_of
+from recbole_unlearn.storage.triple_log import salt_of, salted, same_start, start_of
 from recbole_unlearn.training import adoption
 from recbole_unlearn.training.fit import LIMIT
 from recbole_unlearn.unlearners.base import Way
@@ -122,9 +123,13 @@ def check(unlearner: "InfluenceUnlearner", way: Way, show_progress: bool = False
 
 
 def inherit(guard: Guard | None, folder: Path | str, state_dict: dict[str, Any]) -> None:
-    """Keep in the folder of an unlearned model's log what was known of its original's."""
-    if guard and guard.distance is not None:
-        _keep(folder, state_dict, Guard("inherited", guard.sentence, guard.distance, guard.limit))
+    """Keep in the folder of an unlearned model's log what was known of its original's.
+
+    But for the digits of the distance: who knows the seed could train with each candidate, and compare.
+    """
+    if guard and guard.distance is not None and guard.limit is not None:
+        distance = min(float(f"1e{math.ceil(math.log10(max(guard.distance, 1e-12)))}"), guard.limit)
+        _keep(folder, state_dict, Guard("inherited", guard.sentence, distance, guard.limit))
 
 
 def _sentence(distance):
@@ -174,8 +179,8 @@ def _keep(folder, state_dict, guard):
 
 
 def _ties(state_dict, folder):
-    checksum = audit.file_checksum(folder / "metadata.json")
-    return {"weights": audit.weights_checksum(state_dict), "log": checksum}
+    salt, metadata = salt_of(folder), audit.file_checksum(folder / "metadata.json")
+    return {"weights": salted(salt, audit.weights_checksum(state_dict)), "log": salted(salt, metadata)}
 
 
 def _kept(trained):

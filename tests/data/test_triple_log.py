@@ -628,12 +628,23 @@ def test_without_drops_the_rows_and_keeps_the_bytes_of_the_others(tmp_path):
     keep = np.setdiff1d(np.arange(11), forgotten)
     without(log, forgotten, tmp_path / "new", "run-2", {**PRINT, "rows": "d"})
     new = read_back(tmp_path / "new")
-    assert (new.n_rows, new.n_epochs, new.run_id, new.metadata["fingerprint"]["rows"]) == (7, 3, "run-2", "d")
+    assert (new.n_rows, new.n_epochs, new.run_id) == (7, 3, "run-2")
+    assert new.metadata["fingerprint"]["rows"] == triple_log.salted(new.salt, "d") != "d"
     assert np.asarray(new.users).tobytes() == np.asarray(log.users)[keep].tobytes()
     assert np.asarray(new.items).tobytes() == np.asarray(log.items)[keep].tobytes()
     for epoch in range(3):
         assert new.epoch(epoch).dtype == log.epoch(epoch).dtype
         assert_kept_or_returned(new.epoch(epoch), drawn[epoch], users, items, np.isin(np.arange(11), keep))
+
+
+@pytest.mark.parametrize("content", [None, b"", b"x" * 31, b"x" * 32])
+def test_a_salt_that_is_missing_or_another_is_refused(tmp_path, content):
+    log, *_ = make(tmp_path / "log")
+    without(log, [3], tmp_path / "new", "s", PRINT)
+    (tmp_path / "new/salt").unlink()
+    if content is not None:
+        (tmp_path / "new/salt").write_bytes(content)
+    refusal(tmp_path / "new")
 
 
 @pytest.mark.parametrize("popularity", [None, np.array([9, 1, 2, 3, 4, 5, 6, 7.0])])
@@ -675,7 +686,7 @@ def test_without_leaves_nothing_of_the_forgotten_rows(tmp_path):
     assert 7 not in np.load(tmp_path / "new" / "users.npy")
     steps = ["steps-00000.npy", "steps-00001.npy"]
     assert sorted(file.name for file in (tmp_path / "new").iterdir()) == sorted(
-        [*(file.name for file in (tmp_path / "log").iterdir()), *steps]
+        [*(file.name for file in (tmp_path / "log").iterdir()), *steps, "salt"]
     )
 
 
