@@ -28,6 +28,7 @@ from recbole_unlearn.unlearner import InfluenceUnlearner, load
 from recbole_unlearn.unlearners.replay import Replay
 
 DECOYS = 11
+FIELDS = ("user_id", "item_id")
 KEYS = {"epochs": 3, "compare": "none", "state": "ERROR"}
 SEED = 2020  # of the training: RecBole's default, which everybody knows
 
@@ -205,16 +206,19 @@ def test_the_originals_validation_score_is_not_left(case, guesses):
 def agreeing_splits(guesses, out, seed=None):
     """For each candidate, whether the seed cuts the old file into the parts that are left."""
     left, found = out / "unlearned.triples/data/tiny", []
+    tokens = {field: np.array(["", *each]) for field, each in json.loads((left / "tokens.json").read_text()).items()}
+    with np.load(left / "arrays.npz") as kept:
+        parts = {
+            name: sorted(zip(*(tokens[field][kept[f"{name}/{field}"]] for field in FIELDS), strict=True))
+            for name in ("valid", "test")
+        }
     for guess in guesses:
         config = UnlearnConfig("BPR", "tiny", config_dict=options(str(guess.path.parent / "data"), **KEYS, seed=seed))
         split, same = Split.seeded(config), True
         for name in ("valid", "test"):
             data = getattr(split, name)._dataset
-            pairs = zip(
-                *(data.id2token(field, data.inter_feat[field]) for field in ("user_id", "item_id")), strict=True
-            )
-            kept = (left / f"tiny.{name}.inter").read_text().splitlines()[1:]
-            same &= sorted(map(tuple, pairs)) == sorted(tuple(line.split("\t")[:2]) for line in kept)
+            pairs = zip(*(data.id2token(field, data.inter_feat[field]) for field in FIELDS), strict=True)
+            same &= sorted(map(tuple, pairs)) == parts[name]
         found.append(same)
     return found
 

@@ -1,9 +1,9 @@
-"""A data set as a model knows it, kept in the model's log once the ``.inter`` file has lost lines.
+"""A data set as it was built, kept in the model's log once the data set's files have lost lines.
 
-RecBole numbers users and items in the order in which the file names them, and splits it by its length. After lines
-were removed from it, ids and split would be others, and the model's rows would belong to other users. So the split is
-kept in RecBole's own form for ready splits (``benchmark_filename``), and the numbering in ``tokens.json``, in which
-users and items of whom nothing is left have lost their names.
+RecBole numbers users, items and all other tokens in the order in which the files name them, and splits interactions by
+their number. After lines were removed, ids and split would be others, and the model's rows would belong to other users.
+So the built data set is kept: its columns in ``arrays.npz``, what they are in ``tables.json``, and the numbering in
+``tokens.json``, in which users and items of whom nothing is left have lost their names.
 """
 
 import json
@@ -12,26 +12,32 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
+import recbole.data.dataset as recbole_datasets
+import torch
 from recbole.config import Config
-from recbole.data.dataset import Dataset
-from recbole.utils import FeatureType
+from recbole.data.dataset import Dataset, KnowledgeBasedDataset, SequentialDataset
+from recbole.data.interaction import Interaction
+from recbole.utils import FeatureSource, FeatureType, ModelType
 
 from recbole_unlearn.data.fingerprint import tokens_checksum
-from recbole_unlearn.storage.files import write_atomically
+from recbole_unlearn.storage.files import replacing, write_atomically
 
 if TYPE_CHECKING:
     from recbole_unlearn.data.split import Split
 
 PARTS = ("train", "valid", "test")
+TOKENS, TABLES, ARRAYS = "tokens.json", "tables.json", "arrays.npz"
+CLASSES = {
+    ModelType.GENERAL: Dataset,
+    ModelType.KNOWLEDGE: KnowledgeBasedDataset,
+    ModelType.SEQUENTIAL: SequentialDataset,
+}
+PAIRED = ("item2entity", "entity2item")  # attributes that name tokens
 
 
 def settings(config: Config) -> dict[str, Any]:
-    """The configuration under which the frozen data set is read."""
-    inter = config["load_col"]["inter"]
-    columns = {"inter": inter if inter == "*" else list(inter)}
-    done = {"unload_col": None, "normalize_field": None, "normalize_all": None}  # the numbers are written as they are
-    return {"benchmark_filename": list(PARTS), "load_col": columns, **done}
+    """The configuration under which the frozen data set is read: RecBole's name for ready splits."""
+    return {"benchmark_filename": list(PARTS)}
 
 
 def folder(log: Path | str) -> Path:
@@ -43,72 +49,157 @@ class Frozen:
     """A split without some rows, to be written.
 
     Args:
-        rows: the training rows to leave out, sorted.
+        rows: the training rows to leave out, sorted; in histories neither.
         held_out: rows of the validation and test data to leave out too, see `Split.held_out`.
 
     Attributes:
         fingerprint (dict): of the training data, as the frozen data set gives it.
+        tokens (dict): by field, of each id from 1 on.
     """
 
     def __init__(self, split: "Split", rows: np.ndarray, held_out: Mapping[str, np.ndarray] | None = None) -> None:
-        self.split, gone = split, held_out or {}
-        data = split.train._dataset
-        keep = np.delete(np.arange(split.n_rows), rows)
+        self.split, self.data, out = split, split.train._dataset, held_out or {}
+        rest, places = split.remaining_dataset(rows), split.positions_without(rows)
+        judged = split.judged_without(rows, out)
         # in the log's order, so that reading it gives the log's rows again
-        parts = {"valid": split.valid._dataset, "test": split.test._dataset}
-        kept = {name: np.delete(np.arange(len(part)), gone.get(name, [])) for name, part in parts.items()}
-        self.parts = [
-            _frame(data, split.data_row[keep]),
-            *(_frame(part, kept[name]) for name, part in parts.items()),
-        ]
-        self.tokens = {}
-        for name, field, forgotten in (("users", data.uid_field, split.users), ("items", data.iid_field, split.items)):
-            held = (part.inter_feat[field].numpy()[gone.get(n, [])] for n, part in parts.items())
-            self.tokens[name] = self._named(data, field, np.concatenate([forgotten[rows], *held]))
-        named = {part: tokens_checksum(["[PAD]", *tokens]) for part, tokens in self.tokens.items()}
+        self.tables = {"train": _columns(rest.inter_feat, places[places >= 0])}
+        for name in PARTS[1:]:
+            part = getattr(judged, name)._dataset
+            self.tables[name] = _columns(part.inter_feat, np.delete(np.arange(len(part)), out.get(name, [])))
+        nameless = {field: self._nameless(field) for field in (self.data.uid_field, self.data.iid_field)}
+        self.tokens = {
+            field: [str(token) for token in tokens[1:]] for field, tokens in self.data.field2id_token.items()
+        }
+        for name in self.data.feat_name_list:
+            if name != "inter_feat":
+                self._take_table(name, nameless)
+        items = nameless[self.data.iid_field]
+        # of knowledge graphs items are entities too, by the same ids
+        nameless |= {field: items for field in self.data.alias.get("entity_id", ())}
+        nameless |= {field: items for field in [getattr(self.data, "entity_field", None)] if field}
+        for field, ids in nameless.items():
+            for n in ids:
+                self.tokens[field][n - 1] = f"[forgotten {n}]"
+        named = {
+            part: tokens_checksum(["[PAD]", *self.tokens[field]])
+            for part, field in (("users", self.data.uid_field), ("items", self.data.iid_field))
+        }
         self.fingerprint = {**split.fingerprint_without(rows), **named}
 
-    def _named(self, data, field, forgotten):
-        """Tokens by id, from 1 on; those that only the forgotten rows still named have lost their names."""
-        left = set().union(*(part[f"{field}:token"] for part in self.parts))
-        tokens = [str(token) for token in data.field2id_token[field]]
-        for n in np.unique(forgotten):
-            if tokens[n] not in left:
-                tokens[n] = f"[forgotten {n}]"
-        return tokens[1:]
+    def _nameless(self, field):
+        """Ids of which there was something in the interactions and nothing is left, in histories neither."""
+        parts = [getattr(self.split, name)._dataset.inter_feat.interaction for name in PARTS]
+        columns = [field, getattr(self.data, f"{field}_list_field", field)]
+        before, left = (
+            [np.ravel(part[column]) for part in tables for column in columns if column in part]
+            for tables in (parts, self.tables.values())
+        )
+        gone = np.setdiff1d(np.concatenate(before), np.concatenate(left))
+        return gone[gone > 0]
+
+    def _take_table(self, name, nameless):
+        """A table of users, items or facts; of those who have lost their names it says nothing."""
+        columns = _columns(getattr(self.data, name), slice(None))
+        owner = {"user_feat": self.data.uid_field, "item_feat": self.data.iid_field}.get(name)
+        for field, values in columns.items() if owner else ():
+            if field == owner:
+                continue
+            gone = np.unique(values[nameless[owner]]) if field in self.tokens else ()
+            values[nameless[owner]] = 0
+            for n in np.setdiff1d(gone, [0, *np.unique(values)]) if len(gone) else ():
+                self.tokens[field][n - 1] = f"[forgotten {n}]"
+        self.tables[name] = columns
 
     def write(self, log: Path | str) -> None:
         """Write the data set into a log's folder."""
-        config = self.split.config
-        target = folder(log) / config["dataset"]
+        target, data = folder(log) / self.split.config["dataset"], self.data
         target.mkdir(parents=True)
-        write_atomically(target / "tokens.json", json.dumps(self.tokens).encode())
-        for name, part in zip(PARTS, self.parts, strict=True):
-            text = part.to_csv(sep=config["field_separator"], index=False, lineterminator="\n")
-            write_atomically(target / f"{config['dataset']}.{name}.inter", text.encode(config["encoding"] or "utf-8"))
+        known = {field: set(tokens) for field, tokens in self.tokens.items()}
+        pairs = {}
+        for name in PAIRED:
+            item_first = name == "item2entity"
+            pairs[name] = {
+                first: second
+                for first, second in getattr(data, name, {}).items()
+                if (first if item_first else second) in known[data.iid_field]
+            }
+        facts = {
+            "types": {field: kind.value for field, kind in data.field2type.items()},
+            "sources": {field: getattr(source, "value", source) for field, source in data.field2source.items()},
+            "lengths": dict(data.field2seqlen),
+            "buckets": dict(data.field2bucketnum),
+            "alias": {name: list(map(str, fields)) for name, fields in data.alias.items()},
+            "rest": list(map(str, data._rest_fields)),
+            "tables": list(data.feat_name_list),
+            "lists": {name: value for name, value in vars(data).items() if name.endswith("_list_field")},
+            "preloaded": list(data._preloaded_weight),
+            **(pairs if any(pairs.values()) else {}),
+        }
+        write_atomically(target / TOKENS, json.dumps(self.tokens).encode())
+        write_atomically(target / TABLES, json.dumps(facts).encode())
+        arrays = {
+            f"{name}/{field}": values for name, columns in self.tables.items() for field, values in columns.items()
+        }
+        with replacing(target / ARRAYS) as file:
+            np.savez(file, **arrays, **{f"preloaded/{field}": each for field, each in data._preloaded_weight.items()})
 
 
-def _frame(data, rows):
-    """Some rows of a built data set as a DataFrame with typed column names: the ids' tokens, and the numbers."""
-    columns = {}
-    for field, values in data.inter_feat.interaction.items():
-        if field in (data.uid_field, data.iid_field):
-            columns[f"{field}:token"] = data.id2token(field, values.numpy()[rows])
-        elif data.field2type.get(field) == FeatureType.FLOAT:
-            columns[f"{field}:float"] = values.numpy()[rows].astype(float)
-    return pd.DataFrame(columns)
+def _columns(table, rows):
+    """Copies of a table's columns as arrays, some rows of them."""
+    return {name: np.array(column.numpy()[rows]) for name, column in table.interaction.items()}
 
 
 def is_frozen(config: Config) -> bool:
     """Whether the configuration's data set is a frozen one."""
-    return bool(config["benchmark_filename"]) and (Path(config["data_path"]) / "tokens.json").is_file()
+    return bool(config["benchmark_filename"]) and (Path(config["data_path"]) / TOKENS).is_file()
 
 
-class FrozenDataset(Dataset):
-    """RecBole's ``Dataset`` with the ids of ``tokens.json``."""
+def frozen_dataset(config: Config) -> Dataset:
+    """RecBole's data set of a model, as it was frozen."""
+    own = getattr(recbole_datasets, f"{config['model']}Dataset", CLASSES[config["MODEL_TYPE"]])
+    return type(own.__name__, (_Restored, own), {})(config)
 
-    def _remap(self, remap_list):
-        known = json.loads((Path(self.dataset_path) / "tokens.json").read_text("utf-8"))
-        known = {self.uid_field: known["users"], self.iid_field: known["items"]}
-        first = [(pd.DataFrame({f: known[f]}), f, kind) for _, f, kind in remap_list[:1] if f in known]
-        super()._remap([*first, *remap_list])
+
+class _Restored(Dataset):
+    """What a frozen data set does otherwise than RecBole's: nothing is loaded, filtered or numbered."""
+
+    def _from_scratch(self):
+        self._get_preset()
+        self._get_field_from_config()
+        source = Path(self.dataset_path)
+        facts, tokens = (json.loads((source / name).read_text("utf-8")) for name in (TABLES, TOKENS))
+        self.field2id_token = {field: np.array(["[PAD]", *known]) for field, known in tokens.items()}
+        self.field2token_id = {
+            field: {token: n for n, token in enumerate(known)} for field, known in self.field2id_token.items()
+        }
+        kinds, sources = {kind.value for kind in FeatureSource}, facts["sources"]
+        self.field2type = {field: FeatureType(kind) for field, kind in facts["types"].items()}
+        self.field2source = {field: FeatureSource(each) if each in kinds else each for field, each in sources.items()}
+        lengths = facts["lengths"]
+        self.field2seqlen = {field: tuple(n) if isinstance(n, list) else n for field, n in lengths.items()}
+        self.field2bucketnum = facts["buckets"]
+        self.alias = {name: np.array(fields) for name, fields in facts["alias"].items()}
+        self._rest_fields, self.feat_name_list = np.array(facts["rest"]), facts["tables"]
+        for name, value in [*facts["lists"].items(), *((name, facts.get(name, {})) for name in PAIRED)]:
+            setattr(self, name, value)
+        self.user_feat = self.item_feat = None
+        with np.load(source / ARRAYS, allow_pickle=False) as arrays:
+            tables = {name: _table(arrays, name) for name in (*PARTS, *self.feat_name_list) if name != "inter_feat"}
+            self._preloaded_weight = {field: arrays[f"preloaded/{field}"] for field in facts["preloaded"]}
+        self.file_size_list = [len(tables[name]) for name in PARTS]
+        joined = {name: torch.cat([tables[part][name] for part in PARTS]) for name in tables["train"].interaction}
+        self.inter_feat = Interaction(joined)
+        for name in set(self.feat_name_list) - {"inter_feat"}:
+            setattr(self, name, tables[name])
+
+    def _change_feat_format(self):
+        pass
+
+    def _benchmark_presets(self):
+        pass
+
+
+def _table(arrays, name):
+    """A table of the archive."""
+    columns = [key for key in arrays.files if key.startswith(f"{name}/")]
+    return Interaction({key.partition("/")[2]: torch.from_numpy(arrays[key]) for key in columns})

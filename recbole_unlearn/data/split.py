@@ -1,7 +1,7 @@
 """One frozen split of a RecBole data set, and what remains of it without a forget set."""
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -26,7 +26,7 @@ from recbole.utils import ModelType, init_seed
 from recbole_unlearn.data.dataset import faster
 from recbole_unlearn.data.fingerprint import fingerprint, rows_checksum
 from recbole_unlearn.data.forget import spammers
-from recbole_unlearn.data.frozen_data import FrozenDataset, is_frozen
+from recbole_unlearn.data.frozen_data import frozen_dataset, is_frozen
 from recbole_unlearn.data.knowledge import KEY, LinkedDataset
 from recbole_unlearn.data.spam import draw_spam
 from recbole_unlearn.errors import InputError
@@ -119,7 +119,7 @@ class Split:
             try:
                 for file in filter(Path.exists, Path(config["data_path"]).glob(f"{config['dataset']}.*")):
                     check_regular(file)  # RecBole would wait for a pipe for ever
-                own = FrozenDataset if is_frozen(config) else LinkedDataset if KEY in config else create_dataset
+                own = frozen_dataset if is_frozen(config) else LinkedDataset if KEY in config else create_dataset
                 dataset = own(config)
                 for field, vectors in dataset._preloaded_weight.items():  # float64, which KSR cannot multiply
                     dataset._preloaded_weight[field] = vectors.astype(np.float32)
@@ -212,7 +212,11 @@ class Split:
 
     def pairs(self, rows: np.ndarray) -> list[tuple[str, str]]:
         """(user token, item token) of training rows."""
-        tokens = (self.token("user", self.users[rows]), self.token("item", self.items[rows]))
+        return self.tokens(self.users[rows], self.items[rows])
+
+    def tokens(self, users: np.ndarray, items: np.ndarray) -> list[tuple[str, str]]:
+        """(user token, item token) of interactions, given by ids."""
+        tokens = self.token("user", users), self.token("item", items)
         return [(str(user), str(item)) for user, item in zip(*tokens, strict=True)]
 
     @faster()
@@ -281,18 +285,24 @@ class Split:
         return parts[0].copy(Interaction({name: torch.cat([each[name] for each in columns]) for name in columns[1]}))
 
     @faster()
-    def judged_without(self, forgotten: np.ndarray) -> "Split":
+    def judged_without(self, forgotten: np.ndarray, held_out: Mapping[str, np.ndarray] | None = None) -> "Split":
         """This split with nothing of some rows in the histories of its validation and test data.
 
         Itself for models without histories in the data.
+
+        Args:
+            forgotten: rows.
+            held_out: rows of the validation and test data, see `held_out`, that are to be in no histories either.
         """
-        if not self.sequential or not len(forgotten):
+        if not self.sequential or not (len(forgotten) or held_out):
             return self
         loaders = (self.train, self.valid, self.test)
         parts = [loader._dataset for loader in loaders]
         ends = np.cumsum([len(part) for part in parts])
         gone = np.zeros(ends[-1], bool)
         gone[self.data_row[forgotten]] = True
+        for name, start in zip(("valid", "test"), ends, strict=False):
+            gone[start + (held_out or {}).get(name, np.empty(0, np.int64))] = True
         whole, split = self.whole_dataset(), copy.copy(self)
         split._test_loaders = {}
         for name, part, end in zip(("valid", "test"), parts[1:], ends[1:], strict=True):
@@ -309,6 +319,15 @@ class Split:
         alone = (data.inter_feat[data.item_list_length_field].numpy() == 1)[self.data_row]
         left = np.delete(self.users, forgotten)
         return len(np.intersect1d(self.users[alone & np.isin(first, wholly)], left))
+
+    def firsts(self) -> tuple[np.ndarray, np.ndarray]:
+        """(users, items) of the interactions that histories begin with, which are the target of no row."""
+        if not self.sequential:
+            return np.empty(0, np.int64), np.empty(0, np.int64)
+        data = self.whole_dataset()
+        alone = data.inter_feat[data.item_list_length_field] == 1
+        lists = data.inter_feat[getattr(data, f"{data.iid_field}_list_field")]
+        return data.inter_feat[data.uid_field][alone].numpy(), lists[alone, 0].numpy()
 
     def queries(self, rows: np.ndarray) -> Interaction:
         """Interactions to score some rows by, had they never been: the users, with what else is in their histories.

@@ -7,6 +7,7 @@ from recbole.config import Config
 from recbole.model.abstract_recommender import AbstractRecommender
 from recbole.utils import InputType, ModelType
 
+from recbole_unlearn.data.frozen_data import is_frozen
 from recbole_unlearn.settings.recbole_keys import recbole_name
 
 
@@ -137,7 +138,7 @@ def _refusal(config, name, kind):
     if kind == ModelType.SEQUENTIAL:
         if config["negatives"] == "static":
             return "negatives: static is for general models"
-        if config["benchmark_filename"]:
+        if config["benchmark_filename"] and not is_frozen(config):
             return "benchmark_filename holds finished histories, from which nothing can be taken out"
     if not config["single_spec"] and config["model"] != "BPR":
         return "models other than BPR are trained by one process"

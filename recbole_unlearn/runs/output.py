@@ -18,7 +18,6 @@ from recbole_unlearn.data.frozen_data import Frozen
 from recbole_unlearn.data.split import Split
 from recbole_unlearn.errors import InputError
 from recbole_unlearn.influence.coupling import Fresh, Paired
-from recbole_unlearn.settings.conflicts import DERIVED_FORMS
 from recbole_unlearn.settings.shown import public
 from recbole_unlearn.storage import audit, checkpoints, inter_file, paths, purging, secret, suppression
 from recbole_unlearn.storage.files import is_debris, locked, remove, replacing, write_atomically
@@ -233,6 +232,18 @@ def whole_of(config, split, request):
             "everywhere: True takes users and items as a whole: forget_users, forget_items, or requests that leave the "
             "other column empty"
         )
+    links = getattr(split.train._dataset, "item2entity", {})
+    if linked := sum(token in links for token in split.token("item", whole.get("item", np.empty(0, np.int64)))):
+        raise InputError(
+            f"everywhere: True is not for items of a knowledge-aware model that have an entity ({linked} of these have)"
+            f": {config['model']} stays trained on its facts; leave it out, or train anew without them"
+        )
+    users, items = split.firsts()
+    if begun := len(np.setdiff1d(users[np.isin(items, whole.get("item", []))], whole.get("user", []))):
+        raise InputError(
+            f"everywhere: True: the histories of {begun} users begin with these items, in no row of its own that could "
+            f"be forgotten, so that {config['model']} stays trained on them; leave it out, or train anew without them"
+        )
     for name, rows in split.held_out(whole).items():
         if 0 < len(rows) == len(getattr(split, name)._dataset):
             raise InputError(f"everywhere: True would leave no {name} interaction; leave it out, or train anew")
@@ -246,16 +257,18 @@ def left_over(config, split, request, inter):
         return None
     tokens = {field: [str(token) for token in split.token(field, ids)] for field, ids in whole.items()}
     held_out = sum(map(len, split.held_out(whole).values()))
-    found = [_many(held_out, "held-out interaction")] if held_out else []
+    users, items = split.firsts()
+    begun = int((np.isin(users, whole.get("user", [])) | np.isin(items, whole.get("item", []))).sum())
+    counts = {"held-out interaction": held_out, "interaction": begun}
+    places = {"interaction": " that histories begin with"}
+    found = [f"{_many(count, what)}{places.get(what, '')}" for what, count in counts.items() if count]
     try:
         for ending, form in inter_file.others(inter, config, tokens).items():
             file = inter_file.beside(inter, ending)
             found.append(f"{_many(inter_file.count(file, form), 'line')} of {file.name}")
     except InputError:  # nobody asked for them
         found.append(f"what the files beside {inter.name} say, which cannot be read")
-    possible = config["model"] in DERIVED_FORMS and not config["unlearn_params"]
-    what = "everywhere: True takes them too" if possible else "delete them yourself"
-    return f"{', '.join(found)}; {what}" if found else None
+    return f"{', '.join(found)}; everywhere: True takes them too" if found else None
 
 
 def _many(count, what):
@@ -285,6 +298,9 @@ def erasure_of(config, split, rows, stored, whole=None):
         if not inter.is_file():
             raise InputError(f"purge_dataset: {inter} is not there any more; put it back, or leave purge_dataset out")
         forgotten, kept = split.pairs(rows), split.pairs(np.delete(np.arange(split.n_rows), rows))
+        users, items = split.firsts()
+        stay = ~np.isin(users, (whole or {}).get("user", []))
+        kept += split.tokens(users[stay], items[stay])
         if both := len(set(forgotten) & set(kept)):
             raise InputError(
                 f"purge_dataset: {both} forgotten pairs of user and item occur in other training interactions too, "

@@ -122,8 +122,6 @@ def _check_influence_only(config):
         raise InputError(f"damping: adam does not fit learner: {config['learner']}; use damping: scalar")
     if config["embeddings"] and config["model"] not in DERIVED_FORMS:
         raise InputError(f"embeddings is for {' and '.join(DERIVED_FORMS)} only, not for {name}; leave it out")
-    if config["purge_dataset"]:
-        raise InputError(f"purge_dataset is for {' and '.join(DERIVED_FORMS)} only, not for {name}; leave it out")
     if config["forget_spam"] is not None and config["MODEL_TYPE"] != ModelType.GENERAL:
         raise InputError(f"forget_spam is for general models only, not for {name}")
     if config["evaluate"] in ("fidelity", "audit") and config["MODEL_TYPE"] == ModelType.SEQUENTIAL:

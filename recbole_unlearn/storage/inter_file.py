@@ -97,10 +97,8 @@ def plain_path(config: Config) -> Path:
     """
     path = Path(config["data_path"]) / f"{config['dataset']}.inter"
     unplain = [key for key in UNPLAIN if config[key]]
-    features = sorted(set(config["load_col"] or {"every file": 0}) - {"inter"})
-    if unplain or features:
-        what = unplain[0] if unplain else f"load_col of {features[0]}"
-        raise InputError(f"purge_dataset works on a plain .inter file only, not with {what}; edit the data yourself")
+    if unplain:
+        raise InputError(f"purge_dataset works on plain files only, not with {unplain[0]}; edit the data yourself")
     if not path.is_file():
         raise InputError(f"purge_dataset: {path} does not exist; check data_path")
     if Path(recbole.__path__[0]).resolve() in path.resolve().parents:

@@ -104,7 +104,7 @@ def salted(salt: bytes, checksum: str) -> str:
 
 def _mask(salt, name):
     """What a salt turns a file's CRC-32 into, by exclusive or."""
-    return int.from_bytes(hmac.digest(salt, name.encode(), hashlib.sha256)[:4]) if salt else 0
+    return int.from_bytes(hmac.digest(salt, name.encode(), hashlib.sha256)[:4], "big") if salt else 0
 
 
 def _column(path):

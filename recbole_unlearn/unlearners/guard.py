@@ -128,7 +128,8 @@ def inherit(guard: Guard | None, folder: Path | str, state_dict: dict[str, Any])
     But for the digits of the distance: who knows the seed could train with each candidate, and compare.
     """
     if guard and guard.distance is not None and guard.limit is not None:
-        distance = min(float(f"1e{math.ceil(math.log10(max(guard.distance, 1e-12)))}"), guard.limit)
+        size = float(f"1e{math.ceil(math.log10(guard.distance))}") if guard.distance else 0.0
+        distance = min(size, guard.limit)
         _keep(folder, state_dict, Guard("inherited", guard.sentence, distance, guard.limit))
 
 

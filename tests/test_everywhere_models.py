@@ -1,0 +1,182 @@
+"""Gone everywhere, of models with features, knowledge graphs and histories too, and what is left goes on."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import SECRET_ITEM, SECRET_USER, inside, tiny_interactions
+from test_everywhere import contents, forget, holders
+
+from recbole_unlearn.errors import InputError
+from recbole_unlearn.quick_start import run_unlearn
+from recbole_unlearn.unlearner import load
+
+FEATURE = "SECRETTOWN"
+PAIRS = ["user_id", "item_id"]
+FACTS = ["head_id", "relation_id", "tail_id"]
+SEQUENTIAL = {"MAX_ITEM_LIST_LENGTH": 7, "loss_type": "BPR", "load_col": {"inter": [*PAIRS, "timestamp"]}}
+MODELS = {
+    "NGCF": {"load_col": {"inter": PAIRS, "user": ["user_id", "age", "town"], "item": ["item_id", "class"]}},
+    "CKE": {"kg_embedding_size": 8, "load_col": {"inter": PAIRS, "kg": FACTS, "link": ["item_id", "entity_id"]}},
+    "GRU4Rec": {**SEQUENTIAL, "hidden_size": 8},
+    "FPMC": SEQUENTIAL,
+    "SASRec": {
+        **SEQUENTIAL, "loss_type": "CE", "train_neg_sample_args": None, "hidden_size": 8, "inner_size": 8, "n_heads": 1,
+    },
+}  # fmt: skip
+LINKED = "i3"
+
+
+def write_all(folder):
+    """A data set with every kind of file; all items but the secret one have an entity."""
+    rows = tiny_interactions()
+    users, items = (sorted({row[n] for row in rows}) for n in (0, 1))
+    linked = [item for item in items if item != SECRET_ITEM]
+    towns = [FEATURE if user == SECRET_USER else f"town{n % 4}" for n, user in enumerate(users)]
+    tables = {
+        "inter": ["user_id:token\titem_id:token\ttimestamp:float", *(f"{u}\t{i}\t{t}" for u, i, t in rows)],
+        "user": ["user_id:token\tage:float\ttown:token", *(f"{u}\t{n + 1}\t{towns[n]}" for n, u in enumerate(users))],
+        "item": ["item_id:token\tclass:token", *(f"{item}\tc{n % 5}" for n, item in enumerate(items))],
+        "link": ["item_id:token\tentity_id:token", *(f"{item}\tm.{item}" for item in linked)],
+        "kg": ["\t".join(f"{field}:token" for field in FACTS)]
+        + [f"m.{item}\tr{n % 3}\tt{n % 7}" for n, item in enumerate(linked)],
+    }
+    Path(folder).mkdir(parents=True)
+    for ending, lines in tables.items():
+        (Path(folder) / f"tiny.{ending}").write_text("\n".join(lines) + "\n")
+
+
+@pytest.fixture(scope="module")
+def trained(make_options, tmp_path_factory):
+    """Function (model) -> folder with data and a trained model, made once; no test may change it."""
+    made = {}
+
+    def train(model):
+        if model not in made:
+            with inside(tmp_path_factory.mktemp("trained")) as folder:
+                write_all("data/tiny")
+                keys = make_options(data_path="data", epochs=2, compare="none", evaluate="none", audit=None)
+                run_unlearn(model, "tiny", None, {**keys, **MODELS[model], "forget_count": 3, "output_dir": "live"})
+                for extra in ("log", "log_tensorboard", "live/unlearned.triples"):
+                    shutil.rmtree(extra, ignore_errors=True)
+                for file in [*Path("live").glob("re*"), Path("live/unlearned.pth")]:
+                    file.unlink()
+                made[model] = folder
+        return made[model]
+
+    return train
+
+
+@pytest.fixture
+def scene(trained, tmp_path):
+    """Function (model) -> an own copy of its folder, which is the current one then."""
+
+    def copied(model):
+        shutil.copytree(trained(model), tmp_path / "scene")
+        os.chdir(tmp_path / "scene")
+
+    return copied
+
+
+def columns(split):
+    """What a split holds, by part and column: rows of the training data in the log's order."""
+    found = {}
+    for name in ("train", "valid", "test"):
+        part = getattr(split, name)._dataset.inter_feat.interaction
+        order = split.data_row if name == "train" else slice(None)
+        found |= {(name, field): values.numpy()[order] for field, values in part.items()}
+    return found
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_a_user_is_in_no_byte_of_any_file_and_what_is_left_goes_on(scene, model):
+    scene(model)
+    with load("live/model.pth") as opened:
+        split, rows = opened.split, opened.split.train._dataset
+        gone = int(rows.token2id("user_id", SECRET_USER))
+        before = columns(split.judged_without(np.flatnonzero(split.users == gone)))
+    result = forget(forget_users=[SECRET_USER])
+    assert "left" not in result and result["unlearning"]["exact"]
+    assert holders(SECRET_USER, *([FEATURE] if model == "NGCF" else [])) == []
+    with load("out/unlearned.pth") as opened:
+        after = columns(opened.split)
+        kept = {name: before[name, "user_id"] != gone for name in ("train", "valid", "test")}
+        assert before.keys() == after.keys() and not all(map(np.all, kept.values()))
+        for (name, field), values in after.items():
+            assert values.dtype == before[name, field].dtype
+            order = [
+                np.argsort(each, kind="stable")
+                for each in (before[name, "user_id"][kept[name]], after[name, "user_id"])
+            ]
+            np.testing.assert_array_equal(values[order[1]], before[name, field][kept[name]][order[0]])
+        assert opened.split.n_users == split.n_users and opened.split.n_items == split.n_items
+        with pytest.raises(InputError, match="unknown user token"):
+            opened.forget(users=[SECRET_USER])
+        served = opened.forget(count=3).model
+        assert served.full_sort_predict(opened.split.queries(np.arange(3))).numel() >= 3 * split.n_items
+    again = forget(checkpoint="out/unlearned.pth", output_dir="next", forget_users=["u20"])
+    assert again["unlearning"]["exact"] and holders("u20\t", '"u20"') == [] and not Path("out/unlearned.pth").exists()
+    with load("next/unlearned.pth") as opened:
+        assert opened.guard.checked == "inherited"
+
+
+def test_of_those_who_are_gone_features_are_blank(scene):
+    scene("NGCF")
+    with load("live/model.pth") as opened:
+        data = opened.split.train._dataset
+        user, town = int(data.token2id("user_id", SECRET_USER)), int(data.token2id("town", FEATURE))
+        before = {name: column.clone() for name, column in data.user_feat.interaction.items()}
+    forget(forget_users=[SECRET_USER])
+    with load("out/unlearned.pth") as opened:
+        data = opened.split.train._dataset
+        for name, column in data.user_feat.interaction.items():
+            assert (column[:user] == before[name][:user]).all() and (
+                column[user + 1 :] == before[name][user + 1 :]
+            ).all()
+        assert data.user_feat["age"][user] == 0 != before["age"][user] and data.user_feat["town"][user] == 0
+        assert data.field2id_token["town"][town] == f"[forgotten {town}]"
+
+
+def test_an_item_leaves_every_history(scene):
+    """Of held-out rows too, that are of other items."""
+    scene("GRU4Rec")
+    with load("live/model.pth") as opened:
+        split = opened.split
+        held_out = {int(item) for part in (split.valid, split.test) for item in part._dataset.inter_feat["item_id"]}
+        item = min(set(split.items.tolist()) & held_out - set(split.firsts()[1].tolist()))
+        token = str(split.token("item", np.array([item]))[0])
+        lists = [part._dataset.inter_feat["item_id_list"] == item for part in (split.train, split.valid, split.test)]
+    assert all(each.any() for each in lists)
+    forget(forget_items=[token])
+    assert token not in {line.split("\t")[1] for line in Path("data/tiny/tiny.inter").read_text().splitlines()}
+    frozen = Path("out/unlearned.triples/data/tiny")
+    assert json.loads((frozen / "tokens.json").read_text())["item_id"][item - 1] == f"[forgotten {item}]"
+    with np.load(frozen / "arrays.npz") as kept:
+        columns = [name for name in kept.files if name.endswith(("/item_id", "/item_id_list"))]
+        assert len(columns) == 6 and not any((kept[name] == item).any() for name in columns)
+    with load("out/unlearned.pth") as opened:
+        opened.forget(count=3)
+
+
+def test_without_it_the_output_says_what_is_left_of_a_history(scene):
+    scene("FPMC")
+    left = forget(forget_users=[SECRET_USER], everywhere=False)["left"]
+    assert "2 held-out interactions, 1 interaction that histories begin with, 1 line of tiny.user; " in left
+    assert len([line for line in Path("data/tiny/tiny.inter").read_text().splitlines() if SECRET_USER in line]) == 3
+
+
+@pytest.mark.parametrize("model, match", [("CKE", "1 of these have"), ("GRU4Rec", "users begin with these items")])
+def test_items_that_a_model_stays_trained_on_are_refused_in_one_line(scene, model, match):
+    scene(model)
+    item = LINKED
+    if model == "GRU4Rec":
+        with load("live/model.pth") as opened:
+            _, items = opened.split.firsts()
+            item = str(opened.split.token("item", items[:1])[0])
+    before = sorted(contents("."))
+    with pytest.raises(InputError, match=match) as refused:
+        forget(forget_items=[item])
+    assert "\n" not in str(refused.value) and sorted(contents(".")) == before
