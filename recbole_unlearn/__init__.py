@@ -4,17 +4,11 @@ Importing the package makes trainers that log known to RecBole's own ``get_train
 unlearned from. They and the names below are loaded when they are first asked for, since numba takes seconds to load.
 """
 
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from recbole_unlearn.compat import imports
-
-imports.import_recbole()
-
-import recbole.trainer  # noqa: E402
-
-from recbole_unlearn.compat import moved, patches  # noqa: E402
-from recbole_unlearn.errors import InputError  # noqa: E402
+from recbole_unlearn.errors import InputError
 
 if TYPE_CHECKING:
     from recbole_unlearn.quick_start import run_unlearn
@@ -87,6 +81,20 @@ def _recbole_trainer(name):
     return trainer
 
 
-patches.apply()
-moved.apply()
-recbole.trainer.__getattr__ = _recbole_trainer
+def register() -> None:
+    """What importing the package does; the queue, which can do without RecBole and torch, leaves it until it serves."""
+    from recbole_unlearn.compat import imports
+
+    imports.import_recbole()
+    import recbole.trainer
+
+    from recbole_unlearn.compat import moved, patches
+
+    if getattr(recbole.trainer, "__getattr__", None) is not _recbole_trainer:
+        patches.apply()
+        moved.apply()
+        recbole.trainer.__getattr__ = _recbole_trainer
+
+
+if not (sys.argv[:1] == ["-m"] and f"{__name__}.requests" in sys.orig_argv):  # Python is about to run that
+    register()

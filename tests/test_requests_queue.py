@@ -9,6 +9,7 @@ import stat
 import subprocess
 import sys
 import tempfile
+from datetime import date
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,7 @@ from recbole_unlearn.requests.queue import APPLICATION, SCHEMA, Queue
 from recbole_unlearn.settings.config import UnlearnConfig
 from recbole_unlearn.storage import audit, purging, secret
 from recbole_unlearn.storage import checkpoints as checkpoint
+from recbole_unlearn.storage.files import now
 
 QUIET = ("--evaluate=none", "--show_progress=False", "--state=WARNING", "--coupling=paired")
 SERVE = ["serve", "q.db", "model.pth", "--output_dir=served", *QUIET]
@@ -81,6 +83,11 @@ def in_queue(name="q.db"):
 def state_of(name, db="q.db"):
     with Queue(db) as queue:
         return queue.request(name)["state"]
+
+
+def state_of_all(db="q.db"):
+    with Queue(db) as queue:
+        return [each["state"] for each in queue.requests()]
 
 
 # -- taken in
@@ -137,11 +144,65 @@ def test_the_list_names_nobody_unasked_and_marks_what_is_overdue(here, command):
     assert len(command("list", "q.db", "--state", "done").splitlines()) == 1
 
 
+def test_a_request_on_paper_is_due_since_it_came(here, command):
+    assert "due 2024-03-30T00:00:00" in command("add", "q.db", "--user", "u20", "--id", "a", "--received", "2024-02-29")
+    assert "OVERDUE" in command("list", "q.db")
+    command("add", "q.db", "--user", "u23", "--id", "today", "--received", date.today().isoformat())
+    with Queue("q.db") as queue:
+        assert queue.request("today")["received"] <= now()
+    for wrong in ("2024-02-30", "9999-01-01", "29.2.2024", "", "2024-02-29T10:00"):
+        assert "such as 2026-01-31" in command("add", "q.db", "--user", "u20", "--received", wrong, status=2)
+
+
+def test_what_is_pending_or_failed_can_be_withdrawn_and_that_stays_on_record(here, command):
+    command("add", "q.db", "--user", SECRET_USER, "--id", "mine", "--due", 0)
+    command("add", "q.db", "--user", "nobody-99", "--id", "wrong")
+    command("add", "q.db", "--item", "i4", "--id", "other")
+    assert "mine: withdrawn at" in command("remove", "q.db", "mine")
+    assert SECRET_USER.encode() not in in_queue()
+    command(*SERVE)
+    assert [state_of(name) for name in ("mine", "wrong", "other")] == ["withdrawn", "failed", "done"]
+    command("remove", "q.db", "wrong")
+    assert b"nobody-99" not in in_queue()
+    head, *lines = command("list", "q.db").splitlines()
+    assert [line.split()[0] for line in lines] == ["mine", "wrong", "other"]
+    assert "pending until 20" in lines[0] and "failed until 20" in lines[1] and "OVERDUE" not in "".join(lines)
+    assert len(command("list", "q.db", "--state", "withdrawn").splitlines()) == 3
+    for name, said in (("mine", "is withdrawn"), ("other", "is done"), ("none", "holds no request")):
+        assert said in command("remove", "q.db", name, status=2)
+    assert "name another" in command("add", "q.db", "--user", SECRET_USER, "--id", "mine", status=2)
+    assert "is withdrawn" in command("receipt", "q.db", "mine", status=2)
+    assert "nothing is pending" in command(*SERVE)
+
+
+def test_what_is_being_served_cannot_be_withdrawn(here, command, monkeypatch):
+    command("add", "q.db", "--user", "u20", "--id", "a")
+    with monkeypatch.context() as patch:
+        patch.setattr(serving, "_forget", lambda *_: None)
+        command(*SERVE, status=2)
+    assert "serve first" in command("remove", "q.db", "a", status=2)
+    assert state_of("a") == "pending"
+
+
 def test_it_is_a_command(here):
     environment = {**os.environ, "PYTHONPATH": str(Path(recbole_unlearn.__file__).parents[1])}
     argv = [sys.executable, "-m", "recbole_unlearn.requests", "list", "none.db"]
     done = subprocess.run(argv, capture_output=True, text=True, env=environment)
     assert (done.returncode, done.stdout) == (2, "") and "none.db does not exist" in done.stderr
+
+
+def test_the_queue_starts_without_torch(here):
+    """But where it serves, and RecBole is patched as ever."""
+    for arguments in (["add", "q.db", "--user", "u20"], ["list", "q.db"]):
+        argv = [sys.executable, "-X", "importtime", "-m", "recbole_unlearn.requests", *arguments]
+        environment = {**os.environ, "PYTHONPATH": str(Path(recbole_unlearn.__file__).parents[1])}
+        done = subprocess.run(argv, capture_output=True, text=True, env=environment)
+        imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if "|" in line}
+        assert done.returncode == 0 and "sqlite3" in imported
+        assert not imported & {"torch", "recbole", "numpy", "pandas", "matplotlib", "numba"}
+    argv = [sys.executable, "-m", "recbole_unlearn.requests", *SERVE]
+    done = subprocess.run(argv, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0 and state_of_all("q.db") == ["done"], done.stderr
 
 
 # -- served
@@ -175,6 +236,30 @@ def test_what_is_pending_is_forgotten_and_the_next_batch_goes_on(here, command):
     command("add", "q.db", "--user", "u26")
     assert "knows what this queue has forgotten" in command(*SERVE, "--reset", status=2)
     assert len(list(Path("served").iterdir())) == 2
+
+
+@pytest.mark.parametrize("anew", [False, True])
+def test_a_second_request_after_a_purge_of_the_data_is_done_and_an_unknown_one_is_not(here, command, anew):
+    """By the queue itself, or, had another queue served the first one, by the suppression list."""
+    purge = ["--purge=True", "--purge_dataset=True", "--everywhere=True", "--suppression=gone.list"]
+    command("add", "q.db", "--user", SECRET_USER, "--id", "first")
+    model = command(*SERVE, *purge).splitlines()[-1].removeprefix("serve ")
+    db, rest = ("new.db", ["serve", "new.db", model]) if anew else ("q.db", SERVE[:3])
+    command("add", db, "--user", SECRET_USER, "--id", "again")
+    command("add", db, "--pair", SECRET_USER, "i4", "--id", "pair")
+    command("add", db, "--pair", "u20", SECRET_USER, "--id", "wrong-pair")
+    command("add", db, "--item", SECRET_USER, "--id", "wrong-kind")
+    command("add", db, "--user", "nobody", "--id", "never")
+    keys = [each for each in purge if each != "--everywhere=True" and (anew or "suppression" not in each)]
+    said = command(*rest, *SERVE[3:], *keys)
+    assert "again: done, nothing of it was left" in said and "pair: done, nothing of it was left" in said
+    assert "never: failed, unknown user token" in said and "wrong-kind: failed, unknown item token" in said
+    assert state_of("wrong-pair", db) == "failed"
+    for name in ("wrong-pair", "wrong-kind"):  # which keep their tokens
+        command("remove", db, name)
+    assert SECRET_USER.encode() not in in_queue(db)
+    assert "nothing of it was left" in command("list", db)
+    assert json.loads(command("receipt", db, "again"))["receipt"]["request"]["interactions"] == 0
 
 
 def test_a_batch_names_the_users_whose_lists_are_out_of_date_and_writes_the_embeddings_that_are_left(here, command):

@@ -8,9 +8,8 @@ from pathlib import Path
 
 from recbole_unlearn.errors import InputError
 from recbole_unlearn.requests import receipts
-from recbole_unlearn.requests.queue import KINDS, STATES, Queue
-from recbole_unlearn.settings.given import read_arguments
-from recbole_unlearn.storage import audit
+from recbole_unlearn.requests.queue import KINDS, STATES, WAITING, Queue
+from recbole_unlearn.storage.files import now as time_now
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -47,10 +46,17 @@ def _parser():
     add = command("add", _add, "take a request in; the first one makes the queue, and its key file")
     _name_tokens(add, required=True)
     add.add_argument("--id", help="of the request, which names nobody (default: a random one)")
+    add.add_argument(
+        "--received", metavar="DATE", help="when it came, if not now: YYYY-MM-DD; due is counted from then"
+    )
     add.add_argument("--due", type=int, default=30, metavar="DAYS", help="until it must be done (default: 30)")
     listed = command("list", _list, "the requests and what became of them")
     listed.add_argument("--state", choices=STATES)
     listed.add_argument("--show", action="store_true", help="with the tokens of those that are not done")
+    removed = command(
+        "remove", _remove, "withdraw a request that is pending or failed; that it was there stays on record"
+    )
+    removed.add_argument("id", metavar="ID")
     serve = command("serve", _serve, "forget all that is pending, in one batch; keys of run_unlearn.py as --key=value")
     serve.add_argument("checkpoint", nargs="?", metavar="CHECKPOINT", help="to begin with; the queue then goes on")
     serve.add_argument("--output_dir", required=True, metavar="DIR", help="each batch makes a folder in it")
@@ -90,16 +96,22 @@ def _key_file(args):
 
 def _add(args, _):
     with Queue(args.db, _key_file(args), new=True) as queue:
-        print(queue.add(*_tokens(args), args.id, args.due))
+        print(queue.add(*_tokens(args), args.id, args.due, args.received))
+    return 0
+
+
+def _remove(args, _):
+    with Queue(args.db) as queue:
+        print(queue.withdraw(args.id))
     return 0
 
 
 def _list(args, _):
     with Queue(args.db) as queue:
         found = queue.requests(args.state)
-    now, rows = audit.now(), [["id", "kind", "received", "due", "state", *(["tokens"] if args.show else []), ""]]
+    now, rows = time_now(), [["id", "kind", "received", "due", "state", *(["tokens"] if args.show else []), ""]]
     for each in found:
-        late = each["state"] != "done" and each["due"] < now
+        late = each["state"] in WAITING and each["due"] < now
         notes = ["OVERDUE"] * late + [each["reason"]] * bool(each["reason"])
         notes += [f"{each['done']}, {each['interactions']} interactions"] if each["done"] else []
         shown = [each["tokens"] or ""] if args.show else []
@@ -111,7 +123,11 @@ def _list(args, _):
 
 
 def _serve(args, rest):
-    from recbole_unlearn.requests.serving import serve  # which loads numba, for seconds
+    import recbole_unlearn
+
+    recbole_unlearn.register()
+    from recbole_unlearn.requests.serving import serve  # which loads torch and numba, for seconds
+    from recbole_unlearn.settings.given import read_arguments
 
     keys = read_arguments(rest)
     with Queue(args.db, _key_file(args)) as queue:

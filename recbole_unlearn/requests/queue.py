@@ -5,16 +5,16 @@ import os
 import re
 import secrets
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
-from datetime import datetime, timedelta
+from datetime import date, datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
 from recbole_unlearn.errors import InputError
 from recbole_unlearn.requests.secret import Secret
-from recbole_unlearn.storage import audit
 from recbole_unlearn.storage.files import check_regular
+from recbole_unlearn.storage.files import now as time_now
 
 APPLICATION, SCHEMA = 0x52557175, 1  # in the file's header: "RUqu", and the version of the tables
 TABLES = (
@@ -27,7 +27,9 @@ TABLES = (
     "received TEXT NOT NULL, due TEXT NOT NULL, state TEXT NOT NULL, reason TEXT, interactions INTEGER, batch TEXT, "
     "done TEXT)",
 )
-STATES, KINDS = ("pending", "done", "failed"), ("user", "item", "pair")
+WAITING = ("pending", "failed")  # of these the tokens are kept
+STATES, KINDS = (*WAITING, "done", "withdrawn"), ("user", "item", "pair")
+NOTHING_LEFT = "nothing of it was left"
 NAME = re.compile(r"[\w.:-]{1,64}", re.ASCII)
 MAX_DAYS = 36_500
 
@@ -141,11 +143,17 @@ class Queue:
 
     # -- requests
 
-    def add(self, kind: str, tokens: list[str], name: str | None = None, days: int = 30) -> str:
+    def add(
+        self, kind: str, tokens: list[str], name: str | None = None, days: int = 30, received: str | None = None
+    ) -> str:
         """Take a request in; returns, in words, what became of it.
 
+        Args:
+            days: that there are until it is due, since it was ``received``.
+            received: date in ISO's form; None: now.
+
         Raises:
-            InputError: a name, token or number of days that cannot be; another request has the name.
+            InputError: a name, token, date or number of days that cannot be; another request has the name.
         """
         name = secrets.token_hex(6) if name is None else name
         if not NAME.fullmatch(name):
@@ -154,7 +162,7 @@ class Queue:
             raise InputError("a token is empty: it names nobody")
         if not 0 <= days <= MAX_DAYS:
             raise InputError(f"due must be 0 to {MAX_DAYS} days, not {days}")
-        mark, now = self.secret.mark(name, kind, tokens), audit.now()
+        mark, now = self.secret.mark(name, kind, tokens), _moment(received)
         due = (datetime.fromisoformat(now) + timedelta(days=days)).isoformat()
         content = kind, json.dumps(tokens), mark
         with self.transaction():
@@ -167,9 +175,39 @@ class Queue:
                 again = "kind = ?, tokens = ?, mark = ?, state = 'pending', reason = NULL"
                 self._run(f"UPDATE requests SET {again} WHERE id = ?", *content, name)
                 return f"{name}: had failed, pending again, due {known['due']}"
+            if known["state"] == "withdrawn":
+                raise InputError(
+                    f"{name} is the id of a request that was withdrawn, which stays on record; name another"
+                )
             if known["mark"] != mark:
                 raise InputError(f"{name} is the id of another request; name another")
         return f"{name}: added before, {known['state']}; nothing changed"
+
+    def withdraw(self, name: str) -> str:
+        """Take a request back that is pending or failed: its tokens go, that it was there and when it went stays.
+
+        Raises:
+            InputError: it is done, withdrawn before, or being served.
+        """
+        with self.transaction():
+            found = self.request(name)
+            if found["state"] not in WAITING:
+                raise InputError(f"request {name} is {found['state']}; it stays on record")
+            if found["batch"]:
+                raise InputError(f"request {name} is being served, or was when a process was killed: serve first")
+            now = time_now()
+            gone = "state = 'withdrawn', tokens = NULL, reason = ?"
+            self._run(f"UPDATE requests SET {gone} WHERE id = ?", f"{found['state']} until {now}", name)
+        self.compact()
+        return f"{name}: withdrawn at {now}"
+
+    def forgotten(self, kind: str, tokens: Sequence[str]) -> bool:
+        """Whether a request that is done was for the same."""
+        return any(
+            each["mark"] == self.secret.mark(each["id"], kind, tokens)
+            for each in self.requests("done")
+            if each["kind"] == kind
+        )
 
     def requests(self, state: str | None = None, batch: str | None = None) -> list[sqlite3.Row]:
         """Those of a state, or of a batch, in the order in which they came."""
@@ -209,7 +247,14 @@ class Queue:
         with self._in_one_line():
             return json.loads(self._one("SELECT facts FROM batches WHERE id = ?", batch)[0])
 
-    def begin(self, batch: dict[str, str], origin: str, found: dict[str, int], refused: dict[str, str]) -> None:
+    def begin(
+        self,
+        batch: dict[str, str],
+        origin: str,
+        found: dict[str, int],
+        refused: dict[str, str],
+        gone: Collection[str] = (),
+    ) -> None:
         """Write down, before any work, what is about to be served.
 
         Args:
@@ -217,14 +262,18 @@ class Queue:
             origin: the checkpoint that the queue began with.
             found: number of interactions of each request; of 0 there is nothing to be forgotten: it is done.
             refused: why others cannot be served.
+            gone: those of ``found`` whose tokens the data do not know any more: they had been forgotten.
         """
         with self.transaction():
             for name, reason in refused.items():
                 self._run("UPDATE requests SET state = 'failed', reason = ? WHERE id = ?", reason, name)
             for name, count in found.items():
                 done = "state = 'done', tokens = NULL, done = ?," if count == 0 else "batch = ?,"
-                value = audit.now() if count == 0 else batch["id"]
-                self._run(f"UPDATE requests SET {done} interactions = ? WHERE id = ?", value, count, name)
+                value = time_now() if count == 0 else batch["id"]
+                reason = NOTHING_LEFT if name in gone else None
+                self._run(
+                    f"UPDATE requests SET {done} interactions = ?, reason = ? WHERE id = ?", value, count, reason, name
+                )
             if any(found.values()):
                 names = ", ".join(batch)
                 values = ", ".join("?" * len(batch))
@@ -249,3 +298,17 @@ class Queue:
         """Write the file anew: what SQLite moved within it before a deletion may have left copies."""
         with self._in_one_line():
             self._run("VACUUM")
+
+
+def _moment(received):
+    """When a request came, UTC: at the beginning of a day, or now. InputError where that is no day until today."""
+    now = time_now()
+    if received is None:
+        return now
+    try:
+        day = date.fromisoformat(received)
+    except ValueError:
+        day = None
+    if day is None or day > max(date.today(), datetime.fromisoformat(now).date()):
+        raise InputError(f"received must be a day until today, such as 2026-01-31, not {received!r}")
+    return min(datetime(day.year, day.month, day.day, tzinfo=timezone.utc).isoformat(), now)

@@ -11,15 +11,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from markupsafe import Markup
-
 from recbole_unlearn.errors import InputError
-from recbole_unlearn.reports import templates
-from recbole_unlearn.reports.pictures import drawn
 from recbole_unlearn.requests.queue import Queue
 from recbole_unlearn.requests.secret import Secret, signed
-from recbole_unlearn.storage import audit
-from recbole_unlearn.storage.files import read_whole, write_atomically
+from recbole_unlearn.storage.files import now, read_whole, write_atomically
 
 FORMAT = "recbole_unlearn receipt 1"
 TAIL = re.compile(rb"<!-- ed25519 ([0-9a-f]{64}) ([0-9a-f]{128}) -->\n")
@@ -49,7 +44,7 @@ def receipt(queue: Queue, name: str, kind: str = "", tokens: Sequence[str] = ())
     asked = {key: found[key] for key in ("id", "kind", "received", "due", "done", "interactions")}
     return {
         "format": FORMAT,
-        "issued": audit.now(),
+        "issued": now(),
         "request": {**asked, **({"tokens": list(tokens)} if tokens else {})},
         **{key: facts[key] for key in told if key in facts},
     }
@@ -67,6 +62,11 @@ def _file(content, public_key, signature):
 
 def as_html(content: dict[str, Any], secret: Secret) -> bytes:
     """A receipt as a signed page, which needs nothing else."""
+    from markupsafe import Markup  # not wanted where there are no pages
+
+    from recbole_unlearn.reports import templates
+    from recbole_unlearn.reports.pictures import drawn
+
     style = drawn.STYLE + (templates.FOLDER / "style.css").read_text()
     page = templates.render(
         "receipt.html.jinja",

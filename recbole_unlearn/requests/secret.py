@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from recbole_unlearn.errors import InputError
-from recbole_unlearn.storage import audit, secret
-from recbole_unlearn.storage.files import in_one_line
+from recbole_unlearn.storage import secret
+from recbole_unlearn.storage.files import file_checksum, in_one_line
 
 
 def ed25519() -> Any:
@@ -54,7 +54,7 @@ class Secret:
 
     def checksum(self, file: Path | str) -> str:
         """Of a checkpoint; a plain one could be tried out by who has old data and the seed."""
-        return self._derived(b"checksum", audit.file_checksum(file).encode()).hex()
+        return self._derived(b"checksum", file_checksum(file).encode()).hex()
 
     def _signer(self):
         return ed25519().Ed25519PrivateKey.from_private_bytes(self._derived(b"receipts"))

@@ -23,14 +23,15 @@ from recbole_unlearn.data.split import Split
 from recbole_unlearn.data.tokens import ids
 from recbole_unlearn.errors import InputError
 from recbole_unlearn.quick_start import run_unlearn
-from recbole_unlearn.requests.queue import Queue
+from recbole_unlearn.requests.queue import NOTHING_LEFT, Queue
 from recbole_unlearn.runs import output
 from recbole_unlearn.settings.given import Given
 from recbole_unlearn.settings.keys import FORGET, PERSONAL
-from recbole_unlearn.storage import audit, purging
+from recbole_unlearn.storage import audit, purging, suppression
 from recbole_unlearn.storage.files import (
     in_one_line,
     locked,
+    now,
     read_text,
     remove,
     scratch_folder,
@@ -107,14 +108,18 @@ def _batch(queue, origin, checkpoint, output_dir, trail, keys):
     with ExitStack() as held:
         opened = Checkpoint.open(Given.read(config_dict={**keys, "checkpoint": checkpoint}), held)
         assert opened
-        found, refused = _looked_up(opened.split(), pending)
+        found, refused, gone = _looked_up(queue, opened.split(), pending, keys.get("suppression"))
     name = secrets.token_hex(8)
     folder = output_dir / name
-    batch = {"id": name, "started": audit.now(), "checkpoint": checkpoint, "folder": str(folder), "audit": str(trail)}
+    batch = {"id": name, "started": now(), "checkpoint": checkpoint, "folder": str(folder), "audit": str(trail)}
     batch |= {"before": queue.secret.checksum(checkpoint), "keys": json.dumps(keys)}
-    queue.begin(batch, origin, found, refused)
+    queue.begin(batch, origin, found, refused, gone)
     said = [f"{each}: failed, {reason}" for each, reason in refused.items()]
-    said += [f"{each}: done, nothing to forget" for each, count in found.items() if not count]
+    said += [
+        f"{each}: done, {NOTHING_LEFT if each in gone else 'nothing to forget'}"
+        for each, count in found.items()
+        if not count
+    ]
     served = [each for each, count in found.items() if count]
     if served:
         _forget(queue, name, {**keys, "checkpoint": checkpoint, "output_dir": str(folder), "audit": str(trail)})
@@ -124,19 +129,34 @@ def _batch(queue, origin, checkpoint, output_dir, trail, keys):
     return "\n".join(said) or f"nothing is pending; the queue goes on from {checkpoint}"
 
 
-def _looked_up(split: Split, pending: Sequence[sqlite3.Row]) -> tuple[dict[str, int], dict[str, str]]:
-    """Number of training interactions of each request, and why others cannot be served: without naming anybody."""
-    found, refused = {}, {}
+def _looked_up(
+    queue: Queue, split: Split, pending: Sequence[sqlite3.Row], listed: Any = None
+) -> tuple[dict[str, int], dict[str, str], set[str]]:
+    """Number of training interactions of each request, why others cannot be served, and of whom nothing is left.
+
+    Without naming anybody. ``listed``: path of a suppression list.
+    """
+    found, refused, gone = {}, {}, set()
     for request in pending:
         table = _table([request])
         unknown = [
             field for field in ("user", "item") if (token := table[field][0]) and not _known(split, field, token)
         ]
-        if unknown:
+        if unknown and _forgotten(queue, request, listed):
+            found[request["id"]] = 0
+            gone.add(request["id"])
+        elif unknown:
             refused[request["id"]] = f"unknown {unknown[0]} token"
         else:
             found[request["id"]] = len(rows_of(split, table)[0])
-    return found, refused
+    return found, refused, gone
+
+
+def _forgotten(queue, request, listed):
+    """Whether the queue, or a suppression list, knows that this, or whom it is of, was forgotten as a whole."""
+    kind, tokens = request["kind"], json.loads(request["tokens"])
+    covered = [(kind, tokens)] + ([("user", tokens[:1]), ("item", tokens[1:])] if kind == "pair" else [])
+    return any(queue.forgotten(*each) or (listed and suppression.lists(listed, *each)) for each in covered)
 
 
 def _known(split, field, token):

@@ -19,7 +19,6 @@ import secrets
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,7 +32,7 @@ from recbole_unlearn.errors import InputError
 from recbole_unlearn.settings.keys import AUDITED
 from recbole_unlearn.settings.shown import public
 from recbole_unlearn.storage import checkpoints, secret
-from recbole_unlearn.storage.files import sync_folder
+from recbole_unlearn.storage.files import file_checksum, now, sync_folder
 from recbole_unlearn.storage.triple_log import log_path
 
 if TYPE_CHECKING:
@@ -154,15 +153,6 @@ def weights_checksum(state_dict: Mapping[str, torch.Tensor]) -> str:
     return digest.hexdigest()
 
 
-def file_checksum(path: Path | str) -> str:
-    """SHA-256 of a file."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as f:
-        while block := f.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
 def model_checksums(path: Path | str, state_dict: Mapping[str, torch.Tensor]) -> dict[str, str]:
     """Checksums of a model: of its weights, of the checkpoint file that holds them, and of its triple log."""
     return {
@@ -268,10 +258,6 @@ def _coarse(value):
 def purged_record(request_id: str, purged: list[str]) -> dict[str, Any]:
     """The record that a request's original was deleted; ``purged``: what was."""
     return {"event": "purged", "request": request_id, "time": now(), "purged": purged}
-
-
-def now() -> str:
-    return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
 def versions() -> dict[str, str]:

@@ -1,6 +1,7 @@
 """Files that a crash cannot halve: replaced whole, locked while in use, swept after killed processes."""
 
 import errno
+import hashlib
 import os
 import platform
 import re
@@ -10,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import BinaryIO
 
@@ -80,6 +82,20 @@ def check_regular(path: Path | str) -> None:
     mode = os.stat(path).st_mode  # of what a link points to
     if not stat.S_ISREG(mode):
         raise OSError(errno.EINVAL, "it is no plain file", str(path))
+
+
+def file_checksum(path: Path | str) -> str:
+    """SHA-256 of a file."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as f:
+        while block := f.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def now() -> str:
+    """The time, UTC, in ISO's form."""
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
 def read_whole(path: Path | str, limit: int = MAX_BYTES) -> bytes:

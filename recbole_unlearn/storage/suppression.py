@@ -55,6 +55,12 @@ def add(path: Path | str, forgotten: Iterable[tuple[str, ...]]) -> None:
         write_atomically(path, "".join(f"{line}\n" for line in lines).encode())
 
 
+def lists(path: Path | str, kind: str, tokens: Iterable[str]) -> bool:
+    """Whether a list names a user, an item or a pair; not what follows from others that it names."""
+    known = read(path)[kind]
+    return bool(known) and _hash(secret.read(secret.key_path(Path(path))), kind, *tokens) in known
+
+
 def suppressed(path: Path | str, users: Iterable[str], items: Iterable[str]) -> np.ndarray:
     """Which interactions, given as tokens of users and items, a list names: bool ``[interactions]``."""
     known, users, items = read(path), list(map(str, users)), list(map(str, items))
