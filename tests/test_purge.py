@@ -15,6 +15,7 @@ from recbole_unlearn.errors import InputError
 from recbole_unlearn.quick_start import run_unlearn
 from recbole_unlearn.storage import checkpoints, inter_file
 from recbole_unlearn.storage.triple_log import TripleLog
+from recbole_unlearn.unlearner import load
 from recbole_unlearn.verify import verify
 
 GONE_USER, GONE_ITEM = "GONEUSER-57", "GONEITEM-88"
@@ -153,6 +154,27 @@ def test_a_moved_model_finds_its_data(forget):
     os.rename("first", "moved")
     result = forget("moved/unlearned.pth", forget_count=3, output_dir="second", compare="retrain")
     assert result["models"]["retrained"]["forget_auc"] >= 0
+
+
+def test_a_data_path_says_where_the_files_lie_beside_which_data_are_frozen(forget, data):
+    forget(forget_count=7, output_dir="first")
+    os.rename("data", "moved")
+    refused(forget, "not there any more", checkpoint="first/unlearned.pth", forget_count=3, output_dir="second")
+    for nowhere in ("data", "moved/tiny"):
+        keys = {"checkpoint": "first/unlearned.pth", "forget_count": 3, "output_dir": "second", "data_path": nowhere}
+        refused(forget, "there is no .*tiny.inter; leave data_path out", **keys)
+    moved = Path("moved/tiny/tiny.inter")
+    lines = len(moved.read_text().splitlines())
+    with load("first/unlearned.pth", config_dict={"data_path": "moved"}) as opened:
+        opened.forget(count=2)
+    frozen = "first/unlearned.triples/data"
+    assert forget(
+        "first/unlearned.pth", forget_count=2, output_dir="b", data_path=frozen, purge=False, purge_dataset=False
+    )
+    forget("first/unlearned.pth", forget_count=3, output_dir="second", data_path="moved")
+    assert len(moved.read_text().splitlines()) == lines - 3
+    forget("second/unlearned.pth", forget_count=2, output_dir="third")  # knows by now
+    assert len(moved.read_text().splitlines()) == lines - 5
 
 
 def test_an_unlearned_model_evaluates_alike_after_the_purge(forget):

@@ -1,8 +1,9 @@
 """One training to unlearn from: its model, configuration, data and log, from a checkpoint or in memory."""
 
 import copy
+import os
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -233,7 +234,7 @@ def config_of(path: Path | str, stored: dict[str, Any], log: TripleLog | None, g
 
     Args:
         path: of the checkpoint, to name it.
-        stored: its content.
+        stored: its content; a ``data_path`` changes where the files lie beside which its data are frozen.
         log: its log; None: data that were frozen with it are not found.
         given: the request.
 
@@ -257,6 +258,7 @@ def config_of(path: Path | str, stored: dict[str, Any], log: TripleLog | None, g
         kept["train_neg_sample_args"] = None
     if stored.get("data") and log:
         kept["data_path"] = str(frozen_data.folder(log.path))
+        given = _beside_frozen(path, stored, kept["data_path"], given)
     elif earlier.get("data_path"):
         kept["data_path"] = str(Path(earlier["data_path"]).parent)
     arguments = model if isinstance(model, type) else earlier["model"], earlier["dataset"]
@@ -264,6 +266,22 @@ def config_of(path: Path | str, stored: dict[str, Any], log: TripleLog | None, g
     config = UnlearnConfig(*arguments, None, given.values, kept)
     _check_training(path, config, trained)
     return config
+
+
+def _beside_frozen(path, stored, frozen, given):
+    """A request without its ``data_path``: of frozen data that says where the files lie now which a purge thins out."""
+    values = dict(given.values)
+    named, dataset = values.pop("data_path", None), stored["config"]["dataset"]
+    if named is None or os.path.realpath(named) == os.path.realpath(frozen):
+        return replace(given, values=values)
+    inter = Path(named) / dataset / f"{dataset}.inter"
+    if not inter.is_file():
+        raise InputError(
+            f"data_path: there is no {inter}; leave data_path out: {path} keeps its data with its log, and needs the "
+            "files for purge_dataset alone"
+        )
+    stored["data"] = {**stored["data"], "inter": str(inter)}
+    return replace(given, values=values)
 
 
 def _check_training(path, config, trained):
