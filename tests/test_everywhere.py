@@ -149,7 +149,11 @@ def test_without_it_the_output_says_what_is_left(scene, trained, make_split):
     assert result["left"] == f"{held_out} held-out interactions, 1 line of tiny.user; everywhere: True takes them too"
     assert f"Left: {result['left']}." in Path("out/result.md").read_text().splitlines()
     assert len([line for line in lines("inter") if SECRET_USER in line]) == held_out
-    assert len(holders(SECRET_USER, root="out")) == 3  # its names, and the two parts
+    frozen = Path("out/unlearned.triples/data/tiny")
+    assert holders(SECRET_USER, root="out") == [str(frozen / "tokens.json")]  # its name; by its id the two parts
+    with np.load(frozen / "arrays.npz") as kept:
+        parts = [int((kept[f"{name}/user_id"] == user).sum()) for name in ("train", "valid", "test")]
+    assert parts[0] == 0 and min(parts[1:]) > 0 and sum(parts) == held_out
 
 
 def test_of_an_item_all_files_are_counted(scene):
