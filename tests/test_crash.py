@@ -182,10 +182,16 @@ def forgotten_traces(root, scene):
     for file in (file for file in Path(root).rglob("*") if file.is_file()):
         content = file.read_bytes()
         found += [(str(file), needle) for needle in needles if needle in content]
+        tables = []
         if file.name == "users.npy":
-            users, items = np.load(file), np.load(file.with_name("items.npy"))
+            tables = [(np.load(file), np.load(file.with_name("items.npy")))]
+        elif file.suffix == ".npz":
+            held = dict(np.load(file))
+            names = [name.removesuffix("user_id") for name in held if name.endswith("user_id")]
+            tables = [(held[f"{name}user_id"], held[f"{name}item_id"]) for name in names if f"{name}item_id" in held]
+        for users, items in tables:
             found += [(str(file), pair) for pair in zip(users.tolist(), items.tolist(), strict=True) if pair in ids]
-        if content[:4] == b"PK\x03\x04":
+        if content[:4] == b"PK\x03\x04" and file.suffix != ".npz":
             found += [(str(file), name) for name in integer_tensors(torch.load(file, weights_only=True))]
     return found
 
@@ -246,7 +252,9 @@ def test_the_search_for_traces_finds_what_is_there(scene, tmp_path):
     user, item = scene["split"].pairs(scene["rows"])[0]
     Path("a.json").write_bytes(json.dumps([user, item]).encode("utf-16"))
     torch.save({"a": [torch.arange(4)]}, "a.pth")
-    assert {"a.json", "a.pth"} <= {Path(file).name for file, _ in forgotten_traces(".", scene)}
+    row = scene["rows"][0]
+    np.savez("a.npz", **{"train/user_id": scene["split"].users[[row]], "train/item_id": scene["split"].items[[row]]})
+    assert {"a.json", "a.pth", "a.npz"} <= {Path(file).name for file, _ in forgotten_traces(".", scene)}
 
 
 def test_killed_at_any_step_the_next_start_finds_the_old_state_or_the_new_one(scene, tmp_path):
