@@ -151,7 +151,7 @@ def batch_descent(
     progress: Callable[[int, int], object] | None = None,
     steps: int = STEPS,
 ) -> tuple[torch.Tensor, DescentReport]:
-    """Solve ``(H + D) t = z`` for a positive semi-definite H that is known a random batch at a time.
+    """Solve ``(H + D) t = z`` for an H that is known a random batch at a time, ``H + D`` positive definite.
 
     ``t <- t - r D^-1 m``, with m a running mean of the gradients ``(H_b + D) t - z``, and r falling to zero. Every
     batch is another, so that all of H counts at the price of a part: a fixed sample of fewer rows than H has
@@ -167,7 +167,7 @@ def batch_descent(
         steps: fewer will do where D is large.
 
     Raises:
-        ValueError: z or a product is not finite, or no rate that was tried is stable.
+        ValueError: z or a product is not finite, no rate that was tried is stable, or ``t'(H + D)t`` is not positive.
     """
     report = DescentReport()
     damping = torch.as_tensor(damping, dtype=z.dtype).expand_as(z)
@@ -186,9 +186,11 @@ def batch_descent(
     rate = min(STABLE / _largest(product, damping), REACH / steps)
     for _ in range(RESTARTS):
         report.rate = rate
-        t, m, late = start, torch.zeros_like(z), torch.zeros_like(z)
+        t, m, late, along = start, torch.zeros_like(z), torch.zeros_like(z), 0.0
         for step in range(steps):
-            m = MOMENTUM * m + (1 - MOMENTUM) * (product(t) + damping * t - z)
+            pull = product(t) + damping * t
+            along += t.dot(pull).item() * (step >= steps // 2)
+            m = MOMENTUM * m + (1 - MOMENTUM) * (pull - z)
             t = t - rate * (1 - step / steps) * m / damping
             if not _norm(t, damping) < 2 * length:  # longer than any solution
                 break
@@ -197,6 +199,8 @@ def batch_descent(
             if progress:
                 progress(step + 1, steps)
         else:
+            if along <= 0:
+                raise ValueError("the matrix of the linear solve is not positive definite")
             report.change = _norm(t - late, damping) / _norm(t, damping)
             report.converged = report.change <= SETTLED
             return t, report

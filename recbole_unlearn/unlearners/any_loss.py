@@ -28,12 +28,13 @@ from recbole_unlearn.unlearners.influence import Influence, conjugate, descended
 
 CURVATURE_TRIPLES = {True: "all", False: 65_536}  # of sequential and of other models
 SAMPLED_TRIPLES = 8192  # where all are wanted, but not by batches
-BATCH_TRIPLES = 1024  # of the curvature at a time, where all are wanted
+BATCH_TRIPLES = 1024  # of the curvature at a time, where all are wanted at the last weights
 GRADIENT_ROWS = 200_000  # that each part of z is computed on at most
 STAYS = 1e12  # damping, a triple, of a weight that never had a gradient
-# Snapshots of the weights, at most, that the training is followed along, and steps of the descent at each. With 30 at
-# each of four, GRU4Rec on ml-100k did not settle and forgot half; with two SASRec forgot more than with three.
-STOPS, STEPS = 3, 60
+# Snapshots of the weights, at most, that the training is followed along; steps of the descent at each, and triples in
+# each. Smaller batches are noise in the Hessian, which the change grows by: HRM went 1.3 of its way by 60 of 1024.
+STOPS, STEPS, STEP_TRIPLES = 6, 30, 2048
+MOMENT_BATCHES = 2  # of training, at each snapshot, that tell how large gradients were
 PROBE = 256  # rows that tell whether a model holds the data itself
 ROUNDING = 1e-6  # of a row's loss in float32
 
@@ -262,28 +263,76 @@ class AnyLoss(Problem):
     def follow(self, stops: list[int], after: After, way: Influence, show_progress: bool = False) -> Change:
         """The change of the weights over the training, how it was found, and the snapshots with it."""
         before = self._without(after.rows[:0])  # its weights are to move: not those of the user's model
-        last = {name: array(value) for name, value in self.view.model.named_parameters()}
         change = torch.zeros(sum(value.numel() for value in before.parameters), dtype=torch.float64)
         snapshots, found = {0: np.array(self.snapshots[0], np.float32)}, {"stops": stops, "iterations": 0}
+        pace = self.pace(before, stops)
         for start, stop in pairwise([0, *stops]):
-            weights = last if stop == self.epochs else self.log.named(np.asarray(self.snapshots[stop], np.float32))
+            weights, epochs = self._weights(stop), np.arange(start, stop)
             before.load(weights)
             after.view.load(weights)
-            epochs = np.arange(start, stop)
-            metric = self.metric(way) * (self.epochs / len(epochs))
+            metric = self.metric(way) * pace[stop] * (self.epochs / len(epochs))
             z = self._lost(before, after, epochs, way)
-            batches = self._batches(after.view, epochs)
             pull = z + metric * change
-            change, report = descended(way, batches, pull, metric + self._l2, show_progress, STEPS)
+            change, report = self._descended(after.view, epochs, way, pull, metric + self._l2, show_progress)
             if stop != self.epochs:
                 moved = weights | self._moved(weights, change)
                 snapshots[stop] = np.concatenate([np.ravel(value) for value in moved.values()]).astype(np.float32)
             report.iterations += found["iterations"]
             report.converged &= found.get("converged", True)
             found |= asdict(report) | {"gradient_norm": float(z.norm())}
-        found["curvature_triples"] = self._triples_of(after.view, found["iterations"])
+        found["curvature_triples"] = self._triples_of(after.view, found["iterations"], STEP_TRIPLES)
         details = {**self.details(after, change), "step_norm": float(change.norm())}
         return Change(change, {**details, **found}, snapshots)
+
+    def _descended(self, view, epochs, way, pull, damping, show_progress):
+        """An implicit step along the training, by the Hessian; by Gauss-Newton where that is too far from convex."""
+        for outputs in (None, view.outputs):
+            try:
+                batches = self._batches(view, epochs, outputs, STEP_TRIPLES)
+                return descended(way, batches, pull, damping, show_progress, STEPS)
+            except InputError:
+                if outputs is not None:
+                    raise
+        raise AssertionError
+
+    def _weights(self, epochs):
+        """The weights after so many epochs, by name."""
+        if epochs == self.epochs:
+            return {name: array(value) for name, value in self.view.model.named_parameters()}
+        return self.log.named(np.array(self.snapshots[epochs], np.float32))
+
+    def pace(self, view: View, stops: list[int]) -> dict[int, torch.Tensor]:
+        """Of each weight the root of Adam's second moment after so many epochs, over that at the end: stop -> [size].
+
+        The moments are kept of the end alone; they are running means of squared gradients, whose means over each
+        parameter are measured at the snapshots.
+        """
+        sizes = [value.numel() for value in view.parameters]
+        kept, numbers = np.flatnonzero(~self.absent), sorted({*self.snapshots, self.epochs})
+        rows, rng = (
+            min(max(self.config["train_batch_size"] // self.split.terms, 1), len(kept)),
+            np.random.default_rng(0),
+        )
+        squares = np.zeros((len(numbers), len(sizes)))
+        for at, number in enumerate(numbers):
+            view.load(self._weights(number))
+            for _ in range(MOMENT_BATCHES):
+                some = np.sort(rng.choice(kept, rows, replace=False))
+                negatives = self._one_epoch_each(some, [min(number, self.epochs - 1)])
+                gradient = self._gradient(view, some, negatives, np.full(rows, 1 / rows))
+                squares[at] += [float(part.square().sum()) for part in gradient.split(sizes)]
+        decay = self.trained.optimizer["param_groups"][0]["betas"][1] ** (len(kept) / rows)  # an epoch's
+        moments, moment = [], np.zeros(len(sizes))
+        for epoch in range(self.epochs):
+            then = [np.interp(epoch + 0.5, numbers, column) for column in squares.T]
+            moment = decay * moment + (1 - decay) * np.array(then)
+            moments.append(moment / (1 - decay ** (epoch + 1)))
+        with np.errstate(divide="ignore", invalid="ignore"):
+            paces = {stop: np.sqrt(moments[stop - 1] / moments[-1]) for stop in stops}
+        return {
+            stop: torch.from_numpy(np.repeat(np.where(np.isfinite(pace) & (pace > 0), pace, 1.0), sizes))
+            for stop, pace in paces.items()
+        }
 
     def _moved(self, weights, change):
         """The weights that change, by name, as float64 arrays with a flat change added."""
@@ -297,9 +346,9 @@ class AnyLoss(Problem):
         """``(H + D)^-1 z``, how it was found, and of how many triples H is."""
         damping = self.damping(way)
         if self.curvature_triples(way) == "all":
-            batches = self._batches(after.view, self.log_epochs(way))
+            batches = self._batches(after.view, self.log_epochs(way), after.view.outputs, BATCH_TRIPLES)
             step, report = descended(way, batches, z, damping, show_progress)
-            return step, report, self._triples_of(after.view, report.iterations)
+            return step, report, self._triples_of(after.view, report.iterations, BATCH_TRIPLES)
         curvature, n_triples = self.curvature(after, way)
         diagonal = torch.zeros_like(z) if curvature.outputs is None else curvature.diagonal()
         step, report = conjugate(way, curvature, damping, z, jacobi(diagonal, damping), show_progress)
@@ -450,16 +499,16 @@ class AnyLoss(Problem):
         wanted = self.view.traits.curvature_triples or CURVATURE_TRIPLES[self.split.sequential]
         return SAMPLED_TRIPLES if wanted == "all" and not self._descends(way) else wanted
 
-    def _batch_rows(self):
-        return self.view.batch_rows if self.view.traits.batch else max(BATCH_TRIPLES // self.split.terms, 1)
+    def _batch_rows(self, triples):
+        return self.view.batch_rows if self.view.traits.batch else max(triples // self.split.terms, 1)
 
-    def _triples_of(self, after, batches):
+    def _triples_of(self, after, batches, triples):
         """Triples that so many batches of the curvature hold, each counted once."""
-        return min(batches * self._batch_rows(), int(np.count_nonzero(after.position >= 0))) * self.split.terms
+        return min(batches * self._batch_rows(triples), int(np.count_nonzero(after.position >= 0))) * self.split.terms
 
-    def _batches(self, after, epochs):
+    def _batches(self, after, epochs, outputs, triples):
         """Function: number of a batch -> curvature of it, scaled to all remaining rows. Every row's turn comes."""
-        kept, size = np.flatnonzero(after.position >= 0), self._batch_rows()
+        kept, size = np.flatnonzero(after.position >= 0), self._batch_rows(triples)
         turns = -(-len(kept) // size)
 
         @lru_cache(maxsize=1)
@@ -470,7 +519,7 @@ class AnyLoss(Problem):
             rows = kept[np.sort(order(number // turns)[number % turns :: turns])]
             negatives, weight = self._one_epoch_each(rows, epochs), np.full(len(rows), len(kept) / len(rows))
             batches = after.batches(rows, negatives, weight)
-            return AutogradCurvature(after.parameters, batches, after.loss, after.outputs)
+            return AutogradCurvature(after.parameters, batches, after.loss, outputs)
 
         return curvature_of
 

@@ -279,6 +279,14 @@ class TestBatchDescent:
         np.testing.assert_allclose(t, z / 2, rtol=1e-12)
         assert report.converged
 
+    def test_a_matrix_need_not_be_positive_where_the_damping_makes_up_for_it(self):
+        z, less = torch.arange(1.0, 5, dtype=torch.float64), Dense(-0.4 * np.eye(4))
+        t, report = batch_descent(lambda _: less, z, 2.0)
+        np.testing.assert_allclose(t, z / 1.6, rtol=0.03)
+        assert report.converged
+        with pytest.raises(ValueError, match="not positive definite"):
+            batch_descent(lambda _: Dense(-2.2 * np.eye(4)), z, 2.0)
+
     def test_begins_anew_with_smaller_steps_where_it_is_not_stable(self):
         calm, wild = Batched(), Batched(swell=10.0)
         calm.damping, wild.damping = calm.damping / 20, wild.damping / 20
