@@ -69,11 +69,12 @@ SETS = "forget sets, KIND:SIZE, separated by spaces; also popular_items, core_us
     methods=option("", f"separated by semicolons; default all: {'; '.join(METHODS)}"),
     seeds=6,
     changes=option("", "keys of the configuration, KEY=VALUE, separated by spaces"),
+    compiled=option(False, "train by the compiled kernels, after they were compared with RecBole's trainer"),
     output=RESULTS / "fidelity",
 )
 def fidelity(options):
     changes = dict(change.split("=", 1) for change in options.changes.split())
-    trained = common.trained_seeds(options, options.model, **changes)
+    trained = common.trained_seeds(options, options.model, compiled=options.compiled, **changes)
     methods = {name: METHODS[name] for name in options.methods.split("; ")} if options.methods else None
     words = "-".join([setting(options), *(f"{key}={value}" for key, value in changes.items())])
     model = "" if options.model == "BPR" else f"{options.model}-"

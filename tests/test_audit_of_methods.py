@@ -42,6 +42,7 @@ def test_what_an_audit_says(found):
     assert figures["nothing done"]["churn"]["median"] == 0 < figures["exact, fresh"]["churn"]["median"]
     page = (base / "out" / "audit.md").read_text("utf-8")
     assert page == result.page and "| nothing done" in page and "retrained" in page
+    assert "Trained by the compiled kernels" in page
     assert json.loads((base / "out" / "audit.json").read_text())["sets"]["items:4"]["interactions"] > 0
     assert (base / "out" / "audit-items-4.svg").read_text().startswith("<svg")
 

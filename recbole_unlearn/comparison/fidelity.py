@@ -248,7 +248,8 @@ def fidelity(trained, rows, seeds=6, methods=None, show_progress=True):
             default: METHODS.
 
     Returns:
-        dict: method -> figures of `compare` plus ``seconds`` and ``details`` of its solver; 'retrained' likewise.
+        dict: method -> figures of `compare` plus ``seconds`` and ``details`` of its solver; 'retrained' likewise, with
+        the ``agreement`` of compiled training with RecBole's (`TrainedSeeds`).
     """
     if seeds < 3:
         raise ValueError("fidelity needs at least 3 seeds")
@@ -268,7 +269,7 @@ def fidelity(trained, rows, seeds=6, methods=None, show_progress=True):
             return model
 
         before, after = ([observer.view(trained_model(run)) for run in runs] for runs in (originals, retrainings))
-        results = {"retrained": compare(after, before, after)}
+        results = {"retrained": compare(after, before, after) | {"agreement": trained.agreement}}
         results["retrained"]["seconds"] = float(np.median([trained.seconds(run) for run in retrainings]))
         methods = methods or methods_for(config)
         for name in tqdm(methods, "Methods", ncols=100, disable=not show_progress):

@@ -103,10 +103,10 @@ class Comparison:
             models: names of other RecBole models, see `other_models`.
 
         Returns:
-            dict of plain values: ``seeds``, ``settings`` of methods, and ``sets``: name -> ``interactions``, ``notes``
-            (sentences to read the table by) and ``figures``, which hold a list over seeds for 'original', 'retrain',
-            each method and each model, and for 'MODEL, retrained' and 'MODEL, unlearned' where ours makes the model
-            forget.
+            dict of plain values: ``seeds``, ``settings`` of methods, ``agreement`` of compiled training with RecBole's
+            (`TrainedSeeds`), and ``sets``: name -> ``interactions``, ``notes`` (sentences to read the table by) and
+            ``figures``, which hold a list over seeds for 'original', 'retrain', each method and each model, and for
+            'MODEL, retrained' and 'MODEL, unlearned' where ours makes the model forget.
 
         Raises:
             InputError: a model that cannot be judged on this split or these forget sets.
@@ -131,7 +131,8 @@ class Comparison:
                         if part in runs[0]:
                             figures[f"{model}, {part}"] = [run.pop(part) for run in runs]
                 results[name] = {"interactions": len(rows), "notes": notes[name], "figures": figures}
-        return {"seeds": self.seeds, "settings": self.settings, "models": list(models), "sets": results}
+        told = {"seeds": self.seeds, "settings": self.settings, "models": list(models), "sets": results}
+        return told | {"agreement": self.trained.agreement}
 
     def _original_run(self, seed):
         return SeedRun(seed, (), True)

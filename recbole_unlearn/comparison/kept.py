@@ -3,9 +3,11 @@
 import ast
 import hashlib
 import inspect
+import json
 import sys
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from recbole_unlearn.methods.base import Method
 
@@ -31,6 +33,11 @@ def sources(*modules: str, root: Path = PACKAGE) -> str:
     for name, source in sorted(found.items()):
         checksum.update(f"{name}\0".encode() + source + b"\0")
     return checksum.hexdigest()
+
+
+def named(what: Any) -> str:
+    """A short name for plain values, for a file that they determine."""
+    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _file(root: Path, name: str) -> Path | None:

@@ -18,6 +18,7 @@ from recbole_unlearn.errors import InputError
 from recbole_unlearn.methods import names_in
 from recbole_unlearn.models.support import AUTOENCODERS, NEEDS
 from recbole_unlearn.settings.config import UnlearnConfig
+from recbole_unlearn.settings.conflicts import DERIVED_FORMS
 from recbole_unlearn.settings.recbole_keys import known_models
 from recbole_unlearn.training.fit import new_model
 
@@ -86,7 +87,8 @@ def model_arguments(name, model, dataset, files, given):
             raise InputError(f"compare_models: forget_spam is for general models only, not for {name}")
         changes = {key: compared[key] for key in SHARED}
         changes |= CHANGES[kind](name, compared, (name, dataset, files, {**(given or {}), **changes}))
-    return name, dataset, files, {**(given or {}), **changes, "model": name}
+    kernels = {} if name in DERIVED_FORMS else {"compiled": False}
+    return name, dataset, files, {**(given or {}), **changes, **kernels, "model": name}
 
 
 def _check_kind(name, kind, model):

@@ -27,7 +27,7 @@ from recbole_unlearn.methods import METHODS
 from recbole_unlearn.methods.shards import MODELS as INNER_PRODUCTS
 from recbole_unlearn.reports.pictures import described as draw
 from recbole_unlearn.reports.pictures import drawn, interactive
-from recbole_unlearn.reports.tables import READ_COMPARED, compared_table, latex
+from recbole_unlearn.reports.tables import READ_COMPARED, compared_table, compiled, latex
 from recbole_unlearn.settings import keys
 from recbole_unlearn.settings.config import UnlearnConfig
 from recbole_unlearn.settings.given import parse_value
@@ -325,7 +325,7 @@ class Paper:
             lines += [paragraph, ""]
         for ratio, figures in summaries.items():
             lines += [f"### Forget {ratio}", "", compared_table(figures).to_markdown(disable_numparse=True), ""]
-        lines += [READ_COMPARED, ""]
+        lines += [READ_COMPARED + compiled(self.trained.agreement), ""]
         lines += [f"## Figures\n\nInteractive: [figures.html]({name}/figures.html).", ""]
         for stem, picture in pictures.items():
             lines += [f"![{picture.title}]({name}/{stem}.svg)", ""]

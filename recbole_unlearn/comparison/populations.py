@@ -6,8 +6,6 @@ oracles against oracles, and a ceiling, nothing done. No model of these is used 
 forgotten: what is *vulnerable* is found on models of their own.
 """
 
-import hashlib
-import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -17,21 +15,19 @@ import numpy as np
 import torch
 
 from recbole_unlearn.comparison.figures import SETS, kind_and_number
-from recbole_unlearn.comparison.kept import measured_by, sources
+from recbole_unlearn.comparison.kept import measured_by, named, sources
 from recbole_unlearn.comparison.panel import Panel, Views
-from recbole_unlearn.comparison.seeds import available_cores, in_processes, opened, quiet
+from recbole_unlearn.comparison.seeds import agreement, available_cores, in_processes, opened, quiet
 from recbole_unlearn.data.forget import ForgetRequest
-from recbole_unlearn.devices import copies
 from recbole_unlearn.errors import InputError
 from recbole_unlearn.evaluation.forgetting import scores
 from recbole_unlearn.evaluation.per_example import auc, effect_left, klom, log_ratios, told_apart
 from recbole_unlearn.methods import METHODS, all_settings, names_in
 from recbole_unlearn.methods.base import Task
 from recbole_unlearn.settings.config import changed
-from recbole_unlearn.settings.conflicts import DERIVED_FORMS
 from recbole_unlearn.storage import checkpoints
-from recbole_unlearn.storage.files import replacing, scratch_folder, write_atomically
-from recbole_unlearn.training.fit import LIMIT, distance, new_model, train, training_settings
+from recbole_unlearn.storage.files import replacing, scratch_folder
+from recbole_unlearn.training.fit import LIMIT, train, training_settings
 
 ORIGINAL, ORACLE = "nothing done", "retrained"
 # Ours is audited way by way; of other methods the settings of properties/method hold.
@@ -48,7 +44,6 @@ OTHERS = 1_000_000  # seeds of oracles, and of the models that find what is vuln
 SCOUTS, HIDDEN = 48, 0.2  # models that find what is vulnerable; share of the interactions that each never sees
 HALVES = 100  # random choices of n models of each population
 INTERVAL = (0.025, 0.975)
-CHECKED_EPOCHS = 5  # of compiled training against RecBole's
 
 
 def audited(names: list[str], method_args: dict | None = None) -> dict[str, tuple[str, dict]]:
@@ -95,11 +90,11 @@ class Audit:
         model, dataset, files, given = arguments
         self.arguments = (model, dataset, files, dict(given or {}))
         self.config, self.split = opened(self.arguments)
-        self.compiled = self.config["model"] in DERIVED_FORMS
+        self.compiled = False
         self.folder, self.methods, self.models = Path(folder), methods, models
         self.processes, self.show_progress = processes or available_cores(), show_progress
         self.data = [training_settings(self.config), self.split.fingerprint, self.config["seed"], self.compiled]
-        self.agreement = None  # of compiled training with RecBole's
+        self.agreement = None  # of compiled training with RecBole's; None: the latter trains
         self._panels: dict[str, Panel] = {}
 
     def run(self, names):
@@ -110,10 +105,9 @@ class Audit:
             of the oracles for each n (as text) that occurs there, the greatest first.
         """
         with quiet():
-            if self.compiled:
-                self.agreement = self._agreement()
-                self.compiled = self.agreement <= LIMIT
-            self.data[-1] = self.compiled
+            found = agreement(self.config, self.split, self.folder)
+            self.compiled = self.data[-1] = found is not None and found <= LIMIT
+            self.agreement = found if self.compiled else None
             sets = {name: self.rows(name) for name in names}
             panels = {name: self.panel(name, rows) for name, rows in sets.items()}
             jobs = []
@@ -169,7 +163,7 @@ class Audit:
         return np.where(sums[1, 0] >= 3, change / np.sqrt(variance + np.median(variance)), -np.inf)
 
     def _scout(self, seed):
-        return self.folder / f"scout-{_named([*self.data, SCOUTS, HIDDEN])}-{seed}.npz"
+        return self.folder / f"scout-{named([*self.data, SCOUTS, HIDDEN])}-{seed}.npz"
 
     # -- populations
 
@@ -179,7 +173,7 @@ class Audit:
         method = METHODS[name] if name else None
         judge = sources("comparison.panel", "evaluation.forgetting", "training.fit")
         what = [*self.data, panel.checksum, way, settings, judge, measured_by(method) if method else None]
-        return self.folder / f"{_named(what)}-{seed}.npz"
+        return self.folder / f"{named(what)}-{seed}.npz"
 
     def _work(self, jobs, title):
         """Do jobs, in processes of their own."""
@@ -213,23 +207,6 @@ class Audit:
         return self._panels[name]
 
     # -- one model
-
-    def _agreement(self):
-        """How far compiled training ends from RecBole's own, after a few epochs; kept."""
-        file = self.folder / f"agreement-{_named(self.data[:-1] + [sources('training.compiled')])}.json"
-        if file.exists():
-            return json.loads(file.read_text())["distance"]
-        self.folder.mkdir(parents=True, exist_ok=True)
-        states = []
-        with scratch_folder() as folder:
-            for compiled in (False, True):
-                config = changed(self.config, compiled=compiled, epochs=CHECKED_EPOCHS, eval_step=0)
-                model, _, _ = train(config, self.split, folder / f"{compiled}.pth", [], config["seed"], False)
-                states.append(copies(model.state_dict()))
-        start = copies(new_model(self.config, self.split).state_dict())
-        found = distance(start, *states)
-        write_atomically(file, json.dumps({"distance": found}).encode())
-        return found
 
     def trained(self, folder, rows, seed, log):
         """(checkpoint, model) of a training without some rows."""
@@ -280,10 +257,6 @@ class Audit:
     def _keep(self, panel, way, seed, model):
         with replacing(self._file(panel, way, seed)) as file:
             np.savez_compressed(file, **panel.view(model))
-
-
-def _named(what):
-    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _begin(arguments, folder, methods, models, compiled):

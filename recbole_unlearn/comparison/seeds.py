@@ -1,6 +1,5 @@
 """Many seeds of a model, trained in parallel processes, each kept by what determines it."""
 
-import hashlib
 import json
 import logging
 import multiprocessing
@@ -11,13 +10,21 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import numba
 import torch
 from tqdm import tqdm
 
-from recbole_unlearn.data.split import Split
-from recbole_unlearn.settings.config import UnlearnConfig
-from recbole_unlearn.storage.files import write_atomically
-from recbole_unlearn.training.fit import train, train_paired, training_settings
+from recbole_unlearn.comparison.kept import named, sources
+from recbole_unlearn.data.split import Split, pairwise_loader
+from recbole_unlearn.devices import copies
+from recbole_unlearn.errors import InputError
+from recbole_unlearn.settings.config import UnlearnConfig, changed
+from recbole_unlearn.storage.files import scratch_folder, write_atomically
+from recbole_unlearn.training.compiled import refusal
+from recbole_unlearn.training.fit import LIMIT, distance, new_model, train, train_paired, training_settings
+from recbole_unlearn.training.trainer import make_trainer
+
+CHECKED_EPOCHS = 5  # of compiled training against RecBole's
 
 
 @contextmanager
@@ -45,6 +52,28 @@ class SeedRun:
     paired: bool = False
 
 
+def agreement(config, split, folder):
+    """How far compiled training ends from RecBole's own, over the way of the latter, after a few epochs.
+
+    Kept in a folder by what determines it. None: the kernels are not for this training.
+    """
+    config = changed(config, compiled=False)
+    if refusal(make_trainer(config, new_model(config, split)), pairwise_loader(split.train)):
+        return None
+    what = [training_settings(config), split.fingerprint, config["seed"], sources("training.compiled")]
+    file = Path(folder) / f"agreement-{named(what)}.json"
+    if not file.exists():
+        states = [copies(new_model(config, split).state_dict())]
+        with scratch_folder() as scratch, quiet():
+            for compiled in (False, True):
+                config = changed(config, compiled=compiled, epochs=CHECKED_EPOCHS, eval_step=0)
+                model, _, _ = train(config, split, scratch / f"{compiled}.pth", [], config["seed"], False)
+                states.append(copies(model.state_dict()))
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(file, json.dumps({"distance": distance(*states)}).encode())
+    return json.loads(file.read_text())["distance"]
+
+
 def available_cores():
     """Cores that this process may use: fewer than the machine has where it was pinned (taskset, batch systems)."""
     affinity = getattr(os, "sched_getaffinity", None)  # Linux alone
@@ -60,6 +89,12 @@ class TrainedSeeds:
         arguments: ``(model, dataset, config_file_list, config_dict)`` of :class:`UnlearnConfig`.
         folder: of the cache.
         processes (int, optional): trained at once, one thread each; default: `available_cores`.
+
+    Attributes:
+        agreement (float or None): where compiled training is asked for, how far it ends from RecBole's own.
+
+    Raises:
+        InputError: that is too far.
     """
 
     def __init__(self, arguments, folder, processes=None):
@@ -68,6 +103,12 @@ class TrainedSeeds:
         self.processes = processes or available_cores()
         self.config, self.split = opened(arguments)
         self.folder.mkdir(parents=True, exist_ok=True)
+        self.agreement = agreement(self.config, self.split, self.folder) if self.config["compiled"] else None
+        if self.agreement is not None and not self.agreement <= LIMIT:
+            raise InputError(
+                f"compiled: training ends {self.agreement:.1e} of the way from RecBole's own after {CHECKED_EPOCHS} "
+                f"epochs, where at most {LIMIT} is rounding; leave compiled out"
+            )
 
     def path(self, run):
         """Checkpoint file of a run, whether or not it exists yet."""
@@ -75,9 +116,7 @@ class TrainedSeeds:
         data = self.split.fingerprint_without(list(run.forgotten))
         data.pop("of")
         what = [settings, data, run.seed, run.log_negatives, *(["paired"] if run.paired else [])]
-        text = json.dumps(what, sort_keys=True)
-        name = f"{self.config['model']}-{self.config['dataset']}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
-        return self.folder / f"{name}.pth"
+        return self.folder / f"{self.config['model']}-{self.config['dataset']}-{named(what)}.pth"
 
     def seconds(self, run):
         """Training time of a finished run."""
@@ -124,6 +163,7 @@ def opened(arguments):
 def _start_worker(arguments):
     global _worker
     torch.set_num_threads(1)
+    numba.set_num_threads(1)
     logging.getLogger().setLevel(logging.ERROR)
     _worker = opened(arguments)
 

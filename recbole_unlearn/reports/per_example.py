@@ -8,6 +8,7 @@ import pandas as pd
 
 from recbole_unlearn.reports.pictures.described import pair_histograms
 from recbole_unlearn.reports.pictures.drawn import svg, write_png
+from recbole_unlearn.reports.tables import compiled
 from recbole_unlearn.storage.files import write_atomically
 
 # Figure -> title; of these it is a defect to lie outside the floor's interval.
@@ -92,12 +93,7 @@ def markdown(results: dict[str, Any], title: str, agreement: float | None) -> st
         results: of `comparison.populations.Audit.run`.
         agreement: how far compiled training ended from RecBole's; None: RecBole's trainer was used.
     """
-    parts = [f"# {title}", READ]
-    if agreement is not None:
-        parts.append(
-            f"Trained by the compiled kernels, which ended {agreement:.1e} of the way from RecBole's own trainer after "
-            "five epochs (compared before the first model)."
-        )
+    parts = [f"# {title}", READ, *([compiled(agreement).strip()] if agreement is not None else [])]
     for name, each in results.items():
         tables = (table(each, columns).to_markdown(disable_numparse=True) for columns in (TELLING, OTHERS))
         parts += [f"## Forget {name} ({each['interactions']} interactions)", verdict(each), *tables]

@@ -7,7 +7,10 @@ import pytest
 
 from recbole_unlearn.comparison import fidelity as module
 from recbole_unlearn.comparison.fidelity import Seen, ceiling, compare, overlap
+from recbole_unlearn.comparison.seeds import agreement
+from recbole_unlearn.errors import InputError
 from recbole_unlearn.quick_start import run_unlearn
+from recbole_unlearn.training import compiled
 
 
 def view(rng, shift=0.0, pairs=60):
@@ -64,3 +67,50 @@ def test_a_cut_off_run_goes_on_and_the_tables_are_written(make_options, tmp_path
         f"fidelity.{e}" for e in ("md", "csv", "tex", "json")
     }
     json.loads((tmp_path / "one" / "fidelity.json").read_text())
+
+
+def test_compiled_training_gives_the_same_tables_and_says_so(make_options, tmp_path):
+    found = {}
+    for kernels in (False, True):
+        keys = make_options(evaluate="fidelity", fidelity_seeds=3, forget_count=20, epochs=4, compiled=kernels)
+        keys |= {"fidelity_cache": str(tmp_path / "cache"), "output_dir": str(tmp_path / str(kernels))}
+        found[kernels] = run_unlearn("BPR", "tiny", config_dict=keys)
+    assert len(list((tmp_path / "cache").glob("*.pth"))) == 12  # none is taken for the other
+    for name, stock in found[False]["fidelity"].items():
+        if name == "exact, fresh":  # each time by new random numbers of the operating system
+            continue
+        for key in ("forget_auc", "forget_auc_sd", "mean_change", "overlap_affected", "hit@10"):
+            assert found[True]["fidelity"][name][key] == pytest.approx(stock[key], abs=1e-4), (name, key)
+    kept = json.loads((tmp_path / "True" / "fidelity.json").read_text())
+    assert 0 < kept["retrained"]["agreement"] < 1e-4 and found[False]["fidelity"]["retrained"]["agreement"] is None
+    assert f"ended {kept['retrained']['agreement']:.1e} of the way" in (tmp_path / "True" / "fidelity.md").read_text()
+    assert "compiled" not in found[False].page
+
+
+def test_a_comparison_may_be_compiled_beside_models_without_kernels(make_options, tmp_path):
+    found = {}
+    for kernels in (False, True):
+        keys = make_options(methods="ours", compare_models="NGCF", hidden_size_list=[4], epochs=4, compiled=kernels)
+        keys |= {"comparison_cache": str(tmp_path / "cache"), "output_dir": str(tmp_path / str(kernels))}
+        found[kernels] = run_unlearn("BPR", "tiny", config_dict=keys)
+    assert 0 < found[True]["comparison"]["agreement"] < 1e-4 and found[False]["comparison"]["agreement"] is None
+    (stock,), (ours,) = (each["comparison"]["sets"].values() for each in found.values())
+    for name, runs in stock["figures"].items():
+        assert ours["figures"][name][0]["forget_auc"] == pytest.approx(runs[0]["forget_auc"], abs=1e-4), name
+    assert "compiled kernels" in found[True].page and "compiled" not in found[False].page
+
+
+def test_kernels_that_train_otherwise_are_refused(make_options, tmp_path, monkeypatch):
+    def elsewhere(model, pairs, start, adam):
+        return training_of(model, pairs, 1.1 * start, adam)
+
+    training_of = compiled.training_of
+    monkeypatch.setattr(compiled, "training_of", elsewhere)
+    keys = make_options(evaluate="fidelity", forget_count=20, compiled=True, fidelity_cache=str(tmp_path / "cache"))
+    with pytest.raises(InputError, match="compiled: training ends .* leave compiled out"):
+        run_unlearn("BPR", "tiny", config_dict=keys | {"output_dir": str(tmp_path / "out")})
+
+
+def test_what_the_kernels_cannot_train_has_no_agreement(make_split, tmp_path):
+    split = make_split(learner="sgd", method="influence", damping="scalar")
+    assert agreement(split.config, split, tmp_path) is None
