@@ -280,7 +280,7 @@ def fidelity(trained, rows, seeds=6, methods=None, show_progress=True):
                     continue
                 model, setting = trained_model(run), changed(config, **methods[name])
                 stored, log = checkpoints.load(path := trained.path(run))
-                unlearner = InfluenceUnlearner(Trained(model, setting, split, log, stored, path))
+                unlearner = InfluenceUnlearner(Trained(model, setting, split, log, stored, path, seed=run.seed))
                 unlearner.check()
                 unlearner.warm_up()
                 unlearned = unlearner.unlearn(rows)

@@ -6,11 +6,14 @@ import numpy as np
 import pytest
 
 from recbole_unlearn.comparison import fidelity as module
-from recbole_unlearn.comparison.fidelity import Seen, ceiling, compare, overlap
-from recbole_unlearn.comparison.seeds import agreement
+from recbole_unlearn.comparison.fidelity import Observer, Seen, ceiling, compare, overlap
+from recbole_unlearn.comparison.seeds import SeedRun, TrainedSeeds, agreement
+from recbole_unlearn.data.forget import ForgetRequest
+from recbole_unlearn.devices import read
 from recbole_unlearn.errors import InputError
 from recbole_unlearn.quick_start import run_unlearn
 from recbole_unlearn.training import compiled
+from recbole_unlearn.training.fit import new_model
 
 
 def view(rng, shift=0.0, pairs=60):
@@ -114,3 +117,22 @@ def test_kernels_that_train_otherwise_are_refused(make_options, tmp_path, monkey
 def test_what_the_kernels_cannot_train_has_no_agreement(make_split, tmp_path):
     split = make_split(learner="sgd", method="influence", damping="scalar")
     assert agreement(split.config, split, tmp_path) is None
+
+
+def test_each_model_is_unlearned_by_the_draws_of_its_own_seed(make_options, tmp_path):
+    """Exact, paired: as each seed's original is trained again by RecBole's trainer, returned draws included."""
+    options = make_options(epochs=6, eval_step=0, compiled=True)
+    trained = TrainedSeeds(("BPR", "tiny", [], options), tmp_path / "cache", 1)
+    config, split = trained.config, trained.split
+    rows = ForgetRequest("count", 40, 2020).rows(split)
+    found = module.fidelity(trained, rows, 3, {"exact, paired": module.METHODS["exact, paired"]}, False)
+    changes = []
+    for seed in range(config["seed"], config["seed"] + 3):
+        runs = [SeedRun(seed, (), True), SeedRun(seed, tuple(map(int, rows)), paired=True)]
+        margins = []
+        for path in trained.train(runs, False):
+            model = new_model(config, split)
+            model.load_state_dict(read(path)["state_dict"])
+            margins.append(Observer(config, split, rows).view(model.eval()).margin.mean())
+        changes.append(margins[1] - margins[0])
+    assert found["exact, paired"]["mean_change"] == pytest.approx(np.mean(changes), rel=1e-4)
