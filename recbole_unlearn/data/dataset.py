@@ -4,7 +4,9 @@ Each function stands in for a method of RecBole's, which goes on where it does n
 this package builds a `Split` (`faster`): what a stock script builds, and may pickle, is RecBole's own.
 """
 
+import sys
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
@@ -53,6 +55,14 @@ def _load(self, filepath, source):
     """``Dataset._load_feat``."""
     with replaced(pd, read_csv=read_csv):
         return _load_feat(self, filepath, source)
+
+
+def _counted(values=()):
+    """``Counter`` of a column, which it counts value by value."""
+    if not isinstance(values, (np.ndarray, pd.api.extensions.ExtensionArray)):
+        return Counter(values)
+    codes, tokens = pd.factorize(values, use_na_sentinel=False)
+    return Counter(dict(zip(tokens.tolist(), np.bincount(codes).tolist(), strict=True)))
 
 
 def _rows(self, index):
@@ -287,6 +297,7 @@ _METHODS = {
         "_split_index_by_leave_one_out": _leave_out,
         "split_by_ratio": _by_ratio,
     },
+    sys.modules[Dataset.__module__]: {"Counter": _counted},
     Interaction: {"__getitem__": _rows},
     Sampler: {"get_used_ids": _used_ids},
     FullSortEvalDataLoader: {"__init__": _full_loader},

@@ -13,6 +13,7 @@ import numba
 import numpy as np
 import torch
 
+from recbole_unlearn.influence.objective import distinct
 from recbole_unlearn.influence.operators import DotProductCurvature
 from recbole_unlearn.influence.vectors import FLAGS, add_scaled, load, store
 
@@ -63,7 +64,7 @@ class Graph:
     """
 
     def __init__(self, users: np.ndarray, items: np.ndarray, n_users: int, n_items: int, layers: int) -> None:
-        pairs = np.unique(np.asarray(users, np.int64) * n_items + np.asarray(items, np.int64))
+        pairs = distinct(np.asarray(users, np.int64) * n_items + np.asarray(items, np.int64))
         users, items = pairs // n_items, n_users + pairs % n_items
         ends, others = np.concatenate([users, items]), np.concatenate([items, users])
         order = np.argsort(ends, kind="stable")

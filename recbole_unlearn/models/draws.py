@@ -6,6 +6,7 @@ from recbole.data.dataset import Dataset
 from recbole.model.abstract_recommender import AbstractRecommender
 
 from recbole_unlearn.devices import array
+from recbole_unlearn.influence.objective import distinct
 
 
 def keep_draws(before: AbstractRecommender, after: AbstractRecommender, dataset: Dataset) -> None:
@@ -27,7 +28,7 @@ def keep_draws(before: AbstractRecommender, after: AbstractRecommender, dataset:
         return
     drawn, fresh = (array(model.history_item_id) for model in (before, after))
     users, items = (dataset.inter_feat[field].numpy() for field in (dataset.uid_field, dataset.iid_field))
-    pairs = np.unique(users * dataset.item_num + items)
+    pairs = distinct(users * dataset.item_num + items)
     keys = np.arange(len(drawn))[:, None] * dataset.item_num + drawn
     left = (drawn > 0) & np.isin(keys, pairs)
     histories = np.zeros_like(fresh)

@@ -1,9 +1,11 @@
 """Data sets, samplers and loaders built without loops over single rows are stock RecBole's, column by column."""
 
 import logging
+from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 import pytest
 import recbole
 import torch
@@ -221,6 +223,18 @@ def test_a_user_with_all_items_is_refused_as_recbole_does(tmp_path, caplog):
             built("BPR", path, {}, quick, caplog)
         said.append(str(error.value))
     assert said[0] == said[1]
+
+
+@pytest.mark.parametrize("kind", [object, str, "string", float])
+def test_values_are_counted_as_by_pythons_counter(kind):
+    column = pd.Series([2, 1, 2, 3, 2, 1], dtype=int).astype(kind)
+    stock = Counter(column.values)
+    with faster():
+        ours, *none = (
+            recbole.data.dataset.dataset.Counter(*each) for each in ([column.values], [], [column.values[:0]])
+        )
+    assert ours == stock and type(ours) is Counter and none == [Counter(), Counter()]
+    assert [*map(type, ours)] == [*map(type, stock)] or kind is float
 
 
 def test_recbole_is_its_own_again_afterwards():

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recbole_unlearn.influence.objective import Triples, gradient, pool_return, sampled_triples
+from recbole_unlearn.influence.objective import Triples, distinct, gradient, pool_return, sampled_triples
 
 
 def weight_of_each(triples):
@@ -205,3 +205,11 @@ class TestPoolReturn:
         before = popularity.copy()
         pool_return(self.users, self.items, np.array([1, 3]), 8, 2, popularity)
         np.testing.assert_array_equal(popularity, before)
+
+
+@given(st.lists(st.integers(0, 20)))
+def test_distinct_values_are_numpys(values):
+    values = np.array(values, np.int64)
+    before = values.copy()
+    found, expected = distinct(values), np.unique(values)
+    assert found.dtype == expected.dtype and np.array_equal(found, expected) and np.array_equal(values, before)
