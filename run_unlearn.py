@@ -1,10 +1,13 @@
 """Command line of recbole_unlearn."""
 
 import argparse
+import gc
 import sys
 
 
 def main(argv=None):
+    if argv is None:  # what is imported stays: to look for garbage in it, over and over, takes half a second
+        gc.disable()
     from recbole_unlearn.distributed import OtherRankFailed
     from recbole_unlearn.errors import InputError
     from recbole_unlearn.settings.keys import KEYS
@@ -36,7 +39,7 @@ def main(argv=None):
         from recbole_unlearn.settings.given import read_arguments
 
         overrides = read_arguments(rest, overrides)
-
+        gc.enable()
         result = run_unlearn(args.model, args.dataset, (args.config_files or "").split(), overrides)
     except OtherRankFailed:  # which has said why
         return 2

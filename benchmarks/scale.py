@@ -3,6 +3,7 @@
     python benchmarks/scale.py --folder=FOLDER                          # 1, 3 and 10 million interactions
     python benchmarks/scale.py --folder=FOLDER --millions 1 --stock     # and RecBole's own reading and splitting beside
     python benchmarks/scale.py wait --against=d4d03c4                   # a request, in turns with another version
+    python benchmarks/scale.py judging                                  # two models, in turns with an epoch
 
 Data are drawn with a law like that of real ones: users' numbers of interactions are log-normal, items' popularity a
 power law, and users mostly stay within one group of taste. Per million there are 10,000 users and 5,000 items. BPR with
@@ -25,7 +26,7 @@ from contextlib import contextmanager
 from functools import partial, wraps
 from pathlib import Path
 from statistics import median
-from time import perf_counter
+from time import perf_counter, process_time
 
 import common
 from common import DATA, RESULTS, ROOT, option, ratios, takes
@@ -391,5 +392,40 @@ def wait(options):
     common.write("\n".join([*lines, ""]), options.output, f"wait-{options.dataset}")
 
 
+@takes(**DATA, rounds=3, output=RESULTS / "scale")
+def judging(options):
+    """Judging two models, by full ranking and against 99 sampled items, in turns with an epoch of our trainer.
+
+    By processor seconds of all threads, so that what else runs on the machine counts less; set OMP_WAIT_POLICY=passive,
+    else threads that wait for others count too.
+    """
+    from recbole_unlearn.comparison.seeds import opened
+    from recbole_unlearn.evaluation import ranking
+    from recbole_unlearn.training.fit import new_model
+    from recbole_unlearn.training.trainer import make_trainer
+
+    config, split = opened(("BPR", options.dataset, options.config_files, {"data_path": options.data_path}))
+    models = [new_model(config, split, seed) for seed in (1, 2)]
+    trainer, judge = make_trainer(config, new_model(config, split, 3)), make_trainer(config, models[0], trains=False)
+    judge.eval_collector.data_collect(split.train)
+    trainer.log_negatives, loader = False, split.train
+
+    def judged(sampled):
+        seeds.append(len(seeds))  # else the negatives of the round before would be known
+        for model in models:
+            ranking.evaluate(judge, model, split, seeds[-1], protocols={"": sampled})
+
+    seeds = []
+    functions = {"an epoch": lambda: trainer._train_epoch(loader, 0), "full ranking": partial(judged, 0)}
+    functions["99 sampled"] = partial(judged, 99)
+    seconds = common.take_turns(functions, options.rounds, clock=process_time)
+    lines = [f"Two models judged, {options.dataset}, {options.rounds} rounds in turns, processor seconds", ""]
+    lines += ["| | s, median | from | to | of an epoch |", "|:---|---:|---:|---:|---:|"]
+    for name, took in seconds.items():
+        share = median(ratios(took, seconds["an epoch"]))
+        lines.append(f"| {name} | {median(took):.2f} | {min(took):.2f} | {max(took):.2f} | {share:.3f} |")
+    common.write("\n".join([*lines, ""]), options.output, f"judging-{options.dataset}")
+
+
 if __name__ == "__main__":
-    common.run(__doc__, [scale, wait], [part])
+    common.run(__doc__, [scale, wait, judging], [part])

@@ -79,3 +79,17 @@ def test_a_trainer_that_only_judges_has_no_optimiser(make_options):
         found.append(ranking.evaluate(trainer, trainer.model, split, 1))
         assert (trainer.optimizer is not None) is trains
     assert found[0] == found[1]
+
+
+def test_the_command_looks_for_garbage_once_all_is_imported(monkeypatch):
+    import gc
+
+    import run_unlearn
+    from recbole_unlearn import quick_start
+    from recbole_unlearn.settings import given
+
+    seen, read = [], given.read_arguments
+    monkeypatch.setattr(sys, "argv", ["run_unlearn.py"])
+    monkeypatch.setattr(given, "read_arguments", lambda *words: seen.append(gc.isenabled()) or read(*words))
+    monkeypatch.setattr(quick_start, "run_unlearn", lambda *_: seen.append(gc.isenabled()))
+    assert run_unlearn.main() == 0 and seen == [False, True]

@@ -25,12 +25,14 @@ from tqdm import tqdm
 from recbole_unlearn.data.dataset import Ragged
 from recbole_unlearn.data.sampling import NegativeDraw
 from recbole_unlearn.data.split import EvalLoader
+from recbole_unlearn.storage.triple_log import smallest_uint
 
 if TYPE_CHECKING:
     from recbole.trainer import Trainer
 
 BLOCK = 2**18  # scores at a time, and PAIRS for pairs: they stay in the processor's cache
 PAIRS = 2**13
+KEPT = 2**26  # bytes of sampled negatives that are kept for the next model
 HALF_BIT = 2.0**-24  # of float32, as a share of a number
 USERS, LARGE = 64, 2**22  # users at a time for the sake of the matrix product, while there are no more scores than that
 DEFAULT_BATCH = 4096  # RecBole's eval_batch_size
@@ -132,12 +134,12 @@ class RankedLoader:
         loader, data, times = self.loader, self._dataset, self.loader.times
         items = data.inter_feat[loader.iid_field].numpy()  # sorted by user
         everyone, counts = loader.uid_list, loader.uid2items_num[loader.uid_list]
-        draw = self._once(NegativeDraw, loader._sampler, data.user_num)
+        draw = self._once(_Draws, loader)
         ptr = np.concatenate([[0], np.cumsum(counts)])
         blocks = np.flatnonzero(np.diff(ptr[:-1] * times // BLOCK, prepend=-1))
         for start, stop in zip(self._bar(blocks), [*blocks[1:], len(everyone)], strict=True):
             part, held_out = slice(start, stop), items[ptr[start] : ptr[stop]]
-            negatives = draw.one_by_one(everyone[part], counts[part] * (times - 1))
+            negatives = draw(everyone[part], counts[part] * (times - 1))
             ends, pairs, n_held_out[part] = _distinct(counts[part], held_out, negatives, data.item_num)
             yield part, np.repeat(everyone[part], np.diff(ends)), pairs, ends
 
@@ -206,6 +208,28 @@ class RankedLoader:
 
     def _bar(self, blocks):
         return tqdm(blocks, "Evaluate   ", ncols=100, disable=not self.show_progress)
+
+
+class _Draws:
+    """`NegativeDraw.one_by_one` that keeps what it drew from a random state: the next model is judged by the same."""
+
+    def __init__(self, loader):
+        self.draw = NegativeDraw(loader._sampler, loader._dataset.user_num)
+        self.kind, self.kept, self.room = smallest_uint(loader._dataset.item_num), {}, KEPT
+
+    def __call__(self, users, counts):
+        block, (_, key, *rest) = (int(users[0]), len(users)), np.random.get_state()
+        if block in self.kept:
+            key_then, rest_then, negatives, after = self.kept[block]
+            if rest_then == rest and np.array_equal(key_then, key):
+                np.random.set_state(after)
+                return negatives.astype(np.int64)
+            self.room += self.kept.pop(block)[2].nbytes
+        found = self.draw.one_by_one(users, counts)
+        if len(found) * self.kind.itemsize <= self.room:
+            self.kept[block] = key, rest, found.astype(self.kind), np.random.get_state()
+            self.room -= self.kept[block][2].nbytes
+        return found
 
 
 def _ragged(loader):

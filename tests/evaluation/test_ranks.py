@@ -208,6 +208,30 @@ def test_negatives_are_recboles_however_large_the_filter(build, monkeypatch, bit
     assert after == expected
 
 
+@pytest.mark.parametrize(("room", "least", "most"), [(2**26, 4, 4), (2**12, 4.01, 5.99), (0, 6, 6)])
+def test_the_negatives_of_a_random_state_are_drawn_once_as_far_as_there_is_room(build, monkeypatch, room, least, most):
+    monkeypatch.setattr(ranks, "KEPT", room)
+    monkeypatch.setattr(ranks, "BLOCK", 2**10)
+    drawn, one_by_one = [], NegativeDraw.one_by_one
+    monkeypatch.setattr(NegativeDraw, "one_by_one", lambda *each: drawn.append(each) or one_by_one(*each))
+    config, train, test = build(HALF_HELD_OUT, "uni3")
+    kinds, found = (Trainer, BPRTrainer), {Trainer: [], BPRTrainer: []}
+    for model in (BPR(config, train._dataset) for _ in range(2)):
+        for kind in kinds:
+            trainer = kind(config, model)
+            trainer.eval_collector.data_collect(train)
+            for seed in (11, 11, 12):
+                np.random.seed(seed)
+                np.random.normal()  # a second one is pending then
+                found[kind].append(
+                    (trainer.evaluate(test, load_best_model=False), np.random.normal(), np.random.random())
+                )
+    assert found[BPRTrainer] == found[Trainer]
+    assert found[Trainer][0][0] != found[Trainer][3][0]
+    blocks = len({int(users[0]) for _, users, _ in drawn})
+    assert blocks > 2 and least * blocks <= len(drawn) <= most * blocks  # of 6 rankings 2 begin as the one before
+
+
 def test_negatives_are_recboles_where_nearly_every_draw_is_used(build, data_path):
     """Of a user with all but a few items, many times more numbers are drawn than kept."""
     _, _, test = build(HALF_HELD_OUT, "uni9", data_path=data_path)
