@@ -8,7 +8,10 @@ import yaml
 
 from recbole_unlearn.errors import InputError
 from recbole_unlearn.methods.base import Method
+from recbole_unlearn.methods.certified import CertifiedRemoval
+from recbole_unlearn.methods.ceu import CEU
 from recbole_unlearn.methods.fine_tune import FineTune
+from recbole_unlearn.methods.gif import GIF
 from recbole_unlearn.methods.gradient_ascent import GradientAscent
 from recbole_unlearn.methods.ifru import IFRU
 from recbole_unlearn.methods.ours import Ours
@@ -28,6 +31,9 @@ METHODS: dict[str, type[Method]] = {
     "ultrare": UltraRE,
     "scif": SCIF,
     "ifru": IFRU,
+    "gif": GIF,
+    "ceu": CEU,
+    "certified": CertifiedRemoval,
     "rrl": RRL,
     "gradient_ascent": GradientAscent,
     "fine_tune": FineTune,
@@ -36,19 +42,21 @@ METHODS: dict[str, type[Method]] = {
 }
 
 
-def chosen(value: object) -> list[str]:
-    """Names of methods as the user gives them: ``all``, names separated by commas, or a list of them.
+def chosen(value: object, model: str | None = None) -> list[str]:
+    """Names of methods as the user gives them: ``all`` that are for a model, names separated by commas, or a list.
 
     Raises:
-        InputError: a name that no method has.
+        InputError: a name that no method has, or a method that is not for the model.
     """
     names = names_in(value, "methods")
     if names == ["all"]:
-        return list(METHODS)
+        return [name for name, method in METHODS.items() if model is None or model in (method.models or [model])]
     for name in names:
         if name not in METHODS:
             near = difflib.get_close_matches(name.lower(), METHODS, n=1, cutoff=0)
             raise InputError(f"unknown method {name!r}; did you mean {near[0]!r}? methods: {', '.join(METHODS)}")
+        if model and (models := METHODS[name].models) and model not in models:
+            raise InputError(f"{name} is for {' and '.join(models)}, not {model}; choose another method")
     return names
 
 
@@ -83,7 +91,11 @@ def settings_of(name: str, changes: dict[str, Any] | None = None) -> dict[str, A
             fits = default is None or isinstance(value, type(default))
         if not fits:
             raise InputError(f"method_args: {name}: {key} must be of the kind of {default!r}, not {value!r}")
-    return settings | (changes or {})
+    settings |= changes or {}
+    for key in METHODS[name].positive:
+        if not settings[key] > 0:
+            raise InputError(f"method_args: {name}: {key} must be above 0, not {settings[key]!r}")
+    return settings
 
 
 def all_settings(

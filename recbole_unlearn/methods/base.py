@@ -1,6 +1,7 @@
 """What every method of a comparison works on, and what it gives back."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -70,7 +71,17 @@ class Method(ABC):
     Args:
         task: what to forget from.
         settings: of ``properties/method/<name>.yaml``, with the user's changes.
+
+    Attributes:
+        models: names of the models that it is for; None: any.
+        positive: settings that must be above 0; all numbers must be at least 0.
+        candidates: the setting that says how far it goes, and five values of it, among which `comparison.tuned` chooses
+            one by a rule that is the same for all; empty: it has none.
     """
+
+    models: tuple[str, ...] | None = None
+    positive: tuple[str, ...] = ()
+    candidates: Mapping[str, Sequence[Any]] = {}
 
     def __init__(self, task: Task, settings: dict[str, Any]) -> None:
         self.task, self.settings = task, settings

@@ -16,6 +16,8 @@ class FineTune(Method):
     learned of the forgotten interactions fades as far as a few epochs let it.
     """
 
+    candidates = {"epochs": (1, 2, 5, 10, 20)}
+
     def forget(self, rows: np.ndarray, show_progress: bool = False) -> Forgotten:
         start, task = perf_counter(), self.task
         loader = task.split.remaining(rows, task.seed)

@@ -20,6 +20,8 @@ class GradientAscent(Method):
     how far it goes.
     """
 
+    candidates = {"steps": (3, 10, 30, 100, 300)}
+
     def forget(self, rows: np.ndarray, show_progress: bool = False) -> Forgotten:
         start, task = perf_counter(), self.task
         model = task.model(task.split.remaining_dataset(rows)).train()

@@ -6,7 +6,15 @@ from time import perf_counter
 import numpy as np
 
 from recbole_unlearn.methods.base import Forgotten, Method
-from recbole_unlearn.methods.triples import add_to, curvature, embedding_mask, last_epochs, load_kernels, solve_on
+from recbole_unlearn.methods.triples import (
+    add_to,
+    curvature,
+    embedding_mask,
+    last_epochs,
+    load_kernels,
+    lost_gradient,
+    solve_on,
+)
 
 
 class IFRU(Method):
@@ -22,6 +30,8 @@ class IFRU(Method):
     weight decay's share and ``damping``, per triple.
     """
 
+    candidates = {"damping": (1e-6, 1e-5, 1e-4, 1e-3, 1e-2)}
+
     def prepare(self, rows: np.ndarray | None = None) -> float:
         start = perf_counter()
         load_kernels(self.task, self.settings["hessian"])
@@ -34,10 +44,7 @@ class IFRU(Method):
         before, model = task.model(), task.model(task.split.remaining_dataset(rows))
         graph = type(model).__name__ != "BPR"
         H = curvature(model, log, kept, epochs, settings["hessian"])
-        if graph:
-            z = curvature(before, log, np.arange(log.n_rows), epochs).gradient() - H.gradient()
-        else:  # no spillover: the remaining triples' gradients cancel
-            z = curvature(before, log, rows, epochs).gradient()
+        z = lost_gradient(before, model, log, rows, epochs)
         users, items = importance(log.users, log.items, rows, log.metadata["n_users"], log.metadata["n_items"])
         least = np.percentile(np.concatenate([users, items]), settings["graph_percentile"]) if graph else 0
         mask = embedding_mask(model, np.flatnonzero(users > least), np.flatnonzero(items > least))

@@ -23,6 +23,8 @@ class RRL(Method):
     but for what lies off the diagonal. Negatives of F are those that training logged in its last epochs.
     """
 
+    candidates = {"steps": (3, 10, 30, 100, 300)}
+
     def prepare(self, rows: np.ndarray | None = None) -> float:
         start = perf_counter()
         load_kernels(self.task)

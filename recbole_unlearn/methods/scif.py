@@ -23,6 +23,8 @@ class SCIF(Method):
     paper has pointwise labels; sums over triples on both sides; no forgotten item returns to the negative pool.
     """
 
+    candidates = {"damping": (1e-4, 1e-2, 0.1, 1.0, 10.0)}
+
     def forget(self, rows: np.ndarray, show_progress: bool = False) -> Forgotten:
         start, task, settings = perf_counter(), self.task, self.settings
         log, epochs = task.log, last_epochs(task.stored, settings["log_epochs"])

@@ -118,6 +118,27 @@ def curvature(
     return AutogradCurvature(list(model.parameters()), parts, loss, None if exact else outputs)
 
 
+def lost_gradient(
+    before: AbstractRecommender,
+    after: AbstractRecommender,
+    log: TripleLog,
+    rows: np.ndarray,
+    epochs: Sequence[int] | np.ndarray,
+) -> torch.Tensor:
+    """What the gradient of the summed loss loses with some rows: of all triples before, minus of those kept after.
+
+    That is the forgotten triples' gradient, and what the others' owe to the graph; those that it does not reach cancel.
+
+    Args:
+        before, after: the same weights, a graph model's with the graph before and after.
+    """
+    if type(before).__name__ == "BPR":  # no graph: all others cancel
+        return curvature(before, log, rows, epochs).gradient()
+    everything = np.arange(log.n_rows)
+    kept = np.delete(everything, rows)
+    return curvature(before, log, everything, epochs).gradient() - curvature(after, log, kept, epochs).gradient()
+
+
 def load_kernels(task: Task, exact: bool = False) -> None:
     """Load (or, the very first time, compile) the kernels, so that a request is timed without."""
     operator = curvature(task.model(), task.log, np.zeros(1, np.int64), [0], exact)

@@ -53,7 +53,7 @@ def measured(given: Given, held: ExitStack, saved: bool) -> Result:
 def compared(given: Given, held: ExitStack, saved: bool) -> Result:
     """Train originals and retrained models, measure methods and models, write the tables."""
     config = to_train(given)
-    names = methods.chosen(config["methods"]) if config["methods"] is not None else ["ours"]
+    names = methods.chosen(config["methods"], config["model"]) if config["methods"] is not None else ["ours"]
     settings = methods.all_settings(names, config["method_args"])
     models = other_models(config["compare_models"], *given.arguments)
     requests(config)
@@ -81,7 +81,7 @@ def audited(given: Given, held: ExitStack, saved: bool) -> Result:
     config = to_train(given)
     if given.get("compare_models") is not None:
         raise InputError("evaluate: audit judges methods of one model; leave compare_models out")
-    names = methods.chosen(AUDITED if config["methods"] is None else config["methods"])
+    names = methods.chosen(AUDITED if config["methods"] is None else config["methods"], config["model"])
     chosen, sets = audit_methods(names, config["method_args"]), set_names(config["comparison_sets"])
     folder = output.output_folder(config)
     output.check_paths(config, folder, given.files, saved)
@@ -108,7 +108,7 @@ def paper(given: Given) -> Result:
     quick = given.get("quick") is True
     arguments = paper_arguments(given, quick)
     config = UnlearnConfig(*arguments)
-    names = methods.chosen("all" if config["methods"] is None else config["methods"])
+    names = methods.chosen("all" if config["methods"] is None else config["methods"], config["model"])
     settings = methods.all_settings(names, config["method_args"])
     folder, dataset = Path(config["output_dir"] or "results"), config["dataset"]
     with in_one_line(folder):

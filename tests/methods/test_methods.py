@@ -13,7 +13,7 @@ from recbole_unlearn.evaluation.forgetting import percentiles
 from recbole_unlearn.methods import METHODS, all_settings, chosen, settings_of
 from recbole_unlearn.settings.keys import properties_dir
 
-ON_GRAPHS = ("retrain", "fine_tune", "gradient_ascent", "rrl", "scif", "ifru")
+ON_GRAPHS = ("retrain", "fine_tune", "gradient_ascent", "rrl", "scif", "ifru", "gif", "ceu")
 
 
 def weights(model):
@@ -50,7 +50,7 @@ def test_a_method_forgets_and_leaves_the_task_as_it_is(name, task, rows, run):
     assert auc[1] < auc[0] or name in ("fine_tune", "ubpr")
 
 
-@pytest.mark.parametrize("name", ["ours", "ubpr", "ifru", "rrl"])
+@pytest.mark.parametrize("name", ["ours", "ubpr", "ifru", "gif", "ceu", "certified", "rrl"])
 def test_preparation_is_timed(name, task):
     start = perf_counter()
     seconds = METHODS[name](task, settings_of(name)).prepare()

@@ -33,12 +33,16 @@ LOOKS = (
     Look("#9a6b52", "diamond-open", "3 3"),
     Look("#2a8f9c", "triangle-open", "1 2"),
     Look("#c9504a", "triangle-down-open", "8 2 2 2 2 2"),
+    Look("#5a7d9a", "pentagon", "3 2"),
+    Look("#9c6f9a", "hexagon", "6 2"),
+    Look("#5f8a5a", "star", "10 2 2 2"),
 )
 # A method looks the same in every picture.
 PLACES = {
     "unlearned": 0, "unlearning": 0, "ours": 0, "retrained": 1, "retraining": 1, "retrain": 1, "original": 2,
     "training": 2, "bpr": 2, "sisa": 3, "receraser": 4,
     "ultrare": 5, "ubpr": 6, "scif": 7, "ifru": 8, "rrl": 9, "gradient_ascent": 10, "fine_tune": 11,
+    "gif": 12, "ceu": 13, "certified": 14,
     "r": 1, "o": 2, "s": 3, "e": 4,  # of a pair of models, as the paper writes them
 }  # fmt: skip
 

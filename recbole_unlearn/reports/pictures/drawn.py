@@ -53,6 +53,9 @@ MARKERS = {
     "triangle-down": "v",
     "cross": "x",
     "plus": "+",
+    "pentagon": "p",
+    "hexagon": "h",
+    "star": "*",
 }
 
 
