@@ -9,6 +9,7 @@ from recbole_unlearn.comparison.panel import TOP, Panel
 from recbole_unlearn.comparison.populations import audited, set_names
 from recbole_unlearn.errors import InputError
 from recbole_unlearn.quick_start import run_unlearn
+from recbole_unlearn.training.fit import new_model
 
 EXACT = ("exact, paired", "exact, fresh")
 
@@ -74,6 +75,7 @@ def test_a_panel_sees_margins_and_lists(make_split, make_model):
         others = np.setdiff1d(np.arange(1, split.n_items), seen(user))
         assert view["margin"][pair] == pytest.approx(scores[user, item] - scores[user, others].mean(), abs=1e-5)
     np.testing.assert_array_equal(panel.users[panel.groups["forgotten"]], split.users[rows])
+    np.testing.assert_array_equal(panel.margins(model), view["margin"])
     kept = np.setdiff1d(np.arange(split.n_rows), rows)
     for user in (1, 5, 9):
         trained = split.items[kept[split.users[kept] == user]]
@@ -103,3 +105,29 @@ def test_bad_input_is_refused_before_anything_is_trained(make_options, tmp_path,
 def test_ours_is_four_ways_and_the_default_set_is_mixed():
     assert set(EXACT) < set(audited(["ours", "retrain"])) and "retrain" not in audited(["ours", "retrain"])
     assert set_names(None) == ["mixed:200"]
+
+
+def test_a_panel_tells_active_users_from_others(make_split, make_model):
+    split = make_split()
+    panel = Panel(split, np.arange(0, 40, 3))
+    users, items = panel.test
+    top = np.zeros((1, split.n_users, TOP), np.int64)
+    top[0, users[panel.active[users]], 0] = items[panel.active[users]]  # a hit at the first place for each of them
+    found = panel.usefulness(top)
+    assert found["fairness"][0] > 0 and found["fairness"][0] >= found["ndcg"][0] > 0
+    assert not (panel.active & panel.inactive).any() and panel.active.sum() < panel.inactive.sum()
+
+
+def test_a_panel_asks_sequential_models_with_the_history_before_each_pair(make_split):
+    columns, held_out = ["user_id", "item_id", "timestamp"], {"split": {"LS": "valid_and_test"}, "order": "TO"}
+    held_out |= {"group_by": "user", "mode": "full"}
+    split = make_split("FPMC", load_col={"inter": columns}, eval_args=held_out)
+    model, panel = new_model(split.config, split), Panel(split, np.arange(0, 40, 7))
+    found, data = panel.margins(model), split.train._dataset
+    pair = panel.groups["retained, other users"].start + 3
+    (row,) = np.flatnonzero((split.users == panel.users[pair]) & (split.items == panel.items[pair]))[:1]
+    query = split.test.transform(data, data.inter_feat[split.data_row[[row]]])
+    scores = model.full_sort_predict(query).detach().numpy().ravel().astype(float)
+    others = np.setdiff1d(np.arange(1, split.n_items), split.seen()(panel.users[pair]))
+    assert found[pair] == pytest.approx(scores[panel.items[pair]] - scores[others].mean(), abs=1e-5)
+    assert len(found) == len(panel.users)

@@ -222,8 +222,9 @@ class Comparison:
             self._trainer.eval_collector.data_collect(self.split.train)
         gone = rows if forgotten else rows[:0]
         asked, split = other.asked(model, gone), self.split.judged_without(gone)
+        groups = ranking.activity(np.delete(self.split.users, rows), self.split.n_users)
         return {
-            "ranking": ranking.evaluate(self._trainer, asked, split, self.config["seed"]),
+            "ranking": ranking.evaluate(self._trainer, asked, split, self.config["seed"], groups=groups),
             "forget_auc": float(other.percentiles(model, rows).mean()),
         }
 

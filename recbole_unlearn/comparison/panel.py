@@ -9,7 +9,8 @@ import scipy.sparse
 
 from recbole_unlearn.data.split import Split
 from recbole_unlearn.evaluation.churn import shared
-from recbole_unlearn.evaluation.forgetting import scores
+from recbole_unlearn.evaluation.forgetting import query_scores, scores
+from recbole_unlearn.evaluation.ranking import activity
 
 TOP = 10
 EACH = 1000  # pairs of each group, at most, beside the forgotten
@@ -52,12 +53,15 @@ class Panel:
         pairs = [np.stack([d.inter_feat[d.uid_field].numpy(), d.inter_feat[d.iid_field].numpy()]) for d in held]
         self.test = pairs[1][:, np.isin(pairs[1][0], split.users[kept])]
         own = np.stack([split.users, split.items])
-        chosen = {
-            "forgotten": own[:, self.rows],
-            "retained, touched users": own[:, _some(rng, kept[near])],
-            "retained, other users": own[:, _some(rng, kept[~near])],
-            "held out": pairs[1][:, _some(rng, np.arange(pairs[1].shape[1]))],
+        trained = {
+            "forgotten": self.rows,
+            "retained, touched users": _some(rng, kept[near]),
+            "retained, other users": _some(rng, kept[~near]),
         }
+        held_out = _some(rng, np.arange(pairs[1].shape[1]))
+        data_rows = split.data_row[np.concatenate(list(trained.values()))]
+        self._histories = [(split.train._dataset, data_rows), (held[1], held_out)]
+        chosen = {name: own[:, some] for name, some in trained.items()} | {"held out": pairs[1][:, held_out]}
         self.users, self.items = np.concatenate(list(chosen.values()), axis=1)
         ends = np.cumsum([0, *(each.shape[1] for each in chosen.values())])
         self.groups = {name: slice(a, b) for name, a, b in zip(chosen, ends, ends[1:], strict=False)}
@@ -69,6 +73,7 @@ class Panel:
         by_count = there[np.argsort(counts[there], kind="stable")]
         edge = max(int(EDGE * len(there)), 1)
         self.core, self.edge = (np.isin(np.arange(split.n_users), some) for some in (by_count[-edge:], by_count[:edge]))
+        self.active, self.inactive = activity(split.users[kept], split.n_users)
         popularity = np.bincount(split.items, minlength=split.n_items)
         by_popularity = np.argsort(-popularity, kind="stable")
         share = np.cumsum(popularity[by_popularity]) / popularity.sum()
@@ -105,6 +110,18 @@ class Panel:
             top[users] = np.take_along_axis(some, best, 1)
         return {"margin": margin, "top": top}
 
+    def margins(self, model) -> np.ndarray:
+        """Those of `view`; a sequential model is asked for each pair with the history before it."""
+        if not self.split.sequential:
+            return self.view(model)["margin"]
+        asked = [self.split.test.transform(data, data.inter_feat[rows]) for data, rows in self._histories if len(rows)]
+        found = np.concatenate([each for queries in asked for _, each in query_scores(model, queries)])
+        found = found[:, : self.split.n_items].astype(np.float64)
+        seen = self._seen[self.users].toarray() > 0
+        seen[:, 0] = True
+        mean = np.where(seen, 0, found).sum(1) / np.maximum((~seen).sum(1), 1)
+        return (found[np.arange(len(found)), self.items] - mean).astype(np.float32)
+
     def churn(self, before: np.ndarray, after: np.ndarray) -> np.ndarray:
         """Share of the top items of users who asked for nothing that changed, of each pair of models.
 
@@ -135,6 +152,7 @@ class Panel:
             "ndcg, untouched users": ndcg(~self.touched),
             "ndcg, core users": ndcg(self.core),
             "ndcg, edge users": ndcg(self.edge),
+            "fairness": ndcg(self.active) - ndcg(self.inactive),
             "gain, popular items": gain[:, self.popular[items]].mean(1),
             "gain, rare items": gain[:, self.rare[items]].mean(1),
         }

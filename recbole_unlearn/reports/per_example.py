@@ -30,6 +30,7 @@ OTHERS = {
     "ndcg": "NDCG@10",
     "ndcg, core users": "core users",
     "ndcg, edge users": "edge users",
+    "fairness": "active users minus others",
     "gain, popular items": "popular items",
     "gain, rare items": "rare items",
 }

@@ -273,11 +273,13 @@ def compared_table(figures: dict, cutoff: int = 10) -> pd.DataFrame:
     Returns:
         pandas.DataFrame of strings: mean ± standard deviation over seeds (difference to Retrain's mean).
     """
-    of_ranking = [key for key in figures["retrain"] if key.startswith((f"ndcg@{cutoff}|", f"hit@{cutoff}|"))]
-    columns = {}
+    shown = (f"ndcg@{cutoff}|", f"hit@{cutoff}|", f"fairness@{cutoff}|")
+    of_ranking = [key for key in figures["retrain"] if key.startswith(shown)]
+    columns, titles = {}, {"HIT": "HR", "FAIRNESS": "active users minus others, NDCG"}
     for key in of_ranking:
         metric, protocol = key.split("|")
-        columns[key] = f"{metric.upper().replace('HIT', 'HR')} ({protocol})"
+        name, at, k = metric.upper().partition("@")
+        columns[key] = f"{titles.get(name, name)}{at}{k} ({protocol})"
     columns |= {"forget_auc": "forget-set AUC", "forget_auc|z": "AUC, sd from Retrain"}
     if any("forget_auc|original" in row for row in figures.values()):
         columns["forget_auc|original"] = "before, where the method has its own model"

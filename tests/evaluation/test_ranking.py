@@ -146,3 +146,36 @@ def test_the_numbers_do_not_depend_on_eval_batch_size(make_split, trained, wide,
     split, trainer, model, _ = trained
     other = make_split(eval_batch_size=size, **wide)
     assert ranking.evaluate(trainer, model, other, 3) == ranking.evaluate(trainer, model, split, 3)
+
+
+def test_the_most_active_users_are_those_with_most_interactions():
+    users = np.repeat(np.arange(1, 42), [40, *range(1, 41)])  # the first has most, the last as many
+    active, others = ranking.activity(users, 45)
+    assert np.flatnonzero(active).tolist() == [1, 41]  # 5 % of 41
+    assert np.flatnonzero(others).tolist() == list(range(2, 41))
+
+
+def test_fairness_is_the_difference_of_the_groups_ndcg(trained):
+    split, trainer, model, _ = trained
+    groups = ranking.activity(np.delete(split.users, np.arange(20)), split.n_users)
+    plain, found = (ranking.evaluate(trainer, model, split, 1, groups=each) for each in (None, groups))
+    assert {key for key in found["full"] if key not in plain["full"]} == {f"fairness@{k}" for k in split.config["topk"]}
+    assert found["uni99"] == plain["uni99"] and all(found["full"][key] == plain["full"][key] for key in plain["full"])
+    held, valid = (loader._dataset.inter_feat for loader in (split.test, split.valid))
+    users, items = held["user_id"].numpy(), held["item_id"].numpy()
+    k, gains = max(split.config["topk"]), ([], [])
+    for user in np.unique(users):
+        scores = (model.user_embedding.weight[user] @ model.item_embedding.weight.T).detach().numpy().copy()
+        scores[[0, *split.items[split.users == user], *valid["item_id"][valid["user_id"] == user]]] = -np.inf
+        own = items[users == user]
+        gain = (np.isin(np.argsort(-scores)[:k], own) / np.log2(np.arange(2, k + 2))).sum()
+        gains[0 if groups[0][user] else 1].append(gain / (1 / np.log2(np.arange(2, min(len(own), k) + 2))).sum())
+    assert found["full"][f"fairness@{k}"] == pytest.approx(np.mean(gains[0]) - np.mean(gains[1]), abs=1e-6)
+
+
+def test_without_anybody_in_a_group_there_is_no_fairness(trained):
+    split, trainer, model, _ = trained
+    nobody = np.zeros(split.n_users, bool)
+    assert ranking.evaluate(trainer, model, split, 1, groups=(nobody, ~nobody)) == ranking.evaluate(
+        trainer, model, split, 1
+    )
