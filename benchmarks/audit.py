@@ -4,6 +4,7 @@
     python benchmarks/audit.py --dataset=ml-1m --data_path=PATH --models=64 --methods=ours
     python benchmarks/audit.py planted            # a method that secretly keeps a share of the effect must be caught
     python benchmarks/audit.py lds                # do predicted changes follow true ones, over forget sets?
+    python benchmarks/audit.py tune               # settings of the methods, by one rule for all
 
 What the panel saw of each model is kept in --cache; a run that was cut off goes on. Writes Markdown, JSON and a picture
 of each forget set to --output.
@@ -11,6 +12,7 @@ of each forget set to --output.
 
 import json
 import logging
+from dataclasses import replace
 from time import perf_counter
 
 import common
@@ -19,14 +21,18 @@ from common import CACHED, RESULTS, ROOT, option, setting, takes
 from scipy.stats import spearmanr
 from tqdm import tqdm
 
+from recbole_unlearn.comparison.figures import forget_sets
 from recbole_unlearn.comparison.panel import Panel, Views
 from recbole_unlearn.comparison.populations import AUDITED, ORACLE, ORIGINAL, Audit, audited, compared, set_names
 from recbole_unlearn.comparison.seeds import quiet
-from recbole_unlearn.methods import METHODS, chosen
-from recbole_unlearn.methods.base import Task
+from recbole_unlearn.comparison.tuned import MOST_LOST, SEEDS, tuned
+from recbole_unlearn.comparison.tuned import chosen as best_of
+from recbole_unlearn.methods import METHODS, chosen, settings_of
+from recbole_unlearn.methods.base import Method, Task
 from recbole_unlearn.reports import per_example
 from recbole_unlearn.reports.pictures.described import pair_histograms
 from recbole_unlearn.reports.pictures.drawn import svg
+from recbole_unlearn.settings.conflicts import DERIVED_FORMS
 from recbole_unlearn.storage import checkpoints
 from recbole_unlearn.storage.files import scratch_folder
 
@@ -51,7 +57,7 @@ def _audit(options, methods):
 @takes(**OPTIONS, output=RESULTS / "audit")
 def audit(options):
     start, sets = perf_counter(), set_names(options.sets)
-    found = _audit(options, audited(chosen(options.methods)))
+    found = _audit(options, audited(chosen(options.methods, options.model)))
     results = found.run(sets)
     title = f"{options.model} on {options.dataset}, {setting(options)}, pair by pair, {options.models} models each"
     options.output.mkdir(parents=True, exist_ok=True)
@@ -80,7 +86,12 @@ def planted(options):
 
 
 @takes(
-    **{**OPTIONS, "sets": option(50, "how many forget sets, drawn at random"), "methods": None, "models": 1},
+    **{
+        **OPTIONS,
+        "sets": option(50, "how many forget sets, drawn at random"),
+        "methods": option("ours", "separated by commas"),
+        "models": 1,
+    },
     share=option(0.005, "of the interactions, in each"),
     output=RESULTS / "lds",
 )
@@ -88,30 +99,84 @@ def lds(options):
     """Linear datamodeling score: over forget sets, how predicted changes of a pair's margin follow those of paired
     training (Park et al., "TRAK", 2023), for one original; mean over pairs of Spearman's correlation.
 
-    Paired training is `training.train_paired`'s law by `exact, paired`, which results/exact.md compares with RecBole's.
+    Paired training is `training.train_paired`'s law by `exact, paired`, which results/exact.md compares with RecBole's;
+    of models without closed forms it is the model's own trainer's, and touched rows are no way of theirs.
     """
-    found = _audit(options, audited(["ours"]))
+    ways = audited(["ours", *chosen(options.methods, options.model)])
+    if options.model not in DERIVED_FORMS:
+        del ways["touched rows"]
+    found = _audit(options, ways)
     split, rng, margins = found.split, np.random.default_rng(1), {}
     panel = Panel(split, [])
     with scratch_folder() as folder, quiet():
         path, model = found.trained(folder, [], found.config["seed"], True)
         task = Task(found.config, split, found.config["seed"], *checkpoints.load(path), path, folder)
-        before = panel.view(model)["margin"]
+        before = panel.margins(model)
         for _ in tqdm(range(options.sets), "Forget sets", ncols=100):
             rows = np.sort(rng.choice(split.n_rows, int(options.share * split.n_rows), replace=False))
-            for way, (method, settings) in found.methods.items():
-                after = METHODS[method](task, settings).forget(rows).model
-                margins.setdefault(way, []).append(panel.view(after)["margin"] - before)
+            for way, (name, settings) in found.methods.items():
+                method = METHODS[name](replace(task, folder=folder / name), settings)
+                if name != "ours":  # whose preparation loads kernels
+                    method.prepare(rows)
+                own = type(method).original is not Method.original
+                start = panel.margins(method.original()) if own else before
+                margins.setdefault(way, []).append(panel.margins(method.forget(rows).model) - start)
     truth, rows = np.stack(margins.pop("exact, paired")), []
     for way, predicted in margins.items():
         scores = {
-            name: [spearmanr(truth[:, k], np.stack(predicted)[:, k]).statistic for k in range(group.start, group.stop)]
+            name: [_alike(truth[:, k], np.stack(predicted)[:, k]) for k in range(group.start, group.stop)]
             for name, group in panel.groups.items()
         }
         rows.append({"way": way} | {name: common.mean_sd(each, 3) for name, each in scores.items() if each})
     title = f"{options.model} on {options.dataset}: linear datamodeling score"
     page = f"## {title}\n\n{common.markdown(rows)}\n\n`{common.command(options)}`\n"
     common.write(page, options.output, f"{options.dataset}-{options.model}-{setting(options)}", rows)
+
+
+def _alike(true, predicted):
+    """Spearman's correlation; 0 where a method predicts the same change, such as none, for every forget set."""
+    return spearmanr(true, predicted).statistic if np.ptp(true) and np.ptp(predicted) else 0.0
+
+
+@takes(
+    **{
+        **OPTIONS,
+        "cache": CACHED["cache"],
+        "models": None,
+        "methods": option("all", "separated by commas"),
+        "sets": option("count:200", "what methods are evaluated on"),
+    },
+    seeds=option(SEEDS, "models to choose on, none of which is evaluated"),
+    output=RESULTS / "tuned",
+)
+def tune(options):
+    """Choose the settings of methods by one rule for all (docs/comparison.md): no retrained model is looked at.
+
+    Of the sets, given in `comparison_sets` of a comparison, as many other rows are forgotten, at random.
+    """
+    given = dict(change.split("=", 1) for change in options.changes.split())
+    trained = common.trained_seeds(options, options.model, comparison_sets=options.sets, **given)
+    names = chosen(options.methods, options.model)
+    evaluated = np.unique(np.concatenate(list(forget_sets(trained.config, trained.split).values())))
+    trials, nothing = tuned(trained, names, evaluated, options.seeds)
+    rows = [{"method": "nothing done", "setting": "", "gap": f"{nothing.gap:+.4f}", "lost": "0.0%", "": ""}]
+    for name, each in trials.items():
+        default, best = settings_of(name), best_of(each)
+        for trial in each:
+            (shown,) = (f"{key}: {value:g}" for key, value in trial.settings.items())
+            marks = {"default": trial.settings.items() <= default.items(), "**chosen**": trial is best}
+            notes = ", ".join(mark for mark, holds in marks.items() if holds)
+            done = np.isfinite(trial.gap)
+            figures = {"gap": f"{trial.gap:+.4f}" if done else "refused", "lost": f"{trial.lost:.1%}" if done else ""}
+            rows.append({"method": name, "setting": shown, **figures, "": notes})
+    title = f"{options.model} on {options.dataset}, {setting(options)}: settings by one rule, {options.seeds} models"
+    read = (
+        "Gap: forget-set AUC minus the AUC of the validation interactions; lost: share of the validation metric. "
+        f"Chosen: the smallest gap of those that lose at most {MOST_LOST:.0%}; where all lose more, the least loss."
+    )
+    page = f"## {title}\n\n{read}\n\n{common.markdown(rows)}\n\n`{common.command(options)}`\n"
+    figures = {name: dict(best_of(each).settings) for name, each in trials.items()}
+    common.write(page, options.output, f"{options.dataset}-{options.model}-{setting(options)}", figures)
 
 
 SHOWN = ("nothing done", "ubpr", "one corrected step", "touched rows", "exact, paired", "exact, fresh")
@@ -127,4 +192,4 @@ def picture(options):
 
 
 if __name__ == "__main__":
-    common.run(__doc__, [audit, planted, lds, picture])
+    common.run(__doc__, [audit, planted, lds, tune, picture])

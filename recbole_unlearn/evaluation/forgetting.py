@@ -73,13 +73,28 @@ def percentiles(
         float64 ``[len(rows)]``, ties counted half.
     """
     users, items = split.users[rows], split.items[rows]
-    result = np.empty(len(rows))
-    if split.sequential:
-        asked, inverse = np.arange(len(rows)), np.arange(len(rows))
-    else:
-        _, asked, inverse = np.unique(users, return_index=True, return_inverse=True)
-    seen = seen or split.seen()
-    for part, batch in query_scores(model, split.queries(rows)[asked]):
+    asked, inverse = _queries(users, split.sequential)
+    return _percentiles(model, split, split.queries(rows)[asked], users, items, asked, inverse, seen)
+
+
+def held_out_percentiles(model: AbstractRecommender, split: Split) -> np.ndarray:
+    """As `percentiles`, of the validation interactions: where pairs rank that the model was not trained on."""
+    data = split.valid._dataset
+    users, items = (data.inter_feat[field].numpy() for field in (data.uid_field, data.iid_field))
+    asked, inverse = _queries(users, split.sequential)
+    return _percentiles(model, split, data.inter_feat[asked], users, items, asked, inverse)
+
+
+def _queries(users, sequential):
+    """Which of some pairs to ask for, and for each pair which of these: one a user, or each with its own history."""
+    if sequential:
+        return np.arange(len(users)), np.arange(len(users))
+    return np.unique(users, return_index=True, return_inverse=True)[1:]
+
+
+def _percentiles(model, split, queries, users, items, asked, inverse, seen=None):
+    result, seen = np.empty(len(users)), seen or split.seen()
+    for part, batch in query_scores(model, queries):
         for position, row_scores in zip(range(part.start, part.stop), batch, strict=True):
             unseen = np.ones(split.n_items, bool)
             unseen[0] = False
