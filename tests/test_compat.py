@@ -225,6 +225,7 @@ def test_importing_a_sequential_model_leaves_anomaly_detection_off():
     "index",
     [
         np.array([3, 0, 3]), torch.tensor([4]), np.array([], np.int64), np.array([-1, 2]), [1, 2], slice(1, 4), 2,
+        range(4, 0, -2),
         np.array([True, False, True, False, True]), torch.tensor([True, False, False, False, True]),
         np.array([2, 1], np.int32),
     ],

@@ -54,6 +54,8 @@ def _rows_of(stock):
 
     @wraps(stock)
     def rows_of(self, index):
+        if isinstance(index, range):
+            index = np.arange(index.start, index.stop, index.step)
         if isinstance(index, (np.ndarray, torch.Tensor)) and index.ndim == 1:
             rows = torch.as_tensor(index)
             if rows.dtype in (torch.int32, torch.int64) and not (rows < 0).any():

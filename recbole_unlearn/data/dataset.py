@@ -24,7 +24,6 @@ from recbole_unlearn.compat.recbole_models import replaced
 from recbole_unlearn.data.reading import read_csv
 
 _load_feat = Dataset._load_feat
-_getitem = Interaction.__getitem__
 _split_by_ratio = Dataset.split_by_ratio
 _full_init = FullSortEvalDataLoader.__init__
 _sampled_init = NegSampleEvalDataLoader.__init__
@@ -63,16 +62,6 @@ def _counted(values=()):
         return Counter(values)
     codes, tokens = pd.factorize(values, use_na_sentinel=False)
     return Counter(dict(zip(tokens.tolist(), np.bincount(codes).tolist(), strict=True)))
-
-
-def _rows(self, index):
-    """``Interaction.__getitem__``, which goes through lists."""
-    if isinstance(index, range):
-        index = np.arange(index.start, index.stop, index.step)
-    if isinstance(index, (np.ndarray, torch.Tensor)) and index.ndim == 1 and index.dtype in (np.int64, torch.int64):
-        index = torch.as_tensor(index)
-        return Interaction({name: column[index] for name, column in self.interaction.items()})
-    return _getitem(self, index)
 
 
 class _Groups:
@@ -298,7 +287,6 @@ _METHODS = {
         "split_by_ratio": _by_ratio,
     },
     sys.modules[Dataset.__module__]: {"Counter": _counted},
-    Interaction: {"__getitem__": _rows},
     Sampler: {"get_used_ids": _used_ids},
     FullSortEvalDataLoader: {"__init__": _full_loader},
     NegSampleEvalDataLoader: {"__init__": _sampled_loader},
