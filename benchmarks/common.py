@@ -107,7 +107,8 @@ def words(options, *names):
 
 def command(options):
     """The command line, with what differs from the defaults but for places on this machine."""
-    places, parser = ("data_path", "cache", "processes", "output", "picture", "folder"), options.parser
+    places = ("data_path", "cache", "processes", "minutes", "output", "picture", "folder")
+    parser = options.parser
     names = [name for name in options.function.arguments if name not in places]
     changed = [name for name in names if getattr(options, name) != parser.get_default(name)]
     given = " ".join(words(options, *changed)).replace(f"{ROOT}/", "")
