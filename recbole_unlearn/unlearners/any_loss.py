@@ -270,7 +270,8 @@ class AnyLoss(Problem):
             weights, epochs = self._weights(stop), np.arange(start, stop)
             before.load(weights)
             after.view.load(weights)
-            metric = self.metric(way) * pace[stop] * (self.epochs / len(epochs))
+            sizes = [value.numel() for value in before.parameters]
+            metric = self.metric(way) * torch.from_numpy(np.repeat(pace[stop], sizes)) * (self.epochs / len(epochs))
             z = self._lost(before, after, epochs, way)
             pull = z + metric * change
             change, report = self._descended(after.view, epochs, way, pull, metric + self._l2, show_progress)
@@ -286,14 +287,15 @@ class AnyLoss(Problem):
 
     def _descended(self, view, epochs, way, pull, damping, show_progress):
         """An implicit step along the training, by the Hessian; by Gauss-Newton where that is too far from convex."""
-        for outputs in (None, view.outputs):
-            try:
-                batches = self._batches(view, epochs, outputs, STEP_TRIPLES)
-                return descended(way, batches, pull, damping, show_progress, STEPS)
-            except InputError:
-                if outputs is not None:
-                    raise
-        raise AssertionError
+
+        def by(outputs):
+            batches = self._batches(view, epochs, outputs, STEP_TRIPLES)
+            return descended(way, batches, pull, damping, show_progress, STEPS)
+
+        try:
+            return by(None)
+        except InputError:
+            return by(view.outputs)
 
     def _weights(self, epochs):
         """The weights after so many epochs, by name."""
@@ -301,18 +303,22 @@ class AnyLoss(Problem):
             return {name: array(value) for name, value in self.view.model.named_parameters()}
         return self.log.named(np.array(self.snapshots[epochs], np.float32))
 
-    def pace(self, view: View, stops: list[int]) -> dict[int, torch.Tensor]:
-        """Of each weight the root of Adam's second moment after so many epochs, over that at the end: stop -> [size].
+    def pace(self, view: View, stops: list[int]) -> dict[int, np.ndarray]:
+        """Of each parameter the root of Adam's second moment after so many epochs, over that at the end.
 
         The moments are kept of the end alone; they are running means of squared gradients, whose means over each
         parameter are measured at the snapshots.
+
+        Args:
+            view: of what remains; its weights are moved.
+            stops: numbers of epochs, at least 1.
+
+        Returns:
+            stop -> float64 ``[parameters]``.
         """
         sizes = [value.numel() for value in view.parameters]
         kept, numbers = np.flatnonzero(~self.absent), sorted({*self.snapshots, self.epochs})
-        rows, rng = (
-            min(max(self.config["train_batch_size"] // self.split.terms, 1), len(kept)),
-            np.random.default_rng(0),
-        )
+        rows, rng = min(self.recorded.batch_rows, len(kept)), np.random.default_rng(0)
         squares = np.zeros((len(numbers), len(sizes)))
         for at, number in enumerate(numbers):
             view.load(self._weights(number))
@@ -329,10 +335,7 @@ class AnyLoss(Problem):
             moments.append(moment / (1 - decay ** (epoch + 1)))
         with np.errstate(divide="ignore", invalid="ignore"):
             paces = {stop: np.sqrt(moments[stop - 1] / moments[-1]) for stop in stops}
-        return {
-            stop: torch.from_numpy(np.repeat(np.where(np.isfinite(pace) & (pace > 0), pace, 1.0), sizes))
-            for stop, pace in paces.items()
-        }
+        return {stop: np.where(np.isfinite(pace) & (pace > 0), pace, 1.0) for stop, pace in paces.items()}
 
     def _moved(self, weights, change):
         """The weights that change, by name, as float64 arrays with a flat change added."""
