@@ -435,7 +435,7 @@ CASES = {
     "purge of a data set alone": (nothing, ["--purge_dataset=True"], "purge: True"),
     "purge of a data set that a checkpoint misnames": (
         edit(lambda s: s.update(data={"inter": str(VICTIM.absolute())})),
-        ["--purge=True", "--purge_dataset=True"], "other.inter",
+        ["--purge=True", "--purge_dataset=True"], "model.triples/data/tiny is not there",
     ),
     "purge after a comparison of methods": (nothing, [*COMPARED, "--purge=True"], "methods purges nothing"),
     "purge after a comparison of models": (

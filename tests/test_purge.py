@@ -258,6 +258,17 @@ def test_a_pair_that_stays_elsewhere_is_refused(forget, data, make_split):
     refused(forget, "occur in other", forget_count=3)
 
 
+def test_a_checkpoint_that_names_another_file_thins_none_out(forget, data):
+    """Whoever changes a checkpoint cannot have lines of files removed that are not its own."""
+    forget(forget_count=3, output_dir="first")
+    other = Path("elsewhere/other.inter")
+    other.parent.mkdir()
+    other.write_bytes(data.read_bytes())
+    stored = torch.load("first/unlearned.pth", weights_only=True)
+    torch.save(stored | {"data": {**stored["data"], "inter": str(other.absolute())}}, "first/unlearned.pth")
+    refused(forget, "other.inter", checkpoint="first/unlearned.pth", forget_count=3, output_dir="second")
+
+
 # -- removing lines
 
 

@@ -258,6 +258,8 @@ def config_of(path: Path | str, stored: dict[str, Any], log: TripleLog | None, g
         kept["train_neg_sample_args"] = None
     if stored.get("data") and log:
         kept["data_path"] = str(frozen_data.folder(log.path))
+        if not (folder := Path(kept["data_path"]) / earlier["dataset"]).is_dir():
+            raise InputError(f"{path} keeps its data with its log; {folder} is not there: put it back")
         given = _beside_frozen(path, stored, kept["data_path"], given)
     elif earlier.get("data_path"):
         kept["data_path"] = str(Path(earlier["data_path"]).parent)
