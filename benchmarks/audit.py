@@ -17,7 +17,7 @@ from time import perf_counter
 
 import common
 import numpy as np
-from common import CACHED, RESULTS, ROOT, option, setting, takes
+from common import CACHED, CHANGES, RESULTS, ROOT, changed_keys, option, setting, takes
 from scipy.stats import spearmanr
 from tqdm import tqdm
 
@@ -25,8 +25,7 @@ from recbole_unlearn.comparison.figures import forget_sets
 from recbole_unlearn.comparison.panel import Panel, Views
 from recbole_unlearn.comparison.populations import AUDITED, ORACLE, ORIGINAL, Audit, audited, compared, set_names
 from recbole_unlearn.comparison.seeds import quiet
-from recbole_unlearn.comparison.tuned import MOST_LOST, SEEDS, tuned
-from recbole_unlearn.comparison.tuned import chosen as best_of
+from recbole_unlearn.comparison.tuned import MOST_LOST, SEEDS, best, tuned
 from recbole_unlearn.methods import METHODS, chosen, settings_of
 from recbole_unlearn.methods.base import Method, Task
 from recbole_unlearn.reports import per_example
@@ -43,13 +42,13 @@ OPTIONS = {
     "models": option(128, "of each population"),
     "sets": option("mixed:200", "forget sets, KIND:NUMBER, separated by commas"),
     "methods": option(",".join(AUDITED), "separated by commas"),
-    "changes": option("", "keys of the configuration, KEY=VALUE, separated by spaces"),
+    "changes": CHANGES,
 }
 
 
 def _audit(options, methods):
     logging.getLogger().setLevel(logging.ERROR)
-    given = {"data_path": options.data_path, **dict(change.split("=", 1) for change in options.changes.split())}
+    given = {"data_path": options.data_path, **changed_keys(options)}
     arguments = options.model, options.dataset, options.config_files, given
     return Audit(arguments, options.cache, methods, options.models, options.processes)
 
@@ -154,17 +153,16 @@ def tune(options):
 
     Of the sets, given in `comparison_sets` of a comparison, as many other rows are forgotten, at random.
     """
-    given = dict(change.split("=", 1) for change in options.changes.split())
-    trained = common.trained_seeds(options, options.model, comparison_sets=options.sets, **given)
+    trained = common.trained_seeds(options, options.model, comparison_sets=options.sets, **changed_keys(options))
     names = chosen(options.methods, options.model)
     evaluated = np.unique(np.concatenate(list(forget_sets(trained.config, trained.split).values())))
     trials, nothing = tuned(trained, names, evaluated, options.seeds)
     rows = [{"method": "nothing done", "setting": "", "gap": f"{nothing.gap:+.4f}", "lost": "0.0%", "": ""}]
     for name, each in trials.items():
-        default, best = settings_of(name), best_of(each)
+        default, found = settings_of(name), best(each)
         for trial in each:
             (shown,) = (f"{key}: {value:g}" for key, value in trial.settings.items())
-            marks = {"default": trial.settings.items() <= default.items(), "**chosen**": trial is best}
+            marks = {"default": trial.settings.items() <= default.items(), "**chosen**": trial is found}
             notes = ", ".join(mark for mark, holds in marks.items() if holds)
             done = np.isfinite(trial.gap)
             figures = {"gap": f"{trial.gap:+.4f}" if done else "refused", "lost": f"{trial.lost:.1%}" if done else ""}
@@ -175,7 +173,7 @@ def tune(options):
         f"Chosen: the smallest gap of those that lose at most {MOST_LOST:.0%}; where all lose more, the least loss."
     )
     page = f"## {title}\n\n{read}\n\n{common.markdown(rows)}\n\n`{common.command(options)}`\n"
-    figures = {name: dict(best_of(each).settings) for name, each in trials.items()}
+    figures = {name: dict(best(each).settings) for name, each in trials.items()}
     common.write(page, options.output, f"{options.dataset}-{options.model}-{setting(options)}", figures)
 
 

@@ -43,6 +43,7 @@ CACHED = {
     "cache": option("saved/fidelity", "folder of trained models, shared by all benchmarks"),
     "processes": option(type=int, help="trainings at once"),
 }
+CHANGES = option("", "keys of the configuration, KEY=VALUE, separated by spaces")
 CLOCK = option("wall", "cpu: for a busy machine, with 1 thread", choices=CLOCKS)
 
 
@@ -173,6 +174,17 @@ def peak_memory():
     return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) / 1024
 
 
+def toward(change, truth):
+    """How far changes of some pairs go of the true ones, and how they correlate.
+
+    Returns:
+        dict: ``way``, of the means, and ``correlation``.
+    """
+    import numpy as np
+
+    return {"way": float(change.mean() / truth.mean()), "correlation": float(np.corrcoef(change, truth)[0, 1])}
+
+
 # Trained models
 
 
@@ -290,6 +302,11 @@ def versions(device="cpu"):
 def setting(options):
     """What the results call the options' configuration files."""
     return Path(options.config_files[-1]).stem if options.config_files else "default"
+
+
+def changed_keys(options):
+    """What `CHANGES` says."""
+    return dict(change.split("=", 1) for change in options.changes.split())
 
 
 def markdown(rows):

@@ -19,7 +19,7 @@ import common
 import numpy as np
 import pandas as pd
 import torch
-from common import CACHED, RESULTS, ROOT, mean_sd, option, setting, takes
+from common import CACHED, CHANGES, RESULTS, ROOT, changed_keys, mean_sd, option, setting, takes
 from scipy.optimize import minimize
 
 from recbole_unlearn.comparison.fidelity import METHODS
@@ -68,12 +68,12 @@ SETS = "forget sets, KIND:SIZE, separated by spaces; also popular_items, core_us
     sets=option("count:200 users:20 items:20", SETS),
     methods=option("", f"separated by semicolons; default all: {'; '.join(METHODS)}"),
     seeds=6,
-    changes=option("", "keys of the configuration, KEY=VALUE, separated by spaces"),
+    changes=CHANGES,
     compiled=option(False, "train by the compiled kernels, after they were compared with RecBole's trainer"),
     output=RESULTS / "fidelity",
 )
 def fidelity(options):
-    changes = dict(change.split("=", 1) for change in options.changes.split())
+    changes = changed_keys(options)
     trained = common.trained_seeds(options, options.model, compiled=options.compiled, **changes)
     methods = {name: METHODS[name] for name in options.methods.split("; ")} if options.methods else None
     words = "-".join([setting(options), *(f"{key}={value}" for key, value in changes.items())])

@@ -93,7 +93,7 @@ def one(options):
 
     where = {"gpu_id": "0" if device == "cuda" else ""}
     with tempfile.TemporaryDirectory() as folder, quiet():
-        chosen = settings(name, DATASET, epochs) | where | {"seed": SEED, "checkpoint_dir": folder}
+        chosen = settings(name, epochs) | where | {"seed": SEED, "checkpoint_dir": folder}
         chosen["cg_max_iterations"] = options.iterations
         config, split = opened((name, DATASET, None, chosen))
         if config["device"].type != device:
@@ -125,8 +125,7 @@ def one(options):
 
         truth = percentiles(paired(rows), split, rows) - before
         for way, change in changes.items():
-            ways[way]["way"] = float(change.mean() / truth.mean())
-            ways[way]["correlation"] = float(np.corrcoef(change, truth)[0, 1])
+            ways[way] |= common.toward(change, truth)
         tell(paired=float((before + truth).mean()), ways=ways)
         start, end = weights(new_model(config, split)), weights(original)
         distance = np.linalg.norm(weights(paired(rows[:0])) - end) / np.linalg.norm(end - start)

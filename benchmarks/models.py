@@ -57,17 +57,17 @@ REPEATS = 0.01  # distance of a training done again from the recorded one, over 
 STEP = 1e-8  # of its central differences: hardly any kink of a max or ReLU lies so near
 
 
-def settings(name, dataset, epochs):
-    """Configuration of one model."""
+def settings(name, epochs, smaller=None, items=SEQUENCE):
+    """Configuration of one model; ``smaller``: keys instead of those of `SMALLER`."""
     columns = {"inter": INTERACTIONS}
     if KINDS[name] == "knowledge-aware" or name in VECTORS:
         columns |= {"kg": ["head_id", "relation_id", "tail_id"], "link": ["item_id", "entity_id"]}
     if name in ("FDSA", "SASRecF", "GRU4RecF", "S3Rec"):
         columns["item"] = ["item_id", "class"]
     chosen = {"epochs": epochs, "eval_step": 0, "load_col": columns, "show_progress": False, "state": "ERROR"}
-    chosen |= SMALLER.get(name, {})
+    chosen |= SMALLER.get(name, {}) if smaller is None else smaller
     if KINDS[name] == "sequential":
-        chosen |= {"loss_type": "BPR", "MAX_ITEM_LIST_LENGTH": SEQUENCE}
+        chosen |= {"loss_type": "BPR", "MAX_ITEM_LIST_LENGTH": items}
     if name in VECTORS:
         which = VECTORS[name]
         columns |= {f"{each}_vectors": [f"{each}_id", f"{each}_vector"] for each in which}
@@ -295,7 +295,7 @@ def run_seed(name, dataset, epochs, count, seed, changes):
     from recbole_unlearn.training.fit import new_model, train
 
     torch.set_num_threads(1)
-    chosen = settings(name, dataset, epochs) | changes | {"use_gpu": False, "seed": seed}
+    chosen = settings(name, epochs) | changes | {"use_gpu": False, "seed": seed}
     try:
         config, split, rows = opened(name, dataset, chosen, count)
     except InputError as error:
@@ -344,7 +344,7 @@ def table(folder, dataset):
     ]
     works = 0
     for name, kind in KINDS.items():
-        file = kept(folder, dataset, name)
+        file = folder / f"{dataset}-{name}.json"
         if not file.exists():
             continue
         found = json.loads(file.read_text())
@@ -377,26 +377,6 @@ def table(folder, dataset):
     return works, "\n".join(lines) + "\n"
 
 
-def kept(folder, dataset, name):
-    """The file of a model's figures."""
-    return folder / f"{dataset}-{name.replace(' ', '-')}.json"
-
-
-def run_each(options, folder, command):
-    """Run a command for each model that is not done, in a process of its own, and keep what it tells."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in options.models.split(","):
-        file = kept(folder, options.dataset, name)
-        if file.exists() and not options.again and "failed" not in json.loads(file.read_text()):
-            continue
-        start, words = perf_counter(), common.words(options, *ASKED)
-        found, failed = common.apart(__file__, command, f"--model={name}", *words, timeout=options.timeout, threads=1)
-        found = found or {"failed": (failed or "nothing printed")[:300]}  # the seeds that are done count
-        common.write_json(file, found)
-        told = found.get("auc") or found.get("refused") or found.get("failed")
-        print(f"{name} ({perf_counter() - start:.0f} s): {told}", flush=True)
-
-
 @takes(
     **ASKED,
     models=option(",".join(KINDS), "comma-separated"),
@@ -407,7 +387,16 @@ def run_each(options, folder, command):
 def smoke(options):
     """Two epochs: does the step work, and is its Hessian product that of differences?"""
     folder = options.output / "smoke"
-    run_each(options, folder, "one-smoke")
+    for name in options.models.split(","):
+        file = folder / f"{options.dataset}-{name}.json"
+        if file.exists() and not options.again and "failed" not in json.loads(file.read_text()):
+            continue
+        start, words = perf_counter(), [f"--model={name}", *common.words(options, *ASKED)]
+        found, failed = common.apart(__file__, "one-smoke", *words, timeout=options.timeout, threads=1)
+        found = found or {"failed": (failed or "nothing printed")[:300]}  # the seeds that are done count
+        common.write_json(file, found)
+        told = found.get("auc") or found.get("refused") or found.get("failed")
+        print(f"{name} ({perf_counter() - start:.0f} s): {told}", flush=True)
     works, text = table(folder, options.dataset)
     title = f"# RecBole's pairwise models on {options.dataset}: {works} work\n\n"
     note = (
@@ -428,17 +417,14 @@ def smoke(options):
 
 SHIFT = 1e-6  # of initial weights, relative
 SEED = 2020
-STEPS = (
-    "along the training",
-    "one step",
-)  # the first is what is taken by default: of models without snapshots, it is the second
+STEPS = "along the training", "one step"  # the first is the default, where there are snapshots
 POINTWISE = "DMF NeuMF NAIS NNCF RippleNet"  # general and knowledge-aware models that RecBole trains on labels
 ONLY_CE = ("BERT4Rec", "GRU4RecCPR", "SASRecCPR", "RepeatNet")  # sequential models that RecBole has no BPR loss for,
 ONLY_BPR = ("FPMC", "TransRec", *VECTORS)  # or no cross entropy, which is the default of all others
 CE = [name for name in SEQUENTIAL.split() if name not in ONLY_BPR]
 TRAINED = [*(name for name in KINDS if name not in ONLY_CE), *POINTWISE.split(), *(f"{name} (CE)" for name in CE)]
 DRAWS_WHEN_VALIDATED = ("KTUP",)  # its training cannot be run again without its validations
-LONGER = {"MAX_ITEM_LIST_LENGTH": 50}  # RecBole's default
+LONGER = 50  # items of a history: RecBole's default
 
 
 def full_settings(name, epochs, device):
@@ -446,11 +432,9 @@ def full_settings(name, epochs, device):
     model, _, loss = name.partition(" ")
     chosen = {"epochs": epochs, "show_progress": False, "state": "ERROR"}
     if model in KINDS:
-        smaller = {} if device == "cuda" and model != "MCCLK" else SMALLER.get(model, {})
-        given = settings(model, DATASET, epochs)
-        chosen |= {key: value for key, value in given.items() if key not in SMALLER.get(model, {})} | smaller
-        if KINDS[model] == "sequential":
-            chosen |= LONGER | ({"loss_type": "CE", "train_neg_sample_args": None} if loss else {})
+        chosen = settings(model, epochs, {} if device == "cuda" and model != "MCCLK" else None, LONGER)
+        if loss:
+            chosen |= {"loss_type": "CE", "train_neg_sample_args": None}
         if model not in DRAWS_WHEN_VALIDATED:
             del chosen["eval_step"]
     return model, chosen | {"gpu_id": "0" if device == "cuda" else ""}
@@ -501,33 +485,28 @@ def one(options):
                 found["no_step"] = str(refused)
                 break
             report = {key: value for key, value in result.report().items() if key != "history"}
-            name = STEPS[n if report.get("stops") else 1]
-            changes[name] = judge(result.state_dict)
-            unlearned = float((before + changes[name]).mean())
+            step = STEPS[n if report.get("stops") else 1]
+            changes[step] = judge(result.state_dict)
+            unlearned = float((before + changes[step]).mean())
             steps = found.setdefault("steps", {})
-            steps[name] = {"seconds": result.seconds, "unlearned": unlearned, "report": report}
+            steps[step] = {"seconds": result.seconds, "unlearned": unlearned, "report": report}
             common.tell(found)
-            if name == STEPS[1]:
+            if step == STEPS[1]:
                 break
         exact = InfluenceUnlearner(training, replace(Replay(), rows="all"))
         exact.warm_up()
         result = exact.unlearn(rows)
         truth = judge(result.state_dict)
         found["exact"] = {"seconds": result.seconds, "unlearned": float((before + truth).mean())}
-        for name, change in changes.items():
-            correlation = float(np.corrcoef(change, truth)[0, 1])
-            found["steps"][name] |= {"way": float(change.mean() / truth.mean()), "correlation": correlation}
+        for step, change in changes.items():
+            found["steps"][step] |= common.toward(change, truth)
         common.tell(found)
         if options.guarded:
             found["guard"] = exact.check().distance
             common.tell(found)
         if options.beside:
             whole, without = (judge(again(unlearner, gone, SHIFT).state_dict()) for gone in (rows[:0], rows))
-            found["beside"] = {
-                "shift": float(whole.mean()),
-                "way": float((without - whole).mean() / truth.mean()),
-                "correlation": float(np.corrcoef(without - whole, truth)[0, 1]),
-            }
+            found["beside"] = {"shift": float(whole.mean()), **common.toward(without - whole, truth)}
         common.tell(found)
 
 

@@ -6,7 +6,7 @@ import pytest
 from recbole_unlearn.comparison import tuned as module
 from recbole_unlearn.comparison.figures import Comparison
 from recbole_unlearn.comparison.seeds import SeedRun, TrainedSeeds
-from recbole_unlearn.comparison.tuned import OTHERS, Trial, candidates, chosen, tuned
+from recbole_unlearn.comparison.tuned import OTHERS, Trial, best, candidates, tuned
 from recbole_unlearn.errors import InputError
 from recbole_unlearn.evaluation.forgetting import held_out_percentiles, percentiles
 from recbole_unlearn.methods import METHODS, settings_of
@@ -27,11 +27,11 @@ def test_the_rule():
     near, useless, over, refused = (Trial({"a": n}, *each) for n, each in enumerate(
         [(0.02, 0.004), (0.001, 0.3), (-0.03, 0.0), (np.nan, np.nan)]
     ))  # fmt: skip
-    assert chosen([over, useless, refused, near]) is near
-    assert chosen([Trial({}, -0.01, 0.01), near]).gap == -0.01  # over-forgotten as bad as not forgotten
-    assert chosen([useless, Trial({}, 0.2, 0.02), refused]).lost == 0.02
+    assert best([over, useless, refused, near]) is near
+    assert best([Trial({}, -0.01, 0.01), near]).gap == -0.01  # over-forgotten as bad as not forgotten
+    assert best([useless, Trial({}, 0.2, 0.02), refused]).lost == 0.02
     with pytest.raises(InputError, match="no candidate"):
-        chosen([refused])
+        best([refused])
 
 
 @pytest.fixture

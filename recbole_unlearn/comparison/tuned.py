@@ -91,7 +91,7 @@ def candidates(name: str) -> list[dict[str, Any]]:
     return [{key: value} for key, values in METHODS[name].candidates.items() for value in values]
 
 
-def chosen(trials: Sequence[Trial]) -> Trial:
+def best(trials: Sequence[Trial]) -> Trial:
     """The one whose forget set ranks most like what was held out, of those that lose at most `MOST_LOST`.
 
     Where all lose more, the one that loses least.

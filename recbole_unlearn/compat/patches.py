@@ -59,10 +59,8 @@ def _rows_of(stock):
         if isinstance(index, (np.ndarray, torch.Tensor)) and index.ndim == 1:
             rows = torch.as_tensor(index)
             if rows.dtype in (torch.int32, torch.int64) and not (rows < 0).any():
-                kind = type(self)
-                return kind(
-                    {name: value.index_select(0, rows.to(value.device)) for name, value in self.interaction.items()}
-                )
+                columns = self.interaction.items()
+                return type(self)({name: value.index_select(0, rows.to(value.device)) for name, value in columns})
         return stock(self, index)
 
     return rows_of
@@ -335,7 +333,7 @@ def apply() -> None:
         Trainer._add_hparam_to_tensorboard = _masking_tensorboard(Trainer._add_hparam_to_tensorboard)
     Trainer._save_checkpoint = _save_checkpoint
     Collector.get_data_struct = _get_data_struct
-    if RepeatableSampler.sample_by_user_ids is not _sample_by_user_ids:
+    if not hasattr(Interaction.__getitem__, "__wrapped__"):
         Interaction.__getitem__ = _rows_of(Interaction.__getitem__)
     RepeatableSampler.sample_by_user_ids = _sample_by_user_ids
     if not hasattr(dok_matrix, "_update"):  # removed in scipy 1.13; LightGCN, NGCF and others call it

@@ -9,7 +9,7 @@ So the built data set is kept: its columns in ``arrays.npz``, what they are in `
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import recbole.data.dataset as recbole_datasets
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from recbole_unlearn.data.split import Split
 
 PARTS = ("train", "valid", "test")
+SETTINGS = {"benchmark_filename": list(PARTS)}  # by which it is read: RecBole's key for ready splits
 TOKENS, TABLES, ARRAYS = "tokens.json", "tables.json", "arrays.npz"
 CLASSES = {
     ModelType.GENERAL: Dataset,
@@ -33,11 +34,6 @@ CLASSES = {
     ModelType.SEQUENTIAL: SequentialDataset,
 }
 PAIRED = ("item2entity", "entity2item")  # attributes that name tokens
-
-
-def settings(config: Config) -> dict[str, Any]:
-    """The configuration under which the frozen data set is read: RecBole's name for ready splits."""
-    return {"benchmark_filename": list(PARTS)}
 
 
 def folder(log: Path | str) -> Path:
@@ -114,15 +110,12 @@ class Frozen:
         """Write the data set into a log's folder."""
         target, data = folder(log) / self.split.config["dataset"], self.data
         target.mkdir(parents=True)
-        known = {field: set(tokens) for field, tokens in self.tokens.items()}
-        pairs = {}
-        for name in PAIRED:
-            item_first = name == "item2entity"
-            pairs[name] = {
-                first: second
-                for first, second in getattr(data, name, {}).items()
-                if (first if item_first else second) in known[data.iid_field]
-            }
+        known = set(self.tokens[data.iid_field])
+        linked, links = (getattr(data, name, {}) for name in PAIRED)
+        pairs = {
+            PAIRED[0]: {item: entity for item, entity in linked.items() if item in known},
+            PAIRED[1]: {entity: item for entity, item in links.items() if item in known},
+        }
         facts = {
             "types": {field: kind.value for field, kind in data.field2type.items()},
             "sources": {field: getattr(source, "value", source) for field, source in data.field2source.items()},

@@ -222,9 +222,9 @@ def batches(
 
 def drawn_by(loader: TrainDataLoader) -> Iterable[Interaction]:
     """A loader's own batches, without torch's loop over single rows where they can be had so."""
-    plain = isinstance(getattr(loader, "collate_fn", None), PairwiseCollate)
-    plain |= type(loader) is TrainDataLoader and loader.shuffle
-    return batches(loader, loader.collate_fn) if plain and loader.num_workers == 0 else loader
+    ours = isinstance(getattr(loader, "collate_fn", None), PairwiseCollate)
+    fast = (ours or (type(loader) is TrainDataLoader and loader.shuffle)) and loader.num_workers == 0
+    return batches(loader, loader.collate_fn) if fast else loader
 
 
 def negatives_of(loader: TrainDataLoader) -> int | None:

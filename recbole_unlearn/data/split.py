@@ -313,21 +313,15 @@ class Split:
 
     def first_items_kept(self, forgotten: np.ndarray) -> int:
         """Users whose histories begin, in the row of no target, with an item of which all rows are forgotten."""
-        data = self.train._dataset
         wholly = np.setdiff1d(self.items[forgotten], np.delete(self.items, forgotten))
-        first = data.inter_feat[getattr(data, f"{data.iid_field}_list_field")][:, 0].numpy()[self.data_row]
-        alone = (data.inter_feat[data.item_list_length_field].numpy() == 1)[self.data_row]
-        left = np.delete(self.users, forgotten)
-        return len(np.intersect1d(self.users[alone & np.isin(first, wholly)], left))
+        users, items = _firsts(self.train._dataset)
+        return len(np.intersect1d(users[np.isin(items, wholly)], np.delete(self.users, forgotten)))
 
     def firsts(self) -> tuple[np.ndarray, np.ndarray]:
         """(users, items) of the interactions that histories begin with, which are the target of no row."""
         if not self.sequential:
             return np.empty(0, np.int64), np.empty(0, np.int64)
-        data = self.whole_dataset()
-        alone = data.inter_feat[data.item_list_length_field] == 1
-        lists = data.inter_feat[getattr(data, f"{data.iid_field}_list_field")]
-        return data.inter_feat[data.uid_field][alone].numpy(), lists[alone, 0].numpy()
+        return _firsts(self.whole_dataset())
 
     def queries(self, rows: np.ndarray) -> Interaction:
         """Interactions to score some rows by, had they never been: the users, with what else is in their histories.
@@ -450,3 +444,10 @@ def _match(part, whole):
 
     found = frame(part).merge(frame(whole).reset_index(), how="left", on=["user", "item", "occurrence"])
     return found["index"].fillna(-1).to_numpy(np.int64)
+
+
+def _firsts(data):
+    """(users, items) of what the histories of a sequential data set begin with."""
+    alone = data.inter_feat[data.item_list_length_field] == 1
+    lists = data.inter_feat[getattr(data, f"{data.iid_field}_list_field")]
+    return data.inter_feat[data.uid_field][alone].numpy(), lists[alone, 0].numpy()

@@ -73,28 +73,24 @@ def percentiles(
         float64 ``[len(rows)]``, ties counted half.
     """
     users, items = split.users[rows], split.items[rows]
-    asked, inverse = _queries(users, split.sequential)
-    return _percentiles(model, split, split.queries(rows)[asked], users, items, asked, inverse, seen)
+    return _percentiles(model, split, split.queries(rows), users, items, seen)
 
 
 def held_out_percentiles(model: AbstractRecommender, split: Split) -> np.ndarray:
     """As `percentiles`, of the validation interactions: where pairs rank that the model was not trained on."""
     data = split.valid._dataset
     users, items = (data.inter_feat[field].numpy() for field in (data.uid_field, data.iid_field))
-    asked, inverse = _queries(users, split.sequential)
-    return _percentiles(model, split, data.inter_feat[asked], users, items, asked, inverse)
+    return _percentiles(model, split, data.inter_feat, users, items)
 
 
-def _queries(users, sequential):
-    """Which of some pairs to ask for, and for each pair which of these: one a user, or each with its own history."""
-    if sequential:
-        return np.arange(len(users)), np.arange(len(users))
-    return np.unique(users, return_index=True, return_inverse=True)[1:]
-
-
-def _percentiles(model, split, queries, users, items, asked, inverse, seen=None):
+def _percentiles(model, split, queries, users, items, seen=None):
+    """Of pairs, each with its query; those of a user are one, but where each has its own history."""
+    if split.sequential:
+        asked = inverse = np.arange(len(users))
+    else:
+        _, asked, inverse = np.unique(users, return_index=True, return_inverse=True)
     result, seen = np.empty(len(users)), seen or split.seen()
-    for part, batch in query_scores(model, queries):
+    for part, batch in query_scores(model, queries[asked]):
         for position, row_scores in zip(range(part.start, part.stop), batch, strict=True):
             unseen = np.ones(split.n_items, bool)
             unseen[0] = False

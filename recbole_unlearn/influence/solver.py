@@ -189,7 +189,8 @@ def batch_descent(
         t, m, late, along = start, torch.zeros_like(z), torch.zeros_like(z), 0.0
         for step in range(steps):
             pull = product(t) + damping * t
-            along += t.dot(pull).item() * (step >= steps // 2)
+            if step >= steps // 2:
+                along += t.dot(pull).item()
             m = MOMENTUM * m + (1 - MOMENTUM) * (pull - z)
             t = t - rate * (1 - step / steps) * m / damping
             if not _norm(t, damping) < 2 * length:  # longer than any solution

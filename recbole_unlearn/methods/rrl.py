@@ -26,9 +26,7 @@ class RRL(Method):
     candidates = {"steps": (3, 10, 30, 100, 300)}
 
     def prepare(self, rows: np.ndarray | None = None) -> float:
-        start = perf_counter()
-        load_kernels(self.task)
-        return perf_counter() - start
+        return load_kernels(self.task)
 
     def forget(self, rows: np.ndarray, show_progress: bool = False) -> Forgotten:
         start, task, settings = perf_counter(), self.task, self.settings

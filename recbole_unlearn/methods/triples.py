@@ -1,6 +1,7 @@
 """Triples of any pairwise RecBole model: batches, score differences, and the curvature of their loss."""
 
 from collections.abc import Sequence
+from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -139,13 +140,15 @@ def lost_gradient(
     return curvature(before, log, everything, epochs).gradient() - curvature(after, log, kept, epochs).gradient()
 
 
-def load_kernels(task: Task, exact: bool = False) -> None:
-    """Load (or, the very first time, compile) the kernels, so that a request is timed without."""
+def load_kernels(task: Task, exact: bool = False) -> float:
+    """Load (or, the very first time, compile) the kernels, so that a request is timed without; returns the seconds."""
+    start = perf_counter()
     operator = curvature(task.model(), task.log, np.zeros(1, np.int64), [0], exact)
     if isinstance(operator, DotProductCurvature):
         operator.matvec(operator.gradient())
         operator.diagonal()
         preconditioner(operator, 1.0)
+    return perf_counter() - start
 
 
 class Restricted:

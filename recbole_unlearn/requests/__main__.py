@@ -9,7 +9,7 @@ from pathlib import Path
 from recbole_unlearn.errors import InputError
 from recbole_unlearn.requests import receipts
 from recbole_unlearn.requests.queue import KINDS, STATES, WAITING, Queue
-from recbole_unlearn.storage.files import now as time_now
+from recbole_unlearn.storage.files import now
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -109,9 +109,9 @@ def _remove(args, _):
 def _list(args, _):
     with Queue(args.db) as queue:
         found = queue.requests(args.state)
-    now, rows = time_now(), [["id", "kind", "received", "due", "state", *(["tokens"] if args.show else []), ""]]
+    moment, rows = now(), [["id", "kind", "received", "due", "state", *(["tokens"] if args.show else []), ""]]
     for each in found:
-        late = each["state"] in WAITING and each["due"] < now
+        late = each["state"] in WAITING and each["due"] < moment
         notes = ["OVERDUE"] * late + [each["reason"]] * bool(each["reason"])
         notes += [f"{each['done']}, {each['interactions']} interactions"] if each["done"] else []
         shown = [each["tokens"] or ""] if args.show else []

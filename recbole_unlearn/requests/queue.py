@@ -13,8 +13,7 @@ from typing import Any
 
 from recbole_unlearn.errors import InputError
 from recbole_unlearn.requests.secret import Secret
-from recbole_unlearn.storage.files import check_regular
-from recbole_unlearn.storage.files import now as time_now
+from recbole_unlearn.storage.files import check_regular, now
 
 APPLICATION, SCHEMA = 0x52557175, 1  # in the file's header: "RUqu", and the version of the tables
 TABLES = (
@@ -162,14 +161,14 @@ class Queue:
             raise InputError("a token is empty: it names nobody")
         if not 0 <= days <= MAX_DAYS:
             raise InputError(f"due must be 0 to {MAX_DAYS} days, not {days}")
-        mark, now = self.secret.mark(name, kind, tokens), _moment(received)
-        due = (datetime.fromisoformat(now) + timedelta(days=days)).isoformat()
+        mark, came = self.secret.mark(name, kind, tokens), _moment(received)
+        due = (datetime.fromisoformat(came) + timedelta(days=days)).isoformat()
         content = kind, json.dumps(tokens), mark
         with self.transaction():
             known = self._one("SELECT * FROM requests WHERE id = ?", name)
             if known is None:
                 columns = "id, received, due, state, kind, tokens, mark"
-                self._run(f"INSERT INTO requests ({columns}) VALUES (?,?,?,'pending',?,?,?)", name, now, due, *content)
+                self._run(f"INSERT INTO requests ({columns}) VALUES (?,?,?,'pending',?,?,?)", name, came, due, *content)
                 return f"{name}: added, due {due}"
             if known["state"] == "failed":  # to be tried again, perhaps without the mistake
                 again = "kind = ?, tokens = ?, mark = ?, state = 'pending', reason = NULL"
@@ -195,11 +194,11 @@ class Queue:
                 raise InputError(f"request {name} is {found['state']}; it stays on record")
             if found["batch"]:
                 raise InputError(f"request {name} is being served, or was when a process was killed: serve first")
-            now = time_now()
+            moment = now()
             gone = "state = 'withdrawn', tokens = NULL, reason = ?"
-            self._run(f"UPDATE requests SET {gone} WHERE id = ?", f"{found['state']} until {now}", name)
+            self._run(f"UPDATE requests SET {gone} WHERE id = ?", f"{found['state']} until {moment}", name)
         self.compact()
-        return f"{name}: withdrawn at {now}"
+        return f"{name}: withdrawn at {moment}"
 
     def forgotten(self, kind: str, tokens: Sequence[str]) -> bool:
         """Whether a request that is done was for the same."""
@@ -269,7 +268,7 @@ class Queue:
                 self._run("UPDATE requests SET state = 'failed', reason = ? WHERE id = ?", reason, name)
             for name, count in found.items():
                 done = "state = 'done', tokens = NULL, done = ?," if count == 0 else "batch = ?,"
-                value = time_now() if count == 0 else batch["id"]
+                value = now() if count == 0 else batch["id"]
                 reason = NOTHING_LEFT if name in gone else None
                 self._run(
                     f"UPDATE requests SET {done} interactions = ?, reason = ? WHERE id = ?", value, count, reason, name
@@ -302,13 +301,13 @@ class Queue:
 
 def _moment(received):
     """When a request came, UTC: at the beginning of a day, or now. InputError where that is no day until today."""
-    now = time_now()
+    moment = now()
     if received is None:
-        return now
+        return moment
     try:
         day = date.fromisoformat(received)
     except ValueError:
         day = None
-    if day is None or day > max(date.today(), datetime.fromisoformat(now).date()):
+    if day is None or day > max(date.today(), datetime.fromisoformat(moment).date()):
         raise InputError(f"received must be a day until today, such as 2026-01-31, not {received!r}")
-    return min(datetime(day.year, day.month, day.day, tzinfo=timezone.utc).isoformat(), now)
+    return min(datetime(day.year, day.month, day.day, tzinfo=timezone.utc).isoformat(), moment)

@@ -171,7 +171,7 @@ def save_unlearned(
     }
     if frozen:
         state["data"] = {"inter": inter}
-        state["config"] |= frozen_data.settings(config)
+        state["config"] |= frozen_data.SETTINGS
         state["config"]["data_path"] = str(frozen_data.folder(log_path(path)) / config["dataset"])
     checkpoints.save_with_log(path, state, write_log)
 

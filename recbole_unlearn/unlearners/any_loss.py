@@ -263,14 +263,14 @@ class AnyLoss(Problem):
     def follow(self, stops: list[int], after: After, way: Influence, show_progress: bool = False) -> Change:
         """The change of the weights over the training, how it was found, and the snapshots with it."""
         before = self._without(after.rows[:0])  # its weights are to move: not those of the user's model
-        change = torch.zeros(sum(value.numel() for value in before.parameters), dtype=torch.float64)
+        sizes = [value.numel() for value in before.parameters]
+        change = torch.zeros(sum(sizes), dtype=torch.float64)
         snapshots, found = {0: np.array(self.snapshots[0], np.float32)}, {"stops": stops, "iterations": 0}
         pace = self.pace(before, stops)
         for start, stop in pairwise([0, *stops]):
             weights, epochs = self._weights(stop), np.arange(start, stop)
             before.load(weights)
             after.view.load(weights)
-            sizes = [value.numel() for value in before.parameters]
             metric = self.metric(way) * torch.from_numpy(np.repeat(pace[stop], sizes)) * (self.epochs / len(epochs))
             z = self._lost(before, after, epochs, way)
             pull = z + metric * change

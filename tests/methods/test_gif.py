@@ -3,11 +3,12 @@
 import numpy as np
 import pytest
 import torch
+from test_ifru import dense
 
 from recbole_unlearn.errors import InputError
 from recbole_unlearn.methods import settings_of
 from recbole_unlearn.methods.gif import neumann
-from recbole_unlearn.methods.triples import curvature, last_epochs, logged_triples, lost_gradient
+from recbole_unlearn.methods.triples import curvature, last_epochs, lost_gradient
 
 
 class Dense:
@@ -33,31 +34,7 @@ def test_the_series_is_the_inverse_where_it_converges():
 @pytest.mark.parametrize("hessian", [False, True])
 def test_the_step_is_the_series_of_the_dense_hessian(hessian, task, rows, run):
     forgotten = run("gif", task, rows, iterations=7, scale=0.05, hessian=hessian, log_epochs=2)
-    model, epochs = task.model(), last_epochs(task.stored, 2)
-    P, Q = (part.weight.detach().double() for part in (model.user_embedding, model.item_embedding))
-    theta = torch.cat([P.reshape(-1), Q.reshape(-1)])
-
-    def parts(chosen):
-        triples = logged_triples(task.log, chosen, epochs)
-        ids = [torch.from_numpy(column) for column in (triples.users, triples.pos, triples.neg)]
-        return ids, torch.from_numpy(triples.weight)
-
-    def x(theta, ids):
-        P_, Q_ = theta[: P.numel()].view_as(P), theta[P.numel() :].view_as(Q)
-        return (P_[ids[0]] * (Q_[ids[1]] - Q_[ids[2]])).sum(1)
-
-    def loss(theta, chosen):
-        ids, weight = parts(chosen)
-        return -(weight * torch.nn.functional.logsigmoid(x(theta, ids))).sum()
-
-    everything = np.arange(task.log.n_rows)
-    v = torch.autograd.functional.jacobian(lambda t: loss(t, rows), theta)
-    if hessian:
-        H = torch.autograd.functional.hessian(lambda t: loss(t, everything), theta, vectorize=True)
-    else:
-        ids, weight = parts(everything)
-        J, s = torch.autograd.functional.jacobian(lambda t: x(t, ids), theta, vectorize=True), x(theta, ids).sigmoid()
-        H = J.T @ ((weight * s * (1 - s))[:, None] * J)
+    H, v, theta = dense(task, rows, np.arange(task.log.n_rows), 2, hessian)
     scale, step = 0.05 * task.log.n_rows * task.log.negatives, v.clone()
     for _ in range(7):  # as the paper writes it
         step = v + step - H @ step / scale

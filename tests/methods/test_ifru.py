@@ -25,8 +25,8 @@ def test_importance_spreads_one_hop():
         assert values == pytest.approx([second.get((kind, n), 0) for n in range(len(values))])
 
 
-def dense(task, rows, log_epochs, hessian):
-    """(H summed over the remaining triples, v, theta) of BPR, in float64 by automatic differentiation."""
+def dense(task, rows, kept, log_epochs, hessian):
+    """(H summed over the triples of the kept rows, v, theta) of BPR, in float64 by automatic differentiation."""
     model, epochs = task.model(), last_epochs(task.stored, log_epochs)
     P, Q = (part.weight.detach().double() for part in (model.user_embedding, model.item_embedding))
     theta = torch.cat([P.reshape(-1), Q.reshape(-1)])
@@ -44,7 +44,6 @@ def dense(task, rows, log_epochs, hessian):
         ids, weight = parts(chosen)
         return -(weight * torch.nn.functional.logsigmoid(x(theta, ids))).sum()
 
-    kept = np.delete(np.arange(task.log.n_rows), rows)
     v = torch.autograd.functional.jacobian(lambda t: loss(t, rows), theta)
     if hessian:
         return torch.autograd.functional.hessian(lambda t: loss(t, kept), theta, vectorize=True), v, theta
@@ -59,8 +58,8 @@ def test_the_step_solves_the_restricted_system(hessian, task, rows, run):
     """With enough damping for the exact Hessian to be positive definite."""
     damping = 0.3
     forgotten = run("ifru", task, rows[:4], damping=damping, hessian=hessian, log_epochs=2, cg_tolerance=1e-7)
-    H, v, theta = dense(task, rows[:4], 2, hessian)
     log = task.log
+    H, v, theta = dense(task, rows[:4], np.delete(np.arange(log.n_rows), rows[:4]), 2, hessian)
     users, items = importance(log.users, log.items, rows[:4], log.metadata["n_users"], log.metadata["n_items"])
     free = np.repeat(np.concatenate([users, items]) > 0, task.config["embedding_size"])
     assert 0 < free.sum() < len(free) and forgotten.details["users"] == (users > 0).sum()
