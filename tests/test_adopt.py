@@ -38,6 +38,8 @@ TRAININGS = {
     "unjudged": ("BPR", {"eval_step": 0}),
     "graph": ("LightGCN", {"n_layers": 2}),
     "sequential": ("GRU4Rec", SEQUENTIAL),
+    "factorised": ("FPMC", SEQUENTIAL),
+    "translation": ("TransRec", SEQUENTIAL),
     "softmax": ("SASRec", {**SEQUENTIAL, "loss_type": "CE", "train_neg_sample_args": None, "inner_size": 8}),
     "dropout": ("NGCF", {"hidden_size_list": [8], "message_dropout": 0.2}),
     "own": ("Mine", {}),

@@ -14,7 +14,7 @@ from recbole_unlearn.errors import InputError
 from recbole_unlearn.influence.coupling import Paired
 from recbole_unlearn.storage.triple_log import TripleLog
 from recbole_unlearn.testing import flat
-from recbole_unlearn.training.fit import new_model, recorded, train
+from recbole_unlearn.training.fit import new_model, recorded, train, train_paired
 from recbole_unlearn.training.trained import Trained, same_weights
 from recbole_unlearn.unlearner import load
 from recbole_unlearn.unlearners.any_loss import AnyLoss
@@ -38,7 +38,9 @@ NGCF = {"hidden_size_list": [8], "message_dropout": 0.2, **TWO}
 MODELS = {
     "FPMC": SEQUENTIAL,
     "FPMC, popularity": SEQUENTIAL | {"train_neg_sample_args": {"distribution": "popularity", "sample_num": 1}},
+    "TransRec": SEQUENTIAL,
     "GRU4Rec": {**SEQUENTIAL, "hidden_size": 8, "dropout_prob": 0.3},
+    "GRU4Rec, no dropout": {**SEQUENTIAL, "hidden_size": 8, "dropout_prob": 0.0},
     "GRU4Rec, CE": {**SOFTMAX, "dropout_prob": 0.3},
     "SASRec, CE": SOFTMAX,
     "GRU4Rec, CE, no dropout": {**SOFTMAX, "dropout_prob": 0.0},
@@ -58,6 +60,7 @@ MODELS = {
     "KTUP": {**GRAPH, "train_rec_step": 1, "train_kg_step": 1},  # every second epoch is of facts alone
     "SimpleX": {"history_len": 5, **TWO},
 }
+COMPILED = ["FPMC", "TransRec"]
 
 
 @pytest.fixture(scope="session")
@@ -84,7 +87,7 @@ def some(split):
     return np.union1d(np.arange(0, split.n_rows, 20), np.flatnonzero(split.users == split.users[60]))
 
 
-@pytest.mark.parametrize("name", [name for name in MODELS if name != "FPMC, popularity"])
+@pytest.mark.parametrize("name", [name for name in MODELS if name not in (*COMPILED, "FPMC, popularity")])
 def test_with_nothing_forgotten_it_ends_in_the_weights_to_the_last_bit(original, name):
     """Facts, dropout and all: the guard measures it before anything is claimed, once."""
     with load(original(name), way=Replay()) as unlearner:
@@ -94,7 +97,33 @@ def test_with_nothing_forgotten_it_ends_in_the_weights_to_the_last_bit(original,
         assert unlearner.guard.seconds == 0 and unlearner.guard.distance == 0
 
 
-@pytest.mark.parametrize("name", ["FPMC", "NGCF, no dropout", "NGCF, popularity", "GRU4Rec, CE, no dropout"])
+@pytest.mark.parametrize("name", COMPILED)
+def test_kernels_end_where_recboles_trainer_does_but_for_rounding(original, name, tmp_path):
+    """The guard, a request, and what is made of it; by RecBole's trainer it is the weights to the last bit."""
+    with load(original(name)) as unlearner:
+        assert unlearner.method == "replay" and 0 < unlearner.guard.distance < 1e-5
+        rows, before = some(unlearner.split), unlearner.trained
+        found = unlearner.forget(rows=rows)
+        assert found.details["exact"] and found.details["parameters"] == len(flat(found.state_dict))
+        unlearner.save(tmp_path / "forgotten.pth")
+        unlearner.forget(rows=np.setdiff1d(np.arange(30), rows))
+        unlearner.save(tmp_path / "again.pth")
+    again = {}
+    for each in ([], rows):
+        path = tmp_path / f"{len(each)}.pth"
+        again[len(each)], _ = train_paired(
+            before.config, before.split, path, original(name), each, before.config["seed"]
+        )
+    assert same_weights(again[0].state_dict(), before.model.state_dict())
+    effect = flat(again[len(rows)].state_dict()) - flat(before.model.state_dict())
+    left = flat(found.state_dict) - flat(again[len(rows)].state_dict())
+    assert 0 < left.norm() < 1e-4 * effect.norm()
+    assert verify(tmp_path / "forgotten.pth") < 1e-5 and verify(tmp_path / "again.pth") < 1e-5
+
+
+@pytest.mark.parametrize(
+    "name", ["GRU4Rec, no dropout", "NGCF, no dropout", "NGCF, popularity", "GRU4Rec, CE, no dropout"]
+)
 def test_it_ends_where_a_loop_over_the_log_without_the_rows_does(original, name):
     """A loop written for this test: the model's loss on the rows that are left, and an optimiser of torch's."""
     with load(original(name), way=Replay()) as unlearner:
@@ -230,12 +259,12 @@ def test_fresh_random_numbers_are_gone_on_from(original, name):
 
 
 def test_auto_takes_it_where_training_is_short(original):
-    with load(original("FPMC"), config_dict={"cg_max_iterations": 2}) as unlearner:
+    with load(original("NGCF, no dropout"), config_dict={"cg_max_iterations": 2}) as unlearner:
         assert unlearner.method == "replay" and "training takes about" in unlearner.chosen
         unlearner.hurry(10**9)
         assert unlearner.forget(rows=[3]).details["exact"] is False and not unlearner.settled
         assert unlearner.settle_if_wanted().details["exact"]
-    with load(original("FPMC"), config_dict={"exact_seconds": 0.0}) as unlearner:
+    with load(original("NGCF, no dropout"), config_dict={"exact_seconds": 0.0}) as unlearner:
         assert unlearner.method == "influence" and "training takes about" in unlearner.chosen
     opened = unlearner.trained
     opened.stored["triple_log"].pop("seconds")

@@ -1,5 +1,6 @@
 """Exact forgetting as people get it: by default, settled, saved, recomputed, and how much it leaves to others."""
 
+import itertools
 import json
 import subprocess
 import sys
@@ -19,6 +20,8 @@ from recbole_unlearn.training.trained import Checkpoint
 from recbole_unlearn.verify import main, verify
 
 MODELS = {"BPR": {}, "LightGCN": {"n_layers": 2, "reg_weight": 1e-3}}
+SEQUENTIAL = {"MAX_ITEM_LIST_LENGTH": 6, "load_col": {"inter": ["user_id", "item_id", "timestamp"]}}
+COMPILED = MODELS | {"FPMC": SEQUENTIAL}
 
 
 @pytest.fixture(params=MODELS)
@@ -211,13 +214,23 @@ def test_lists_are_out_of_date_of_those_whose_recommendations_change_and_of_nobo
     assert split.token("user", users[9:10])[0] in changed_users(original, other, split, np.array([row]), TOP)
 
 
-@pytest.mark.parametrize("model", MODELS)
-@pytest.mark.parametrize("keys", [{}, {"negatives": "static", "weight_decay": 1e-4}], ids=["", "static, decay"])
+DECAY = {"weight_decay": 1e-4}
+
+
+@pytest.mark.parametrize(
+    ("model", "keys"),
+    [
+        *itertools.product(COMPILED, [{}]),
+        ("BPR", {"negatives": "static", **DECAY}),
+        ("LightGCN", {"negatives": "static", **DECAY}),
+        ("FPMC", DECAY),
+    ],
+)
 def test_compiled_training_is_recboles_with_its_logs_and_checkpoints(make_split, tmp_path, model, keys):
     """Same draws bit for bit, same weights, moments and losses but for rounding; and it can be unlearned from."""
     found = {}
     for compiled in (False, True):
-        split = make_split(model, epochs=4, checkpoint_dir=str(tmp_path), compiled=compiled, **MODELS[model], **keys)
+        split = make_split(model, epochs=4, checkpoint_dir=str(tmp_path), compiled=compiled, **COMPILED[model], **keys)
         path = tmp_path / f"{compiled}.pth"
         _, trainer, _ = train(split.config, split, path)
         found[compiled] = *checkpoints.load(path), trainer.train_loss_dict
@@ -239,7 +252,8 @@ def test_compiled_training_is_recboles_with_its_logs_and_checkpoints(make_split,
 @pytest.mark.parametrize(
     ("model", "keys", "words"),
     [
-        ("NGCF", {"hidden_size_list": [4]}, "for BPR and LightGCN"),
+        ("NGCF", {"hidden_size_list": [4]}, "for BPR, LightGCN, FPMC and TransRec, not for NGCF"),
+        ("TransRec", SEQUENTIAL, "the loss that TransRec's trainer reports has more terms"),
         ("BPR", {"learner": "sgd", "method": "influence", "damping": "scalar"}, "plain Adam"),
         ("BPR", {"clip_grad_norm": {"max_norm": 5}}, "plain Adam"),
     ],

@@ -88,12 +88,13 @@ def rebuild_histories(part: SequentialDataset, data: SequentialDataset, rows: np
         ends = prefix + np.cumsum(kept) - kept  # items before each row that are not gone
         places = np.searchsorted(rows, own)
         here = np.flatnonzero((places < len(rows)) & (rows[np.minimum(places, len(rows) - 1)] == own))
-        for place, end in zip(places[here], ends[here], strict=True):
-            start = max(end - limit, 0)
-            columns[lengths][place] = int(end - start)
-            for name, field in lists.items():
-                columns[field][place] = 0
-                columns[field][place, : end - start] = sequences[name][start:end]
+        here, ends = torch.from_numpy(places[here]), torch.from_numpy(ends[here])
+        starts = (ends - limit).clamp(min=0)
+        columns[lengths][here] = (ends - starts).to(columns[lengths].dtype)
+        for name, field in lists.items():
+            at = torch.arange(columns[field].shape[1]) + starts[:, None]
+            padded = torch.cat([torch.zeros_like(sequences[name][:1]), sequences[name]])
+            columns[field][here] = padded[torch.where(at < ends[:, None], at + 1, 0)]
 
 
 class Split:

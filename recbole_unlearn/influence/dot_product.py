@@ -215,6 +215,25 @@ def _ratios(sums, powers, s, eps, ratios):
     return sums.shape[1] if bad == most else bad - 1
 
 
+def planned(adam: Adam, rates: np.ndarray, taken: int) -> tuple:
+    """What kernels take of the steps to come, from which on rows catch up at once where that is fit.
+
+    Args:
+        rates: learning rate of each step, float64 ``[steps]``.
+        taken: steps before these.
+    """
+    b1, b2, decay, steps = adam.beta1, adam.beta2, adam.weight_decay, len(rates)
+    reach = max(1, int(np.ceil(np.log(NEGLIGIBLE) / np.log(b1)))) if b1 > 0 else 1
+    at_once = decay == 0 and reach <= REACH and b1 < 0.99 * b2**2 and adam.eps >= 1e-15
+    powers = (b1 / b2 ** (np.arange(5)[:, None] / 2)) ** np.arange(reach + 1 if at_once else 1)
+    numbers, left = taken + 1 + np.arange(steps), np.maximum(np.arange(steps + 1) - 1, 0)
+    schedule = np.zeros((steps + 1, 4), np.float32)
+    schedule[:steps, 0], schedule[:steps, 1] = rates / (1 - b1**numbers), 1 / np.sqrt(1 - b2**numbers)
+    schedule[:, 2], schedule[:, 3] = b1**left, b2**left
+    single = tuple(np.float32(x) for x in (b1, b2, 1 - b1, 1 - b2, adam.eps, decay))
+    return _sums(rates, taken, b1, b2), powers, schedule, np.uint64(reach), single
+
+
 # Not functions in the kernels' closures: that would defeat the cache on disk.
 
 
@@ -494,25 +513,17 @@ class DotProductTraining:
 
     def _train(self, m, arranged, bounds, rates, losses) -> None:
         """Take a block's steps."""
-        parts, adam = len(self._table), self._optimizer
-        b1, b2, decay, steps, most = adam.beta1, adam.beta2, adam.weight_decay, len(rates), int(np.diff(bounds).max())
-        if self.steps == 0 and decay == 0:
+        parts, steps, most = len(self._table), len(rates), int(np.diff(bounds).max())
+        if self.steps == 0 and self._optimizer.weight_decay == 0:
             arranged = arranged[0][:0], *arranged[1:]  # moments are zero: nothing moves before its first touch
-        reach = max(1, int(np.ceil(np.log(NEGLIGIBLE) / np.log(b1)))) if b1 > 0 else 1
-        at_once = decay == 0 and reach <= REACH and b1 < 0.99 * b2**2 and adam.eps >= 1e-15
-        powers = (b1 / b2 ** (np.arange(5)[:, None] / 2)) ** np.arange(reach + 1 if at_once else 1)
-        taken, left = self.steps + 1 + np.arange(steps), np.maximum(np.arange(steps + 1) - 1, 0)
-        numbers = rates / (1 - b1**taken), 1 / np.sqrt(1 - b2**taken), b1**left, b2**left
-        schedule = np.zeros((steps + 1, 4), np.float32)
-        schedule[:steps, 0], schedule[:steps, 1], schedule[:, 2], schedule[:, 3] = numbers
-        single = tuple(np.float32(x) for x in (b1, b2, 1 - b1, 1 - b2, adam.eps, decay))
+        plan = planned(self._optimizer, rates, self.steps)
         scores = self._room("scores", 2, parts, m * most, dtype=np.float32)
-        progress, sums = aligned((16,), np.int64), _sums(rates, self.steps, b1, b2)
+        progress = aligned((16,), np.int64)
         threads = min(self._threads, parts)
         weights = self._room("weights", threads, (2 * m + 1) * most, dtype=np.float32)
         gradients = self._room("gradients", threads, most, self._columns, dtype=np.float32)
         data = *arranged, bounds, scores
-        rest = progress, sums, powers, schedule, np.uint64(reach), single, losses
+        rest = progress, *plan, losses
         cuts = np.linspace(0, parts, threads + 1).astype(int)
         work = [(*cuts[t : t + 2], self._table, *data, weights[t], gradients[t], *rest) for t in range(threads)]
         kernel = _train(self._columns, m)

@@ -1,14 +1,17 @@
-"""Epochs of a trainer by compiled kernels, where ``compiled: True`` asks for it: RecBole's draws, logs, validation and
-checkpoints, to weights that are its own up to rounding."""
+"""Trainings by compiled kernels: of a log again, and, where ``compiled: True`` asks for it, with RecBole's draws, logs,
+validation and checkpoints. The weights are those of RecBole's own trainer up to rounding."""
 
 from typing import Any
 
 import numpy as np
 import torch
 from recbole.data.dataloader import TrainDataLoader
+from recbole.data.dataset import Dataset
 from recbole.model.abstract_recommender import AbstractRecommender
 from recbole.model.general_recommender import BPR, LightGCN
+from recbole.model.sequential_recommender import TransRec
 from recbole.trainer import Trainer
+from recbole.utils import InputType
 
 from recbole_unlearn.compat.recbole_models import clear_caches
 from recbole_unlearn.data.sampling import Played
@@ -18,23 +21,59 @@ from recbole_unlearn.influence.coupling import Epoch
 from recbole_unlearn.influence.dot_product import DotProductTraining
 from recbole_unlearn.influence.propagated import Graph
 from recbole_unlearn.influence.propagated_training import GraphLoss, PropagatedTraining
-from recbole_unlearn.influence.recorded import Adam
+from recbole_unlearn.influence.recorded import Adam, Recorded
+from recbole_unlearn.influence.summed_training import SummedTraining
+from recbole_unlearn.models.sums import SUMMED, Sums, last_items
+
+COMPILED = (BPR, LightGCN, *SUMMED)
+# What ML-1M took, K = 8 and 64, two cores (results/): to tell which requests training again serves soon enough.
+SECONDS_A_TRIPLE, SECONDS_A_NUMBER = 2e-8, 1.5e-9
+
+
+def unfit(config: Any, model: AbstractRecommender, group: dict[str, Any]) -> str | None:
+    """Why a model with a group of optimiser's settings cannot be compiled, whatever its data are; None where it can."""
+    if type(model) not in COMPILED:
+        *others, last = (each.__name__ for each in COMPILED)
+        return f"it is for {', '.join(others)} and {last}, not for {type(model).__name__}"
+    if config["learner"] != "adam" or group.get("amsgrad") or config["clip_grad_norm"]:
+        return "it is for plain Adam, without clipped gradients"
+    if not config["single_spec"] or config["enable_amp"]:
+        return "it is for one process, in float32"
+    return None
+
+
+def not_again(trainer: Trainer, loader: TrainDataLoader) -> str | None:
+    """Why a training cannot be repeated by kernels, in words; None where it can."""
+    if reason := unfit(trainer.config, trainer.model, trainer.optimizer.param_groups[0]):
+        return reason
+    summed = type(trainer.model) in SUMMED
+    if not (_pairs(loader) if summed else Played.fits(loader)):
+        return "batches hold more than a user, an item and negatives"
+    if summed and not last_items(loader._dataset).all():
+        return "there are empty histories"
+    return None
 
 
 def refusal(trainer: Trainer, loader: TrainDataLoader) -> str | None:
     """Why a training cannot be compiled, in words; None where it can."""
-    config, group = trainer.config, trainer.optimizer.param_groups[0]
-    if type(trainer.model) not in (BPR, LightGCN):
-        return f"it is for BPR and LightGCN, not for {type(trainer.model).__name__}"
-    if config["learner"] != "adam" or group.get("amsgrad") or config["clip_grad_norm"]:
-        return "it is for plain Adam, without clipped gradients"
-    if not config["single_spec"] or trainer.enable_amp:
-        return "it is for one process, in float32"
-    if not Played.fits(loader):
-        return "batches hold more than a user, an item and negatives"
+    if reason := not_again(trainer, loader):
+        return reason
+    if type(trainer.model) is TransRec:  # of norms that nothing is differentiated by
+        return "the loss that TransRec's trainer reports has more terms than it is trained by"
     if trainer.start_epoch:
         return "a training cannot go on in this way, only begin"
     return None
+
+
+def seconds(epochs: int, triples: int, numbers: int) -> float:
+    """About how long kernels take on two cores: so many triples an epoch, each of so many numbers."""
+    return epochs * triples * (SECONDS_A_TRIPLE + SECONDS_A_NUMBER * numbers)
+
+
+def _pairs(loader):
+    """Whether a loader's batches are a row and its negatives, drawn whatever the model is."""
+    dynamic = loader.neg_sample_args.get("dynamic", False)
+    return loader.dl_format == InputType.PAIRWISE and not dynamic and not loader.config["transform"]
 
 
 def training_of(
@@ -65,6 +104,56 @@ def adam_states(sizes: list[int], first: np.ndarray, second: np.ndarray, steps: 
     ]
 
 
+class Kernels:
+    """What trains a trainer's model on some data instead of it.
+
+    Args:
+        trainer: before its first step, of a training that can be compiled.
+        data: RecBole's.
+        rows: of ``data`` that stand for the rows of epochs, ints; default: all.
+    """
+
+    def __init__(self, trainer: Trainer, data: Dataset, rows: np.ndarray | slice = slice(None)) -> None:
+        self._model, self._optimizer = trainer.model, trainer.optimizer
+        adam = Adam.of(trainer.optimizer.param_groups[0])
+        users, items = (data.inter_feat[name].numpy() for name in (data.uid_field, data.iid_field))
+        self._items = items[rows]
+        if type(trainer.model) in SUMMED:
+            sums = Sums(trainer.model)
+            self._parameters, self._named = sums.parameters, [each[rows] for each in sums.queries(data)]
+            self._training: Any = SummedTraining(sums.parts, adam)
+            return
+        self._parameters, self._named = [list(trainer.model.parameters())], users[rows]
+        start = np.concatenate([array(value) for value in trainer.model.parameters()])
+        self._training = training_of(trainer.model, (users, items), start, adam)
+
+    def epoch(self, epoch: Epoch, with_loss: bool = False) -> float | None:
+        """Train on an epoch; returns the sum of its batches' mean losses, where it is asked for."""
+        return self._training.epoch(self._named, self._items, epoch, with_loss)
+
+    def write_back(self) -> None:
+        """Bring the model and its optimiser's state up to date."""
+        read = (self._training.W, self._training.M, self._training.V)
+        parts = zip(*(each if isinstance(each, list) else [each] for each in read), strict=True)
+        for parameters, (weights, first, second) in zip(self._parameters, parts, strict=True):
+            sizes = [value.shape[0] if value.ndim > 1 else 1 for value in parameters]
+            states = adam_states(sizes, first, second, self._training.steps)
+            now = torch.from_numpy(weights).split(sizes)
+            for value, new, state in zip(parameters, now, states, strict=True):
+                with torch.no_grad():
+                    value.copy_(new.view_as(value))
+                placed = {name: state[name].view_as(value).to(value.device) for name in ("exp_avg", "exp_avg_sq")}
+                self._optimizer.state[value] = {**state, **placed}
+        clear_caches(self._model)
+
+
+def warm_up(model: AbstractRecommender, data: Dataset, recorded: Recorded) -> None:
+    """Load or compile the kernels of a model whose score is of sums of embeddings."""
+    sums, one = Sums(model), np.zeros(1, np.int64)
+    epoch = Epoch(one, np.array([0, 1]), recorded.negatives[0][:1], np.full(1, 1e-3))
+    SummedTraining(sums.parts, recorded.adam).epoch([each[:1] for each in sums.queries(data)], one, epoch)
+
+
 class CompiledEpochs:
     """What trains a trainer's model, an epoch a call; the model and the optimiser's state are up to date after each.
 
@@ -79,14 +168,7 @@ class CompiledEpochs:
     def __init__(self, trainer: Trainer, loader: TrainDataLoader) -> None:
         if reason := refusal(trainer, loader):
             raise InputError(f"compiled: {reason}; leave compiled out")
-        self.model, self.optimizer, data = trainer.model, trainer.optimizer, loader._dataset
-        self.users, self.items = (data.inter_feat[name].numpy() for name in (data.uid_field, data.iid_field))
-        self.parameters: list[torch.Tensor] = list(self.model.parameters())
-        start, adam = (
-            np.concatenate([array(value) for value in self.parameters]),
-            Adam.of(trainer.optimizer.param_groups[0]),
-        )
-        self.training = training_of(self.model, (self.users, self.items), start, adam)
+        self._optimizer, self._kernels = trainer.optimizer, Kernels(trainer, loader._dataset)
 
     def __call__(self, recorded: Any, rates: list[float]) -> float:
         """Train on what a loader draws; returns the sum of the batches' losses.
@@ -97,23 +179,11 @@ class CompiledEpochs:
         """
         recorded.keep = True
         n_steps = sum(1 for _ in recorded)
-        rates += [self.optimizer.param_groups[0]["lr"]] * n_steps
+        rates += [self._optimizer.param_groups[0]["lr"]] * n_steps
         step, drawn = recorded.step[recorded.position], recorded.drawn[recorded.position]
         order = np.argsort(step, kind="stable")
         bounds = np.searchsorted(step[order], np.arange(n_steps + 1))
-        epoch = Epoch(order, bounds, drawn, np.array(rates))
-        loss = self.training.epoch(self.users, self.items, epoch, with_loss=True)
+        loss = self._kernels.epoch(Epoch(order, bounds, drawn, np.array(rates)), with_loss=True)
         assert loss is not None
-        self._write_back()
+        self._kernels.write_back()
         return loss
-
-    def _write_back(self):
-        training, sizes = self.training, [len(value) for value in self.parameters]
-        states = adam_states(sizes, training.M, training.V, training.steps)
-        weights = torch.from_numpy(np.array(training.W)).split(sizes)
-        with torch.no_grad():
-            for value, now, state in zip(self.parameters, weights, states, strict=True):
-                value.copy_(now)
-                moments = {name: state[name].to(value.device) for name in ("exp_avg", "exp_avg_sq")}
-                self.optimizer.state[value] = {**state, **moments}
-        clear_caches(self.model)

@@ -32,6 +32,7 @@ from recbole_unlearn.settings.shown import plain
 from recbole_unlearn.storage import checkpoints
 from recbole_unlearn.storage.files import remove, scratch_folder
 from recbole_unlearn.storage.triple_log import TripleLog, log_path
+from recbole_unlearn.training.compiled import Kernels, not_again
 from recbole_unlearn.training.trainer import make_trainer
 
 # How far training again may end from the weights, of the way that training moved them. Trainings that did what their
@@ -179,8 +180,9 @@ def trained_again(
     log: TripleLog,
     snapshots: Iterable[int] = (),
     bar: str | None = None,
+    compiled: bool = False,
 ) -> Again:
-    """Train on given epochs by RecBole's own trainer, with nothing of other rows in graph, histories or facts.
+    """Train on given epochs, with nothing of other rows in graph, histories or facts.
 
     The initial weights are those of the beginning, and so is what the model draws in training (dropout), as far as it
     draws as much. No random stream of the process moves.
@@ -190,6 +192,7 @@ def trained_again(
         log: that may hold the initial weights.
         snapshots: numbers of epochs after which the weights are kept.
         bar: name of what is shown of the progress.
+        compiled: whether our kernels may train, where they can; else RecBole's own trainer does.
     """
     static, numbers = config["negatives"] == "static", set(snapshots)
     with (
@@ -198,7 +201,7 @@ def trained_again(
         replaced(recbole_trainer, get_tensorboard=lambda logger: None),
     ):
         gone = np.flatnonzero(~epochs.kept)
-        rest, whole = split.remaining(gone), split.remaining(_rows(None), beginning.seed)
+        rest = split.remaining(gone)
         model = new_model(config, split, beginning.seed, rest._dataset)
         trainer: Any = make_trainer(changed(config, checkpoint_dir=str(folder)), model)
         first = new_model(config, split, beginning.seed, split.remaining_dataset(beginning.without))
@@ -209,16 +212,41 @@ def trained_again(
         keep_draws(first, model, rest._dataset)
         if not beginning.fresh:
             begin(model, log)
-        trainer.equip(pairwise_loader(whole), static)
-        played = _Coupled(whole, epochs, split.positions_without(gone), rest, model=model)
-        initial = flat_weights(model)
+        initial, position = flat_weights(model), split.positions_without(gone)
+        if compiled and not not_again(trainer, pairwise_loader(rest)):
+            play = _by_kernels(Kernels(trainer, rest._dataset, position), epochs)
+        else:
+            whole = split.remaining(_rows(None), beginning.seed)
+            trainer.equip(pairwise_loader(whole), static)
+            play = _by_trainer(trainer, _Coupled(whole, epochs, position, rest, model=model))
         kept = {0: initial} if 0 in numbers else {}
-        for epoch in tqdm(range(len(epochs)), bar, ncols=100, disable=bar is None):
-            trainer.begin_epoch(epoch)
-            trainer._train_epoch(played, epoch)  # is RecBole's for a loader like this one, which there is no log of
-            if epoch + 1 in numbers:
-                kept[epoch + 1] = flat_weights(model)
+        for number in tqdm(range(1, len(epochs) + 1), bar, ncols=100, disable=bar is None):
+            play(number - 1, number in numbers or number == len(epochs))
+            if number in numbers:
+                kept[number] = flat_weights(model)
         return Again(trainer, torch.from_numpy(initial).double(), perf_counter() - start, kept)
+
+
+def _by_kernels(kernels, epochs):
+    """What trains an epoch, and says whether its model's weights are wanted then: by our kernels."""
+    coming = iter(epochs)
+
+    def play(number, wanted):
+        kernels.epoch(next(coming))
+        if wanted:
+            kernels.write_back()
+
+    return play
+
+
+def _by_trainer(trainer, played):
+    """The same by RecBole's trainer."""
+
+    def play(number, wanted):
+        trainer.begin_epoch(number)
+        trainer._train_epoch(played, number)  # is RecBole's for a loader like this one, which there is no log of
+
+    return play
 
 
 def flat_weights(model):

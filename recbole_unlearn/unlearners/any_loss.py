@@ -18,9 +18,11 @@ from recbole_unlearn.influence.operators import AutogradCurvature
 from recbole_unlearn.influence.solver import jacobi
 from recbole_unlearn.models.draws import keep_draws
 from recbole_unlearn.models.losses import fixed_randomness
+from recbole_unlearn.models.sums import Sums
 from recbole_unlearn.models.support import no_step
 from recbole_unlearn.models.view import View
 from recbole_unlearn.storage.checkpoints import check_finite
+from recbole_unlearn.training import compiled
 from recbole_unlearn.training.fit import Beginning, new_model, trained_again
 from recbole_unlearn.training.trained import Trained
 from recbole_unlearn.unlearners.base import Change, NewTraining, Problem, Unlearned
@@ -120,10 +122,19 @@ class AnyLoss(Problem):
         return None
 
     def warm_up_replay(self) -> None:
-        """Nothing: RecBole's trainer has been loaded."""
+        """Load or compile the kernels of a model that has some; RecBole's trainer has been loaded."""
+        if self._compiled:
+            compiled.warm_up(self.view.model, self.split.train._dataset, self.recorded)
+
+    @property
+    def _compiled(self):
+        """Whether it is trained again by kernels."""
+        return compiled.unfit(self.config, self.view.model, self.trained.optimizer["param_groups"][0]) is None
 
     def seconds_again(self) -> float:
-        """About how long `retrained` takes, from what an epoch of training took; infinite where that is not known."""
+        """About how long `retrained` takes, of kernels or by what an epoch took; infinite where nobody knows."""
+        if self._compiled:
+            return compiled.seconds(self.epochs, self.n_triples, Sums(self.view.model).numbers)
         seconds = self.trained.stored["triple_log"].get("seconds")
         if type(seconds) is not float or not seconds > 0:
             return np.inf
@@ -140,7 +151,7 @@ class AnyLoss(Problem):
         return replace(change, details={**change.details, "exact": False})
 
     def _again(self, epochs, beginning, bar):
-        return trained_again(self.config, self.split, epochs, beginning, self.log, self.snapshots, bar)
+        return trained_again(self.config, self.split, epochs, beginning, self.log, self.snapshots, bar, compiled=True)
 
     def reproduction(self, show_progress: bool = False) -> tuple[float, float] | None:
         """As of `DotProduct`; nothing of the start is rounded."""

@@ -22,7 +22,7 @@ from recbole_unlearn.influence.sharding import Shard
 from recbole_unlearn.influence.solver import preconditioner
 from recbole_unlearn.models.losses import fixed_randomness
 from recbole_unlearn.storage.checkpoints import check_finite
-from recbole_unlearn.training.compiled import adam_states, training_of
+from recbole_unlearn.training.compiled import adam_states, seconds, training_of
 from recbole_unlearn.training.fit import new_model
 from recbole_unlearn.training.trained import Trained
 from recbole_unlearn.unlearners.base import Change, NewTraining, Problem, Unlearned
@@ -30,8 +30,6 @@ from recbole_unlearn.unlearners.influence import Influence, conjugate, warn_unle
 
 MOSTLY_TOUCHED = 0.5  # share of the interactions with a touched user or item, from which on replay runs all rows again
 CURVATURE_TRIPLES = 8_000_000
-# Of training again, to tell which requests it serves soon enough: what ML-1M took, K = 8 and 64, two cores (results/).
-SECONDS_A_TRIPLE, SECONDS_A_NUMBER = 2e-8, 1.5e-9
 
 
 class DotProduct(Problem):
@@ -149,8 +147,8 @@ class DotProduct(Problem):
         return training_of(self.trained.model, pairs, start, self.recorded.adam, stride)
 
     def seconds_again(self) -> float:
-        """About how long `retrained` takes on two cores: so many triples an epoch, each of so many numbers."""
-        return self.epochs * self.n_triples * (SECONDS_A_TRIPLE + SECONDS_A_NUMBER * self.P.shape[1])
+        """About how long `retrained` takes on two cores."""
+        return seconds(self.epochs, self.n_triples, self.P.shape[1])
 
     def _first_weights(self) -> tuple[np.ndarray, bool] | None:
         """Weights that training began with, float32 ``[n_users + n_items, K]``, and whether they are exact.
