@@ -13,15 +13,17 @@ import recbole_unlearn as ru
 from recbole_unlearn.errors import InputError
 from recbole_unlearn.evaluation.churn import TOP, changed_users, churn, recommended
 from recbole_unlearn.quick_start import run_unlearn
+from recbole_unlearn.settings.conflicts import BY_KERNELS
 from recbole_unlearn.storage import checkpoints
 from recbole_unlearn.storage.triple_log import TripleLog, log_path
+from recbole_unlearn.training.compiled import COMPILED
 from recbole_unlearn.training.fit import train
 from recbole_unlearn.training.trained import Checkpoint
 from recbole_unlearn.verify import main, verify
 
 MODELS = {"BPR": {}, "LightGCN": {"n_layers": 2, "reg_weight": 1e-3}}
 SEQUENTIAL = {"MAX_ITEM_LIST_LENGTH": 6, "load_col": {"inter": ["user_id", "item_id", "timestamp"]}}
-COMPILED = MODELS | {"FPMC": SEQUENTIAL}
+TRAINED = MODELS | {"FPMC": SEQUENTIAL}
 
 
 @pytest.fixture(params=MODELS)
@@ -214,13 +216,17 @@ def test_lists_are_out_of_date_of_those_whose_recommendations_change_and_of_nobo
     assert split.token("user", users[9:10])[0] in changed_users(original, other, split, np.array([row]), TOP)
 
 
+def test_the_models_that_pages_call_compiled_are_those():
+    assert {kind.__name__ for kind in COMPILED} == set(BY_KERNELS)
+
+
 DECAY = {"weight_decay": 1e-4}
 
 
 @pytest.mark.parametrize(
     ("model", "keys"),
     [
-        *itertools.product(COMPILED, [{}]),
+        *itertools.product(TRAINED, [{}]),
         ("BPR", {"negatives": "static", **DECAY}),
         ("LightGCN", {"negatives": "static", **DECAY}),
         ("FPMC", DECAY),
@@ -230,7 +236,7 @@ def test_compiled_training_is_recboles_with_its_logs_and_checkpoints(make_split,
     """Same draws bit for bit, same weights, moments and losses but for rounding; and it can be unlearned from."""
     found = {}
     for compiled in (False, True):
-        split = make_split(model, epochs=4, checkpoint_dir=str(tmp_path), compiled=compiled, **COMPILED[model], **keys)
+        split = make_split(model, epochs=4, checkpoint_dir=str(tmp_path), compiled=compiled, **TRAINED[model], **keys)
         path = tmp_path / f"{compiled}.pth"
         _, trainer, _ = train(split.config, split, path)
         found[compiled] = *checkpoints.load(path), trainer.train_loss_dict

@@ -12,7 +12,7 @@ from markupsafe import Markup
 
 from recbole_unlearn.reports import templates
 from recbole_unlearn.reports.pictures import described, drawn
-from recbole_unlearn.settings.conflicts import DERIVED_FORMS
+from recbole_unlearn.settings.conflicts import BY_KERNELS
 from recbole_unlearn.storage.audit import weight_settings
 
 FORGOTTEN = {
@@ -68,7 +68,7 @@ def page(result: dict, table: pd.DataFrame, method: str) -> str:
         drift=_drift((result.get("stream") or {}).get("drift")),
         certificate=_certificate(result),
         exact=result["unlearning"].get("exact", False),
-        compiled=result["settings"].get("model") in DERIVED_FORMS,
+        compiled=result["settings"].get("model") in BY_KERNELS,
         settings=weight_settings(result["settings"]).items(),
     )
 

@@ -10,7 +10,7 @@ from recbole_unlearn.unlearners.base import Change, Problem
 
 @dataclass(frozen=True)
 class Replay:
-    """Run the recorded training again, without the forgotten rows: by kernels of BPR and LightGCN, else by its trainer.
+    """Run the recorded training again, without the forgotten rows: by kernels that fit it or by its trainer.
 
     Attributes:
         rows: weight rows that are run again. 'all' is retraining, exactly; those 'touched' by the forget set are faster
