@@ -67,7 +67,7 @@ def rebuild_histories(part: SequentialDataset, data: SequentialDataset, rows: np
     sequence is the history of the first row, and then the rows' own items.
 
     Args:
-        part: RecBole sequential data set that holds some rows of another.
+        part: RecBole sequential data set that holds some rows of another, in tensors of its own.
         data: the other one.
         rows: which these are, ascending.
         gone: which rows of ``data`` are gone, bool array.
@@ -76,11 +76,12 @@ def rebuild_histories(part: SequentialDataset, data: SequentialDataset, rows: np
     lists = {name: getattr(data, f"{name}_list_field", None) for name in columns}
     lists = {name: field for name, field in lists.items() if field in columns}
     lengths = data.item_list_length_field
-    for field in (*lists.values(), lengths):
-        columns[field] = columns[field].clone()
     owner = whole[data.uid_field].numpy()
-    for user in np.unique(owner[gone]):
-        own = np.flatnonzero(owner == user)
+    by_user = np.argsort(owner, kind="stable")
+    touched = np.unique(owner[gone])
+    begins, stops = (np.searchsorted(owner[by_user], touched, side) for side in ("left", "right"))
+    for begin, stop in zip(begins, stops, strict=True):
+        own = by_user[begin:stop]
         prefix, kept = int(whole[lengths][own[0]]), ~gone[own]
         sequences = {
             name: torch.cat([whole[field][own[0], :prefix], whole[name][own[kept]]]) for name, field in lists.items()
@@ -343,6 +344,8 @@ class Split:
     def _part(self, rows, gone):
         """The data set with some rows of the training data only, and histories without those that are ``gone``."""
         data = self.train._dataset
+        if len(rows) == len(data):
+            return data.copy(Interaction(dict(data.inter_feat.interaction)))
         part = data.copy(data.inter_feat[torch.from_numpy(rows)])
         if self.sequential and gone.any():
             rebuild_histories(part, data, rows, gone)
