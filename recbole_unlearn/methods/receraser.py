@@ -245,7 +245,7 @@ class RecEraser(Clustered):
     ) -> tuple[ShardEnsemble, dict[str, Any]]:
         task, settings = self.task, self.settings
         seed = derived_seed(task.seed, self.shards, self.slices)  # no shard has the number `shards`
-        config = changed(task.config, weight_decay=0.0)
+        config = changed(task.config, weight_decay=0.0, compiled=False)  # no kernel has attention
         if settings["learning_rate"] is not None:
             config = changed(config, learning_rate=settings["learning_rate"])
         init_seed(seed, config["reproducibility"])

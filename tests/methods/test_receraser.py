@@ -233,6 +233,18 @@ def test_aggregation_learns_to_tell_interactions_from_negatives(make_shard_task,
     assert np.mean(better) > 0.9
 
 
+def test_shards_may_be_trained_by_kernels_and_the_attention_as_ever(make_shard_task, make_settings):
+    found = {}
+    for compiled in (False, True):
+        task = make_shard_task(epochs=4, compiled=compiled)
+        task.folder = task.folder / str(compiled)
+        method = RecEraser(task, make_settings("receraser", shards=2, epochs=2))
+        method.prepare()
+        found[compiled] = method.original().state_dict()
+    assert not torch.equal(found[True]["user"], found[False]["user"])  # but for rounding
+    torch.testing.assert_close(found[True]["user"], found[False]["user"], rtol=1e-4, atol=1e-5)
+
+
 def test_another_model_makes_another_partition_in_another_folder(make_shard_task, make_settings):
     task = make_shard_task(epochs=1)
     method = RecEraser(task, make_settings("receraser", shards=3, epochs=1))
