@@ -28,6 +28,7 @@ MODELS = {
     "SimpleX": QUICK,
     "GRU4Rec": IN_TIME | QUICK,
     "SASRec": IN_TIME | QUICK | {"inner_size": 8, "n_layers": 1},
+    "FPMC": IN_TIME | QUICK,
 }
 
 
