@@ -20,7 +20,7 @@ from recbole_unlearn.errors import InputError
 from recbole_unlearn.settings.given import Given
 from recbole_unlearn.training.compiled import COMPILED
 from recbole_unlearn.training.fit import LIMIT, begin, distance, new_model, train_paired
-from recbole_unlearn.training.trained import Checkpoint
+from recbole_unlearn.training.trained import Checkpoint, seed_of
 
 
 def verify(checkpoint: Path | str, model: type | None = None) -> float:
@@ -50,7 +50,8 @@ def verify(checkpoint: Path | str, model: type | None = None) -> float:
                 f"originals, and results of {known}, can be recomputed"
             )
         config["show_progress"], config["checkpoint_dir"] = False, folder
-        seed, nothing = config["seed"], np.empty(0, np.int64)
+        nothing, seed = np.empty(0, np.int64), seed_of(opened.stored)
+        seed = config["seed"] if seed is None else seed
         again, _ = train_paired(config, split, Path(folder) / "again.pth", checkpoint, nothing, seed)
         start = new_model(config, split, seed)
         begin(start, opened.log)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from recbole.data.interaction import Interaction
+from recbole.quick_start import load_data_and_model
 
 from recbole_unlearn.data.split import Split, pairwise_loader
 from recbole_unlearn.devices import copies
@@ -59,6 +60,8 @@ MODELS = {
     "CKE": GRAPH,
     "KTUP": {**GRAPH, "train_rec_step": 1, "train_kg_step": 1},  # every second epoch is of facts alone
     "SimpleX": {"history_len": 5, **TWO},
+    "KGCN": {**GRAPH, "neighbor_sample_size": 2},
+    "DMF": {"user_hidden_size_list": [8], "item_hidden_size_list": [8], **ONE},
 }
 COMPILED = ["FPMC", "TransRec"]
 
@@ -245,6 +248,30 @@ def test_what_is_saved_is_that_training(original, tmp_path, name):
         distance, _ = again.problem.reproduction()
         assert distance < 1e-5  # of its log: the order within a batch is another, which is rounding
         assert again.forget(count=3).details["exact"]
+
+
+@pytest.mark.parametrize("name", ["SimpleX", "KGCN", "DMF"])
+def test_what_is_read_again_scores_as_the_model_that_was_trained(original, tmp_path, name):
+    """Histories and neighbours are those that its own training drew, and nothing kept is the original's."""
+
+    def scores(model, split):
+        users, items = np.divmod(np.arange(5 * (split.n_items - 1)), split.n_items - 1)
+        with torch.no_grad():
+            asked = {"user_id": torch.from_numpy(users + 1), "item_id": torch.from_numpy(items + 1)}
+            return model.eval().predict(Interaction(asked)).numpy().ravel()
+
+    with load(original(name), way=Replay(coupling="fresh")) as unlearner:
+        before = scores(unlearner.model, unlearner.split)
+        served = scores(unlearner.forget(rows=some(unlearner.split)).model, unlearner.split)
+        assert np.abs(served - before).max() > 0.01
+        unlearner.save(tmp_path / "new.pth")
+    with load(tmp_path / "new.pth") as again:
+        np.testing.assert_allclose(scores(again.model, again.split), served, atol=1e-6)
+        assert again.forget(count=3).training
+    found = load_data_and_model(str(tmp_path / "new.pth"))
+    np.testing.assert_allclose(scores(found[1], again.split), served, atol=1e-6)
+    kept = torch.load(tmp_path / "new.pth", weights_only=True)["other_parameter"]
+    assert kept == {}
 
 
 @pytest.mark.parametrize("name", ["FPMC", "GRU4Rec, CE"])

@@ -14,6 +14,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from conftest import inside
+from test_everywhere import contents
 
 from recbole_unlearn.data.fingerprint import rows_checksum
 from recbole_unlearn.data.split import Split
@@ -26,6 +28,7 @@ from recbole_unlearn.training.fit import train
 from recbole_unlearn.training.trained import Checkpoint
 from recbole_unlearn.unlearner import InfluenceUnlearner, load
 from recbole_unlearn.unlearners.replay import Replay
+from recbole_unlearn.verify import verify
 
 DECOYS = 11
 FIELDS = ("user_id", "item_id")
@@ -224,9 +227,38 @@ def agreeing_splits(guesses, out, seed=None):
 
 
 def test_the_split_that_is_kept_tells_where_a_line_is_missing_to_who_knows_the_seed(case, guesses):
-    """Which docs/production.md says: not mended, but by a seed that nobody knows."""
+    """Which docs/production.md says: not mended, but by a seed that nobody knows, and that no file tells afterwards."""
     assert agreeing_splits(guesses, case.default, SEED)[0] and sum(agreeing_splits(guesses, case.default, SEED)) <= 4
     assert not any(agreeing_splits(guesses, case.default, SEED + 1))
+
+
+UNKNOWN = 3_141_592_653  # a seed that is nobody's default
+
+
+@pytest.mark.parametrize("model", ["BPR", "LightGCN", "NeuMF", "SimpleX"])
+def test_no_byte_of_what_is_left_tells_the_seed_that_the_data_were_cut_by(tmp_path, model):
+    """With it, the attack before this one would name a few lines."""
+
+    def holders():
+        needles = [str(UNKNOWN).encode(), *(UNKNOWN.to_bytes(4, order) for order in ("little", "big"))]
+        return {Path(name).parts[0] for name, content in contents(".") if any(each in content for each in needles)}
+
+    with inside(tmp_path):
+        write_dataset("data", "tiny", tiny_interactions())
+        keys = options("data", **KEYS, seed=UNKNOWN, audit=None, forget_count=1, output_dir="live", evaluate="none")
+        run_unlearn(model, "tiny", None, keys)
+        shutil.rmtree("log")  # RecBole's: the operator's own
+        assert holders() == {"live"}
+        for left in ("unlearned.pth", "unlearned.triples", "result.json", "result.md", "report.html"):
+            path = Path("live") / left
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        purged = {"checkpoint": "live/model.pth", "purge": True, "purge_dataset": True, "evaluate": "none"}
+        run_unlearn(config_dict={**purged, "forget_count": 4, "compare": "none", "output_dir": "out"})
+        assert Path("log").is_dir() and holders() == set()
+        with load("out/unlearned.pth") as opened:
+            assert opened.guard.checked == "inherited" and opened.forget(count=2).training
+        if model in ("BPR", "LightGCN"):
+            assert verify("out/unlearned.pth") < 1e-4
 
 
 def test_sizes_of_parts_tell_of_some_that_something_is_gone_without_a_seed(guesses):

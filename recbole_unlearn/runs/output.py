@@ -12,7 +12,6 @@ import numpy as np
 import pandas as pd
 import torch
 
-from recbole_unlearn.compat.recbole_models import CACHES
 from recbole_unlearn.data import frozen_data
 from recbole_unlearn.data.frozen_data import Frozen
 from recbole_unlearn.data.split import Split
@@ -158,15 +157,17 @@ def save_unlearned(
         tie["seconds"] = stored["triple_log"]["seconds"]
     if left := adoption.approximate(stored):
         tie["adopted"] = {"distance": left}
+    seed = _seed(stored, new)
+    if seed is not None and not frozen:  # else the original's cuts the data into parts
+        tie["seed"] = seed
     state = {
         **stored,
-        "config": public(config),
+        "config": public(config) | ({"seed": seed} if seed is not None and frozen else {}),
         "state_dict": unlearned.state_dict,
         "optimizer": _optimizer(stored["optimizer"], unlearned, config["purge"]),
         # of the original's training; who tries candidates could compare it
         **({"best_valid_score": -np.inf, "cur_step": 0} if config["purge"] else {}),
-        # RecBole would serve the original's propagated embeddings
-        "other_parameter": {k: v for k, v in (stored.get("other_parameter") or {}).items() if k not in CACHES},
+        "other_parameter": {},  # of the original: propagated embeddings, and what the seed draws again
         "triple_log": tie,
     }
     if frozen:
@@ -192,6 +193,13 @@ def write_embeddings(folder: Path, pair: tuple[np.ndarray, np.ndarray], split: S
             np.save(file, table[left])
         tokens = pd.DataFrame({field: split.token(field, left)})
         write_atomically(folder / f"{field}s.csv", tokens.to_csv(index=False).encode())
+
+
+def _seed(stored, new):
+    """Seed that a model is to be built by which is not the original's; None: there is none."""
+    if new is None or not isinstance(new.epochs, Fresh):
+        return stored["triple_log"].get("seed")
+    return secrets.randbits(32) if new.seed is None else new.seed
 
 
 def _approximate(trained, rows):

@@ -121,7 +121,7 @@ class Run:
                     "unlearning": {**unlearned.report(), "setup_seconds": setup_seconds},
                     "guard": unlearner.check().report(),
                     "files": files,
-                    "settings": public(self.config),
+                    "settings": public(self.config, seed=not self.config["purge"]),
                     **({"stream": served.report()} if served else {}),
                     **({"left": self.left} if self.left else {}),
                 },

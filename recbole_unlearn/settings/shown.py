@@ -30,9 +30,10 @@ def plain(value) -> Any:
     return str(value)
 
 
-def public(config):
-    """The configuration as plain values, without anything that names the forgotten."""
-    return {key: value for key, value in plain(config.final_config_dict).items() if key not in PERSONAL}
+def public(config, seed=True):
+    """The configuration as plain values, without anything that names the forgotten; with or without the ``seed``."""
+    dropped = (*PERSONAL, *(() if seed else ("seed",)))
+    return {key: value for key, value in plain(config.final_config_dict).items() if key not in dropped}
 
 
 MASK = "(given, not logged)"
@@ -51,7 +52,8 @@ def masked(config):
 @contextmanager
 def hidden(config):
     """Personal values masked in place while RecBole prints a configuration, or hashes it into names of its files."""
-    kept = {key: config[key] for key in PERSONAL if config[key] is not None}
+    names = (*PERSONAL, *(["seed"] if config["purge"] else []))
+    kept = {key: config[key] for key in names if config[key] is not None}
     config.final_config_dict.update(dict.fromkeys(kept, MASK))
     try:
         yield

@@ -43,7 +43,7 @@ GENESIS = hashlib.sha256(FORMAT.encode()).hexdigest()
 # The settings that the unlearned weights depend on. A positive list: whatever else a configuration holds (paths, seeds
 # of the draw, tokens, keys of the user's own) may tell what was forgotten. A model's own: see `weight_settings`.
 SETTINGS = (
-    "model", "dataset", "seed", "epochs", "learner", "learning_rate", "weight_decay", "train_batch_size",
+    "model", "dataset", "epochs", "learner", "learning_rate", "weight_decay", "train_batch_size",
     "clip_grad_norm", "embedding_size", "train_neg_sample_args", "eval_args", "user_inter_num_interval",
     "item_inter_num_interval", "valid_metric", "eval_step", "stopping_step", *AUDITED,
 )  # fmt: skip

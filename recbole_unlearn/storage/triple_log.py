@@ -556,7 +556,7 @@ class TripleLog:
             users, items, n_items = np.array(self.users), np.array(self.items), self.metadata["n_items"]
             sizes = self.metadata["n_users"], n_items, self.negatives
             training = Training(
-                run_id, fingerprint, *sizes, self.static, self.metadata["seed"], self.optimizer,
+                run_id, fingerprint, *sizes, self.static, None, self.optimizer,
                 salt=secrets.token_bytes(SALT_BYTES),
             )  # fmt: skip
             copy = TripleLog.create(building, users[keep], items[keep], training)

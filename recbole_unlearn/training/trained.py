@@ -108,6 +108,7 @@ class Checkpoint:
         if log is None:
             assert self.stock
             stored, log = adoption.adopt(self.stock, stored, self.config, split, self.path)
+        seed = seed_of(stored) if seed is None else seed
         model = new_model(self.config, split, seed)
         initial = _parameters(model)
         load_weights(model, stored)
@@ -210,9 +211,15 @@ class Trained:
 
     def copy(self) -> AbstractRecommender:
         """A model of its own with the trained weights."""
-        model = new_model(self.config, self.split)
+        model = new_model(self.config, self.split, self.seed)
         model.load_state_dict(self.stored["state_dict"])
         return model
+
+
+def seed_of(stored: dict[str, Any]) -> int | None:
+    """Seed that a checkpoint's model was built by; None: the configuration's."""
+    seed = stored["triple_log"].get("seed")
+    return seed if type(seed) is int and 0 <= seed < 1 << 32 else None
 
 
 def not_paired(trained: Trained) -> str | None:
@@ -338,7 +345,7 @@ def load_data_and_model(model_file):
     with hidden(config):
         init_logger(config)
     split = Split.seeded(config, log)
-    model = new_model(config, split)
+    model = new_model(config, split, seed_of(stored) if tied else None)
     load_weights(model, stored)
     model.load_other_parameter(stored.get("other_parameter"))
     return config, model, split.whole_dataset(), split.train, split.valid, split.test

@@ -187,7 +187,7 @@ class AnyLoss(Problem):
             "triples_replayed": int(epochs.kept.sum()) * self.split.terms * self.epochs,
             "step_norm": float(step.norm()),
         }
-        new = NewTraining(epochs, beginning, states, model)
+        new = NewTraining(epochs, beginning, states, model, beginning.seed)
         return Change(step, details, again.snapshots, new, copies(model.state_dict()))
 
     def _rebuilt(self, data):

@@ -31,12 +31,14 @@ class NewTraining:
         start: where it began: initial weights, float32 ``[rows, K]``, or the `Beginning` of any model.
         optimizer: state of its optimiser at its end, by number of the parameter, as torch gives it.
         model: that it trained, where it was not by kernels.
+        seed: of what that model drew when it was built; None: the original's.
     """
 
     epochs: Coupling
     start: Any
     optimizer: dict[int, dict[str, torch.Tensor]]
     model: AbstractRecommender | None = None
+    seed: int | None = None
 
 
 @dataclass
