@@ -6,6 +6,9 @@ Each attack must succeed where it is meant to, against a setting that is not saf
 import hashlib
 import json
 import os
+import random
+import re
+import secrets
 import shutil
 import zlib
 from pathlib import Path
@@ -323,10 +326,104 @@ def test_of_the_guards_distance_nothing_is_left_but_its_size(case, guesses):
     for guess in guesses:
         unlearner = InfluenceUnlearner(Checkpoint.written(guess.path, guess.config).trained(guess.split))
         found.append(unlearner.check().distance)
-    kept = json.loads((case.default / "unlearned.triples/guard.json").read_text())["distance"]
-    told = json.loads((case.default / "result.json").read_text())["guard"]["distance"]
+    unsafe = requested(case.folder, "unpurged", "live/model.pth", forget_file="request.tsv", coupling="fresh")
+    told = json.loads((unsafe / "result.json").read_text())["guard"]["distance"]
     assert [n for n, distance in enumerate(found) if distance == told] == [0]
-    assert kept >= told and f"{kept:e}".startswith("1.000000e")
+    for name in ("result.json", "unlearned.triples/guard.json"):
+        content = json.loads((case.default / name).read_text())
+        kept = content.get("guard", content)["distance"]
+        assert kept >= told and f"{kept:e}".startswith("1.000000e")
+    assert f"{kept:.1e} of the training's way" in (case.default / "result.md").read_text()
+
+
+def pairs_that_rank_so(out):
+    """Pairs, that the attacker does not know, which rank in the new model as the result says that the forgotten do."""
+    told = json.loads((out / "result.json").read_text())["models"]["unlearned"].get("forget_auc")
+    with inside(out.parent), load("out/unlearned.pth") as opened:
+        split, seen, found = opened.split, opened.split.seen(), set()
+        P, Q = (opened.state_dict[f"{kind}_embedding.weight"].double().numpy() for kind in ("user", "item"))
+        for user in np.unique(split.users):
+            scores = Q @ P[user]
+            for item in np.setdiff1d(np.arange(1, split.n_items), seen(user)):
+                others = scores[np.setdiff1d(np.arange(1, split.n_items), [*seen(user), item])]
+                if told is None or abs((others < scores[item]).mean() - told) < 1e-9:
+                    found |= set(split.tokens(np.array([user]), np.array([item])))
+    return found
+
+
+def test_how_the_forgotten_ranks_in_the_new_model_is_not_left(case):
+    """One interaction's percentile, which needs neither the seed nor old data: few pairs have it."""
+    keys = {"forget_file": "request.tsv", "coupling": "fresh"}
+    unsafe = pairs_that_rank_so(requested(case.folder, "figures", "live/model.pth", **keys))
+    safe = pairs_that_rank_so(case.default)
+    assert case.truth in unsafe and case.truth in safe and len(unsafe) < len(safe) / 10
+    result = json.loads((case.default / "result.json").read_text())
+    assert result["models"].keys() == {"unlearned"} and result["models"]["unlearned"].keys() == {"seconds"}
+    assert not any(result[key] for key in ("rank_histogram", "geometry", "churn"))
+    assert '"forget_auc": {}' in (case.default / "audit.jsonl").read_text()
+
+
+TIMES = {"seconds", "setup_seconds", "time", "head", "previous"}  # and what follows from them
+KEYED = {"before", "after"}  # nobody else has the key
+
+
+def left_behind(folder):
+    """All that a purge leaves in an output folder, by file, but for times and checksums by the operator's key."""
+
+    def plain(value):
+        if isinstance(value, dict):
+            return {key: plain(each) for key, each in value.items() if key not in TIMES | KEYED}
+        if isinstance(value, list):
+            return [plain(each) for each in value]
+        if isinstance(value, str):
+            return re.sub(r"takes about \S+ s", "", value)
+        return value.tolist() if isinstance(value, (torch.Tensor, np.ndarray)) else value
+
+    found = {}
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        name = str(path.relative_to(folder))
+        if path.suffix in (".npy", ".npz"):
+            arrays = np.load(path)
+            found[name] = plain(dict(arrays) if path.suffix == ".npz" else arrays)
+        elif path.suffix == ".pth":
+            found[name] = plain(torch.load(path, weights_only=True))
+        elif path.suffix == ".json":
+            found[name] = plain(json.loads(path.read_text()))
+        elif path.suffix == ".jsonl":
+            found[name] = [plain(json.loads(line)) for line in path.read_text().splitlines()]
+        elif path.suffix not in (".html", ".md"):  # made of result.json
+            found[name] = path.read_bytes()
+    return found
+
+
+@pytest.mark.parametrize("model", ["BPR", "LightGCN", "NeuMF"])
+def test_two_originals_that_differ_in_what_is_forgotten_leave_the_same(tmp_path, monkeypatch, model):
+    """By the same numbers of the operating system: whatever is written, nothing of it follows from the forgotten."""
+    rows = tiny_interactions()
+    (user, _, time), place = rows[-1], len(rows) - 1
+    had = {row[1] for row in rows if row[0] == user}
+    found, distances = [], set()
+    for n, item in enumerate(sorted({row[1] for row in rows[:place]} - had)[:2]):
+        (tmp_path / str(n)).mkdir()
+        with inside(tmp_path / str(n)) as folder:
+            write_dataset("data", "tiny", [*rows[:place], (user, item, time), rows[place]])
+            keys = options("data", **KEYS, audit=None, forget_count=1, output_dir="live", evaluate="none", seed=4)
+            result = run_unlearn(model, "tiny", None, keys)
+            distances.add(result["guard"]["distance"])
+            Path("request.tsv").write_text(f"{user}\t{item}\n")
+            numbers = random.Random(8)
+            purged = {"checkpoint": "live/model.pth", "purge": True, "purge_dataset": True, "compare": "none"}
+            with monkeypatch.context() as patched:
+                patched.setattr(secrets, "randbits", numbers.getrandbits)
+                patched.setattr(secrets, "token_bytes", numbers.randbytes)
+                patched.setattr(secrets, "token_hex", lambda n, numbers=numbers: numbers.randbytes(n).hex())
+                run_unlearn(config_dict={**purged, "forget_file": "request.tsv", "output_dir": "out"})
+            found.append(left_behind(folder / "out"))
+            found[-1]["inter"] = Path("data/tiny/tiny.inter").read_bytes()
+    assert len(distances) == 2 or model == "NeuMF"
+    first, second = found
+    assert first.keys() == second.keys() and len(first) > 10
+    assert [name for name in first if first[name] != second[name]] == []
 
 
 def test_who_has_the_log_and_the_old_data_sees_what_is_missing(case, guesses):

@@ -202,11 +202,11 @@ def test_figures_are_too_coarse_to_tell_which_interaction_was_forgotten(finished
     [(0, 0), (7, 7), (1249, 1200), (True, True), (0.0, 0.0), (1.2345e-9, 1.2e-9), (-99.9, -100.0), ("a", "a")],
 )
 def test_two_digits_are_kept(value, kept):
-    assert audit._coarse(value) == kept and type(audit._coarse(value)) is type(kept)
+    assert audit.coarse(value) == kept and type(audit.coarse(value)) is type(kept)
 
 
 def test_a_figure_that_is_no_number_is_recorded_as_none():
-    assert audit._coarse(float("nan")) is None and audit._coarse(float("inf")) is None
+    assert audit._number(audit.coarse(float("nan"))) is None and audit._number(audit.coarse(float("inf"))) is None
 
 
 def test_settings_that_the_weights_depend_on_are_recorded(make_config):

@@ -55,6 +55,10 @@ def comparison_table(result: dict, metrics: Sequence[str] = ("hit", "ndcg")) -> 
 NOT_JUDGED = (
     "Not judged (evaluate: none): this run does not tell how the models rank, nor how close the forgetting came."
 )
+NOT_KEPT = (
+    "The original is purged: figures of the models were shown when this ran, and are not kept, since they could be "
+    "compared with those of candidates."
+)
 SPAM_EXPOSURE = "Spam exposure@K: share of the users, without the spam's own, with a promoted item in their top K."
 
 
@@ -72,7 +76,7 @@ def markdown(result: dict) -> str:
         "",
         table,
         "",
-        result["verdict"] or ("" if html_report.judged(result) else NOT_JUDGED),
+        result["verdict"] or _untold(result),
         "",
         *([result["paired"]["sentence"], ""] if "paired" in result else []),
         *([SPAM_EXPOSURE, ""] if forget["kind"] == "spam" else []),
@@ -85,6 +89,12 @@ def markdown(result: dict) -> str:
         *([f"Left: {result['left']}.", ""] if "left" in result else []),
     ]
     return "\n".join(lines)
+
+
+def _untold(result):
+    if html_report.judged(result):
+        return ""
+    return NOT_JUDGED if result["settings"].get("evaluate") == "none" else NOT_KEPT
 
 
 def _ranked(result):

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -23,6 +24,7 @@ from recbole_unlearn.storage.files import is_debris, locked, remove, replacing, 
 from recbole_unlearn.storage.paths import CHANGED, EMBEDDINGS
 from recbole_unlearn.storage.triple_log import log_path
 from recbole_unlearn.training import adoption
+from recbole_unlearn.training.fit import magnitude
 from recbole_unlearn.training.trained import Trained
 from recbole_unlearn.unlearners import guard
 from recbole_unlearn.unlearners.base import Unlearned
@@ -156,7 +158,7 @@ def save_unlearned(
     if "seconds" in stored["triple_log"]:
         tie["seconds"] = stored["triple_log"]["seconds"]
     if left := adoption.approximate(stored):
-        tie["adopted"] = {"distance": left}
+        tie["adopted"] = {"distance": magnitude(left)}
     seed = _seed(stored, new)
     if seed is not None and not frozen:  # else the original's cuts the data into parts
         tie["seed"] = seed
@@ -359,6 +361,27 @@ def recorded_or_gone(path):
         raise
 
 
+def lasting(result: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a run's result may be written where the original is purged; all of it where it stays.
+
+    No figure that was measured on the original, which who tries candidates could compare with those of a training with
+    each; nor on the forgotten, which who has the new model could compare with those of any pair; of others two digits.
+    """
+    if not result["settings"].get("purge"):
+        return dict(result)
+    models = {name: {"seconds": each["seconds"]} for name, each in result["models"].items() if name != "original"}
+    solver = {key: each if type(each) is int else audit.coarse(each) for key, each in result["unlearning"].items()}
+    solver |= {key: audit.coarse(each) for key, each in solver.items() if key.endswith(("_replayed", "_changed"))}
+    solver.pop("step_norm", None)
+    left = {"models": models, "unlearning": solver, "rank_histogram": {}, "churn": {}, "geometry": {}}
+    if result["verdict"]:
+        outcome = {"outcome": result["verdict_figures"]["outcome"]}
+        left |= {"verdict": f"{result['verdict'].partition(':')[0]}.", "verdict_figures": outcome}
+    if "stream" in result:
+        left["stream"] = {**result["stream"], "drift": [], "retrain": None}
+    return {key: each for key, each in {**result, **left}.items() if key != "paired"}
+
+
 def append_record(trail: Path, request: str, result, trained: Trained, path: Path, state_dict, requests=()):
     """Write down by what a model was replaced. Returns the record, and the SHA-256 of its line.
 
@@ -379,7 +402,7 @@ def record(result: dict, trained: Trained, unlearned: Unlearned, trail: Path | N
     """Write down by what a model was replaced: nothing is deleted before. ``requests``: of a stream."""
     if trail:
         path, request = Path(result["files"]["unlearned"]), result["audit"]["request"]
-        entry, head = append_record(trail, request, result, trained, path, unlearned.state_dict, requests)
+        entry, head = append_record(trail, request, lasting(result), trained, path, unlearned.state_dict, requests)
         result["audit"] |= {**{key: entry[key] for key in ("time", "before", "after")}, "head": head}
         result["versions"] = entry["versions"]
 

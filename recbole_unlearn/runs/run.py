@@ -119,7 +119,7 @@ class Run:
                     "forget_set": {"kind": self.request.kind, **self.split.counts(self.rows)},
                     **self._judged(trainer, models, seconds, unlearner.trained),
                     "unlearning": {**unlearned.report(), "setup_seconds": setup_seconds},
-                    "guard": unlearner.check().report(),
+                    "guard": (unlearner.check().coarse() if self.config["purge"] else unlearner.check()).report(),
                     "files": files,
                     "settings": public(self.config, seed=not self.config["purge"]),
                     **({"stream": served.report()} if served else {}),
@@ -228,8 +228,8 @@ class Run:
             output.save_unlearned(path, trained, unlearned, self.rows, inter, unlearner.guard, held_out)
             if trail:
                 result["audit"] = {"file": str(trail), "request": secrets.token_hex(8)}
-            tables.write(result, folder)
+            tables.write(output.lasting(result), folder)
             output.suppress(self.suppression, self.split, self.rows, self.request.whole(self.split))
             output.record(result, trained, unlearned, trail, requests)
         output.purge(result, self.config, trained.path, self.erasure, trail)
-        tables.write(result, folder)
+        tables.write(output.lasting(result), folder)

@@ -222,7 +222,7 @@ def unlearned_record(
         "time": now(),
         "counts": {key: result["forget_set"][key] for key in ("interactions", "of", "users", "items")},
         "method": unlearning["method"],
-        "solver": {key: _coarse(value) for key, value in unlearning.items() if _scalar(value) and key != "method"},
+        "solver": {key: _number(coarse(value)) for key, value in unlearning.items() if _scalar(value) and key != "method"},
         "settings": weight_settings(public(config)),
         "before": _keyed(key, before),
         "after": _keyed(key, after),
@@ -248,10 +248,14 @@ def _number(value):
     return value if not isinstance(value, float) or math.isfinite(value) else None
 
 
-def _coarse(value):
-    """A number with two significant digits, anything else as it is."""
-    if isinstance(value, (bool, str)) or _number(value) is None:
-        return _number(value)
+def coarse(value: Any) -> Any:
+    """Plain values with two significant digits of each number, those in lists and dicts too."""
+    if isinstance(value, dict):
+        return {key: coarse(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [coarse(each) for each in value]
+    if isinstance(value, (bool, str)) or value is None or not math.isfinite(value):
+        return value
     return type(value)(float(f"{value:.2g}"))
 
 

@@ -1,5 +1,6 @@
 """One training from a configuration, a new model on given data, and a training again without some rows."""
 
+import math
 from collections.abc import Iterable
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -50,6 +51,11 @@ def distance(start, first, second):
         return float(torch.cat([(a - b).reshape(-1) for a, b in both]).norm())
 
     return between(first, second) / max(between(first, start), torch.finfo(torch.float32).tiny)
+
+
+def magnitude(apart: float) -> float:
+    """The power of ten that a distance is at most: all its digits are a checksum of the training."""
+    return float(f"1e{math.ceil(math.log10(apart))}") if apart else 0.0
 
 
 def new_model(config, split, seed=None, data=None):

@@ -8,8 +8,7 @@ training, what the log says of itself is checked: optimiser, learning rates, num
 """
 
 import json
-import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -22,7 +21,7 @@ from recbole_unlearn.storage import audit
 from recbole_unlearn.storage.files import read_whole, write_atomically
 from recbole_unlearn.storage.triple_log import salt_of, salted, same_start, start_of
 from recbole_unlearn.training import adoption
-from recbole_unlearn.training.fit import LIMIT
+from recbole_unlearn.training.fit import LIMIT, magnitude
 from recbole_unlearn.unlearners.base import Way
 from recbole_unlearn.unlearners.influence import Influence
 
@@ -61,6 +60,13 @@ class Guard:
     def report(self) -> dict[str, Any]:
         """All of it as plain values."""
         return asdict(self)
+
+    def coarse(self) -> "Guard":
+        """With the distance's power of ten alone: who knows the seed could train with each candidate, and compare."""
+        if self.distance is None or self.limit is None:
+            return self
+        distance = min(magnitude(self.distance), self.limit)
+        return replace(self, distance=distance, sentence=_sentence(distance))
 
 
 class NotReproduced(InputError):
@@ -123,14 +129,9 @@ def check(unlearner: "InfluenceUnlearner", way: Way, show_progress: bool = False
 
 
 def inherit(guard: Guard | None, folder: Path | str, state_dict: dict[str, Any]) -> None:
-    """Keep in the folder of an unlearned model's log what was known of its original's.
-
-    But for the digits of the distance: who knows the seed could train with each candidate, and compare.
-    """
-    if guard and guard.distance is not None and guard.limit is not None:
-        size = float(f"1e{math.ceil(math.log10(guard.distance))}") if guard.distance else 0.0
-        distance = min(size, guard.limit)
-        _keep(folder, state_dict, Guard("inherited", guard.sentence, distance, guard.limit))
+    """Keep in the folder of an unlearned model's log what was known of its original's, but for the digits."""
+    if guard and guard.distance is not None:
+        _keep(folder, state_dict, replace(guard.coarse(), checked="inherited"))
 
 
 def _sentence(distance):
