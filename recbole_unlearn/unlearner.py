@@ -201,6 +201,11 @@ class InfluenceUnlearner:
         unlearned.model = self.model = self.served(self.model)
         return unlearned
 
+    def moments(self) -> dict[int, dict[str, Any]] | None:
+        """State of the optimiser to keep in place of the original's; None: that, or the new training's, is kept."""
+        purged = self.config["purge"] and self.training is None and len(self.forgotten)
+        return self.problem.moments() if purged else None
+
     def settle_if_wanted(self, show_progress: bool = False) -> Unlearned | None:
         """`settle`, unless all is exact, only touched rows were asked for, or the way is another than replay."""
         if self.settled or not isinstance(self.way, Replay) or self.way.rows == "touched":
@@ -300,7 +305,7 @@ class InfluenceUnlearner:
         with in_one_line(path.parent, "file"), locked(path):
             _check_new(path)  # again, now that nobody else can be writing
             with recorded_or_gone(path):
-                save_unlearned(path, self.trained, now, self.forgotten, guarded=self.guard)
+                save_unlearned(path, self.trained, now, self.forgotten, guarded=self.guard, moments=self.moments())
                 suppress(listed, self.split, self.forgotten, {})
                 if trail:
                     result = {"forget_set": self.split.counts(self.forgotten), "unlearning": now.report(), "models": {}}

@@ -285,6 +285,25 @@ def test_fresh_random_numbers_are_gone_on_from(original, name):
         assert same_weights(unlearner.problem.retrained(rows[:0], "paired").state_dict, now)
 
 
+@pytest.mark.parametrize("name", ["FPMC", "GRU4Rec, CE", "NGCF, no dropout", "CKE", "NGCF, static"])
+def test_moments_that_a_purge_keeps_of_approximate_results_are_measured_on_what_remains(original, tmp_path, name):
+    """As large as the original's, without a number of it; other optimisers keep nothing."""
+    keys = {"purge": True, "method": "influence", "cg_max_iterations": 2}
+    with load(original(name), config_dict=keys) as unlearner:
+        before = unlearner.trained.optimizer["state"]
+        unlearner.forget(rows=some(unlearner.split))
+        assert len(unlearner.problem.moments()) == (0 if name == "NGCF, static" else len(before))
+        unlearner.save(tmp_path / "new.pth")
+    after = torch.load(tmp_path / "new.pth", weights_only=True)["optimizer"]
+    for n, state in after["state"].items():
+        assert state["step"] == before[n]["step"] and not state["exp_avg"].any()
+        new, old = (each["exp_avg_sq"] for each in (state, before[n]))
+        assert new.shape == old.shape and new.dtype == old.dtype and not ((new == old) & (old != 0)).any()
+        assert 0.3 < new.sqrt().mean() / old.sqrt().mean() < 3
+    with load(tmp_path / "new.pth", config_dict={"method": "influence", "cg_max_iterations": 2}) as again:
+        again.forget(count=3)
+
+
 def test_auto_takes_it_where_training_is_short(original):
     with load(original("NGCF, no dropout"), config_dict={"cg_max_iterations": 2}) as unlearner:
         assert unlearner.method == "replay" and "training takes about" in unlearner.chosen

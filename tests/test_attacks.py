@@ -153,24 +153,64 @@ def moment_ranks(out, rows, split):
     return float(np.mean(ranks))
 
 
+def squares(out):
+    """Averages of squares of gradients, of users and items."""
+    state = torch.load(out / "unlearned.pth", weights_only=True)["optimizer"]["state"]
+    return [state[number]["exp_avg_sq"].numpy() for number in (0, 1)]
+
+
+def unexplained(out):
+    """Users who, by averages of squares, were trained on, and of whom the log that is left has nothing."""
+    return np.setdiff1d(np.flatnonzero(squares(out)[0].any(1)), TripleLog.open(out / "unlearned.triples").users)
+
+
+def same_squares(out, before):
+    """Share of the original's averages, from which who knows the seed could tell it from another candidate's."""
+    pairs = [(each, before[n]["exp_avg_sq"].numpy()) for n, each in enumerate(squares(out))]
+    return np.concatenate([(new == old)[old != 0] for new, old in pairs]).mean()
+
+
 @pytest.mark.parametrize("keys", [{}, {"method": "influence"}, {"replay_rows": "touched"}], ids=str)
 def test_moments_tell_the_forgotten_of_approximate_results_only_before_a_purge(case, tmp_path, keys):
-    """Adam's first moments, of users who are wholly forgotten: their last gradients, towards their items."""
+    """Adam's first moments, of users who are wholly forgotten: their last gradients, towards their items.
+
+    And its second ones: that there were any, and, to the last digit, which.
+    """
     shutil.copytree(case.folder / "operator", tmp_path / "operator")
     os.chdir(tmp_path / "operator")
     shutil.rmtree("live")
     run_unlearn("BPR", "tiny", None, options("data", **{**KEYS, "epochs": 12}, forget_count=1, output_dir="live"))
     with load("live/model.pth") as opened:
-        split = opened.split
+        split, before = opened.split, opened.trained.optimizer["state"]
         users = np.unique(split.users)[::6]
         rows = np.flatnonzero(np.isin(split.users, users))
         named = {"forget_users": [str(token) for token in split.token("user", users)], "evaluate": "none"}
     if keys:
-        assert moment_ranks(requested(tmp_path, "kept", "live/model.pth", **named, **keys), rows, split) > 0.6
+        kept = requested(tmp_path, "kept", "live/model.pth", **named, **keys)
+        assert moment_ranks(kept, rows, split) > 0.6
+        assert set(users) <= set(unexplained(kept)) and same_squares(kept, before) == 1
     out = requested(tmp_path, "purged", "live/model.pth", **named, **keys, purge=True)
     assert moment_ranks(out, rows, split) == 0.5
+    assert unexplained(out).size == 0 and same_squares(out, before) == 0
+    for new, old in zip(squares(out), before.values(), strict=True):  # but of their size
+        assert 0.3 < np.sqrt(new[1:]).mean() / old["exp_avg_sq"][1:].sqrt().mean() < 3
     with load(out / "unlearned.pth") as again:  # and it goes on being usable
         again.forget(count=2)
+
+
+def test_weights_of_approximate_results_can_be_tried_and_those_of_exact_ones_not(case, guesses):
+    """Which docs/production.md says: rows that a request leaves alone are the original's, to the last digit."""
+
+    def tables(path):
+        state = torch.load(path, weights_only=True)["state_dict"]
+        return torch.cat([state[f"{kind}_embedding.weight"][1:] for kind in ("user", "item")])
+
+    purged = {"forget_file": "request.tsv", "purge": True, "replay_rows": "touched"}
+    touched = tables(requested(case.folder, "touched", "live/model.pth", **purged) / "unlearned.pth")
+    originals = [tables(guess.path) for guess in guesses]
+    assert singled_out([(each == touched).all(1).float().mean() for each in originals])
+    exact = tables(case.default / "unlearned.pth")
+    assert not any((each == exact).any() for each in originals)
 
 
 def test_plain_checksums_tell_the_forgotten_and_keyed_ones_do_not(case, guesses, tmp_path):

@@ -29,8 +29,6 @@ from recbole_unlearn.training.trained import Trained
 from recbole_unlearn.unlearners import guard
 from recbole_unlearn.unlearners.base import Unlearned
 
-AVERAGES = ("exp_avg", "momentum_buffer", "grad_avg")  # of gradients, as torch's optimisers name them
-
 
 def output_folder(config, looks=False):
     """The folder that a run writes into, not made yet; ``looks``: nothing is tidied up."""
@@ -131,6 +129,7 @@ def save_unlearned(
     inter=None,
     guarded: guard.Guard | None = None,
     held_out: Mapping[str, np.ndarray] | None = None,
+    moments: dict[int, dict[str, torch.Tensor]] | None = None,
 ) -> None:
     """The new checkpoint and its log, in neither of which the forgotten rows occur.
 
@@ -138,6 +137,7 @@ def save_unlearned(
         inter: the user's interactions file if it loses lines; ids and split are kept with the log then, see `Frozen`.
         guarded: what is known of the original's log.
         held_out: of validation and test data, what is not kept either.
+        moments: state of the optimiser that is kept instead of the original's, where no new training has one.
     """
     config, split, stored, log = trained.config, trained.split, trained.stored, trained.log
     run_id = secrets.token_hex(8)
@@ -159,14 +159,14 @@ def save_unlearned(
         tie["seconds"] = stored["triple_log"]["seconds"]
     if left := adoption.approximate(stored):
         tie["adopted"] = {"distance": magnitude(left)}
-    seed = _seed(stored, new)
+    seed, kept = _seed(stored, new), new.optimizer if new else moments
     if seed is not None and not frozen:  # else the original's cuts the data into parts
         tie["seed"] = seed
     state = {
         **stored,
         "config": public(config) | ({"seed": seed} if seed is not None and frozen else {}),
         "state_dict": unlearned.state_dict,
-        "optimizer": _optimizer(stored["optimizer"], unlearned, config["purge"]),
+        "optimizer": stored["optimizer"] | ({} if kept is None else {"state": kept}),
         # of the original's training; who tries candidates could compare it
         **({"best_valid_score": -np.inf, "cur_step": 0} if config["purge"] else {}),
         "other_parameter": {},  # of the original: propagated embeddings, and what the seed draws again
@@ -210,22 +210,6 @@ def _approximate(trained, rows):
     gone[rows] = True
     # by secret random numbers: with the seed, returned items could be told from drawn ones
     return Paired(trained.recorded(), gone, secrets.randbits(128))
-
-
-def _optimizer(before, unlearned, purged):
-    """The optimiser's state of the training that the weights are of; of the original's, where that is none.
-
-    Of that a purge leaves no average of gradients, which tell what a user was trained on last; only squares are read.
-    """
-    if (new := unlearned.training) is not None:
-        return {**before, "state": new.optimizer}
-    if not purged:
-        return before
-    state = {
-        number: {name: torch.zeros_like(value) if name in AVERAGES else value for name, value in kept.items()}
-        for number, kept in before["state"].items()
-    }
-    return {**before, "state": state}
 
 
 def whole_of(config, split, request):

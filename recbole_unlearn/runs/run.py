@@ -225,7 +225,8 @@ class Run:
         trained, trail, path = unlearner.trained, self.trail, folder / "unlearned.pth"
         with output.recorded_or_gone(path):
             inter, held_out = self.erasure.get("inter"), self.split.held_out(self.whole) if self.whole else None
-            output.save_unlearned(path, trained, unlearned, self.rows, inter, unlearner.guard, held_out)
+            more = {"guarded": unlearner.guard, "held_out": held_out, "moments": unlearner.moments()}
+            output.save_unlearned(path, trained, unlearned, self.rows, inter, **more)
             if trail:
                 result["audit"] = {"file": str(trail), "request": secrets.token_hex(8)}
             tables.write(output.lasting(result), folder)

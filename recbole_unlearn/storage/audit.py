@@ -222,7 +222,9 @@ def unlearned_record(
         "time": now(),
         "counts": {key: result["forget_set"][key] for key in ("interactions", "of", "users", "items")},
         "method": unlearning["method"],
-        "solver": {key: _number(coarse(value)) for key, value in unlearning.items() if _scalar(value) and key != "method"},
+        "solver": {
+            key: _number(coarse(value)) for key, value in unlearning.items() if _scalar(value) and key != "method"
+        },
         "settings": weight_settings(public(config)),
         "before": _keyed(key, before),
         "after": _keyed(key, after),

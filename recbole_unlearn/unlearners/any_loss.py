@@ -36,6 +36,7 @@ STAYS = 1e12  # damping, a triple, of a weight that never had a gradient
 # Snapshots of the weights, at most, that the training is followed along; steps of the descent at each, and triples in
 # each. Smaller batches are noise in the Hessian, which the change grows by: HRM went 1.3 of its way by 60 of 1024.
 STOPS, STEPS, STEP_TRIPLES = 6, 30, 2048
+BATCHES_ANEW = 20  # that moments anew are the mean of
 MOMENT_BATCHES = 2  # of training, at each snapshot, that tell how large gradients were
 PROBE = 256  # rows that tell whether a model holds the data itself
 ROUNDING = 1e-6  # of a row's loss in float32
@@ -348,6 +349,30 @@ class AnyLoss(Problem):
             paces = {stop: np.sqrt(moments[stop - 1] / moments[-1]) for stop in stops}
         return {stop: np.where(np.isfinite(pace) & (pace > 0), pace, 1.0) for stop, pace in paces.items()}
 
+    def moments(self) -> dict[int, dict[str, torch.Tensor]]:
+        optimizer, view = self.trained.optimizer, self.view
+        group = optimizer["param_groups"][0]
+        if "betas" not in group:
+            return {}
+        kept, rng = np.flatnonzero(~self.absent), np.random.default_rng(0)
+        rows = min(self.recorded.batch_rows, len(kept))
+        weight = np.full(rows, 1.0 if view.traits.sums else 1 / rows)
+        l2 = self.weight_decay * _joined(view.parameters)
+        squares = torch.zeros_like(l2)
+        for _ in range(BATCHES_ANEW):
+            some = np.sort(rng.choice(kept, rows, replace=False))
+            negatives = self._one_epoch_each(some, [self.epochs - 1])
+            squares += (self._gradient(view, some, negatives, weight) + l2).square() / BATCHES_ANEW
+        parts = dict(zip(view.named, squares.split([value.numel() for value in view.parameters]), strict=True))
+        found = {}
+        for n, (name, value) in enumerate(view.model.named_parameters()):
+            if n in optimizer["state"]:
+                steps = optimizer["state"][n]["step"]
+                part = parts.get(name, torch.zeros(value.numel())) * (1 - group["betas"][1] ** int(steps))
+                average = part.view(value.shape).to(value.dtype)
+                found[n] = {"step": steps, "exp_avg": torch.zeros_like(average), "exp_avg_sq": average}
+        return found
+
     def _moved(self, weights, change):
         """The weights that change, by name, as float64 arrays with a flat change added."""
         parts = change.split([value.numel() for value in self.view.parameters])
@@ -437,7 +462,7 @@ class AnyLoss(Problem):
             some = _spread(changed, limit)
             negatives, weight = self._one_epoch_each(some, epochs), np.full(len(some), len(changed) / len(some))
             z += self._gradient(before, some, negatives, weight) - self._gradient(after, some, negatives, weight)
-        theta = torch.cat([p.detach().cpu().double().view(-1) for p in before.parameters])
+        theta = _joined(before.parameters)
         z += len(rows) * self._terms * self.weight_decay * theta
         if way.pool_return and not self.split.repeatable:
             kept, drawn, returned, weight = self.returned(rows, epochs)
@@ -559,7 +584,12 @@ class AnyLoss(Problem):
 
 
 def _flat(model):
-    return torch.cat([value.detach().cpu().double().view(-1) for value in model.parameters()])
+    return _joined(model.parameters())
+
+
+def _joined(values):
+    """Flat vector of all values, float64."""
+    return torch.cat([value.detach().cpu().double().view(-1) for value in values])
 
 
 def _spread(rows, count):

@@ -185,6 +185,10 @@ class Problem(ABC):
     @abstractmethod
     def _metric(self, way) -> Any: ...
 
+    def moments(self) -> dict[int, dict[str, torch.Tensor]]:
+        """Adam's state as if it had seen nothing but what remains, with the weights as they are; empty: of others."""
+        return {}
+
     # state
 
     @property

@@ -1,6 +1,7 @@
 """BPR: scores are dot products of embeddings, so that all is known in closed form."""
 
 import secrets
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,7 @@ from recbole_unlearn.unlearners.influence import Influence, conjugate, warn_unle
 
 MOSTLY_TOUCHED = 0.5  # share of the interactions with a touched user or item, from which on replay runs all rows again
 CURVATURE_TRIPLES = 8_000_000
+MOMENT_EPOCHS = 5  # that moments anew are the running mean of
 
 
 class DotProduct(Problem):
@@ -232,6 +234,21 @@ class DotProduct(Problem):
         with fixed_randomness(initial):
             model = new_model(self.config, self.split, initial)
         return np.concatenate([array(value) for value in model.parameters()]).astype(np.float32)
+
+    def moments(self) -> dict[int, dict[str, torch.Tensor]]:
+        states, group = self.trained.optimizer["state"], self.trained.optimizer["param_groups"][0]
+        if "betas" not in group:
+            return {}
+        nothing = np.zeros(self.log.n_rows, bool)
+        epochs = Paired(replace(self._remaining(), order=None), nothing, secrets.randbits(128))
+        training = self.training(flat(self.P, self.Q).numpy().reshape(-1, self.P.shape[1]), epochs.kept)
+        for number in range(max(self.epochs - MOMENT_EPOCHS, 0), self.epochs):
+            epoch = epochs.epoch(number)
+            training.epoch(self.log.users, self.log.items, replace(epoch, rates=np.zeros_like(epoch.rates)))
+        steps, decay = int(states[0]["step"]), group["betas"][1]
+        squares = training.V * np.float32((1 - decay**steps) / (1 - decay**training.steps))
+        sizes = [len(self.P), len(self.Q)]
+        return dict(enumerate(adam_states(sizes, np.zeros_like(squares), squares, steps)))
 
     # replay of touched rows
 
