@@ -163,6 +163,10 @@ class InfluenceUnlearner:
             way = replace(way, rows="all" if way.exact(problem, rows) else "touched")
         return self.carry_out(way, rows, show_progress)
 
+    def will_be_exact(self, rows: np.ndarray) -> bool:
+        """Whether `unlearn` is going to train again on all other rows, as far as that is known before the guard."""
+        return isinstance(self.way, Replay) and self.way.exact(self.problem, rows)
+
     def carry_out(self, way: Way, rows: np.ndarray, show_progress: bool = False) -> Unlearned:
         """As `unlearn`, by a way that is as this problem's, down to which rows are replayed."""
         start, problem = perf_counter(), self.problem

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from conftest import SECRET_ITEM, SECRET_USER, inside, tiny_interactions
+from test_attacks import left_behind, same_numbers
 from test_everywhere import contents, forget, holders
 
 from recbole_unlearn.errors import InputError
@@ -18,20 +20,26 @@ FEATURE = "SECRETTOWN"
 PAIRS = ["user_id", "item_id"]
 FACTS = ["head_id", "relation_id", "tail_id"]
 SEQUENTIAL = {"MAX_ITEM_LIST_LENGTH": 7, "loss_type": "BPR", "load_col": {"inter": [*PAIRS, "timestamp"]}}
+GRAPH = {"inter": PAIRS, "kg": FACTS, "link": ["item_id", "entity_id"]}
 MODELS = {
     "NGCF": {"load_col": {"inter": PAIRS, "user": ["user_id", "age", "town"], "item": ["item_id", "class"]}},
-    "CKE": {"kg_embedding_size": 8, "load_col": {"inter": PAIRS, "kg": FACTS, "link": ["item_id", "entity_id"]}},
+    "CKE": {"kg_embedding_size": 8, "load_col": GRAPH},
     "GRU4Rec": {**SEQUENTIAL, "hidden_size": 8},
     "FPMC": SEQUENTIAL,
     "SASRec": {
         **SEQUENTIAL, "loss_type": "CE", "train_neg_sample_args": None, "hidden_size": 8, "inner_size": 8, "n_heads": 1,
     },
 }  # fmt: skip
-LINKED = "i3"
+GRAPHS = {
+    "CKE": MODELS["CKE"],
+    "KTUP": {"train_rec_step": 1, "train_kg_step": 1, "load_col": GRAPH},
+    "KGCN": {"neighbor_sample_size": 2, "load_col": GRAPH},
+}
+LINKED, PART, KIND = "i1939", "SECRETPART", "SECRETKIND"  # an item, and what its facts alone name
 
 
-def write_all(folder):
-    """A data set with every kind of file; all items but the secret one have an entity."""
+def write_all(folder, *facts):
+    """A data set with every kind of file; all items but the secret one have an entity; more ``facts``, if any."""
     rows = tiny_interactions()
     users, items = (sorted({row[n] for row in rows}) for n in (0, 1))
     linked = [item for item in items if item != SECRET_ITEM]
@@ -42,7 +50,8 @@ def write_all(folder):
         "item": ["item_id:token\tclass:token", *(f"{item}\tc{n % 5}" for n, item in enumerate(items))],
         "link": ["item_id:token\tentity_id:token", *(f"{item}\tm.{item}" for item in linked)],
         "kg": ["\t".join(f"{field}:token" for field in FACTS)]
-        + [f"m.{item}\tr{n % 3}\tt{n % 7}" for n, item in enumerate(linked)],
+        + [f"m.{item}\tr{n % 3}\tt{n % 7}" for n, item in enumerate(linked)]
+        + [f"m.{LINKED}\t{KIND}\tt1", f"{PART}\tr1\tm.{LINKED}", f"m.{LINKED}\tr1\tm.i3", *facts],
     }
     Path(folder).mkdir(parents=True)
     for ending, lines in tables.items():
@@ -59,7 +68,9 @@ def trained(make_options, tmp_path_factory):
             with inside(tmp_path_factory.mktemp("trained")) as folder:
                 write_all("data/tiny")
                 keys = make_options(data_path="data", epochs=2, compare="none", evaluate="none", audit=None)
-                run_unlearn(model, "tiny", None, {**keys, **MODELS[model], "forget_count": 3, "output_dir": "live"})
+                run_unlearn(
+                    model, "tiny", None, {**keys, **(MODELS | GRAPHS)[model], "forget_count": 3, "output_dir": "live"}
+                )
                 for extra in ("log", "log_tensorboard", "live/unlearned.triples"):
                     shutil.rmtree(extra, ignore_errors=True)
                 for file in [*Path("live").glob("re*"), Path("live/unlearned.pth")]:
@@ -168,7 +179,53 @@ def test_without_it_the_output_says_what_is_left_of_a_history(scene):
     assert len([line for line in Path("data/tiny/tiny.inter").read_text().splitlines() if SECRET_USER in line]) == 3
 
 
-@pytest.mark.parametrize("model, match", [("CKE", "1 of these have"), ("GRU4Rec", "users begin with these items")])
+@pytest.mark.parametrize("model", GRAPHS)
+def test_an_item_leaves_the_knowledge_graph(scene, model):
+    """Its facts, whichever end it is, and what no other fact names; entities that others name too stay."""
+    scene(model)
+    with load("live/model.pth") as opened:
+        before = opened.split.train._dataset
+        item = int(before.token2id("item_id", LINKED))
+        kept = [row for row in zip(*map(list, map(before.kg_feat.__getitem__, FACTS)), strict=True) if item not in row]
+    result = forget(forget_items=[LINKED])
+    assert "left" not in result and result["unlearning"]["exact"]
+    assert holders(LINKED, PART, KIND) == [] and len(holders("m.i3\t", '"m.i3"')) == 3
+    with load("out/unlearned.pth") as opened:
+        after = opened.split.train._dataset
+        assert [row for row in zip(*map(list, map(after.kg_feat.__getitem__, FACTS)), strict=True)] == kept
+        assert len(kept) == len(before.kg_feat) - 4 and str(after.id2token("entity_id", item)) == f"[forgotten {item}]"
+        assert (
+            str(after.id2token("item_id", after.token2id("item_id", "i3"))) == "i3" and opened.forget(count=3).training
+        )
+
+
+def test_a_knowledge_graph_leaves_nothing_of_an_item_in_what_is_trained(tmp_path, make_options):
+    """Two that differ in its facts alone, by the same numbers of the operating system, to the last byte."""
+    found = []
+    for n, fact in enumerate(("r1\tt2", "r2\tm.i39")):
+        (tmp_path / str(n)).mkdir()
+        with inside(tmp_path / str(n)) as folder:
+            write_all("data/tiny", f"m.{LINKED}\t{fact}")
+            keys = make_options(data_path="data", epochs=2, eval_step=0, compare="none", evaluate="none", audit=None)
+            run_unlearn("CKE", "tiny", None, {**keys, **MODELS["CKE"], "forget_count": 3, "output_dir": "live"})
+            original = torch.load("live/model.pth", weights_only=True)["state_dict"]["entity_embedding.weight"]
+            with same_numbers():
+                forget(forget_items=[LINKED], audit=None)
+            found.append((original, {**left_behind(folder / "out"), **left_behind(folder / "data")}))
+    assert not torch.equal(found[0][0], found[1][0]) and len(found[0][1]) > 10
+    assert [name for name in found[0][1] if found[0][1][name] != found[1][1][name]] == []
+
+
+def test_a_step_for_an_item_with_facts_is_refused_in_one_line(scene):
+    scene("CKE")
+    before = sorted(contents("."))
+    for keys in ({"method": "influence"}, {"exact_seconds": 0.0}):
+        with pytest.raises(InputError, match="stay trained on the facts of 1 of these") as refused:
+            forget(forget_items=[LINKED], **keys)
+        assert "\n" not in str(refused.value) and sorted(contents(".")) == before
+
+
+@pytest.mark.parametrize("model, match", [("GRU4Rec", "users begin with these items")])
 def test_items_that_a_model_stays_trained_on_are_refused_in_one_line(scene, model, match):
     scene(model)
     item = LINKED

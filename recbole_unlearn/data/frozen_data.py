@@ -68,7 +68,7 @@ class Frozen:
         }
         for name in self.data.feat_name_list:
             if name != "inter_feat":
-                self._take_table(name, nameless)
+                self._take_table(name, rest, nameless)
         items = nameless[self.data.iid_field]
         # of knowledge graphs items are entities too, by the same ids
         nameless |= {field: items for field in self.data.alias.get("entity_id", ())}
@@ -93,9 +93,11 @@ class Frozen:
         gone = np.setdiff1d(np.concatenate(before), np.concatenate(left))
         return gone[gone > 0]
 
-    def _take_table(self, name, nameless):
+    def _take_table(self, name, rest, nameless):
         """A table of users, items or facts; of those who have lost their names it says nothing."""
-        columns = _columns(getattr(self.data, name), slice(None))
+        columns = _columns(getattr(rest, name), slice(None))
+        if name == "kg_feat":
+            self._forget_facts(columns)
         owner = {"user_feat": self.data.uid_field, "item_feat": self.data.iid_field}.get(name)
         for field, values in columns.items() if owner else ():
             if field == owner:
@@ -105,6 +107,21 @@ class Frozen:
             for n in np.setdiff1d(gone, [0, *np.unique(values)]) if len(gone) else ():
                 self.tokens[field][n - 1] = f"[forgotten {n}]"
         self.tables[name] = columns
+
+    def _forget_facts(self, columns):
+        """Take the names of entities and relations that only facts which are gone had."""
+        data = self.data
+        ends, all_ends = data.head_entity_field, (data.head_entity_field, data.tail_entity_field)
+        linked = [data.field2token_id[ends][entity] for entity in data.item2entity.values()]
+        for fields, named, kept in (
+            (all_ends, {data.entity_field, *data.alias.get("entity_id", ())}, linked),
+            ((data.relation_field,), {data.relation_field, *data.alias.get("relation_id", ())}, []),
+        ):
+            before = np.concatenate([data.kg_feat[field].numpy() for field in fields])
+            gone = np.setdiff1d(before, [*np.concatenate([columns[field] for field in fields]), *kept])
+            for field in named & self.tokens.keys():
+                for n in gone[gone > 0]:
+                    self.tokens[field][n - 1] = f"[forgotten {n}]"
 
     def write(self, log: Path | str) -> None:
         """Write the data set into a log's folder."""

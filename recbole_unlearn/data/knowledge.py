@@ -1,10 +1,12 @@
 """A knowledge graph beside interactions as they are, so that models with and without one share a split."""
 
 import hashlib
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
-from recbole.data.dataset import KnowledgeBasedDataset
+import torch
+from recbole.data.dataset import Dataset, KnowledgeBasedDataset
 
 from recbole_unlearn.errors import InputError
 
@@ -40,6 +42,22 @@ class LinkedDataset(KnowledgeBasedDataset):
         for field in self.alias["entity_id"]:
             self._reset_ent_remapID(field, ids, tokens, token_ids)
         self.field2id_token[self.entity_field], self.field2token_id[self.entity_field] = tokens, token_ids
+
+
+def own_entities(data: Dataset, items: Iterable[str]) -> np.ndarray:
+    """Ids of the entities that are linked to some items, by token, and to no other ones; none without a graph."""
+    links, items = getattr(data, "item2entity", {}), set(items)
+    kept = {entity for item, entity in links.items() if item not in items}
+    found = {entity for item, entity in links.items() if item in items} - kept
+    ids = data.field2token_id[data.entity_field] if found else {}
+    return np.array(sorted(ids[entity] for entity in found if entity in ids), np.int64)
+
+
+def drop_facts(data: KnowledgeBasedDataset, entities: np.ndarray) -> None:
+    """Take a graph's triples of some entities away, in place."""
+    ends = (data.kg_feat[field].numpy() for field in (data.head_entity_field, data.tail_entity_field))
+    gone = np.logical_or.reduce([np.isin(ids, entities) for ids in ends])
+    data.kg_feat = data.kg_feat[torch.from_numpy(np.flatnonzero(~gone))]
 
 
 def checksum(folder: Path | str, name: str) -> str:

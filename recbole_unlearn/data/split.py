@@ -19,7 +19,7 @@ from recbole.data.dataloader import (
 from recbole.data.dataset import Dataset, SequentialDataset
 from recbole.data.interaction import Interaction
 from recbole.data.utils import create_samplers, get_dataloader
-from recbole.sampler import RepeatableSampler, Sampler
+from recbole.sampler import KGSampler, RepeatableSampler, Sampler
 from recbole.sampler.sampler import AbstractSampler
 from recbole.utils import ModelType, init_seed
 
@@ -27,7 +27,7 @@ from recbole_unlearn.data.dataset import faster
 from recbole_unlearn.data.fingerprint import fingerprint, rows_checksum
 from recbole_unlearn.data.forget import spammers
 from recbole_unlearn.data.frozen_data import frozen_dataset, is_frozen
-from recbole_unlearn.data.knowledge import KEY, LinkedDataset
+from recbole_unlearn.data.knowledge import KEY, LinkedDataset, drop_facts
 from recbole_unlearn.data.spam import draw_spam
 from recbole_unlearn.errors import InputError
 from recbole_unlearn.influence.recorded import popularity_weights
@@ -107,7 +107,10 @@ class Split:
         data_row: row in RecBole's training data set of each of these, int64 ``[rows]``.
         spam: rows that ``forget_spam`` added to the training data, int64; they come last of their user.
         n_users, n_items: sizes of the id spaces, padding id 0 included.
+        unlinked: ids of entities of which what remains (`remaining`, `remaining_dataset`) has no facts, int64.
     """
+
+    unlinked: np.ndarray = np.empty(0, np.int64)
 
     @faster()
     def __init__(self, config: Config) -> None:
@@ -241,7 +244,7 @@ class Split:
         elif args["distribution"] == "popularity":
             sampler = RepeatableSampler(["train"], rest, args["distribution"], args["alpha"]).set_phase("train")
         facts = getattr(self.train, "kg_dataloader", None)
-        samplers = (sampler, facts._sampler) if facts else (sampler,)
+        samplers = (sampler, KGSampler(rest) if len(self.unlinked) else facts._sampler) if facts else (sampler,)
         return get_dataloader(config, "train")(config, rest, *samplers, shuffle=config["shuffle"])
 
     def remaining_dataset(self, forgotten: np.ndarray) -> Dataset:
@@ -349,6 +352,8 @@ class Split:
         part = data.copy(data.inter_feat[torch.from_numpy(rows)])
         if self.sequential and gone.any():
             rebuild_histories(part, data, rows, gone)
+        if len(self.unlinked):
+            drop_facts(part, self.unlinked)
         return part
 
     @property

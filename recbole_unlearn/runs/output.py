@@ -15,6 +15,7 @@ import torch
 
 from recbole_unlearn.data import frozen_data
 from recbole_unlearn.data.frozen_data import Frozen
+from recbole_unlearn.data.knowledge import own_entities
 from recbole_unlearn.data.split import Split
 from recbole_unlearn.errors import InputError
 from recbole_unlearn.influence.coupling import Fresh, Paired
@@ -226,12 +227,6 @@ def whole_of(config, split, request):
             "everywhere: True takes users and items as a whole: forget_users, forget_items, or requests that leave the "
             "other column empty"
         )
-    links = getattr(split.train._dataset, "item2entity", {})
-    if linked := sum(token in links for token in split.token("item", whole.get("item", np.empty(0, np.int64)))):
-        raise InputError(
-            f"everywhere: True is not for items of a knowledge-aware model that have an entity ({linked} of these have)"
-            f": {config['model']} stays trained on its facts; leave it out, or train anew without them"
-        )
     users, items = split.firsts()
     if begun := len(np.setdiff1d(users[np.isin(items, whole.get("item", []))], whole.get("user", []))):
         raise InputError(
@@ -242,6 +237,20 @@ def whole_of(config, split, request):
         if 0 < len(rows) == len(getattr(split, name)._dataset):
             raise InputError(f"everywhere: True would leave no {name} interaction; leave it out, or train anew")
     return whole
+
+
+def unlinked(split: Split, whole: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Ids of entities whose facts are to go with the items of `whole_of`, that no other item has."""
+    return own_entities(split.train._dataset, map(str, split.token("item", whole.get("item", np.empty(0, np.int64)))))
+
+
+def check_unlinked(config, entities: np.ndarray, exact: bool) -> None:
+    """Raises InputError where a model would stay trained on facts that are to go."""
+    if len(entities) and not exact:
+        raise InputError(
+            f"everywhere: True: {config['model']} would stay trained on the facts of {len(entities)} of these items, "
+            "since this request is not served by training again; give method: replay and replay_rows: all"
+        )
 
 
 def left_over(config, split, request, inter):

@@ -66,6 +66,9 @@ class Run:
         self.unlearner = self._opened(checkpoint) if checkpoint and not (adopts and config["dry_run"]) else None
         earlier = checkpoint.stored if checkpoint else None
         self.whole = output.whole_of(config, self.split, self.request)
+        self.unlinked = output.unlinked(self.split, self.whole)
+        if self.unlearner and self.request.kind != "requests":
+            output.check_unlinked(config, self.unlinked, self.unlearner.will_be_exact(self.rows))
         self.erasure = output.erasure_of(config, self.split, self.rows, earlier, self.whole) if saved else {}
         inter = output.data_file(config, earlier)
         self.left = output.left_over(config, self.split, self.request, inter) if saved else None
@@ -151,6 +154,7 @@ class Run:
         unlearner.warm_up()
         setup_seconds = perf_counter() - start
         config, served = self.config, None
+        self.split.unlinked = self.unlinked  # not before: the guard trained on all of them again
         if self.request.kind == "requests":
             unlearner.model = unlearner.trained.copy()
             together, every, progress = (config[key] for key in ("request_batch", "drift_every", "show_progress"))
@@ -159,6 +163,7 @@ class Run:
         else:
             unlearned = unlearner.unlearn(self.rows, show_progress=config["show_progress"])
             unlearner.apply(self.rows, unlearned)
+        output.check_unlinked(config, self.unlinked, unlearned.training is not None)
         self.logger.info(f"forgot {len(self.rows)} interactions in {unlearned.seconds:.3g} s")
         return setup_seconds, unlearned, served
 
