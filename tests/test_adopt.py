@@ -14,11 +14,15 @@ import pytest
 import torch
 from recbole.model.general_recommender.bpr import BPR
 from recbole.quick_start import load_data_and_model
+from test_crash import KILLED, Dying
+from test_crash_stream import exit_status
 
 from recbole_unlearn.errors import InputError
 from recbole_unlearn.quick_start import run_unlearn
-from recbole_unlearn.storage import checkpoints
+from recbole_unlearn.storage import checkpoints, purging
+from recbole_unlearn.storage.files import locked
 from recbole_unlearn.storage.triple_log import TripleLog, log_path
+from recbole_unlearn.testing import tiny_interactions, write_dataset
 from recbole_unlearn.training import adoption
 from recbole_unlearn.training.fit import LIMIT, new_model, train
 from recbole_unlearn.unlearner import load
@@ -27,6 +31,9 @@ NEGATIVES = {"distribution": "uniform", "sample_num": 4}
 SEQUENTIAL = {
     "loss_type": "BPR", "hidden_size": 8, "MAX_ITEM_LIST_LENGTH": 6,
     "load_col": {"inter": ["user_id", "item_id", "timestamp"]},
+}  # fmt: skip
+GRAPH = {
+    "inter": ["user_id", "item_id"], "kg": ["head_id", "relation_id", "tail_id"], "link": ["item_id", "entity_id"],
 }  # fmt: skip
 SAMPLED = {"split": {"RS": [0.8, 0.1, 0.1]}, "order": "RO", "group_by": "user", "mode": "uni10"}
 TRAININGS = {
@@ -38,8 +45,9 @@ TRAININGS = {
     "unjudged": ("BPR", {"eval_step": 0}),
     "graph": ("LightGCN", {"n_layers": 2}),
     "sequential": ("GRU4Rec", SEQUENTIAL),
-    "factorised": ("FPMC", SEQUENTIAL),
     "translation": ("TransRec", SEQUENTIAL),
+    "chain": ("FPMC", SEQUENTIAL),
+    "facts": ("CKE", {"kg_embedding_size": 8, "load_col": GRAPH}),
     "softmax": ("SASRec", {**SEQUENTIAL, "loss_type": "CE", "train_neg_sample_args": None, "inner_size": 8}),
     "dropout": ("NGCF", {"hidden_size_list": [8], "message_dropout": 0.2}),
     "own": ("Mine", {}),
@@ -51,10 +59,11 @@ class Mine(BPR):
 
 
 @pytest.fixture(scope="session")
-def stock_files(tmp_path_factory, make_options):
+def stock_files(tmp_path_factory, make_options, linked_path):
     """Folder of checkpoints of RecBole's own. No test may change it."""
     folder = tmp_path_factory.mktemp("stock")
     given = {name: (model, {**make_options(seed=7), **keys}) for name, (model, keys) in TRAININGS.items()}
+    given["facts"][1]["data_path"] = linked_path
     script = [sys.executable, str(Path(__file__).with_name("stock_recbole.py")), str(folder)]
     done = subprocess.run(script, input=json.dumps(given), cwd=folder, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -120,6 +129,58 @@ def test_a_checkpoint_of_recboles_own_is_adopted(stock, monkeypatch, name):
     assert 0 <= kept["triple_log"]["adopted"]["distance"] < 1e-5 < LIMIT
     assert log.n_epochs == kept["epoch"] + 1
     assert kept["config"]["compiled"] is False
+
+
+def test_a_checkpoint_of_an_older_environment_is_adopted(tmp_path):
+    """That stock_recbole.py wrote on Python 3.10, with torch 1.12.1 and numpy 1.23.5, of seed 7."""
+    path = Path(shutil.copy(Path(__file__).with_name("older.pth"), tmp_path))
+    data = write_dataset(tmp_path / "data", "tiny", tiny_interactions())
+    with load(path, config_dict={"data_path": data}) as opened:
+        assert 0 < opened.trained.stored["triple_log"]["adopted"]["distance"] < 1e-5
+        assert all(torch.equal(opened.state_dict[key], value) for key, value in raw(path).items())
+        assert opened.forget(users=["u20"]).details["exact"]
+
+
+def _adopt(path, n):
+    Dying(n).start()
+    load(path).close()
+
+
+def killed_at(path, points):
+    """Whether there is an adopted checkpoint after the next start, of adoptions that die at changes of the disk."""
+    content, found, status = path.read_bytes(), [], KILLED
+    temporary = path.parent / "temporary"
+    temporary.mkdir()
+    for n in points:
+        for left in path.parent.glob("*-adopted*"):
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
+        status = exit_status(_adopt, path.parent, temporary, path, n)
+        assert status in (0, KILLED) and path.read_bytes() == content
+        with locked(adopted(path)):
+            purging.recover(adopted(path))
+        found.append(adopted(path).exists())
+        if found[-1]:
+            kept, log = checkpoints.load(adopted(path), verify=True)
+            assert log.run_id == kept["triple_log"]["run_id"]
+            assert all(torch.equal(kept["state_dict"][key], value) for key, value in raw(path).items())
+        if n % 10 == 0 or found[-1]:
+            with load(path) as opened:
+                assert opened.forget(count=3).details["exact"]
+            assert not [each for each in path.parent.glob(".*") if each.suffix != ".lock"]
+        if status == 0:
+            break
+    return found, status
+
+
+def test_killed_while_it_adopts_there_is_nothing_or_a_whole_checkpoint(stock):
+    found, _ = killed_at(stock("unjudged"), range(1, 400, 9))
+    assert set(found) == {False, True} and found == sorted(found)
+
+
+@pytest.mark.slow
+def test_killed_at_any_change_of_the_disk_while_it_adopts_there_is_nothing_or_a_whole_checkpoint(stock):
+    found, status = killed_at(stock("unjudged"), range(1, 1000))
+    assert status == 0 and set(found) == {False, True} and found == sorted(found)
 
 
 def test_a_dry_run_adopts_nothing(stock):
