@@ -24,7 +24,7 @@ import run_unlearn as command_line
 from recbole_unlearn.errors import InputError
 from recbole_unlearn.quick_start import run_unlearn
 from recbole_unlearn.reports.tables import markdown
-from recbole_unlearn.runs import many
+from recbole_unlearn.runs import many, output
 from recbole_unlearn.runs import run as one
 from recbole_unlearn.settings.keys import KEYS
 from recbole_unlearn.storage import checkpoints as checkpoint
@@ -392,7 +392,12 @@ def test_purge_removes_the_original_that_was_trained(run):
         "audit.jsonl", "audit.jsonl.key",
     }  # fmt: skip
     assert set(result["files"]) == {"unlearned"}
-    assert strict_json("out/result.json") == result
+    kept = strict_json("out/result.json")
+    assert kept == output.lasting(result) and kept["models"] == {
+        "unlearned": {"seconds": kept["models"]["unlearned"]["seconds"]}
+    }
+    assert result["models"]["original"]["forget_auc"] >= 0 and "forget_auc" not in Path("out/result.json").read_text()
+    assert "figures of the models were shown" in Path("out/result.md").read_text() and "NDCG" in result.page
 
 
 def test_purge_removes_the_checkpoint_that_was_given_and_its_log(trained, run):
