@@ -112,7 +112,7 @@ class Frozen:
         """Take the names of entities and relations that only facts which are gone had."""
         data = self.data
         ends, all_ends = data.head_entity_field, (data.head_entity_field, data.tail_entity_field)
-        linked = [data.field2token_id[ends][entity] for entity in data.item2entity.values()]
+        linked = [data.field2token_id[ends].get(entity, 0) for entity in data.item2entity.values()]
         for fields, named, kept in (
             (all_ends, {data.entity_field, *data.alias.get("entity_id", ())}, linked),
             ((data.relation_field,), {data.relation_field, *data.alias.get("relation_id", ())}, []),

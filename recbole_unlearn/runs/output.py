@@ -200,9 +200,9 @@ def write_embeddings(folder: Path, pair: tuple[np.ndarray, np.ndarray], split: S
 
 def _seed(stored, new):
     """Seed that a model is to be built by which is not the original's; None: there is none."""
-    if new is None or not isinstance(new.epochs, Fresh):
-        return stored["triple_log"].get("seed")
-    return secrets.randbits(32) if new.seed is None else new.seed
+    if new is not None and new.seed is not None:
+        return new.seed
+    return secrets.randbits(32) if new and isinstance(new.epochs, Fresh) else stored["triple_log"].get("seed")
 
 
 def _approximate(trained, rows):
