@@ -92,7 +92,7 @@ class Stream:
         with inside(folder / "scene"):
             assert run(".", self.temporary, self.keys) == 0
             stream = json.loads(Path("out/result.json").read_text())["stream"]
-            assert stream["empty"] == 1 and len(stream["batches"]) > 2 and stream["drift"] == []  # measured, not written
+            assert stream["empty"] == 1 and len(stream["batches"]) > 2 and stream["drift"] == []  # which is not kept
             weights = checkpoints.load(UNLEARNED)[0]["state_dict"]
         self.scene |= {"split": split, "rows": rows, "unlearned": SimpleNamespace(state_dict=weights)}
 
