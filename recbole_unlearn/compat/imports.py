@@ -1,8 +1,10 @@
-"""RecBole without an import that hardly a run needs: scikit-learn, for metrics of ratings and two of its models."""
+"""Without imports that hardly a run needs: RecBole without scikit-learn, for metrics of ratings and two of its models,
+and scikit-learn without scipy's distributions."""
 
 import sys
 from importlib import import_module
 from types import ModuleType
+from typing import Any
 
 import recbole.utils  # noqa: F401  (with all else that the modules below import)
 
@@ -17,13 +19,16 @@ TAKEN = {
 
 
 class _Late:
-    """Stands in for a function or class of scikit-learn's until one of them is called."""
+    """Stands in for a function or class of another package until one of them is called."""
 
     def __init__(self, module, name):
         self.module, self.name = module, name
 
     def real(self):
         return getattr(import_module(self.module), self.name)
+
+    def __getattr__(self, name):
+        return getattr(self.real(), name)
 
     def __call__(self, *arguments, **options):
         for name in [name for name in sys.modules if name.split(".")[0] == "recbole"]:
@@ -46,3 +51,24 @@ def import_recbole() -> None:
     finally:
         for name in stand_ins:
             del sys.modules[name]
+
+
+class _LateModule(ModuleType):
+    """Stands in for a module of which names are taken, but hardly used."""
+
+    def __getattr__(self, name):
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return _Late(self.__name__, name)
+
+
+def import_tsne() -> Any:
+    """scikit-learn's ``TSNE``; what is imported with it gets a stand-in for ``scipy.stats``, half of the wait."""
+    name = "scipy.stats"
+    if "sklearn" in sys.modules or name in sys.modules:
+        return import_module("sklearn.manifold").TSNE
+    sys.modules[name] = _LateModule(name)
+    try:
+        return import_module("sklearn.manifold").TSNE
+    finally:
+        del sys.modules[name]

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from recbole.model.abstract_recommender import AbstractRecommender
 
+from recbole_unlearn.compat.imports import import_tsne
 from recbole_unlearn.compat.recbole_models import clear_caches
 from recbole_unlearn.devices import array
 from recbole_unlearn.storage.triple_log import TripleLog
@@ -114,11 +115,9 @@ def tsne_map(
     Returns:
         Rounded: ``user`` [x, y], ``positives`` ``[n, 2]``, ``negatives`` ``[m, 2]``.
     """
-    from sklearn.manifold import TSNE  # here: it costs a moment that not every run needs
-
     points = np.concatenate([P[[user]], Q[items], Q[negatives]]).astype(np.float64)
     perplexity = min(30.0, (len(points) - 1) / 3)
-    tsne = TSNE(perplexity=perplexity, init="pca", method="exact", random_state=seed)
+    tsne = import_tsne()(perplexity=perplexity, init="pca", method="exact", random_state=seed)
     places = tsne.fit_transform(points / (points.std() or 1.0))
     middle = (places.min(0) + places.max(0)) / 2
     places = 0.5 + (places - middle) / (np.ptp(places, axis=0).max() or 1.0)

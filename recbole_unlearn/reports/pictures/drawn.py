@@ -7,9 +7,11 @@ side.
 from __future__ import annotations
 
 import io
+import json
 import math
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
@@ -22,6 +24,7 @@ if TYPE_CHECKING:  # it is slow to import, so that only those who draw wait for 
     from matplotlib.figure import Figure
 
 WIDTH, PLOT_HEIGHT = 340, 190
+KEPT = 16  # panels: a run's page is written twice, the second time with its audit record
 LETTER = 6.8  # mean width of a letter at 11 px, in pixels: matplotlib's font, wider than most
 
 LIGHT = {"ink": "#1c2127", "faint": "#8b939c", "paper": "#ffffff"}
@@ -58,10 +61,17 @@ MARKERS = {
     "star": "*",
 }
 
+_panels: dict[str, str] = {}
+
 
 def panel(chart: Chart) -> str:
     """One chart as an ``<svg>`` element for a page that holds `STYLE`; it has no ids, so that a page can hold many."""
-    return ElementTree.tostring(_svg([chart], "", 1, chart.alt), "unicode")
+    key = json.dumps(asdict(chart))
+    if key not in _panels:
+        if len(_panels) == KEPT:
+            _panels.clear()
+        _panels[key] = ElementTree.tostring(_svg([chart], "", 1, chart.alt), "unicode")
+    return _panels[key]
 
 
 def svg(picture: Picture) -> str:
