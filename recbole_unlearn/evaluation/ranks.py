@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 BLOCK = 2**18  # scores at a time, and PAIRS for pairs: they stay in the processor's cache
 PAIRS = 2**13
+DENSE = 8  # times the pairs: of so many products of users and all items, a matrix product is faster than single ones
 KEPT = 2**26  # bytes of sampled negatives that are kept for the next model
 HALF_BIT = 2.0**-24  # of float32, as a share of a number
 USERS, LARGE = 64, 2**22  # users at a time for the sake of the matrix product, while there are no more scores than that
@@ -118,7 +119,7 @@ class RankedLoader:
         hits = np.zeros((len(self.loader.uid_list), cutoff + 1), np.int32)
         waiting = None  # the block before, whose scores are taken while the next one's negatives are drawn
         for part, users, items, ptr in self._candidates(hits[:, -1]):
-            scores = self._scores(users, items, ptr, hits[part, -1])
+            scores = self._scores(users, items, ptr, hits[part, -1], cutoff)
             if waiting:
                 self._rank_block(*waiting)
             waiting = hits[part], users, items, ptr, scores
@@ -151,7 +152,7 @@ class RankedLoader:
             row[items[own]] = torch.from_numpy(self._predict(users[own], items[own]))
             hits[user, :-1] = _sort(row, items[own][: hits[user, -1]], hits.shape[1] - 1)
 
-    def _scores(self, users, items, ptr, n_held_out):
+    def _scores(self, users, items, ptr, n_held_out, cutoff):
         """Function that gives scores of pairs by which the held-out items rank as by the model's own.
 
         BPR's are inner products. They are taken here, and by the model only where they are near a held-out item's: in
@@ -160,14 +161,20 @@ class RankedLoader:
         Args:
             users, items, ptr: as `_candidates` gives them.
             n_held_out: how many of each user's items are held out.
+            cutoff: up to which ranks matter.
         """
         if not self._tables:
             found = self._predict(users, items)
             return lambda: found
-        *tables, longest = self._tables
+        P, Q, longest = self._tables
         scores, near = np.empty(len(items), np.float32), np.zeros(len(items), bool)
-        rest = (*tables, longest, scores, near)
-        shares = [(users, items, ptr[n.start : n.stop + 1], n_held_out[n], *rest) for n in _shares(len(n_held_out))]
+        products, rest = np.empty((0, 0), np.float32), (P, Q, longest, cutoff, scores, near)
+        if len(n_held_out) * len(Q) <= DENSE * len(items):
+            products = (torch.from_numpy(P[users[ptr[:-1]]]) @ torch.from_numpy(Q).T).numpy()
+        shares = [
+            (users, items, ptr[n.start : n.stop + 1], n_held_out[n], products[n], *rest)
+            for n in _shares(len(n_held_out))
+        ]
         running = self._side_by_side(_inner_products, shares)
 
         def finished():
@@ -186,7 +193,7 @@ class RankedLoader:
         if own or model.user_embedding.weight.dtype != torch.float32:
             return None
         P, Q = (np.ascontiguousarray(each.weight.numpy()) for each in (model.user_embedding, model.item_embedding))
-        return P, Q, np.linalg.norm(Q, axis=1).max() * 4 * Q.shape[1] * HALF_BIT
+        return P, Q, np.linalg.norm(Q, axis=1).max() * 4 * (Q.shape[1] + 1) * HALF_BIT
 
     def _predict(self, users, items):
         """Scores of pairs, ``[pairs]``."""
@@ -363,11 +370,13 @@ def _inner_product(p, q):
 
 
 @numba.njit(cache=True, nogil=True)
-def _inner_products(users, items, ptr, n_held_out, P, Q, longest, scores, near):
-    """Scores of some users' items, and which of them are held out, or near one that is, with both marked.
+def _inner_products(users, items, ptr, n_held_out, products, P, Q, longest, cutoff, scores, near):
+    """Scores of some users' items, and which of them are near a held-out one that may be among the best, both marked.
 
     Args:
+        products: of these users with all items, ``[users, n_items]``, or none.
         longest: how far rounding may move two scores apart, for a user whose embedding has length 1.
+        cutoff: how many are the best.
     """
     for u in range(len(n_held_out)):
         first, last = ptr[u], ptr[u + 1]
@@ -375,11 +384,18 @@ def _inner_products(users, items, ptr, n_held_out, P, Q, longest, scores, near):
             continue
         p = P[users[first]]
         for n in range(first, last):
-            scores[n] = _inner_product(p, Q[items[n]])
+            scores[n] = products[u, items[n]] if len(products) else _inner_product(p, Q[items[n]])
         margin = longest * np.sqrt(_inner_product(p, p))
+        beyond = np.float32(-np.inf)
         for h in range(first, first + n_held_out[u]):
-            for n in range(first, last):
-                if n != h and not np.abs(scores[n] - scores[h]) > margin:
+            if scores[h] < beyond:
+                continue
+            low, high = np.float32(scores[h] - margin), np.float32(scores[h] + margin)
+            above, not_below = _compare(scores[first:last], low, high)
+            if above >= cutoff:
+                beyond = scores[h]
+            for n in range(first, last if above < cutoff and not_below != above + 1 else first):
+                if n != h and not scores[n] < low and not scores[n] > high:
                     near[n] = near[h] = True
 
 

@@ -247,8 +247,11 @@ def test_negatives_are_recboles_where_nearly_every_draw_is_used(build, data_path
     assert (ours == sampler.item_num - 1).all() and after == expected
 
 
-def test_inner_products_order_items_as_the_model_does(build):
+@pytest.mark.parametrize("dense", [0, 1000])  # one by one, and all of a user by a matrix product
+@pytest.mark.parametrize("cutoff", [3, 60])
+def test_inner_products_order_items_as_the_model_does(dense, cutoff, build, monkeypatch):
     """Those near a held-out item's come from the model; all others are too far apart for rounding to matter."""
+    monkeypatch.setattr(ranks, "DENSE", dense)
     config, train, test = build(HALF_HELD_OUT, "uni99")
     torch.manual_seed(3)
     model = BPR(config, train._dataset)
@@ -258,16 +261,19 @@ def test_inner_products_order_items_as_the_model_does(build):
     users, ptr, held_out = np.repeat(np.arange(1, 50), 60), 60 * np.arange(50), np.full(49, 7)
     items = np.random.default_rng(4).integers(1, train._dataset.item_num, len(users))
     with torch.no_grad(), ThreadPoolExecutor(2) as loader._threads:
-        scores, exact = loader._scores(users, items, ptr, held_out)(), loader._predict(users, items)
+        scores, exact = loader._scores(users, items, ptr, held_out, cutoff)(), loader._predict(users, items)
     mixed = scores != exact
     assert 0.2 < mixed.mean() < 1  # ours differ in the last bits, and not all are ours
     for own, theirs in zip(scores.reshape(49, 60), exact.reshape(49, 60), strict=True):
         order = [np.sign(each[:7, None] - each) for each in (own, theirs)]
-        np.testing.assert_array_equal(*order)
+        best = [(each < 0).sum(1) < cutoff for each in order]
+        np.testing.assert_array_equal(*best)
+        np.testing.assert_array_equal(*(each[best[0]] for each in order))
     with torch.no_grad():
         plainly, near = np.empty(len(items), np.float32), np.zeros(len(items), bool)
         P, Q = model.user_embedding.weight.numpy(), model.item_embedding.weight.numpy()
-        ranks._inner_products(users, items, ptr, held_out, P, Q, 1e-30, plainly, near)
+        products = np.empty((0, 0), np.float32)
+        ranks._inner_products(users, items, ptr, held_out, products, P, Q, 1e-30, 60, plainly, near)
     order = [np.sign(each.reshape(49, 60)[:, :7, None] - each.reshape(49, 60)[:, None]) for each in (plainly, exact)]
     assert (order[0] != order[1]).any(), "no items so near that rounding decides"
 
