@@ -28,6 +28,7 @@ from recbole_unlearn.data.fingerprint import fingerprint, rows_checksum
 from recbole_unlearn.data.forget import spammers
 from recbole_unlearn.data.frozen_data import frozen_dataset, is_frozen
 from recbole_unlearn.data.knowledge import KEY, LinkedDataset, drop_facts
+from recbole_unlearn.data.sampling import DrawnAgain
 from recbole_unlearn.data.spam import draw_spam
 from recbole_unlearn.errors import InputError
 from recbole_unlearn.influence.recorded import popularity_weights
@@ -365,6 +366,16 @@ class Split:
     def terms(self) -> int:
         """Terms of the loss of a row: one with each negative, or a single one without any."""
         return pairwise_loader(self.train).times
+
+    @property
+    def batch_rows(self) -> int:
+        """Rows of a training batch."""
+        return max(self.config["train_batch_size"] // self.terms, 1)
+
+    def draws(self, log: TripleLog) -> None:
+        """Let a log draw again, from these data, the negatives that it does not hold."""
+        if log.again is None and any(each is not None for each in log.drawn):
+            log.again = DrawnAgain(log, pairwise_loader(self.train), self.data_row, self.batch_rows)
 
     @property
     def repeatable(self) -> bool:

@@ -38,6 +38,9 @@ class Task:
     path: Path
     folder: Path
 
+    def __post_init__(self) -> None:
+        self.split.draws(self.log)
+
     def model(self, data: Dataset | None = None) -> AbstractRecommender:
         """The trained weights, in a model of their own.
 

@@ -6,7 +6,7 @@ the mean, so that the sum that the model makes of them is one value a triple too
 """
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import reduce
 from operator import add
@@ -37,21 +37,6 @@ def fixed_randomness(seed: int) -> Iterator[None]:
         finally:
             random.setstate(python)
             np.random.set_state(numpy)
-
-
-def streams() -> Callable[[], None]:
-    """What puts all random streams back to where they are now."""
-    python, numpy, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
-
-    def back():
-        random.setstate(python)
-        np.random.set_state(numpy)
-        torch.set_rng_state(cpu)
-        if gpus:
-            torch.cuda.set_rng_state_all(gpus)
-
-    return back
 
 
 class Convex(NamedTuple):

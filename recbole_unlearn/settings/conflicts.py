@@ -72,6 +72,10 @@ def _trainable(config):
     """The configuration. InputError where training would end in nothing that can be unlearned from."""
     if not config["log_negatives"]:
         raise InputError("log_negatives: False leaves nothing to unlearn from; leave it out")
+    if config["log_negatives"] == "drawn" and config["MODEL_TYPE"] == ModelType.KNOWLEDGE:
+        raise InputError(
+            f"log_negatives: drawn is not for {config['model']}, which draws negatives and facts in turns; leave it out"
+        )
     if config["epochs"] < 1:
         raise InputError(f"epochs must be at least 1, not {config['epochs']}")
     pairs = config["MODEL_INPUT_TYPE"] == InputType.PAIRWISE

@@ -48,8 +48,9 @@ class Key:
         if self.kind == "path":
             if value is not None and not (isinstance(value, str) and value and "\0" not in value):
                 raise InputError(f"{name} must be a path, not {value!r}")
-        elif self.kind == "bool":
-            check_switch(name, value)
+        elif parts[0] == "bool":
+            if value not in parts[1:]:
+                check_switch(name, value)
         elif limited and len(parts) > 1:
             if value not in parts[1:] and not (is_a(int, value) and value >= int(limited[2])):
                 allowed = ", ".join(map(repr, parts[1:]))

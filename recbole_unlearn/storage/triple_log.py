@@ -3,11 +3,14 @@
 A log is a folder: ``metadata.json``, the anchors ``users.npy`` and ``items.npy`` (shape ``[rows]``, grouped by user),
 and one ``epoch-NNNNN.npy`` an epoch (shape ``[rows, negatives]``; only one if the negatives are static). All
 columns use the smallest unsigned integer type that holds the ids, so 2 bytes a triple below 65,536 items.
+Of an epoch that is drawn again when it is read there is ``stream-NNNNN.npy`` instead, where numpy's stream stood, and
+in the metadata the checksum of its negatives.
 ``weights-NNNNN.npy`` are snapshots of the weights after NNNNN epochs (flat; float16, but float32 of the start), ever
 rarer with time, ``rates-NNNNN.npy`` the learning rates of an epoch's steps (float64), where they are not one, and
 ``steps-NNNNN.npy`` the batch of each row (unsigned), where its order cannot be drawn again. The metadata is replaced
 last and atomically: a killed run leaves the last complete epoch. A log from which rows were forgotten has a ``salt``,
-which keys all checksums, so that the metadata alone do not tell who has the old data which rows are missing.
+which keys all checksums, so that the metadata alone do not tell who has the old data which rows are missing; all of its
+negatives are stored.
 """
 
 import hashlib
@@ -19,7 +22,7 @@ import secrets
 import shutil
 import tokenize
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -40,6 +43,8 @@ MAX_EPOCHS = 1_000_000
 DAMAGED = (OSError, ValueError, EOFError, SyntaxError, tokenize.TokenError)  # what np.load raises on bad files
 MOST_DRAWN = 100  # epochs that another training may have drawn from a loader before, see `orders.OrderNote`
 ROUNDED = 1e-5  # of a norm, by which sums and norms of the same weights may differ
+STREAM = 625  # numbers that numpy's stream consists of: 624, and the place in them
+KEPT = 2**28  # bytes of negatives, drawn again, that are kept for the next time
 SNAPSHOT_SPACING = 1.5  # each snapshot at least this much later than the one before; 1.2 is no better (measured)
 
 
@@ -149,6 +154,9 @@ def _check_metadata(metadata):
     known = [None] * n_epochs if metadata.get("order") is None else metadata["order"]
     if len(known) != n_epochs or not all(each is None or _is_order(each, n_epochs) for each in known):
         raise ValueError("order does not tell the epochs' orders of batches")
+    drawn = metadata.get("drawn") or [None] * n_epochs
+    if len(drawn) != n_epochs or not all(each is None or type(each) is int for each in drawn):
+        raise ValueError("drawn does not tell the checksums of the epochs' negatives")
     rates = [None] * n_epochs if metadata.get("rates") is None else metadata["rates"]
     if len(rates) != n_epochs or not all(each is None or _is_rate(each) for each in rates):
         raise ValueError("rates does not tell the epochs' learning rates")
@@ -205,7 +213,11 @@ class TripleLog:
         users, items: anchors, memory-mapped, shape ``[rows]``; ``users`` is non-decreasing.
         n_epochs (int): complete epochs.
         negatives (int): negatives per row and epoch; 0 where the loss has none, but a softmax over all items.
+        again: draws the negatives of an epoch, ``[rows, negatives]``, from where numpy's stream stood before it
+            (`sampling.DrawnAgain`); None where it cannot be. Who has the log's data sets it.
     """
+
+    again: Callable[[int, np.ndarray], np.ndarray | None] | None = None
 
     def __init__(self, path: Path | str, metadata: dict[str, Any]) -> None:
         self.path = Path(path)
@@ -215,6 +227,8 @@ class TripleLog:
         self.negatives = metadata["negatives"]
         self.static = metadata["static"]
         self.dtype = np.dtype(metadata["negative_dtype"])
+        self._streams: dict[int, np.ndarray] = {}  # read at once: a purge may take the files from who still reads
+        self._kept: dict[int, np.ndarray] = {}
         self.users = _load(self.path / "users.npy", [self.n_rows], np.dtype(metadata["user_dtype"]))
         self.items = _load(self.path / "items.npy", [self.n_rows], np.dtype(metadata["item_dtype"]))
 
@@ -225,7 +239,7 @@ class TripleLog:
         if (np.diff(users.astype(np.int64)) < 0).any():
             raise ValueError("anchors must be sorted by user")
         path.mkdir(parents=True, exist_ok=True)
-        for kind in ("epoch", "weights", "rates", "steps"):
+        for kind in ("epoch", "stream", "weights", "rates", "steps"):
             for old in path.glob(f"{kind}-*.npy"):
                 old.unlink()
         if training.salt:
@@ -295,8 +309,8 @@ class TripleLog:
             log = cls(path, metadata)
             if metadata.get("salted") and len(log.salt) != SALT_BYTES:
                 raise InputError(f"triple log: {path / SALT} is missing or damaged; train again to get a new log")
-            for epoch in range(log.n_epochs):
-                log.epoch(epoch)
+            for epoch, drawn in enumerate(log.drawn):
+                log._stored(epoch) if drawn is None else log._stream(epoch)
                 log.rates(epoch)
             for epoch in metadata["snapshots"]:
                 log.snapshot(epoch)
@@ -322,6 +336,13 @@ class TripleLog:
     def _file(self, epoch):
         return self.path / f"epoch-{0 if self.static else epoch:05d}.npy"
 
+    def _stream_file(self, epoch):
+        return self.path / f"stream-{epoch:05d}.npy"
+
+    def _held(self, epoch):
+        """The file that holds an epoch."""
+        return self._file(epoch) if self.drawn[epoch] is None else self._stream_file(epoch)
+
     def _save(self, file, array):
         self.metadata["crc32"][file.name] = _save(file, array) ^ _mask(self.salt, file.name)
 
@@ -340,6 +361,7 @@ class TripleLog:
         order: list[int] | None = None,
         rates: Sequence[float] | np.ndarray | None = None,
         steps: np.ndarray | None = None,
+        stream: np.ndarray | None = None,
     ) -> None:
         """Add a complete epoch.
 
@@ -348,14 +370,22 @@ class TripleLog:
             order: how to recompute the order of batches, see `orders.BatchOrder`.
             rates: learning rate of each step of the optimiser, ``[steps]``.
             steps: batch of each row, ``[rows]``, where nothing tells the order.
+            stream: where numpy's stream stood before, uint32 ``[625]``: kept instead of the negatives if it gives them.
         """
         negatives = np.ascontiguousarray(negatives, dtype=self.dtype)
         if negatives.shape != (self.n_rows, self.negatives) or (negatives.size and negatives.min() == 0):
             raise ValueError(f"an epoch must hold {self.n_rows} x {self.negatives} negatives, all of them drawn")
-        file = self._file(self.n_epochs)
-        if not (self.static and self.n_epochs):
-            self._save(file, negatives)
         self.metadata["order"] = [*self.order, order]
+        found = None if stream is None or self.again is None else self.again(self.n_epochs, stream)
+        if stream is not None and found is not None and np.array_equal(found, negatives):
+            self._save(self._stream_file(self.n_epochs), stream)
+            self._streams[self.n_epochs] = stream
+            self.metadata["drawn"] = [*self.drawn, _crc(negatives)]
+        else:
+            if not (self.static and self.n_epochs):
+                self._save(self._file(self.n_epochs), negatives)
+            if "drawn" in self.metadata:
+                self.metadata["drawn"] = [*self.drawn, None]
         self.metadata["rates"] = [*self._rates, self._keep_rates(rates)]
         if steps is not None:
             file, kind = self._steps_file(self.n_epochs), smallest_uint(max(steps.max(initial=0), 0))
@@ -450,10 +480,13 @@ class TripleLog:
 
     def truncate(self, n_epochs: int) -> None:
         """Keep the first ``n_epochs`` only (training continued past the epoch that the checkpoint holds)."""
-        kept = {self._file(epoch).name for epoch in range(n_epochs)}
+        kept = {self._held(epoch).name for epoch in range(min(n_epochs, self.n_epochs))}
         self.metadata["snapshots"] = [n for n in self.snapshots if n <= n_epochs]
         kept |= {"users.npy", "items.npy", "metadata.json", *(self._weights_file(n).name for n in self.snapshots)}
         kept |= {name(epoch).name for epoch in range(n_epochs) for name in (self._rates_file, self._steps_file)}
+        if "drawn" in self.metadata:
+            self.metadata["drawn"] = self.drawn[:n_epochs]
+        self._kept.clear()
         self.metadata["order"] = self.order[:n_epochs]
         self.metadata["rates"] = self._rates[:n_epochs]
         self.metadata["n_epochs"] = min(n_epochs, self.n_epochs)
@@ -474,8 +507,45 @@ class TripleLog:
             file.unlink()
 
     def epoch(self, epoch: int) -> np.ndarray:
-        """Negatives of one epoch, memory-mapped, ``[rows, negatives]``."""
+        """Negatives of one epoch, ``[rows, negatives]``: memory-mapped, or drawn again.
+
+        Raises:
+            InputError: they cannot be drawn again.
+        """
+        if self.drawn[epoch] is None:
+            return self._stored(epoch)
+        if (found := self._kept.get(epoch)) is None:
+            found = self.again and self.again(epoch, self._stream(epoch))
+            if found is None or _crc(found) != self.drawn[epoch]:
+                raise InputError(
+                    f"triple log: {self.path} holds no negatives of epoch {epoch}, and what is drawn again is not what "
+                    "was trained on; give the data, and the versions of numpy and torch, of the training"
+                )
+            found.flags.writeable = False
+            while self._kept and (len(self._kept) + 1) * found.nbytes > KEPT:
+                self._kept.pop(next(iter(self._kept)), None)
+            self._kept[epoch] = found
+        return found
+
+    def epochs(self, n_epochs: int) -> Sequence[np.ndarray]:
+        """Negatives of the first epochs; those that are drawn again are when they are asked for."""
+        return _Epochs(self, n_epochs)
+
+    def _stored(self, epoch):
         return _load(self._file(epoch), [self.n_rows, self.negatives], self.dtype)
+
+    def _stream(self, epoch):
+        if epoch not in self._streams:
+            file = self._stream_file(epoch)
+            self._streams[epoch] = np.array(_load(file, [STREAM], np.dtype(np.uint32)))
+            if self._streams[epoch][-1] >= STREAM:
+                raise InputError(f"triple log: {file} is not where numpy's stream stood; train again")
+        return self._streams[epoch]
+
+    @property
+    def drawn(self) -> list[int | None]:
+        """For each epoch the checksum of its negatives where they are drawn again; None: they are stored."""
+        return self.metadata.get("drawn") or [None] * self.n_epochs
 
     def gather(self, rows: np.ndarray, epochs: Sequence[int] | np.ndarray) -> np.ndarray:
         """Negatives of some rows in some epochs, ``[len(epochs), len(rows), negatives]``."""
@@ -489,7 +559,7 @@ class TripleLog:
         Raises:
             InputError: what is damaged.
         """
-        epochs = {self._file(epoch).name for epoch in range(self.n_epochs)}
+        epochs = {self._held(epoch).name for epoch in range(self.n_epochs)}
         needed = {"users.npy", "items.npy", *epochs, *(self._weights_file(n).name for n in self.snapshots)}
         needed |= {
             self._rates_file(epoch).name for epoch, entry in enumerate(self._rates) if entry and entry[0] is None
@@ -513,7 +583,7 @@ class TripleLog:
                 if not np.isfinite(column).all():
                     raise InputError(f"triple log: {file} holds NaN or infinite {name.split('-')[0]}; train again")
                 continue
-            if name.startswith("steps-"):
+            if name.startswith(("steps-", "stream-")):
                 continue
             largest = self.metadata["n_users" if name == "users.npy" else "n_items"]
             if column.size and (column.min() < 1 or column.max() >= largest):
@@ -572,3 +642,17 @@ class TripleLog:
         finally:
             shutil.rmtree(building, ignore_errors=True)
         return TripleLog.open(path)
+
+
+class _Epochs(Sequence[np.ndarray]):
+    """Negatives of a log's epochs; what is stored is mapped at once, and stays so when the log is deleted."""
+
+    def __init__(self, log, n_epochs):
+        self.log, self.stored = log, [log._stored(n) if log.drawn[n] is None else None for n in range(n_epochs)]
+
+    def __len__(self):
+        return len(self.stored)
+
+    def __getitem__(self, number: Any) -> Any:
+        found = self.stored[number]
+        return self.log.epoch(range(len(self))[number]) if found is None else found

@@ -19,14 +19,14 @@ from tqdm import tqdm
 from recbole_unlearn import distributed
 from recbole_unlearn.compat.recbole_models import checkpoint_state, replaced
 from recbole_unlearn.data.orders import BatchOrder
-from recbole_unlearn.data.sampling import Played
+from recbole_unlearn.data.sampling import Played, streams
 from recbole_unlearn.data.split import Split, pairwise_loader
 from recbole_unlearn.devices import array, read
 from recbole_unlearn.errors import InputError
 from recbole_unlearn.influence.coupling import Coupling, Paired
 from recbole_unlearn.influence.recorded import Adam, Recorded
 from recbole_unlearn.models.draws import keep_draws
-from recbole_unlearn.models.losses import fixed_randomness, streams
+from recbole_unlearn.models.losses import fixed_randomness
 from recbole_unlearn.settings import keys
 from recbole_unlearn.settings.config import changed
 from recbole_unlearn.settings.shown import plain
@@ -326,12 +326,13 @@ def recorded(config, split, stored, log):
     Returns:
         Recorded
     """
-    epochs, batch_rows = stored["triple_log"]["epochs"], max(config["train_batch_size"] // split.terms, 1)
+    epochs, batch_rows = stored["triple_log"]["epochs"], split.batch_rows
+    split.draws(log)
     group = stored["optimizer"]["param_groups"][0]
     return Recorded(
         users=log.users,
         pos=log.items,
-        negatives=[log.epoch(epoch) for epoch in range(epochs)],
+        negatives=log.epochs(epochs),
         n_users=split.n_users,
         n_items=split.n_items,
         optimizer=Adam.of(group) if "betas" in group else None,

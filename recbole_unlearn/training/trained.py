@@ -154,6 +154,9 @@ class Trained:
     initial: dict[str, np.ndarray] | None = None
     seed: int | None = None
 
+    def __post_init__(self) -> None:
+        self.split.draws(self.log)
+
     @classmethod
     def of(cls, trainer: Trainer, train, valid, test, **changes: Any) -> "Trained":
         """A model in memory that one of our trainers has trained.

@@ -23,12 +23,14 @@ from recbole_unlearn.data.fingerprint import fingerprint
 from recbole_unlearn.data.orders import OrderNote
 from recbole_unlearn.data.sampling import (
     ROW,
+    DrawnAgain,
     NegativeDraw,
     PairwiseCollate,
     batches,
     drawn_by,
     negatives_in,
     negatives_of,
+    numpy_stream,
     record,
 )
 from recbole_unlearn.data.split import pairwise_loader
@@ -50,7 +52,7 @@ class _Recorded:
     Set ``keep`` to False to have it write nothing down.
     """
 
-    keep = True
+    keep, stream = True, None
 
     def __init__(self, loader, position, negatives, dtype):
         self.loader = loader
@@ -59,6 +61,7 @@ class _Recorded:
         self.step = np.zeros(len(position), np.int32)
 
     def __iter__(self):
+        self.stream = numpy_stream()
         for step, batch in enumerate(drawn_by(self.loader)):
             rows = batch.interaction.pop(ROW)
             if self.keep:
@@ -94,7 +97,7 @@ class _Share(_Recorded):
         self.weight = 1.0
 
     def __iter__(self):
-        negatives = self.drawn.shape[1]
+        negatives, self.stream = self.drawn.shape[1], numpy_stream()
         for number, batch in enumerate(batches(self.loader, self.loader.collate_fn, self.batch_rows)):
             rows = batch.interaction.pop(ROW)
             self.step[self.position[rows.numpy()]] = number
@@ -149,9 +152,10 @@ class _Steps:
 class _Logging(Trainer):
     """What makes a RecBole trainer of pairwise models keep a :class:`TripleLog` beside the checkpoint.
 
-    Set ``log_negatives=False`` (configuration or attribute) to train without a log; ``negatives: static`` draws the
-    negatives once instead of every epoch. Nothing is logged of models that cannot be unlearned from, nor by
-    ``fit(saved=False)``. Where training does what a log cannot tell, the log ends there, and the checkpoint says why.
+    Set ``log_negatives=False`` (configuration or attribute) to train without a log; ``log_negatives: drawn`` keeps what
+    draws an epoch's negatives again, where it does, instead of them; ``negatives: static`` draws the negatives once
+    instead of every epoch. Nothing is logged of models that cannot be unlearned from, nor by ``fit(saved=False)``.
+    Where training does what a log cannot tell, the log ends there, and the checkpoint says why.
 
     Under torch.distributed (RecBole's ``single_spec: False``) it trains with DistributedDataParallel, on the CPU too,
     on batches and negatives that do not depend on the number of ranks. Rank 0 writes one log for all of them.
@@ -208,8 +212,14 @@ class _Logging(Trainer):
         if static and self.triple_log and self.triple_log.n_epochs:
             self._table = np.asarray(self.triple_log.epoch(0), np.int64)[self._position]
         self.equip(train_data, static)
-        if not self._logs or self.triple_log or not distributed.leads():
-            return
+        if self._logs and not self.triple_log and distributed.leads():
+            self._begin_log(train_data, users[order], items[order], static)
+        if self.triple_log:
+            size = max(self.config["train_batch_size"] // train_data.times, 1)
+            self.triple_log.again = DrawnAgain(self.triple_log, train_data, order, size)
+
+    def _begin_log(self, train_data, users, items, static):
+        dataset = train_data._dataset
         if self.optimizer.state:
             self._give_up("its optimiser had taken steps before, by a fit that saved nothing for instance")
             return
@@ -224,7 +234,7 @@ class _Logging(Trainer):
             optimizer=type(self.optimizer).__name__,
             start=start_of(self._weights()),
         )
-        self.triple_log = TripleLog.create(log_path(self.saved_model_file), users[order], items[order], training)
+        self.triple_log = TripleLog.create(log_path(self.saved_model_file), users, items, training)
         self._snapshot()
 
     def equip(self, loader: TrainDataLoader, static: bool) -> None:
@@ -318,7 +328,10 @@ class _Logging(Trainer):
         if len(self._settings) > 1:
             self._give_up("the optimiser's settings changed while it trained, or are several")
             return
-        self.triple_log.append(drawn, order, steps.rates)
+        again = self.config["log_negatives"] == "drawn" and drawn.size and not self.triple_log.static
+        self.triple_log.append(drawn, order, steps.rates, stream=recorded.stream if again else None)
+        if again and self.triple_log.drawn[-1] is None:
+            self.logger.warning("log_negatives: drawn: these negatives cannot be drawn again, and are stored")
         self._snapshot()
 
     def begin_epoch(self, epoch: int) -> None:
