@@ -381,8 +381,14 @@ class DrawnAgain:
         self.shape, self.dtype = (log.n_rows, log.negatives), log.dtype
 
     @cached_property
-    def _collate(self):
-        return PairwiseCollate(self.loader) if PairwiseCollate.fits(self.loader) else self.loader.collate_fn
+    def _draw(self) -> Callable[[np.ndarray], np.ndarray]:
+        """Negatives of a batch of rows of the data set, ``[m, rows]``."""
+        loader, times = self.loader, self.shape[1]
+        if not PairwiseCollate.fits(loader):
+            return lambda rows: negatives_in(loader, loader.collate_fn(rows)).numpy()[:, : len(rows)]
+        draw = NegativeDraw(loader._sampler, loader._dataset.user_num)
+        users = loader._dataset.inter_feat[loader.uid_field].numpy()
+        return lambda rows: draw(users[rows], times).reshape(times, -1)
 
     def __call__(self, epoch: int, stream: np.ndarray) -> np.ndarray | None:
         with self._one_at_a_time:
@@ -393,7 +399,7 @@ class DrawnAgain:
             try:
                 for start in range(0, len(order), self.batch_rows):
                     rows = order[start : start + self.batch_rows]
-                    drawn[rows] = negatives_in(self.loader, self._collate(self.data_row[rows])).numpy().T[: len(rows)]
+                    drawn[rows] = self._draw(self.data_row[rows]).T
             finally:
                 back()
             return drawn
