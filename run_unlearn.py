@@ -39,7 +39,8 @@ def main(argv=None):
         from recbole_unlearn.settings.given import read_arguments
 
         overrides = read_arguments(rest, overrides)
-        gc.freeze()
+        if argv is None:
+            gc.freeze()
         gc.enable()
         result = run_unlearn(args.model, args.dataset, (args.config_files or "").split(), overrides)
     except OtherRankFailed:  # which has said why

@@ -44,9 +44,25 @@ REQUEST = """
 from recbole_unlearn import quick_start, unlearner
 assert not {"sklearn", "scipy.stats", "torch._dynamo"} & set(sys.modules)
 """
+MAP = """
+import numpy as np
+from recbole_unlearn.compat.imports import import_tsne
+points = np.random.default_rng(1).normal(size=(30, 4))
+def mapped(kind):
+    return kind(perplexity=5.0, init="pca", method="exact", random_state=1).fit_transform(points)
+TSNE = import_tsne()
+assert "scipy.stats" not in sys.modules
+found = mapped(TSNE)
+assert "scipy.stats" not in sys.modules
+import scipy.stats, sklearn.manifold
+from sklearn.preprocessing import QuantileTransformer, _data
+assert _data.stats is not scipy.stats and _data.stats.norm.cdf(1) == scipy.stats.norm.cdf(1)
+assert np.isfinite(QuantileTransformer(n_quantiles=9, output_distribution="normal").fit_transform(points)).all()
+assert import_tsne() is TSNE is sklearn.manifold.TSNE and np.array_equal(mapped(TSNE), found)
+"""
 
 
-@pytest.mark.parametrize("body", [METRICS, MODEL, REQUEST], ids=["metrics", "models", "request"])
+@pytest.mark.parametrize("body", [METRICS, MODEL, REQUEST, MAP], ids=["metrics", "models", "request", "map"])
 def test_scikit_learn_comes_when_it_is_called(body):
     run(RUN.format(body=body))
 
@@ -88,8 +104,10 @@ def test_the_command_looks_for_garbage_once_all_is_imported(monkeypatch):
     from recbole_unlearn import quick_start
     from recbole_unlearn.settings import given
 
+    monkeypatch.setattr(gc, "freeze", lambda: seen.append("frozen"))
     seen, read = [], given.read_arguments
     monkeypatch.setattr(sys, "argv", ["run_unlearn.py"])
     monkeypatch.setattr(given, "read_arguments", lambda *words: seen.append(gc.isenabled()) or read(*words))
     monkeypatch.setattr(quick_start, "run_unlearn", lambda *_: seen.append(gc.isenabled()))
-    assert run_unlearn.main() == 0 and seen == [False, True]
+    assert run_unlearn.main() == 0 and seen == [False, "frozen", True]
+    assert run_unlearn.main([]) == 0 and seen[3:] == [True, True]

@@ -28,6 +28,8 @@ class _Late:
         return getattr(import_module(self.module), self.name)
 
     def __getattr__(self, name):
+        if name.startswith("__"):
+            raise AttributeError(name)
         return getattr(self.real(), name)
 
     def __call__(self, *arguments, **options):
