@@ -177,6 +177,20 @@ def test_every_point_is_drawn_where_it_belongs():
     assert [title.text for title in root.iter("title")] == ["a: 1, 10", "a: 2, 100", "a: 4, 1,000"]
 
 
+def test_a_panel_is_drawn_once_and_again_where_anything_of_it_is_another(monkeypatch):
+    monkeypatch.setattr(drawn, "_panels", {})
+    monkeypatch.setattr(drawn, "_svg", lambda charts, *_: ElementTree.Element(f"n{len(made.append(charts) or made)}"))
+    made = []
+    values = np.arange(2000.0)
+    series = [Series("a", values, values, LOOKS[0])]
+    other = [Series("a", values, np.where(values == 1000, 0, values), LOOKS[0])]
+    panels = [drawn.panel(Chart("", Axis(), Axis(), each, "")) for each in (series, series, other, series)]
+    assert panels == ["<n1 />", "<n1 />", "<n2 />", "<n1 />"] and len(made) == 2
+    for number in range(3 * drawn.KEPT):
+        drawn.panel(Chart(str(number), Axis(), Axis(), series, ""))
+    assert len(drawn._panels) <= drawn.KEPT
+
+
 def test_what_has_no_place_on_an_axis_is_left_out():
     series = [
         Series("a", [1, 2, 3, 4], [0.0, 1.0, math.inf, math.nan], LOOKS[0], "points"),

@@ -7,11 +7,10 @@ side.
 from __future__ import annotations
 
 import io
-import json
 import math
+import pickle
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
@@ -61,12 +60,12 @@ MARKERS = {
     "star": "*",
 }
 
-_panels: dict[str, str] = {}
+_panels: dict[bytes, str] = {}
 
 
 def panel(chart: Chart) -> str:
     """One chart as an ``<svg>`` element for a page that holds `STYLE`; it has no ids, so that a page can hold many."""
-    key = json.dumps(asdict(chart))
+    key = pickle.dumps(chart)
     if key not in _panels:
         if len(_panels) == KEPT:
             _panels.clear()
