@@ -51,8 +51,8 @@ def tiny_interactions() -> list[tuple[str, str, int]]:
     for u, user in enumerate(users):
         taste = np.where(np.arange(N_ITEMS) % 3 == u % 3, 4.0, 1.0)
         taste[-1] = 4.0  # liked by all groups
-        for i in rng.choice(N_ITEMS, int(rng.integers(16, 28)), replace=False, p=taste / taste.sum()):
-            rows.append((user, items[i]))
+        chosen = rng.choice(N_ITEMS, int(rng.integers(16, 28)), replace=False, p=taste / taste.sum())
+        rows += [(user, items[i]) for i in chosen]
     order = rng.permutation(len(rows))
     return [(*rows[k], 1_000_000 + 60 * n) for n, k in enumerate(order)]
 

@@ -31,7 +31,7 @@ def unlearn(job):
             run_unlearn(config_dict=case)
 
 
-class Watched(trainer_module._Share):
+class Watched(trainer_module.Share):
     """Notes the triples that the loss is given and counts: one array [n, 2 + negatives] a batch."""
 
     used = []
@@ -51,7 +51,7 @@ class Watched(trainer_module._Share):
 
 def train(job):
     """Train on every rank; each saves its weights and the triples that its loss was given, epoch by epoch."""
-    trainer_module._Share = Watched
+    trainer_module.Share = Watched
     with distributed.joined(timeout=60):
         rank, _ = distributed.rank_and_size()
         for name, options in job["cases"].items():

@@ -237,7 +237,7 @@ def test_it_may_lie_elsewhere_and_its_data_too(stock, tmp_path, data_path):
 
 
 def test_sampled_validation_draws_from_the_stream_of_training(stock, monkeypatch):
-    monkeypatch.setattr(adoption, "_drawing", lambda *_: None)
+    monkeypatch.setattr(adoption, "NegSampleEvalDataLoader", lambda *_, **__: ())
     assert "cannot be adopted" in refusal(stock("sampled"))
 
 

@@ -264,7 +264,7 @@ def agreeing_splits(guesses, out, seed=None):
         config = UnlearnConfig("BPR", "tiny", config_dict=options(str(guess.path.parent / "data"), **KEYS, seed=seed))
         split, same = Split.seeded(config), True
         for name in ("valid", "test"):
-            data = getattr(split, name)._dataset
+            data = getattr(split, name).dataset
             pairs = zip(*(data.id2token(field, data.inter_feat[field]) for field in FIELDS), strict=True)
             same &= sorted(map(tuple, pairs)) == parts[name]
         found.append(same)
@@ -309,9 +309,9 @@ def test_no_byte_of_what_is_left_tells_the_seed_that_the_data_were_cut_by(tmp_pa
 def test_sizes_of_parts_tell_of_some_that_something_is_gone_without_a_seed(guesses):
     """Which docs/production.md says: a split by ratio cuts each user by a rule, which what is left may not fit."""
     split, shown = guesses[0].split, 0
-    rule = split.train._dataset._calcu_split_ids
+    rule = split.train.dataset._calcu_split_ids
     held = [
-        np.bincount(each._dataset.inter_feat["user_id"], minlength=split.n_users) for each in (split.valid, split.test)
+        np.bincount(each.dataset.inter_feat["user_id"], minlength=split.n_users) for each in (split.valid, split.test)
     ]
     sizes = np.stack([np.bincount(split.users, minlength=split.n_users), *held], axis=1)
 

@@ -123,7 +123,7 @@ def test_a_panel_asks_sequential_models_with_the_history_before_each_pair(make_s
     held_out |= {"group_by": "user", "mode": "full"}
     split = make_split("FPMC", load_col={"inter": columns}, eval_args=held_out)
     model, panel = new_model(split.config, split), Panel(split, np.arange(0, 40, 7))
-    found, data = panel.margins(model), split.train._dataset
+    found, data = panel.margins(model), split.train.dataset
     pair = panel.groups["retained, other users"].start + 3
     (row,) = np.flatnonzero((split.users == panel.users[pair]) & (split.items == panel.items[pair]))[:1]
     query = split.test.transform(data, data.inter_feat[split.data_row[[row]]])

@@ -100,7 +100,7 @@ def column(name, change):
     def work():
         changed = change(np.load(LOG / name))
         np.save(LOG / name, changed)
-        metadata(lambda content: content["crc32"].update({name: triple_log._crc(changed)}))()
+        metadata(lambda content: content["crc32"].update({name: triple_log.crc32(changed)}))()
 
     return work
 

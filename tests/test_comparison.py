@@ -108,7 +108,7 @@ def test_nothing_forgotten_is_written(compared):
 
 def test_a_finished_comparison_measures_and_trains_nothing_again(compared, monkeypatch):
     result, folder, keys = compared
-    for name in ("_measure", "_measure_model"):
+    for name in ("measure", "measure_model"):
         monkeypatch.setattr(Comparison, name, lambda *args: pytest.fail("measured again"))
     again = run_unlearn(dataset="tiny", config_dict={**keys, "output_dir": str(folder / "again")})
     assert again["page"] == result["page"]
@@ -116,13 +116,13 @@ def test_a_finished_comparison_measures_and_trains_nothing_again(compared, monke
 
 def test_only_what_changed_is_measured_again(compared, monkeypatch):
     _, folder, keys = compared
-    measured, own = [], Comparison._measure
+    measured, own = [], Comparison.measure
 
     def measure(self, name, seed, rows):
         measured.append(name)
         return own(self, name, seed, rows)
 
-    monkeypatch.setattr(Comparison, "_measure", measure)
+    monkeypatch.setattr(Comparison, "measure", measure)
     changed = {**keys, "method_args": {"fine_tune": {"epochs": 1}}, "comparison_seeds": 1}
     run_unlearn(dataset="tiny", config_dict={**changed, "output_dir": str(folder / "changed")})
     assert measured == ["fine_tune"]

@@ -187,14 +187,14 @@ def test_holes_in_the_data_are_filled_as_recbole_means_to(make_config, holed):
 
 def test_ngcf_drops_nothing_in_evaluation(make_split):
     split = make_split("NGCF", hidden_size_list=[8], node_dropout=0.0, message_dropout=0.5)
-    model = get_model("NGCF")(split.config, split.train._dataset)
+    model = get_model("NGCF")(split.config, split.train.dataset)
     drops_in_training_only(model, model.forward)
     assert model.message_dropout == 0.5
 
 
 def test_gru4reckg_drops_nothing_in_evaluation(make_config, make_split, monkeypatch):
     """Beside its vectors of entities, which are made up here, it needs what GRU4Rec needs."""
-    dataset = make_split("GRU4Rec", loss_type="BPR", load_col=None).train._dataset
+    dataset = make_split("GRU4Rec", loss_type="BPR", load_col=None).train.dataset
     vectors = np.ones((dataset.num("item_id"), 8))
     monkeypatch.setattr(dataset, "get_preload_weight", lambda _: vectors, raising=False)
     model = get_model("GRU4RecKG")(make_config("GRU4RecKG", loss_type="BPR", dropout_prob=0.5), dataset)
@@ -249,7 +249,7 @@ def test_rows_that_are_not_there_are_refused():
 @pytest.mark.parametrize(("rows", "each"), [(60, 1), (60, 3), (1, 4)])
 def test_repeatable_samplers_draw_as_recboles(make_split, distribution, rows, each):
     """Its own method is one that makes sets of the items and then calls `sample_by_key_ids`."""
-    dataset = make_split("GRU4Rec", loss_type="BPR", load_col=None).train._dataset
+    dataset = make_split("GRU4Rec", loss_type="BPR", load_col=None).train.dataset
     sampler = RepeatableSampler(["train"], dataset, distribution)
     items = np.random.default_rng(0).integers(1, dataset.item_num, rows)
     np.random.seed(1)

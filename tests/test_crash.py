@@ -304,7 +304,7 @@ def test_a_run_after_a_killed_purge_says_that_it_finished_it(scene, tmp_path, mo
     fresh(scene, tmp_path)
 
     def dying():
-        purging._erase = lambda *_: os._exit(KILLED)
+        purging.remove = lambda *_: os._exit(KILLED)
         forget(scene)
 
     assert forked(dying) == KILLED
@@ -322,7 +322,7 @@ def test_a_run_on_a_neighbour_finishes_a_killed_purge_too(scene, tmp_path, name)
     shutil.copytree("model.triples", "other.triples")
 
     def dying():
-        purging._erase = lambda *_: os._exit(KILLED)
+        purging.remove = lambda *_: os._exit(KILLED)
         forget(scene)
 
     assert forked(dying) == KILLED

@@ -106,7 +106,7 @@ def test_the_examples_of_the_readme_run(make_options, monkeypatch, tmp_path):
     exec(tiny, found)
     split, done = found["unlearner"].split, found["done"]
     assert (done.method, done.model) == ("replay", found["unlearner"].model)
-    assert len(found["unlearner"].forgotten) == (split.users == split.train._dataset.token2id("user_id", user)).sum()
+    assert len(found["unlearner"].forgotten) == (split.users == split.train.dataset.token2id("user_id", user)).sum()
     assert run_unlearn(config_dict={"checkpoint": "forgotten.pth", "forget_count": 1, "compare": "none"})
     service = service.replace("saved/RUN/model.pth", "forgotten.pth").replace('"forgotten.pth")  #', '"next.pth")  #')
     exec(service.replace('"42"', '"u23"').replace('"50"', f'"{item}"'), {"ru": recbole_unlearn})

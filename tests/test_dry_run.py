@@ -58,8 +58,8 @@ def test_it_says_what_the_request_then_does(scene, keys):
 
 def test_held_out_interactions_of_those_named_are_counted(scene, split):
     told = asked(forget_users=[SECRET_USER])
-    user = split.train._dataset.field2token_id["user_id"][SECRET_USER]
-    held_out = sum(int((each._dataset.inter_feat["user_id"] == user).sum()) for each in (split.valid, split.test))
+    user = split.train.dataset.field2token_id["user_id"][SECRET_USER]
+    held_out = sum(int((each.dataset.inter_feat["user_id"] == user).sum()) for each in (split.valid, split.test))
     assert held_out and any(each["what"].startswith(f"{held_out} held-out interactions; ") for each in told["left"])
     assert not any("held-out" in each["what"] for each in asked(forget_count=3)["left"])
 

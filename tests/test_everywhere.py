@@ -127,10 +127,10 @@ def test_what_is_left_goes_on(scene, trained, make_split):
     """Ids stay, the user's rows of all parts are missing, and the next request is served."""
     split = make_split(data_path=str(trained / "data"))
     forget(forget_users=[SECRET_USER])
-    gone = split.train._dataset.field2token_id["user_id"][SECRET_USER]
+    gone = split.train.dataset.field2token_id["user_id"][SECRET_USER]
     with load("out/unlearned.pth") as again:
         for name in ("train", "valid", "test"):
-            old, new = (getattr(each, name)._dataset.inter_feat for each in (split, again.split))
+            old, new = (getattr(each, name).dataset.inter_feat for each in (split, again.split))
             kept = old["user_id"] != gone
             pairs = [sorted(zip(e["user_id"].tolist(), e["item_id"].tolist(), strict=True)) for e in (old[kept], new)]
             assert 0 < len(new) < len(old) and pairs[0] == pairs[1]
@@ -143,8 +143,8 @@ def test_what_is_left_goes_on(scene, trained, make_split):
 
 def test_without_it_the_output_says_what_is_left(scene, trained, make_split):
     split = make_split(data_path=str(trained / "data"))
-    user = split.train._dataset.field2token_id["user_id"][SECRET_USER]
-    held_out = sum(int((each._dataset.inter_feat["user_id"] == user).sum()) for each in (split.valid, split.test))
+    user = split.train.dataset.field2token_id["user_id"][SECRET_USER]
+    held_out = sum(int((each.dataset.inter_feat["user_id"] == user).sum()) for each in (split.valid, split.test))
     result = forget(forget_users=[SECRET_USER], everywhere=False)
     assert result["left"] == f"{held_out} held-out interactions, 1 line of tiny.user; everywhere: True takes them too"
     assert f"Left: {result['left']}." in Path("out/result.md").read_text().splitlines()

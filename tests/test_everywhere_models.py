@@ -12,6 +12,7 @@ from conftest import SECRET_ITEM, SECRET_USER, inside, tiny_interactions
 from test_attacks import left_behind, same_numbers
 from test_everywhere import contents, forget, holders
 
+from recbole_unlearn.data.split import pairwise_loader
 from recbole_unlearn.errors import InputError
 from recbole_unlearn.quick_start import run_unlearn
 from recbole_unlearn.unlearner import load
@@ -96,7 +97,7 @@ def columns(split):
     """What a split holds, by part and column: rows of the training data in the log's order."""
     found = {}
     for name in ("train", "valid", "test"):
-        part = getattr(split, name)._dataset.inter_feat.interaction
+        part = pairwise_loader(getattr(split, name)).dataset.inter_feat.interaction
         order = split.data_row if name == "train" else slice(None)
         found |= {(name, field): values.numpy()[order] for field, values in part.items()}
     return found
@@ -106,7 +107,7 @@ def columns(split):
 def test_a_user_is_in_no_byte_of_any_file_and_what_is_left_goes_on(scene, model):
     scene(model)
     with load("live/model.pth") as opened:
-        split, rows = opened.split, opened.split.train._dataset
+        split, rows = opened.split, pairwise_loader(opened.split.train).dataset
         gone = int(rows.token2id("user_id", SECRET_USER))
         before = columns(split.judged_without(np.flatnonzero(split.users == gone)))
     result = forget(forget_users=[SECRET_USER])
@@ -137,12 +138,12 @@ def test_a_user_is_in_no_byte_of_any_file_and_what_is_left_goes_on(scene, model)
 def test_of_those_who_are_gone_features_are_blank(scene):
     scene("NGCF")
     with load("live/model.pth") as opened:
-        data = opened.split.train._dataset
+        data = opened.split.train.dataset
         user, town = int(data.token2id("user_id", SECRET_USER)), int(data.token2id("town", FEATURE))
         before = {name: column.clone() for name, column in data.user_feat.interaction.items()}
     forget(forget_users=[SECRET_USER])
     with load("out/unlearned.pth") as opened:
-        data = opened.split.train._dataset
+        data = opened.split.train.dataset
         for name, column in data.user_feat.interaction.items():
             assert (column[:user] == before[name][:user]).all() and (
                 column[user + 1 :] == before[name][user + 1 :]
@@ -156,10 +157,10 @@ def test_an_item_leaves_every_history(scene):
     scene("GRU4Rec")
     with load("live/model.pth") as opened:
         split = opened.split
-        held_out = {int(item) for part in (split.valid, split.test) for item in part._dataset.inter_feat["item_id"]}
+        held_out = {int(item) for part in (split.valid, split.test) for item in part.dataset.inter_feat["item_id"]}
         item = min(set(split.items.tolist()) & held_out - set(split.firsts()[1].tolist()))
         token = str(split.token("item", np.array([item]))[0])
-        lists = [part._dataset.inter_feat["item_id_list"] == item for part in (split.train, split.valid, split.test)]
+        lists = [part.dataset.inter_feat["item_id_list"] == item for part in (split.train, split.valid, split.test)]
     assert all(each.any() for each in lists)
     forget(forget_items=[token])
     assert token not in {line.split("\t")[1] for line in Path("data/tiny/tiny.inter").read_text().splitlines()}

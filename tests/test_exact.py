@@ -278,7 +278,7 @@ def test_items_of_earlier_requests_stay_as_likely_in_later_ones(make_split, tmp_
     second, first = np.flatnonzero(split.users == user)[-2:]  # the others keep their places
     items, pairs = split.items[[first, second]], []
     for row in (first, second):
-        data = split.train._dataset
+        data = split.train.dataset
         tokens = data.id2token(data.uid_field, user), data.id2token(data.iid_field, split.items[row])
         pairs.append([tuple(map(str, tokens))])
     path = tmp_path / "model.pth"

@@ -18,10 +18,10 @@ from recbole_unlearn.comparison.paper import (
     ABOUT_SHARDS,
     ABOUT_TURNED,
     OF_SCORES,
-    _spread,
     about_distances,
     command_of,
     distances_to_original,
+    mean_and_sd,
     other_settings,
     paper_arguments,
     ranking_table,
@@ -114,7 +114,7 @@ def test_it_goes_on_where_it_stopped(done, monkeypatch, capsys):
     def measured(*args):
         raise AssertionError("measured again")
 
-    monkeypatch.setattr(Comparison, "_measure", measured)
+    monkeypatch.setattr(Comparison, "measure", measured)
     monkeypatch.setattr(seeds, "ProcessPoolExecutor", measured)
     arguments = [f"--{key}={value}" for key, value in keys.items() if key != "quick"]
     assert command_line.main([*arguments, "--quick", "-d", "ml-100k"]) == 0
@@ -205,7 +205,7 @@ def test_several_seeds_show_their_spread():
     table = ranking_table(summaries, {})
     assert table.loc["HR@10 original", "0.1%"] == "0.6000 ± 0.1414 (+0.2000)"
     assert table.loc["NDCG@10 retrain", "0.1%"] == "0.4000 ± 0.1414"
-    seconds = {"retrain": {0.1: _spread(summaries["0.1%"]["retrain"]["seconds"])}}
+    seconds = {"retrain": {0.1: mean_and_sd(summaries["0.1%"]["retrain"]["seconds"])}}
     (chart,) = draw.ratio_curves(seconds, "seconds", "Running time").panels
     assert chart.series[0].low == pytest.approx([0.4 - 0.1414], abs=1e-4)
     assert chart.series[0].high == pytest.approx([0.4 + 0.1414], abs=1e-4)

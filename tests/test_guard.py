@@ -32,7 +32,7 @@ def ready(make_options, tmp_path):
         init_seed(config["seed"], config["reproducibility"])
         train, valid, _ = data_preparation(config, create_dataset(config))
         init_seed(config["seed"], config["reproducibility"])
-        trainer = get_trainer(config["MODEL_TYPE"], model)(config, get_model(model)(config, train._dataset))
+        trainer = get_trainer(config["MODEL_TYPE"], model)(config, get_model(model)(config, train.dataset))
         return trainer, train, valid
 
     return make

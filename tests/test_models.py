@@ -264,7 +264,7 @@ def test_histories_hold_nothing_forgotten(of, name):
     """Against RecBole's own augmentation of the sequences that are left."""
     config, split = of(name)
     rows = some_rows(split, 60)[0]
-    limit, data = config["MAX_ITEM_LIST_LENGTH"], split.train._dataset
+    limit, data = config["MAX_ITEM_LIST_LENGTH"], split.train.dataset
     rest = split.remaining_dataset(rows).inter_feat
     kept = np.setdiff1d(np.arange(split.n_rows), rows)
     sequences = {}
@@ -287,7 +287,7 @@ def test_held_out_histories_hold_nothing_forgotten(of, name):
     """Against RecBole's own augmentation of the sequences that are left; the split itself stays."""
     config, split = of(name)
     rows, limit = some_rows(split, 60)[0], config["MAX_ITEM_LIST_LENGTH"]
-    train = split.train._dataset.inter_feat
+    train = split.train.dataset.inter_feat
     sequences = {}
     for user, history in zip(train["user_id"].tolist(), train["item_id_list"].tolist(), strict=True):
         sequences.setdefault(user, history[:1])
@@ -296,7 +296,7 @@ def test_held_out_histories_hold_nothing_forgotten(of, name):
         sequences[user] += [item] * (n not in gone)
     judged, changed = split.judged_without(rows), 0
     for before, after in ((split.valid, judged.valid), (split.test, judged.test)):
-        then, now = before._dataset.inter_feat, after._dataset.inter_feat
+        then, now = before.dataset.inter_feat, after.dataset.inter_feat
         assert torch.equal(then["item_id"], now["item_id"]) and torch.equal(then["user_id"], now["user_id"])
         changed += int((then["item_id_list"] != now["item_id_list"]).any(1).sum())
         for n, (user, item) in enumerate(zip(now["user_id"].tolist(), now["item_id"].tolist(), strict=True)):
@@ -311,7 +311,7 @@ def test_held_out_histories_hold_nothing_forgotten(of, name):
 
 def test_a_wholly_forgotten_item_that_begins_a_history_is_named(trained):
     config, split, stored, log, model, unlearner = trained("FPMC")
-    data = split.train._dataset.inter_feat
+    data = split.train.dataset.inter_feat
     first = data["item_id_list"][:, 0][data["item_length"] == 1].numpy()
     item = next(item for item in first if 0 < np.count_nonzero(split.items == item) < 20)
     rows = np.flatnonzero(split.items == item)

@@ -114,8 +114,8 @@ def test_a_knowledge_graph_changes_no_interaction_and_no_id(together, linked_pat
     other, config = together("CKE")
     stock = UnlearnConfig("CKE", "tiny", config_dict={**config.external_config_dict})
     del stock.final_config_dict["linked_knowledge"]
-    recboles, data = KnowledgeBasedDataset(stock), other.own.train._dataset
-    assert len(recboles) < len(other.split.train._dataset) + 2 * (other.split.n_users - 1)
+    recboles, data = KnowledgeBasedDataset(stock), other.own.train.general_dataloader.dataset
+    assert len(recboles) < len(other.split.train.dataset) + 2 * (other.split.n_users - 1)
     assert other.own.fingerprint == other.split.fingerprint
     fields = (data.head_entity_field, data.relation_field, data.tail_entity_field)
     assert named(data, [(f, data.kg_feat[f]) for f in fields]) == named(
@@ -124,7 +124,7 @@ def test_a_knowledge_graph_changes_no_interaction_and_no_id(together, linked_pat
 
 
 def test_a_linked_item_is_its_entity_and_others_are_apart(together):
-    data = together("CKE")[0].own.train._dataset
+    data = together("CKE")[0].own.train.general_dataloader.dataset
     heads = np.unique(data.head_entities)
     assert heads.max() < data.item_num <= data.tail_entities.min() and heads.min() > 0
     entities, items = data.id2token(data.entity_field, heads), data.id2token(data.iid_field, heads)
@@ -158,7 +158,7 @@ def test_rows_of_a_sequential_model_are_the_same_interactions(together):
     rows = np.setdiff1d(np.arange(split.n_rows), first_rows(split))
     assert split.pairs(rows) == own.pairs(other.rows(rows))
     assert len(other.rows(first_rows(split))) == 0
-    data = own.train._dataset  # the first of a user opens the history of the second
+    data = own.train.dataset  # the first of a user opens the history of the second
     second = other.rows(first_rows(split) + 1)
     opening = data.inter_feat[data.iid_field + "_list"][own.data_row[second], 0].numpy()
     np.testing.assert_array_equal(opening, split.items[first_rows(split)])
@@ -169,7 +169,7 @@ def test_a_sequential_model_is_asked_with_each_users_own_history(together, tmp_p
     """As RecBole's own test loader asks it; the pairs of sampled ranking score as in full ranking."""
     other, config = together(name)
     model, _ = train_any(config, other.own, 3, tmp_path)
-    asked, data = other.asked(model), other.own.test._dataset
+    asked, data = other.asked(model), other.own.test.dataset
     users = data.inter_feat[data.uid_field][torch.tensor([9, 4, 4, 20])]
     items = torch.tensor([1, 17, 5, 30])
     rows = data[torch.tensor([9, 4, 4, 20])]
@@ -205,7 +205,7 @@ def test_all_models_are_judged_on_the_same_interactions_and_negatives(together):
 def test_what_is_forgotten_is_in_no_history_that_a_model_is_asked_with(together):
     other, _ = together("GRU4Rec")
     split, last = other.split, np.searchsorted(other.split.users, np.unique(other.split.users), "right") - 1
-    field = other.own.test._dataset.iid_field + "_list"
+    field = other.own.test.dataset.iid_field + "_list"
     before, after = (other.asked(new_model(other.own.config, other.own), rows).data for rows in ((), last))
     for row in last:
         at = np.flatnonzero(after.inter_feat["user_id"].numpy() == split.users[row])[0]
@@ -232,7 +232,7 @@ def test_models_beside_a_sequential_one(given):
 
 def test_a_context_aware_model_knows_features_but_nothing_of_the_interaction(together, tmp_path):
     other, config = together("FM")
-    data = other.own.train._dataset
+    data = other.own.train.dataset
     assert "class" in data.item_feat and "timestamp" not in data.inter_feat
     model, _ = train_any(config, other.own, 3, tmp_path)
     assert "class" in model.token_field_names

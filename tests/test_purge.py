@@ -111,7 +111,7 @@ def test_ids_and_split_stay_those_of_the_model(forget, make_split):
         ids = np.unique(getattr(after, f"{field}s"))
         assert list(after.token(field, ids)) == list(before.token(field, ids))
     for part in ("valid", "test"):
-        old, new = (getattr(split, part)._dataset.inter_feat for split in (before, after))
+        old, new = (getattr(split, part).dataset.inter_feat for split in (before, after))
         for field in ("user_id", "item_id"):
             assert torch.equal(old[field], new[field])
 
@@ -189,10 +189,10 @@ def test_an_unlearned_model_evaluates_alike_after_the_purge(forget):
 def test_other_columns_are_kept_as_the_model_read_them(forget, make_split):
     """Normalised once, not again when the frozen data set is read."""
     keys = {"load_col": {"inter": ["user_id", "item_id", "timestamp"]}, "normalize_all": True}
-    before = make_split(data_path="data", **keys).train._dataset.inter_feat
+    before = make_split(data_path="data", **keys).train.dataset.inter_feat
     forget(forget_users=[GONE_USER], **keys)
     state, log = checkpoints.load("out/unlearned.pth")
-    after = frozen_split({**state["config"], "data_path": str(log.path / "data")}).train._dataset.inter_feat
+    after = frozen_split({**state["config"], "data_path": str(log.path / "data")}).train.dataset.inter_feat
     assert sorted(before["timestamp"].tolist())[1:] == sorted(after["timestamp"].tolist())
 
 

@@ -117,12 +117,12 @@ def test_recboles_load_data_and_model_reads_originals_and_unlearned(recbole, mod
         stored = torch.load(file, weights_only=True)
         assert config["model"] == model and type(net).__name__ == model
         assert all(torch.equal(value, stored["state_dict"][key]) for key, value in net.state_dict().items())
-        sizes[name] = len(train._dataset)
+        sizes[name] = len(train.dataset)
         users = dataset.token2id(dataset.uid_field, ["u20", "u23"])
         if model != "GRU4Rec":
             scores, items = full_sort_topk(users, net, test, k=5, device=config["device"])
             assert items.shape == (2, 5) and torch.isfinite(scores).all()
-        assert len(dataset) == sum(len(loader._dataset) for loader in (train, valid, test))
+        assert len(dataset) == sum(len(loader.dataset) for loader in (train, valid, test))
     assert sizes["original"] - sizes["unlearned"] == forgotten
 
 
@@ -149,7 +149,7 @@ def train_own(make_options, **keys):
     init_seed(config["seed"], config["reproducibility"])
     train, valid, _ = data_preparation(config, create_dataset(config))
     init_seed(config["seed"], config["reproducibility"])
-    trainer = get_trainer(config["MODEL_TYPE"], config["model"])(config, OwnBPR(config, train._dataset))
+    trainer = get_trainer(config["MODEL_TYPE"], config["model"])(config, OwnBPR(config, train.dataset))
     trainer.fit(train, valid, verbose=False)
     return Path(trainer.saved_model_file)
 

@@ -178,7 +178,7 @@ def test_what_is_pending_or_failed_can_be_withdrawn_and_that_stays_on_record(her
 def test_what_is_being_served_cannot_be_withdrawn(here, command, monkeypatch):
     command("add", "q.db", "--user", "u20", "--id", "a")
     with monkeypatch.context() as patch:
-        patch.setattr(serving, "_forget", lambda *_: None)
+        patch.setattr(serving, "run_unlearn", lambda **_: None)
         command(*SERVE, status=2)
     assert "serve first" in command("remove", "q.db", "a", status=2)
     assert state_of("a") == "pending"
@@ -216,7 +216,7 @@ def test_what_is_pending_is_forgotten_and_the_next_batch_goes_on(here, command):
     assert "c: failed, unknown user token\n" in said and "nobody" not in said and "a: done" in said
     first = Path(said.splitlines()[-1].removeprefix("serve "))
     assert [state_of(name) for name in "abc"] == ["done", "done", "failed"]
-    user, item = (here.train._dataset.token2id(*each) for each in (("user_id", "u20"), ("item_id", "i4")))
+    user, item = (here.train.dataset.token2id(*each) for each in (("user_id", "u20"), ("item_id", "i4")))
     rows = np.flatnonzero((here.users == user) | (here.items == item))
     log = checkpoint.load(first)[1]
     assert log.n_rows == here.n_rows - len(rows) and user not in log.users and item not in log.items
@@ -227,7 +227,7 @@ def test_what_is_pending_is_forgotten_and_the_next_batch_goes_on(here, command):
     said = command(*SERVE)  # with the checkpoint that the queue began with
     assert "again: done, nothing to forget" in said and "c: done" in said
     log = checkpoint.load(second := Path(said.splitlines()[-1].removeprefix("serve ")))[1]
-    assert here.train._dataset.token2id("user_id", "u23") not in log.users and user not in log.users
+    assert here.train.dataset.token2id("user_id", "u23") not in log.users and user not in log.users
     records = audit.verify("q.db.audit.jsonl", [second]).records
     assert [record["event"] for record in records] == ["unlearned"] * 2
     assert records[1]["before"] == records[0]["after"]
@@ -275,7 +275,7 @@ def test_a_batch_names_the_users_whose_lists_are_out_of_date_and_writes_the_embe
         vectors = np.load(model.parent / "embeddings" / f"{field}s.npy")
         head, *tokens = (model.parent / "embeddings" / f"{field}s.csv").read_text().split()
         assert head == field and set(tokens) == left and len(vectors) == len(tokens)
-        ids = here.train._dataset.token2id(f"{field}_id", tokens)
+        ids = here.train.dataset.token2id(f"{field}_id", tokens)
         assert (vectors == state[f"{field}_embedding.weight"].numpy()[ids]).all()
 
 
@@ -379,8 +379,8 @@ def test_a_purge_that_was_not_begun_is_made_up_for(here, command, monkeypatch):
         patch.setattr(purging, "purge", stop)
         main([*SERVE, *PURGE])
     assert Path("model.pth").exists() and "u20" in Path("data/tiny/tiny.inter").read_text()
-    held_out = [loader._dataset.inter_feat.interaction["user_id"] for loader in (here.valid, here.test)]
-    held_out = int((torch.cat(held_out) == here.train._dataset.token2id("user_id", "u20")).sum())
+    held_out = [loader.dataset.inter_feat.interaction["user_id"] for loader in (here.valid, here.test)]
+    held_out = int((torch.cat(held_out) == here.train.dataset.token2id("user_id", "u20")).sum())
     assert "cut off is finished" in command(*SERVE)  # as it was asked for then
     assert not Path("model.pth").exists() and not Path("model.triples").exists()
     assert Path("data/tiny/tiny.inter").read_text().count("u20\t") == held_out
@@ -392,7 +392,7 @@ def test_a_purge_that_was_not_begun_is_made_up_for(here, command, monkeypatch):
 def test_a_queue_deletes_no_folder_but_that_of_its_batch(here, command, monkeypatch):
     command("add", "q.db", "--user", "u20", "--id", "a")
     with monkeypatch.context() as patch:
-        patch.setattr(serving, "_forget", lambda *_: None)
+        patch.setattr(serving, "run_unlearn", lambda **_: None)
         assert "no unlearned model" in command(*SERVE, status=2)
     connection = sqlite3.connect("q.db")
     connection.execute("UPDATE batches SET folder = ?", [str(Path("data").absolute())])
@@ -472,7 +472,7 @@ def test_a_receipt_tells_of_its_own_request_and_shows_every_change(served, comma
     command("receipt", "q.db", "mine", "--out", file := Path(f"mine.{ending}"))
     text = file.read_text()
     line = audit.read("q.db.audit.jsonl").head
-    rows = int((served.users == served.train._dataset.token2id("user_id", SECRET_USER)).sum())
+    rows = int((served.users == served.train.dataset.token2id("user_id", SECRET_USER)).sum())
     assert line in text and "mine" in text and str(rows) in text
     assert "theirs" not in text and "i4" not in text and SECRET_USER not in text
     assert "exact" in text and "replay of the log with nothing forgotten" in text

@@ -173,7 +173,7 @@ def test_the_original_is_what_stock_recbole_trains(finished, make_options, tmp_p
     init_seed(config["seed"], config["reproducibility"])
     train, valid, test = data_preparation(config, create_dataset(config))
     init_seed(config["seed"], config["reproducibility"])
-    trainer = Trainer(config, BPR(config, train._dataset))
+    trainer = Trainer(config, BPR(config, train.dataset))
     trainer.fit(train, valid, verbose=False)
     metrics = dict(trainer.evaluate(test))
     result, folder = finished
@@ -316,7 +316,7 @@ def test_the_unlearned_checkpoint_loads_into_stock_recbole(finished, make_option
     config = Config("BPR", "tiny", config_dict=make_options(epochs=6, checkpoint_dir=str(tmp_path / "stock")))
     init_seed(config["seed"], config["reproducibility"])
     train, _, test = data_preparation(config, create_dataset(config))
-    trainer = Trainer(config, BPR(config, train._dataset))
+    trainer = Trainer(config, BPR(config, train.dataset))
     trainer.eval_collector.data_collect(train)
     metrics = trainer.evaluate(test, model_file=str(folder / "unlearned.pth"))
     assert same(dict(trainer.model.state_dict()), weights(folder / "unlearned.pth"))

@@ -114,7 +114,7 @@ def test_recboles_own_training_refuses_too(scene, make_options):
     config = Config("BPR", "tiny", config_dict={**make_options(data_path="data", epochs=1), "suppression": LIST})
     init_seed(config["seed"], config["reproducibility"])
     train, valid, _ = data_preparation(config, create_dataset(config))
-    trainer = get_trainer(config["MODEL_TYPE"], config["model"])(config, BPR(config, train._dataset))
+    trainer = get_trainer(config["MODEL_TYPE"], config["model"])(config, BPR(config, train.dataset))
     with pytest.raises(InputError, match="bring back"):
         trainer.fit(train, valid, saved=False)
 

@@ -128,7 +128,7 @@ def test_a_bare_token_on_the_command_line_is_as_typed(odd, token):
 @pytest.mark.parametrize("kind", ["forget_file", "forget_requests"])
 def test_a_user_of_any_name_is_forgotten_by_a_file(odd, names, tmp_path, kind):
     for token in names:
-        item = str(odd.token("item", odd.items[odd.users == odd.train._dataset.token2id("user_id", token)][:1])[0])
+        item = str(odd.token("item", odd.items[odd.users == odd.train.dataset.token2id("user_id", token)][:1])[0])
         if kind == "forget_file":
             text = f"{token}\t{item}\n"
         else:

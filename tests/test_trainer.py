@@ -40,7 +40,7 @@ def train_stock(options, folder):
     init_seed(config["seed"], config["reproducibility"])
     train, valid, _ = data_preparation(config, create_dataset(config))
     init_seed(config["seed"] + config["local_rank"], config["reproducibility"])
-    trainer = Trainer(config, BPR(config, train._dataset).to(config["device"]))
+    trainer = Trainer(config, BPR(config, train.dataset).to(config["device"]))
     assert type(trainer) is Trainer
     trainer.valid_history = []
     original = trainer._valid_epoch
@@ -272,7 +272,7 @@ def test_the_remaining_data_is_logged_likewise(make_split, make_model, tmp_path)
     loader = split.remaining(np.arange(0, split.n_rows, 5))
     model = make_model(split)
     trainer = BPRTrainer(split.config, model)
-    recording = Recording(model, 1, len(loader._dataset))
+    recording = Recording(model, 1, len(loader.dataset))
     trainer.fit(loader, split.valid, verbose=False)
     log = TripleLog.open(log_path(trainer.saved_model_file))
     check_log(log, recording.epochs)
@@ -329,7 +329,7 @@ def test_a_stock_config_trains_with_our_trainer(make_options, tmp_path):
     init_seed(config["seed"], config["reproducibility"])
     train, valid, test = data_preparation(config, create_dataset(config))
     init_seed(config["seed"], config["reproducibility"])
-    trainer = get_trainer(config["MODEL_TYPE"], config["model"])(config, BPR(config, train._dataset))
+    trainer = get_trainer(config["MODEL_TYPE"], config["model"])(config, BPR(config, train.dataset))
     trainer.fit(train, valid, verbose=False)
     assert TripleLog.open(log_path(trainer.saved_model_file)).n_epochs == 3
     assert 0 <= trainer.evaluate(test)["ndcg@10"] <= 1
@@ -339,7 +339,7 @@ def test_a_checkpoint_loads_without_pickle_and_through_stock_evaluate(train):
     split, trainer, _ = train()
     state = torch.load(trainer.saved_model_file, weights_only=True)
     assert state["config"]["model"] == "BPR" and isinstance(state["config"], dict)
-    stock = Trainer(split.config, BPR(split.config, split.train._dataset))
+    stock = Trainer(split.config, BPR(split.config, split.train.dataset))
     stock.eval_collector.data_collect(split.train)
     result = stock.evaluate(split.test, model_file=trainer.saved_model_file)
     assert torch.equal(stock.model.user_embedding.weight, state["state_dict"]["user_embedding.weight"])
@@ -413,7 +413,7 @@ def test_lightgcn_trains_saves_and_loads_with_stock_recbole(make_split, tmp_path
     """On the installed versions of torch and scipy, for which RecBole 1.2.1 was not written."""
     split = make_split("LightGCN", checkpoint_dir=str(tmp_path / "saved"), epochs=1)
     init_seed(2020, True)
-    model = get_model("LightGCN")(split.config, split.train._dataset)
+    model = get_model("LightGCN")(split.config, split.train.dataset)
     trainer = get_trainer(split.config["MODEL_TYPE"], "LightGCN")(split.config, model)
     start = model.user_embedding.weight.detach().clone()
     trainer.fit(split.train, split.valid, verbose=False)

@@ -67,7 +67,7 @@ def test_trials_are_of_other_models_and_other_rows(trained, monkeypatch):
 
 def test_what_was_held_out_ranks_as_its_scores_say(make_split, make_model):
     split = make_split()
-    model, held = make_model(split, 3), split.valid._dataset.inter_feat
+    model, held = make_model(split, 3), split.valid.dataset.inter_feat
     found = held_out_percentiles(model, split)
     for pair in (0, len(found) // 2, len(found) - 1):
         user, item = int(held["user_id"][pair]), int(held["item_id"][pair])

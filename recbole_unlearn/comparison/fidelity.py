@@ -16,7 +16,7 @@ from recbole_unlearn.devices import read
 from recbole_unlearn.evaluation.churn import shared
 from recbole_unlearn.evaluation.forgetting import scores
 from recbole_unlearn.evaluation.ranking import evaluate
-from recbole_unlearn.settings.config import changed
+from recbole_unlearn.settings.config import PAPER, changed
 from recbole_unlearn.settings.conflicts import DERIVED_FORMS
 from recbole_unlearn.storage import checkpoints
 from recbole_unlearn.training.fit import new_model
@@ -27,14 +27,7 @@ from recbole_unlearn.unlearner import InfluenceUnlearner
 # Settings of each row of the table; the paper's step is UBPR's equation (7), all else is ours.
 METHODS = {
     "nothing done": None,
-    "paper's step": {
-        "paper": True,
-        "method": "influence",
-        "curvature": "hessian",
-        "damping": "none",
-        "pool_return": False,
-        "log_epochs": 1,
-    },
+    "paper's step": {"paper": True, **PAPER},
     "influence": {"method": "influence"},
     "touched rows": {"method": "replay", "replay_rows": "touched"},
     "exact, paired": {"method": "replay", "replay_rows": "all"},

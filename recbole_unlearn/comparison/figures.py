@@ -166,9 +166,9 @@ class Comparison:
         what = [original, retrained, name, settings, self._evaluated_by(), measured_by(method), DISTANCE]
         if settings and settings.get("ideal"):
             what.append(self._wanted.tolist())
-        return self._kept(what, lambda: self._measure(name, seed, rows))
+        return self._kept(what, lambda: self.measure(name, seed, rows))
 
-    def _measure(self, name, seed, rows):
+    def measure(self, name, seed, rows):
         """Figures of one method on one original and forget set."""
         if name == ORIGINAL:
             run = self._original_run(seed)
@@ -240,9 +240,9 @@ class Comparison:
         what = ["model", name, settings, data, self.split.fingerprint, seed, self._evaluated_by(), measured_by(ours)]
         if ours:
             what += ["retrained", settings_of("ours")]
-        return self._kept(what, lambda: self._measure_model(name, arguments, seed, rows))
+        return self._kept(what, lambda: self.measure_model(name, arguments, seed, rows))
 
-    def _measure_model(self, name, arguments, seed, rows):
+    def measure_model(self, name, arguments, seed, rows):
         if refusal(UnlearnConfig(*arguments)) is None:
             return self._measure_forgetting_model(name, arguments, seed, rows)
         config, own = opened(arguments)

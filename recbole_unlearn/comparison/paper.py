@@ -187,11 +187,11 @@ class Paper:
         """The pictures by name, again and again with more of them."""
         cutoffs = self.config["topk"]
         curves = {
-            ratio: {name: {k: _spread(figures[name][f"ndcg@{k}|{PROTOCOL}"]) for k in cutoffs} for name in figures}
+            ratio: {name: {k: mean_and_sd(figures[name][f"ndcg@{k}|{PROTOCOL}"]) for k in cutoffs} for name in figures}
             for ratio, figures in summaries.items()
         }
         seconds = {
-            name: {float(ratio.rstrip("%")): _spread(figures[name]["seconds"]) for ratio, figures in summaries.items()}
+            name: {float(ratio.rstrip("%")): mean_and_sd(each[name]["seconds"]) for ratio, each in summaries.items()}
             for name in next(iter(summaries.values()))
             if name != ORIGINAL
         }
@@ -293,7 +293,7 @@ class Paper:
             figures = summary(comparison.run({"ratio": rows})["sets"]["ratio"]["figures"])
             for metric, key in (("HR@10", "hit@10"), ("NDCG@10", "ndcg@10")):
                 for name in (RETRAIN, *names):
-                    result[metric].setdefault(name, {})[number] = _spread(figures[name][f"{key}|{PROTOCOL}"])
+                    result[metric].setdefault(name, {})[number] = mean_and_sd(figures[name][f"{key}|{PROTOCOL}"])
         return result
 
     # -- page
@@ -429,7 +429,7 @@ def about_distances(picture):
     return texts
 
 
-def _spread(cell):
+def mean_and_sd(cell):
     """What `pictures.described` takes: (mean, standard deviation or None)."""
     return cell["mean"], cell["sd"]
 

@@ -39,7 +39,7 @@ def faster() -> Iterator[None]:
     with _lock:
         _users += 1
         if _users == 1:
-            for owner, methods in _METHODS.items():
+            for owner, methods in QUICK.items():
                 _held.enter_context(replaced(owner, **methods))
     try:
         yield
@@ -279,7 +279,7 @@ def described(dataset: Dataset) -> str:
         return str(dataset)
 
 
-_METHODS = {
+QUICK = {
     Dataset: {
         "_load_feat": _load,
         "_grouped_index": _grouped_index,

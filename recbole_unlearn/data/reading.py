@@ -10,26 +10,26 @@ import pandas as pd
 PIECE = 2**24  # bytes looked through at a time
 EXACT = 2**53  # whole numbers below are read alike by every way of reading them
 
-_stock = pd.read_csv
+stock = pd.read_csv
 
 
 def read_csv(path: Path | str, **options: Any) -> pd.DataFrame:
     """``pandas.read_csv`` with the options that RecBole's ``Dataset._load_feat`` gives it."""
-    table = _quick(path, **options) if options.keys() == _OPTIONS else None
-    return _stock(path, **options) if table is None else table
+    table = quick(path, **options) if options.keys() == _OPTIONS else None
+    return stock(path, **options) if table is None else table
 
 
 _OPTIONS = {"delimiter", "usecols", "dtype", "encoding", "engine"}
 
 
-def _quick(path, delimiter, usecols, dtype, encoding, engine):
+def quick(path, delimiter, usecols, dtype, encoding, engine):
     """The table, or None where the C engine might give another."""
     if engine != "python" or not _alike(path, delimiter, encoding):
         return None
     texts = {name: kind for name, kind in dtype.items() if kind is str}
     options = {"delimiter": delimiter, "usecols": usecols, "encoding": encoding, "engine": "c", "low_memory": False}
     try:
-        table = _stock(path, dtype=texts, **options)
+        table = stock(path, dtype=texts, **options)
     except ValueError:  # pandas' ParserError and wrong encodings too: RecBole shall say it
         return None
     # Numbers are left for the engine to tell whole ones from others, as the Python engine does before it rounds them.

@@ -86,7 +86,7 @@ class RankedLoader:
 
     def __iter__(self):
         rank = self._full if isinstance(self.loader, FullSortEvalDataLoader) else self._sampled
-        with ThreadPoolExecutor(torch.get_num_threads()) as self._threads:
+        with ThreadPoolExecutor(torch.get_num_threads()) as self.threads:
             hits = rank(max(self.trainer.config["topk"]))
         self.trainer.eval_collector.data_struct.set("rec.topk", torch.from_numpy(hits))
         return iter(())
@@ -119,7 +119,7 @@ class RankedLoader:
         hits = np.zeros((len(self.loader.uid_list), cutoff + 1), np.int32)
         waiting = None  # the block before, whose scores are taken while the next one's negatives are drawn
         for part, users, items, ptr in self._candidates(hits[:, -1]):
-            scores = self._scores(users, items, ptr, hits[part, -1], cutoff)
+            scores = self.scores(users, items, ptr, hits[part, -1], cutoff)
             if waiting:
                 self._rank_block(*waiting)
             waiting = hits[part], users, items, ptr, scores
@@ -149,10 +149,10 @@ class RankedLoader:
         for user in _rank_sampled(scores, ptr, hits):
             own = slice(ptr[user], ptr[user + 1])
             row = torch.full((self._dataset.item_num,), -torch.inf)
-            row[items[own]] = torch.from_numpy(self._predict(users[own], items[own]))
+            row[items[own]] = torch.from_numpy(self.predict(users[own], items[own]))
             hits[user, :-1] = _sort(row, items[own][: hits[user, -1]], hits.shape[1] - 1)
 
-    def _scores(self, users, items, ptr, n_held_out, cutoff):
+    def scores(self, users, items, ptr, n_held_out, cutoff):
         """Function that gives scores of pairs by which the held-out items rank as by the model's own.
 
         BPR's are inner products. They are taken here, and by the model only where they are near a held-out item's: in
@@ -164,7 +164,7 @@ class RankedLoader:
             cutoff: up to which ranks matter.
         """
         if not self._tables:
-            found = self._predict(users, items)
+            found = self.predict(users, items)
             return lambda: found
         P, Q, longest = self._tables
         scores, near = np.empty(len(items), np.float32), np.zeros(len(items), bool)
@@ -175,19 +175,19 @@ class RankedLoader:
             (users, items, ptr[n.start : n.stop + 1], n_held_out[n], products[n], *rest)
             for n in _shares(len(n_held_out))
         ]
-        running = self._side_by_side(_inner_products, shares)
+        running = self._side_by_side(inner_products, shares)
 
         def finished():
             list(running)
             pairs = np.flatnonzero(near)
-            scores[pairs] = self._predict(users[pairs], items[pairs])
+            scores[pairs] = self.predict(users[pairs], items[pairs])
             return scores
 
         return finished
 
     @cached_property
     def _tables(self):
-        """Embeddings of users and items whose inner products are the model's scores, and see `_inner_products`."""
+        """Embeddings of users and items whose inner products are the model's scores, and see `inner_products`."""
         model = self.trainer.model
         own = type(model) is not BPR or getattr(model.predict, "__func__", None) is not BPR.predict
         if own or model.user_embedding.weight.dtype != torch.float32:
@@ -195,7 +195,7 @@ class RankedLoader:
         P, Q = (np.ascontiguousarray(each.weight.numpy()) for each in (model.user_embedding, model.item_embedding))
         return P, Q, np.linalg.norm(Q, axis=1).max() * 4 * (Q.shape[1] + 1) * HALF_BIT
 
-    def _predict(self, users, items):
+    def predict(self, users, items):
         """Scores of pairs, ``[pairs]``."""
         columns = {self.loader.uid_field: torch.from_numpy(users), self.loader.iid_field: torch.from_numpy(items)}
         pairs = Interaction(columns)
@@ -204,7 +204,7 @@ class RankedLoader:
 
     def _side_by_side(self, kernel, shares):
         """Start a kernel with each tuple of arguments, a thread each; an iterator waits for the results."""
-        return self._threads.map(lambda share: kernel(*share), shares)
+        return self.threads.map(lambda share: kernel(*share), shares)
 
     @staticmethod
     def _once(make, source, *arguments):
@@ -370,7 +370,7 @@ def _inner_product(p, q):
 
 
 @numba.njit(cache=True, nogil=True)
-def _inner_products(users, items, ptr, n_held_out, products, P, Q, longest, cutoff, scores, near):
+def inner_products(users, items, ptr, n_held_out, products, P, Q, longest, cutoff, scores, near):
     """Scores of some users' items, and which of them are near a held-out one that may be among the best, both marked.
 
     Args:

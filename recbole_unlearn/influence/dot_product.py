@@ -103,7 +103,7 @@ def _group(ids, slot, names, stops, place):
 
 @cache
 def _arrange(m):
-    """Kernel that arranges steps ``begin`` to ``end`` of a block for `_train`, m negatives a row.
+    """Kernel that arranges steps ``begin`` to ``end`` of a block for `train_steps`, m negatives a row.
 
     Items are weight rows here. ``items`` ``[rows, 1 + m]`` are each row's positive and negatives, a step's rows in
     order of users. ``pairs`` ``[rows * (1 + m), 2]`` are a user and where in the step's items, a step's pairs in order
@@ -366,7 +366,7 @@ def _catch_up(L, table, first, rows, schedule, ratios, good, reach, numbers):
 
 
 @cache
-def _train(L, m):
+def train_steps(L, m):
     """Kernel for the steps of a block, for the parts ``begin`` to ``end`` of L columns each.
 
     ``table`` ``[parts, rows, 3 * L]`` are weights and both moments, ``first`` the step that touches each row first;
@@ -490,7 +490,7 @@ class DotProductTraining:
         return self._scratch[name][:size].reshape(shape)
 
     def _arrange(self, users, pos, negatives, order, bounds) -> tuple[np.ndarray, ...]:
-        """What `_train` takes of a block's rows, in ``order``: first touches, and what `_arrange` leaves."""
+        """What `train_steps` takes of a block's rows, in ``order``: first touches, and what `_arrange` leaves."""
         n, m, rows, steps = len(order), negatives.shape[1], self._table.shape[1], len(bounds) - 1
         chunks, most = min(self._threads, steps), int(np.diff(bounds).max())
         touches = (2 + m) * n
@@ -526,7 +526,7 @@ class DotProductTraining:
         rest = progress, *plan, losses
         cuts = np.linspace(0, parts, threads + 1).astype(int)
         work = [(*cuts[t : t + 2], self._table, *data, weights[t], gradients[t], *rest) for t in range(threads)]
-        kernel = _train(self._columns, m)
+        kernel = train_steps(self._columns, m)
 
         def run(*part):
             try:

@@ -139,7 +139,7 @@ def minimise(
         # accurate enough for quadratic convergence, no more than the tolerance asks for and one solve can give: below
         # some 1e-6, rounding along the rotations takes over
         accuracy = max(min(0.1, norm / first) * norm, 1e-5 * norm, target / 2)
-        model = _steihaug(Damped(loss, objective.l2), gradient, precondition, radius, accuracy, space)
+        model = steihaug(Damped(loss, objective.l2), gradient, precondition, radius, accuracy, space)
         report.iterations += 1
         report.products += model.products
         report.negative_curvature |= model.negative_curvature
@@ -198,7 +198,7 @@ class _Step:
     negative_curvature: bool
 
 
-def _steihaug(operator, gradient, precondition, radius, accuracy, space):
+def steihaug(operator, gradient, precondition, radius, accuracy, space):
     """Truncated conjugate gradient on ``g.s + s.H s / 2`` within ``||s||_M <= radius``, M the preconditioner.
 
     Stops at a residual norm of ``accuracy``; a direction of negative curvature is followed to the boundary.

@@ -160,7 +160,7 @@ def _arrange(m):
 
 
 @numba.njit(**FLAGS)
-def _adam(w, m, v, g, step, lr, hyper):
+def adam_step(w, m, v, g, step, lr, hyper):
     """A step of torch.optim.Adam on flat float32 arrays, the ``step``-th from 1 on; ``g`` is set to zero."""
     _, beta1, beta2, eps, weight_decay = hyper  # as Adam's fields
     b1, b2, rest1, rest2 = np.float32(beta1), np.float32(beta2), np.float32(1 - beta1), np.float32(1 - beta2)
@@ -191,7 +191,7 @@ def _sigmoids(x, n, scale):
 def _add_rows(K, m, W, G, rows, begin, end, without, n_touched, shift, scale, x):
     """Adds the gradients of ``rows[begin:end]`` to ``G``, indexed as the touched rows of a lane.
 
-    ``without`` the forgotten ones or with them; see `_replay_epoch`. ``x`` has room for a number a triple.
+    ``without`` the forgotten ones or with them; see `replay_epoch`. ``x`` has room for a number a triple.
     """
     one, two = np.uint64(1), np.uint64(2)
     n = np.uint64(0)
@@ -241,7 +241,7 @@ def _add_lone(K, W, G, lone, begin, end, shift, scale, x):
 
 
 @cache
-def _replay_epoch(K, m):
+def replay_epoch(K, m):
     """Kernel for an epoch of both lanes: 0 with the forgotten triples, 1 without them but with the returns.
 
     ``W`` ``[2 * n_touched + n_users + n_items, K]``: touched rows of lane 0, touched rows of lane 1, all rows
@@ -267,7 +267,7 @@ def _replay_epoch(K, m):
                     back, end = return_start[s], return_start[s + 1]
                     _add_rows(K, one, W, G, returned, back, end, False, n_touched, shift, scale[s], x)
                 w = W[shift : shift + n_touched]
-                _adam(w.ravel(), M[lane].ravel(), V[lane].ravel(), G.ravel(), steps_before + s + 1, rates[s], hyper)
+                adam_step(w.ravel(), M[lane].ravel(), V[lane].ravel(), G.ravel(), steps_before + s + 1, rates[s], hyper)
 
     return kernel
 
@@ -369,7 +369,7 @@ class _Places:
         self.user, self.item = place[:n_users], place[n_users:]
 
     def of(self, returned: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]) -> _Part:
-        """What `_Returns.draw` gives, as rows of one negative for the kernels, and where each step begins."""
+        """What `Returns.draw` gives, as rows of one negative for the kernels, and where each step begins."""
         user, positive, item, start = returned
         columns = [self.user[user], self.item[positive], self.item[item], np.zeros_like(user)]
         return np.stack(columns, axis=1).astype(self.dtype), start
@@ -408,11 +408,11 @@ class _Selection:
         _arrange(m)(*data, *where, np.stack(next_free), *self.tables)
         return list(zip(self.tables, starts, strict=True))
 
-    def returns(self) -> "_Returns":
-        """`_Returns` of the rows that are present."""
+    def returns(self) -> "Returns":
+        """`Returns` of the rows that are present."""
         recorded, some = self.recorded, slice(None) if self.n_present == len(self.gone) else self.present
         rows = recorded.users[some], recorded.pos[some], self.gone[some]
-        return _Returns(*rows, recorded.n_items, recorded.m, recorded.weights)
+        return Returns(*rows, recorded.n_items, recorded.m, recorded.weights)
 
     def bare_users(self) -> np.ndarray:
         """Touched users without a row left."""
@@ -454,7 +454,7 @@ class _Lanes:
         weight, rate = (1 / size).astype(np.float32), self.recorded.rates_of(epoch, len(size))
         self.trajectory.at(epoch + 0.5, out=self.held)
         found = rows, start, lone, lone_start, returned, return_start, most
-        _replay_epoch(self.K, m)(self.W, *found, self.M, self.V, before, weight, rate, hyper)
+        replay_epoch(self.K, m)(self.W, *found, self.M, self.V, before, weight, rate, hyper)
         return m * int(start[-1]) + int(lone_start[-1]) + len(returned)
 
 
@@ -464,7 +464,7 @@ def _delimit(counts):
     return start[:: len(counts)].copy(), start[:-1].reshape(counts.T.shape).T.astype(np.uint64, order="C")
 
 
-class _Returns:
+class Returns:
     """Draws forgotten items as negatives of their users, as often as retraining would."""
 
     def __init__(

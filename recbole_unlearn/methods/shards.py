@@ -303,6 +303,7 @@ class Sharded(Method):
     """
 
     name: str
+    ensemble: type[ShardEnsemble]
     slices = 1
     uses_model = False  # whether the partition is made from the trained model's embeddings
 
@@ -350,7 +351,7 @@ class Sharded(Method):
 
     def empty_ensemble(self, user: torch.Tensor, item: torch.Tensor) -> ShardEnsemble:
         """The method's ensemble before `combine` has fitted anything."""
-        raise NotImplementedError
+        return self.ensemble(self.task.config, user, item)
 
     def prepare(self, rows: np.ndarray | None = None) -> float:
         """Train the shards and their combination, or find them in ``task.folder``.

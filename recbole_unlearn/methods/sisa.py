@@ -23,6 +23,7 @@ class SISA(Sharded):
     """
 
     name = "sisa"
+    ensemble = MeanScore
 
     def __init__(self, task: Task, settings: dict[str, Any]) -> None:
         super().__init__(task, settings)
@@ -34,9 +35,6 @@ class SISA(Sharded):
         position = rng.permutation(n)
         largest = -(-n // self.shards)
         return position % self.shards, position // self.shards * self.slices // largest
-
-    def empty_ensemble(self, user: torch.Tensor, item: torch.Tensor) -> MeanScore:
-        return MeanScore(self.task.config, user, item)
 
     def combine(
         self, user: torch.Tensor, item: torch.Tensor, keep: np.ndarray, show_progress: bool = False

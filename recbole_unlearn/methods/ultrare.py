@@ -133,6 +133,7 @@ class UltraRE(Clustered):
     """Shards by optimal transport; logistic regression on their scores tells interactions from sampled negatives."""
 
     name = "ultrare"
+    ensemble = WeightedScore
 
     def __init__(self, task: Task, settings: dict[str, Any]) -> None:
         super().__init__(task, settings)
@@ -141,9 +142,6 @@ class UltraRE(Clustered):
 
     def cluster(self, points: Points, rng: np.random.Generator) -> np.ndarray:
         return transport_clusters(points, self.shards, self.settings["entropy"], self.settings["rounds"], rng)
-
-    def empty_ensemble(self, user: torch.Tensor, item: torch.Tensor) -> WeightedScore:
-        return WeightedScore(self.task.config, user, item)
 
     def combine(
         self, user: torch.Tensor, item: torch.Tensor, keep: np.ndarray, show_progress: bool = False

@@ -84,10 +84,16 @@ def check_paths(config, output, config_file_list=None, saved=True):
             paths.check_written(key, config[key], checkpoint)
 
 
+def _audit_path(config, output):
+    """The key ``audit``, a bare name in ``output``."""
+    path = Path(config["audit"])
+    return output / path if path.name == config["audit"] else path
+
+
 def _check_audit(config, output, others):
     if config["audit"] is None:
         return
-    path = output / config["audit"] if Path(config["audit"]).name == config["audit"] else Path(config["audit"])
+    path = _audit_path(config, output)
     ours = os.path.realpath(path.parent) == os.path.realpath(output)
     if ours and (path.name in paths.OUTPUT_NAMES or path.suffix == ".triples"):
         raise InputError(f"audit {path}: the run writes a file of this name itself; name another")
@@ -317,12 +323,10 @@ def erasure_of(config, split, rows, stored, whole=None):
 
 
 def audit_file(config, output):
-    """Path of the audit file, a bare name in ``output``, or None. InputError where nothing could be appended to it."""
-    if (name := config["audit"]) is None:
+    """Path of the audit file, or None. InputError where nothing could be appended to it."""
+    if config["audit"] is None:
         return None
-    path = Path(name)
-    if path.name == name:
-        path = output / path
+    path = _audit_path(config, output)
     if path.exists() and not path.is_file():
         raise InputError(f"audit {path} is no plain file; name another")
     trail = audit.read(path) if path.exists() else audit.Trail([], audit.GENESIS, 0)

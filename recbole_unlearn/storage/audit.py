@@ -223,13 +223,13 @@ def unlearned_record(
         "counts": {key: result["forget_set"][key] for key in ("interactions", "of", "users", "items")},
         "method": unlearning["method"],
         "solver": {
-            key: _number(coarse(value)) for key, value in unlearning.items() if _scalar(value) and key != "method"
+            key: number(coarse(value)) for key, value in unlearning.items() if _scalar(value) and key != "method"
         },
         "settings": weight_settings(public(config)),
         "before": _keyed(key, before),
         "after": _keyed(key, after),
         "forget_auc": {
-            name: _number(round(each["forget_auc"], 3))
+            name: number(round(each["forget_auc"], 3))
             for name, each in result["models"].items()
             if "forget_auc" in each
         },
@@ -245,7 +245,7 @@ def _scalar(value):
     return isinstance(value, (bool, int, float, str))
 
 
-def _number(value):
+def number(value):
     """JSON has no NaN and no infinity."""
     return value if not isinstance(value, float) or math.isfinite(value) else None
 

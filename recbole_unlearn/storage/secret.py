@@ -4,6 +4,7 @@ import hmac
 import os
 import re
 import secrets
+from contextlib import suppress
 from pathlib import Path
 
 from recbole_unlearn.errors import InputError
@@ -40,10 +41,8 @@ def made(path: Path) -> bytes:
             f.write(secrets.token_hex(32).encode() + b"\n")
             f.flush()
             os.fsync(f.fileno())
-        try:
+        with suppress(FileExistsError):
             os.link(temporary, path)  # unlike a renaming, never over one that another process has made
-        except FileExistsError:
-            pass
     finally:
         temporary.unlink(missing_ok=True)
     sync_folder(path.parent)

@@ -83,7 +83,7 @@ def same_start(first: list[list[Any]], second: list[list[Any]]) -> bool:
     )
 
 
-def _crc(array):
+def crc32(array: np.ndarray) -> int:
     return zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
 
 
@@ -91,7 +91,7 @@ def _save(path, array):
     with replacing(path) as f:
         # to a real file numpy writes through C's buffer, and does not notice when the disk is full
         np.save(SimpleNamespace(write=f.write), array, allow_pickle=False)  # pyright: ignore[reportArgumentType]
-    return _crc(array)
+    return crc32(array)
 
 
 def salt_of(path: Path | str) -> bytes:
@@ -575,7 +575,7 @@ class TripleLog:
             if Path(name).name != name:
                 raise InputError(f"triple log: {self.path} names a file outside itself; do not use it, train again")
             column = _column(file)
-            if _crc(column) ^ _mask(self.salt, name) != expected:
+            if crc32(column) ^ _mask(self.salt, name) != expected:
                 raise InputError(
                     f"triple log: {file} does not match its checksum; it was changed or damaged, train again"
                 )

@@ -82,7 +82,7 @@ class _Recorded:
         return getattr(self.loader, name)
 
 
-class _Share(_Recorded):
+class Share(_Recorded):
     """A rank's share of each batch, which records the negatives of its rows only.
 
     Every rank goes through the same batches, draws the negatives of all rows from the same stream, and takes every
@@ -294,7 +294,7 @@ class _Logging(Trainer):
         if loader is not self._loader or (self._logs and self.triple_log is None and distributed.leads()):
             self._prepare(loader)
         dtype = smallest_uint(loader._dataset.item_num - 1)
-        recorded = (_Share if self.shared else _Recorded)(loader, self._position, negatives, dtype)
+        recorded = (Share if self.shared else _Recorded)(loader, self._position, negatives, dtype)
         if self.shared:
             loss_func = recorded.loss(loss_func or self.model.calculate_loss)
         else:

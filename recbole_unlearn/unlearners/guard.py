@@ -8,6 +8,7 @@ training, what the log says of itself is checked: optimiser, learning rates, num
 """
 
 import json
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from time import perf_counter
@@ -174,10 +175,8 @@ def _keep(folder, state_dict, guard):
     """Write down what was found, tied to the weights and the log; in a folder that we may only read, nothing."""
     folder = Path(folder)
     content = {"checked": guard.checked, "distance": guard.distance, "limit": guard.limit, **_ties(state_dict, folder)}
-    try:
+    with suppress(OSError):
         write_atomically(folder / FILE, json.dumps(content).encode())
-    except OSError:
-        pass
 
 
 def _ties(state_dict, folder):

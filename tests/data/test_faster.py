@@ -18,7 +18,7 @@ from recbole.utils import init_seed
 
 from recbole_unlearn.data import reading
 from recbole_unlearn.data.dataset import Ragged, UsedItems, described, faster
-from recbole_unlearn.data.split import eval_loader
+from recbole_unlearn.data.split import eval_loader, pairwise_loader
 from recbole_unlearn.settings.config import UnlearnConfig
 from recbole_unlearn.testing import N_ITEMS, options, write_dataset
 
@@ -66,9 +66,9 @@ def built(model, path, settings, quick, caplog):
         init_seed(config["seed"], config["reproducibility"])
         data = create_dataset(config)
         loaders = data_preparation(config, data)
-        loaders = [*loaders, *(eval_loader(config, x._dataset, x._sampler) for x in loaders[1:] if x._sampler)]
+        loaders = [*loaders, *(eval_loader(config, x.dataset, x._sampler) for x in loaders[1:] if x._sampler)]
         return Built(
-            [data, *(loader._dataset for loader in loaders[:3])],
+            [data, *(pairwise_loader(loader).dataset for loader in loaders[:3])],
             loaders,
             (np.random.random(), torch.rand(1).item()),
             [record.getMessage() for record in caplog.records],
@@ -80,7 +80,7 @@ class _stock:
 
     def __enter__(self):
         self.patch = pytest.MonkeyPatch()
-        self.patch.setattr("recbole_unlearn.data.dataset._METHODS", {})
+        self.patch.setattr("recbole_unlearn.data.dataset.QUICK", {})
 
     def __exit__(self, *_):
         self.patch.undo()
@@ -200,7 +200,7 @@ def test_what_loaders_give_is_stock_recboles(messy_path, caplog):
 
 
 def test_the_quick_ways_are_taken(messy_path, caplog, monkeypatch):
-    monkeypatch.setattr(reading, "_stock", _only_c(reading._stock))
+    monkeypatch.setattr(reading, "stock", _only_c(reading.stock))
     quick = built("BPR", messy_path, {}, True, caplog)
     assert isinstance(quick.loaders[0]._sampler.used_ids, UsedItems)
     assert isinstance(quick.loaders[2].uid2history_item, Ragged)

@@ -33,7 +33,7 @@ def pairs(split):
 
 
 def held_out_pair(split):
-    data = split.test._dataset
+    data = split.test.dataset
     features = data.inter_feat
     user, item = int(features[data.uid_field][0]), int(features[data.iid_field][0])
     return str(split.token("user", user)), str(split.token("item", item))
@@ -172,7 +172,7 @@ def test_no_request_ever_selects_a_held_out_interaction(select, split, pairs):
     """Held-out interactions are no rows of the split at all, and no selected pair is one of them."""
     held_out = set()
     for loader in (split.valid, split.test):
-        data = loader._dataset
+        data = loader.dataset
         features = data.inter_feat
         held_out |= set(zip(features[data.uid_field].tolist(), features[data.iid_field].tolist(), strict=True))
     user = pairs[0][0]

@@ -66,7 +66,7 @@ def test_spam_is_added_to_the_training_data_and_nowhere_else(make_split, split, 
     assert set(split.token("item", spammed.items[spammed.spam])) == {rare}
     for clean, dirty in ((split.valid, spammed.valid), (split.test, spammed.test)):
         for field in ("user_id", "item_id"):
-            assert torch.equal(clean._dataset.inter_feat[field], dirty._dataset.inter_feat[field])
+            assert torch.equal(clean.dataset.inter_feat[field], dirty.dataset.inter_feat[field])
 
 
 def test_no_account_had_a_promoted_item_before(make_split, split):
@@ -108,7 +108,7 @@ def test_the_seed_decides_on_the_accounts(make_split, rare):
 def test_ratings_and_times_of_the_spam_are_those_of_the_accounts(make_split, rare):
     columns = {"inter": ["user_id", "item_id", "timestamp"]}
     spammed = make_split(forget_spam=ACCOUNTS, spam_items=[rare], load_col=columns)
-    times = spammed.train._dataset.inter_feat["timestamp"].numpy()[spammed.data_row]
+    times = spammed.train.dataset.inter_feat["timestamp"].numpy()[spammed.data_row]
     for row in spammed.spam:
         others = np.setdiff1d(np.flatnonzero(spammed.users == spammed.users[row]), row)
         assert times[row] in times[others]

@@ -16,7 +16,7 @@ from recbole_unlearn.storage.triple_log import Training, TripleLog
 
 def pairs_of(loader):
     """(user, item) ids of the interactions behind a loader, in order."""
-    data = loader._dataset
+    data = loader.dataset
     features = data.inter_feat
     return list(zip(features[data.uid_field].tolist(), features[data.iid_field].tolist(), strict=True))
 
@@ -98,7 +98,7 @@ def test_remaining_of_an_empty_forget_set_is_the_whole(split):
 def test_remaining_keeps_ids_and_sizes(split):
     """Even where a user or an item loses all its interactions."""
     rest = split.remaining(np.flatnonzero((split.users == 5) | (split.items == 7)))
-    assert (rest._dataset.user_num, rest._dataset.item_num) == (split.n_users, split.n_items)
+    assert (rest.dataset.user_num, rest.dataset.item_num) == (split.n_users, split.n_items)
     assert 5 not in {user for user, _ in pairs_of(rest)}
 
 
@@ -127,7 +127,7 @@ def test_the_padding_item_is_never_drawn(split, forgotten):
 def test_remaining_draws_as_a_sampler_built_without_the_rows(split, forgotten):
     """Same stream, same negatives as stock RecBole on a data set that never held the rows."""
     rest = split.remaining(forgotten)
-    sampler = Sampler(["train", "valid", "test"], [rest._dataset, split.valid._dataset, split.test._dataset])
+    sampler = Sampler(["train", "valid", "test"], [rest.dataset, split.valid.dataset, split.test.dataset])
     sampler = sampler.set_phase("train")
     np.random.seed(11)
     users, _, negatives = epoch(rest)

@@ -170,9 +170,9 @@ def test_a_line_with_more_columns_than_the_header_does_not_shift_them(films, sel
 
 
 def test_reading_the_categories_loads_no_item_features(split, select):
-    before = set(split.train._dataset.field2type)
+    before = set(split.train.dataset.field2type)
     select(forget_category="c3", forget_category_field="class")
-    data = split.train._dataset
+    data = split.train.dataset
     assert data.item_feat is None and set(data.field2type) == before and "class" not in before
 
 
@@ -204,7 +204,7 @@ def test_a_damaged_item_file_is_refused(refusal, films, text):
 
 def test_a_data_set_without_item_file_is_refused(refusal, films):
     split = films("")
-    os.remove(Path(split.train._dataset.dataset_path) / "films.item")
+    os.remove(Path(split.train.dataset.dataset_path) / "films.item")
     assert ".item file of data set 'films'" in refusal(split, forget_category="c1", forget_category_field="class")
 
 
@@ -273,7 +273,7 @@ def test_repeated_interactions_are_told_apart(timed, select, every_second, norma
     month = 30 * 86_400
     rows = every_second + [(user, item, time + month) for user, item, time in every_second[::2]]
     split = timed(rows, normalize_all=normalize_all)
-    time = split.train._dataset.inter_feat["timestamp"].numpy()[split.data_row]
+    time = split.train.dataset.inter_feat["timestamp"].numpy()[split.data_row]
     middle = 0.5 if normalize_all else START + month / 2
     np.testing.assert_array_equal(select(split, forget_time=f"..{START + 10_000}"), np.flatnonzero(time < middle))
 

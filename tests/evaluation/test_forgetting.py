@@ -18,7 +18,7 @@ def brute_force(model, split, rows):
     items = model.item_embedding.weight.detach()
     had = set()
     for loader in (split.train, split.valid, split.test):
-        data = loader._dataset
+        data = loader.dataset
         features = data.inter_feat
         had |= set(zip(features[data.uid_field].tolist(), features[data.iid_field].tolist(), strict=True))
     result = []

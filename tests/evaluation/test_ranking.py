@@ -52,10 +52,10 @@ def stock(make_options, tmp_path, wide):
         if sampled:
             config = copy.deepcopy(config)
             config["test_neg_sample_args"] = {"distribution": "uniform", "sample_num": 99}
-            test = NegSampleEvalDataLoader(config, test._dataset, test._sampler, shuffle=False)
+            test = NegSampleEvalDataLoader(config, test.dataset, test._sampler, shuffle=False)
         else:
             assert type(test) is FullSortEvalDataLoader
-        trainer = Trainer(config, BPR(config, train._dataset))
+        trainer = Trainer(config, BPR(config, train.dataset))
         trainer.model.load_state_dict(state_dict)
         trainer.eval_collector.data_collect(train)
         np.random.seed(seed)
@@ -161,7 +161,7 @@ def test_fairness_is_the_difference_of_the_groups_ndcg(trained):
     plain, found = (ranking.evaluate(trainer, model, split, 1, groups=each) for each in (None, groups))
     assert {key for key in found["full"] if key not in plain["full"]} == {f"fairness@{k}" for k in split.config["topk"]}
     assert found["uni99"] == plain["uni99"] and all(found["full"][key] == plain["full"][key] for key in plain["full"])
-    held, valid = (loader._dataset.inter_feat for loader in (split.test, split.valid))
+    held, valid = (loader.dataset.inter_feat for loader in (split.test, split.valid))
     users, items = held["user_id"].numpy(), held["item_id"].numpy()
     k, gains = max(split.config["topk"]), ([], [])
     for user in np.unique(users):

@@ -92,7 +92,7 @@ def not_a_number(model):
 def both(config, train, test, change=plain, model=BPR):
     """[(metrics, next random number)] of stock RecBole and ours."""
     torch.manual_seed(1)
-    model = model(config, train._dataset)
+    model = model(config, train.dataset)
     with torch.no_grad():
         change(model)
     results = []
@@ -119,7 +119,7 @@ def test_rounding_decides_between_nearly_tied_items(build):
     """Else the case above shows nothing: scores of many users at once rank otherwise than of two."""
     config, train, test = build(HALF_HELD_OUT, "full")
     torch.manual_seed(1)
-    model = BPR(config, train._dataset)
+    model = BPR(config, train.dataset)
     with torch.no_grad():
         nearly_tied(model)
         whole, two = (model.full_sort_predict(test.user_df[:n]).view(n, -1)[:2] for n in (len(test.user_df), 2))
@@ -169,12 +169,12 @@ def test_everything_else_is_left_to_recbole(build, case):
 
 def test_negatives_of_worker_processes_are_left_to_recbole(build):
     config, train, test = build(LEAVE_ONE_OUT, "uni9", worker=1)
-    assert not RankedLoader.fits(BPRTrainer(config, BPR(config, train._dataset)), test)
+    assert not RankedLoader.fits(BPRTrainer(config, BPR(config, train.dataset)), test)
 
 
 def test_the_best_model_is_loaded_first(build):
     config, train, test = build(LEAVE_ONE_OUT, "full")
-    trainer = BPRTrainer(config, BPR(config, train._dataset))
+    trainer = BPRTrainer(config, BPR(config, train.dataset))
     trainer.eval_collector.data_collect(train)
     expected = trainer.evaluate(test, load_best_model=False)
     trainer._save_checkpoint(0, verbose=False)
@@ -196,7 +196,7 @@ def test_negatives_are_recboles_however_large_the_filter(build, monkeypatch, bit
         np.random.seed(2)
         return draw(), np.random.random()
 
-    draw = NegativeDraw(sampler, test._dataset.user_num)
+    draw = NegativeDraw(sampler, test.dataset.user_num)
     ours, after = drawn(lambda: draw.one_by_one(users, counts))
     alone = lambda user, n: sampler.sample_by_user_ids([user], None, n).numpy()  # noqa: E731
     stock, expected = drawn(lambda: np.concatenate([alone(*each) for each in zip(users, counts, strict=True)]))
@@ -216,7 +216,7 @@ def test_the_negatives_of_a_random_state_are_drawn_once_as_far_as_there_is_room(
     monkeypatch.setattr(NegativeDraw, "one_by_one", lambda *each: drawn.append(each) or one_by_one(*each))
     config, train, test = build(HALF_HELD_OUT, "uni3")
     kinds, found = (Trainer, BPRTrainer), {Trainer: [], BPRTrainer: []}
-    for model in (BPR(config, train._dataset) for _ in range(2)):
+    for model in (BPR(config, train.dataset) for _ in range(2)):
         for kind in kinds:
             trainer = kind(config, model)
             trainer.eval_collector.data_collect(train)
@@ -238,7 +238,7 @@ def test_negatives_are_recboles_where_nearly_every_draw_is_used(build, data_path
     sampler = copy.copy(test._sampler)
     sampler.used_ids = sampler.used_ids.copy()
     sampler.used_ids[5] = set(range(1, sampler.item_num - 1))
-    draw = NegativeDraw(sampler, test._dataset.user_num)
+    draw = NegativeDraw(sampler, test.dataset.user_num)
     np.random.seed(2)
     ours, after = draw.one_by_one(np.array([5]), np.array([200])), np.random.random()
     np.random.seed(2)
@@ -254,14 +254,14 @@ def test_inner_products_order_items_as_the_model_does(dense, cutoff, build, monk
     monkeypatch.setattr(ranks, "DENSE", dense)
     config, train, test = build(HALF_HELD_OUT, "uni99")
     torch.manual_seed(3)
-    model = BPR(config, train._dataset)
+    model = BPR(config, train.dataset)
     with torch.no_grad():
         nearly_tied(model)
     loader = RankedLoader(BPRTrainer(config, model), test)
     users, ptr, held_out = np.repeat(np.arange(1, 50), 60), 60 * np.arange(50), np.full(49, 7)
-    items = np.random.default_rng(4).integers(1, train._dataset.item_num, len(users))
-    with torch.no_grad(), ThreadPoolExecutor(2) as loader._threads:
-        scores, exact = loader._scores(users, items, ptr, held_out, cutoff)(), loader._predict(users, items)
+    items = np.random.default_rng(4).integers(1, train.dataset.item_num, len(users))
+    with torch.no_grad(), ThreadPoolExecutor(2) as loader.threads:
+        scores, exact = loader.scores(users, items, ptr, held_out, cutoff)(), loader.predict(users, items)
     mixed = scores != exact
     assert 0.2 < mixed.mean() < 1  # ours differ in the last bits, and not all are ours
     for own, theirs in zip(scores.reshape(49, 60), exact.reshape(49, 60), strict=True):
@@ -273,7 +273,7 @@ def test_inner_products_order_items_as_the_model_does(dense, cutoff, build, monk
         plainly, near = np.empty(len(items), np.float32), np.zeros(len(items), bool)
         P, Q = model.user_embedding.weight.numpy(), model.item_embedding.weight.numpy()
         products = np.empty((0, 0), np.float32)
-        ranks._inner_products(users, items, ptr, held_out, products, P, Q, 1e-30, 60, plainly, near)
+        ranks.inner_products(users, items, ptr, held_out, products, P, Q, 1e-30, 60, plainly, near)
     order = [np.sign(each.reshape(49, 60)[:, :7, None] - each.reshape(49, 60)[:, None]) for each in (plainly, exact)]
     assert (order[0] != order[1]).any(), "no items so near that rounding decides"
 

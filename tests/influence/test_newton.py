@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy.optimize import minimize as scipy_minimize
 
-from recbole_unlearn.influence.newton import Objective, _steihaug, flat, minimise, nearest_rotation
+from recbole_unlearn.influence.newton import Objective, flat, minimise, nearest_rotation, steihaug
 from recbole_unlearn.influence.objective import pool_return
 from recbole_unlearn.influence.operators import UserTriples
 from recbole_unlearn.influence.solver import Space
@@ -227,7 +227,7 @@ def test_a_step_is_as_long_and_gains_as_much_as_it_says(lowest, radius):
     basis = np.linalg.qr(rng.normal(size=(6, 6)))[0]
     H = torch.from_numpy(basis @ np.diag([lowest, 1, 2, 3, 4, 5]) @ basis.T)
     g, M = torch.from_numpy(rng.normal(size=6)), torch.from_numpy(rng.uniform(0.5, 2, 6))
-    found = _steihaug(Dense(H), g, lambda r: r / M, radius, 1e-10, Space())
+    found = steihaug(Dense(H), g, lambda r: r / M, radius, 1e-10, Space())
     s = found.step
     assert found.length == pytest.approx(float((s * M * s).sum().sqrt()))
     assert found.decrease == pytest.approx(float(-(g @ s) - s @ H @ s / 2))

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from recbole_unlearn.influence import replay as module
 from recbole_unlearn.influence.recorded import Adam, Recorded, Trajectory
-from recbole_unlearn.influence.replay import _Returns, replay
+from recbole_unlearn.influence.replay import Returns, replay
 
 # Weights are of magnitude 1 and kept in float32 (epsilon 1.2e-7), and an epsilon of Adam's that is not tiny
 # beside the gradients keeps it from blowing up the rounding of those that nearly vanish.
@@ -74,13 +74,22 @@ class Problem:
         return replay(p.recorded(), p.trajectory(), p.forgotten, p.seed)
 
     def returns(self):
-        return _Returns(self.users, self.pos, self.gone, self.n_items, self.m, self.popularity)
+        return Returns(self.users, self.pos, self.gone, self.n_items, self.m, self.popularity)
 
 
 def random_problem(
-    seed=0, n_users=9, n_items=13, K=3, m=2, rows=47, forgotten=6, epochs=3, snapshots=(0, 1, 3),
-    batch_triples=20, **more,
-):  # fmt: skip
+    seed=0,
+    n_users=9,
+    n_items=13,
+    K=3,
+    m=2,
+    rows=47,
+    forgotten=6,
+    epochs=3,
+    snapshots=(0, 1, 3),
+    batch_triples=20,
+    **more,
+):
     """Some users and items may have no rows at all; ids start at 1."""
     rng = np.random.default_rng(seed)
     users = np.sort(rng.integers(1, n_users, rows)).astype(np.uint8)
@@ -221,9 +230,7 @@ class TestAgainstTorch:
         weight_decay=st.sampled_from([0.0, 0.01]),
         popular=st.booleans(),
     )
-    def test_random_sizes(
-        self, seed, n_users, n_items, K, m, rows, part, batch_triples, weight_decay, popular
-    ):  # fmt: skip
+    def test_random_sizes(self, seed, n_users, n_items, K, m, rows, part, batch_triples, weight_decay, popular):
         p = random_problem(
             seed, n_users, n_items, K, m, rows, max(int(part * rows), 1), 2, (0, 2), batch_triples,
             adam=replace(ADAM, weight_decay=weight_decay, eps=1e-2),
@@ -248,7 +255,7 @@ class TestSelection:
                 (rows[: start[-1]].copy(), start, lone[: lone_start[-1]].copy(), lone_start, returned, return_start)
             )
 
-        monkeypatch.setattr(module, "_replay_epoch", record)
+        monkeypatch.setattr(module, "replay_epoch", record)
         return seen
 
     # few items and many; of the sparse ones most blocks of rows hold none
@@ -551,6 +558,6 @@ def test_adam_is_torchs():
         param.grad = torch.from_numpy(grad)
         optimizer.step()
         g = grad.copy()
-        module._adam(w, m, v, g, step + 1, adam.lr, astuple(adam))
+        module.adam_step(w, m, v, g, step + 1, adam.lr, astuple(adam))
         assert not g.any()
     np.testing.assert_allclose(w, param.detach(), rtol=0, atol=1e-6)

@@ -181,7 +181,7 @@ def test_a_request_retrains_one_shard_and_the_aggregation(
     seen, fit = [], shards.fit
 
     def spy(config, model, loader, *args, **kwargs):
-        data = loader._dataset
+        data = loader.dataset
         seen.append(
             {(int(u), int(i)) for u, i in zip(data.inter_feat["user_id"], data.inter_feat["item_id"], strict=True)}
         )

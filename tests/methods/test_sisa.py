@@ -26,7 +26,7 @@ def spied(monkeypatch):
     seen, fit = [], shards.fit
 
     def spy(config, model, loader, *args, **kwargs):
-        data = loader._dataset
+        data = loader.dataset
         pairs = {(int(u), int(i)) for u, i in zip(data.inter_feat["user_id"], data.inter_feat["item_id"], strict=True)}
         seen.append((config["seed"], pairs, loader))
         return fit(config, model, loader, *args, **kwargs)
@@ -132,7 +132,7 @@ def test_negatives_are_items_of_the_shard_that_the_user_has_not_there(
         class Recorder:
             def __iter__(self):
                 for batch in train_data:
-                    drawn.append((train_data._dataset, batch["user_id"].numpy(), batch["neg_item_id"].numpy()))
+                    drawn.append((train_data.dataset, batch["user_id"].numpy(), batch["neg_item_id"].numpy()))
                     yield batch
 
             def __len__(self):
