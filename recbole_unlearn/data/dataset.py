@@ -58,9 +58,9 @@ def _load(self, filepath, source):
 
 def _counted(values=()):
     """``Counter`` of a column, which it counts value by value."""
-    if not isinstance(values, (np.ndarray, pd.api.extensions.ExtensionArray)):
-        return Counter(values)
-    codes, tokens = pd.factorize(values, use_na_sentinel=False)
+    if not isinstance(values, (np.ndarray, pd.api.extensions.ExtensionArray)) or pd.isna(values).any():
+        return Counter(values)  # a missing token must stay the object that it is: RecBole subtracts its count
+    codes, tokens = pd.factorize(values)
     return Counter(dict(zip(tokens.tolist(), np.bincount(codes).tolist(), strict=True)))
 
 

@@ -237,6 +237,15 @@ def test_values_are_counted_as_by_pythons_counter(kind):
     assert [*map(type, ours)] == [*map(type, stock)] or kind is float
 
 
+def test_the_count_of_missing_values_is_subtracted():
+    """RecBole filters by number until nothing is left to drop: for ever, if a missing token's count stays."""
+    column = pd.Series(["a", np.nan, "a"], dtype=object)
+    with faster():
+        count = recbole.data.dataset.dataset.Counter(column.values)
+        count -= recbole.data.dataset.dataset.Counter(column[column.isin(set(count))].values)
+    assert not count
+
+
 def test_recbole_is_its_own_again_afterwards():
     before = Dataset._load_feat, Interaction.__getitem__, FullSortEvalDataLoader.__init__, dict(vars(Dataset))
     with pytest.raises(KeyError), faster(), faster():
