@@ -195,7 +195,7 @@ class RankedLoader:
         P, Q = (np.ascontiguousarray(each.weight.numpy()) for each in (model.user_embedding, model.item_embedding))
         return P, Q, np.linalg.norm(Q, axis=1).max() * 4 * (Q.shape[1] + 1) * HALF_BIT
 
-    def predict(self, users, items):
+    def predict(self, users: np.ndarray, items: np.ndarray) -> np.ndarray:
         """Scores of pairs, ``[pairs]``."""
         columns = {self.loader.uid_field: torch.from_numpy(users), self.loader.iid_field: torch.from_numpy(items)}
         pairs = Interaction(columns)

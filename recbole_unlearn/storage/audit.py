@@ -245,7 +245,7 @@ def _scalar(value):
     return isinstance(value, (bool, int, float, str))
 
 
-def number(value):
+def number(value: Any) -> Any:
     """JSON has no NaN and no infinity."""
     return value if not isinstance(value, float) or math.isfinite(value) else None
 

@@ -84,6 +84,7 @@ def same_start(first: list[list[Any]], second: list[list[Any]]) -> bool:
 
 
 def crc32(array: np.ndarray) -> int:
+    """CRC-32 of an array's numbers."""
     return zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
 
 
