@@ -11,7 +11,7 @@ import recbole_unlearn as ru
 from recbole_unlearn.errors import InputError
 from recbole_unlearn.quick_start import run_unlearn
 from recbole_unlearn.storage import checkpoints
-from recbole_unlearn.storage.triple_log import TripleLog, log_path
+from recbole_unlearn.storage.triple_log import TripleLog, crc32, log_path
 from recbole_unlearn.training.trainer import BPRTrainer, trainer_of
 from recbole_unlearn.verify import verify
 
@@ -131,7 +131,7 @@ def test_what_cannot_be_drawn_again_is_said_in_one_line(forgotten):
     with pytest.raises(InputError, match="holds no negatives of epoch 1"):
         log.epoch(1)  # nobody has given it its data
     log.metadata["drawn"][1] ^= 1
-    log._write_metadata()
+    log.truncate(log.n_epochs)  # writes the metadata
     with pytest.raises(InputError, match="epoch 1") as error, ru.load(original) as unlearner:
         unlearner.forget(count=3)
     assert "\n" not in str(error.value)
@@ -141,8 +141,10 @@ def test_what_cannot_be_drawn_again_is_said_in_one_line(forgotten):
 def test_a_stream_that_is_none_is_refused(place, accepted, forgotten):
     original, _ = forgotten("BPR", "drawn")
     log = TripleLog.open(log_path(original))
-    log._save(file := log._stream_file(1), np.append(np.load(log._stream_file(1))[:-1], np.uint32(place)))
-    log._write_metadata()
+    file = log.path / "stream-00001.npy"
+    np.save(file, np.append(np.load(file)[:-1], np.uint32(place)))
+    log.metadata["crc32"][file.name] = crc32(np.load(file))
+    log.truncate(log.n_epochs)  # writes the metadata
     if accepted:
         checkpoints.load(original)
     else:
@@ -162,8 +164,14 @@ def test_a_log_is_cut_with_its_streams(forgotten):
 def test_of_many_epochs_only_some_are_kept_in_memory(forgotten, monkeypatch):
     trained = opened(forgotten("BPR", "drawn")[0])
     monkeypatch.setattr("recbole_unlearn.storage.triple_log.KEPT", 2 * trained.log.n_rows)
-    twice = [[each.copy() for each in trained.recorded().negatives] for _ in range(2)]
-    assert len(trained.log._kept) <= 2 and all(np.array_equal(*each) for each in zip(*twice, strict=True))
+    drawn, twice = trained.log.again, []
+    trained.log.again = lambda epoch, stream: times.append(epoch) or drawn(epoch, stream)
+    times = []
+    for _ in range(2):
+        twice.append([trained.log.epoch(epoch).copy() for epoch in range(trained.log.n_epochs)])
+    assert times == 2 * list(range(trained.log.n_epochs)), "an epoch is drawn again once others took its place"
+    assert trained.log.epoch(trained.log.n_epochs - 1) is not None and len(times) == 2 * trained.log.n_epochs
+    assert all(np.array_equal(*each) for each in zip(*twice, strict=True))
 
 
 def test_static_negatives_are_stored_once_in_any_case(forgotten):

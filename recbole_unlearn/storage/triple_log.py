@@ -381,7 +381,7 @@ class TripleLog:
         if stream is not None and found is not None and np.array_equal(found, negatives):
             self._save(self._stream_file(self.n_epochs), stream)
             self._streams[self.n_epochs] = stream
-            self.metadata["drawn"] = [*self.drawn, _crc(negatives)]
+            self.metadata["drawn"] = [*self.drawn, crc32(negatives)]
         else:
             if not (self.static and self.n_epochs):
                 self._save(self._file(self.n_epochs), negatives)
@@ -517,7 +517,7 @@ class TripleLog:
             return self._stored(epoch)
         if (found := self._kept.get(epoch)) is None:
             found = self.again and self.again(epoch, self._stream(epoch))
-            if found is None or _crc(found) != self.drawn[epoch]:
+            if found is None or crc32(found) != self.drawn[epoch]:
                 raise InputError(
                     f"triple log: {self.path} holds no negatives of epoch {epoch}, and what is drawn again is not what "
                     "was trained on; give the data, and the versions of numpy and torch, of the training"
