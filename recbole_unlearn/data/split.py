@@ -348,9 +348,9 @@ class Split:
     def _part(self, rows, gone):
         """The data set with some rows of the training data only, and histories without those that are ``gone``."""
         data = self.train._dataset
-        if len(rows) == len(data):
-            return data.copy(Interaction(dict(data.inter_feat.interaction)))
-        part = data.copy(data.inter_feat[torch.from_numpy(rows)])
+        whole = len(rows) == len(data)  # of which nothing is copied
+        kept = Interaction(dict(data.inter_feat.interaction)) if whole else data.inter_feat[torch.from_numpy(rows)]
+        part = data.copy(kept)
         if self.sequential and gone.any():
             rebuild_histories(part, data, rows, gone)
         if len(self.unlinked):
