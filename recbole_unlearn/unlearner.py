@@ -74,6 +74,7 @@ class InfluenceUnlearner:
         self.shared = shared and getattr(self.problem, "shared", False)
         self.guard: guard.Guard | None = None
         self.requests: list[dict[str, Any]] = []
+        self.whole: dict[str, np.ndarray] = {}  # ids of users and items that were named as such
         self.training: NewTraining | None = None  # that the weights are of, since a request was exact
         self.held = ExitStack()
 
@@ -260,7 +261,11 @@ class InfluenceUnlearner:
             return self.forget_rows(value)
         if kind == "pairs":
             return self.forget_rows(rows_of_pairs(self.split, list(value), "pairs"))
-        return self.forget_rows(ForgetRequest.of(kind, value, self.config).rows(self.split))
+        wanted = ForgetRequest.of(kind, value, self.config)
+        found = self.forget_rows(wanted.rows(self.split))
+        for field, ids in wanted.whole(self.split).items():
+            self.whole[field] = np.union1d(self.whole.get(field, ids), ids)
+        return found
 
     def forget_rows(self, rows: np.ndarray) -> Unlearned:
         """As `forget`, for rows of ``split``."""
@@ -310,7 +315,7 @@ class InfluenceUnlearner:
             _check_new(path)  # again, now that nobody else can be writing
             with recorded_or_gone(path):
                 save_unlearned(path, self.trained, now, self.forgotten, guarded=self.guard, moments=self.moments())
-                suppress(listed, self.split, self.forgotten, {})
+                suppress(listed, self.split, self.forgotten, self.whole)
                 if trail:
                     result = {"forget_set": self.split.counts(self.forgotten), "unlearning": now.report(), "models": {}}
                     request = secrets.token_hex(8)

@@ -37,7 +37,7 @@ def main(folder, trainings):
         init_seed(config["seed"], config["reproducibility"])
         train, valid, _ = data_preparation(config, create_dataset(config))
         init_seed(config["seed"], config["reproducibility"])
-        trainer = get_trainer(config["MODEL_TYPE"], model)(config, kind(config, train.dataset).to(config["device"]))
+        trainer = get_trainer(config["MODEL_TYPE"], model)(config, kind(config, train._dataset).to(config["device"]))
         trainer.fit(train, valid, verbose=False)
         os.replace(trainer.saved_model_file, folder / f"{name}.pth")
     assert not any(module.startswith("recbole_unlearn") for module in sys.modules)

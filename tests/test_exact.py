@@ -4,6 +4,7 @@ import itertools
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -268,6 +269,14 @@ def test_what_cannot_be_compiled_is_refused_in_one_line(make_options, model, key
     options = make_options(compiled=True, forget_count=1, output_dir="out", **keys)
     with pytest.raises(InputError, match=words):
         run_unlearn(model, "tiny", config_dict=options)
+
+
+@pytest.mark.parametrize("model", TRAINED)
+def test_a_compiled_training_that_diverges_ends_in_one_line(make_options, model):
+    options = make_options(compiled=True, forget_count=1, output_dir="out", learning_rate=1e30, **TRAINED[model])
+    with pytest.raises(InputError, match="loss became NaN after . epochs; lower learning_rate"):
+        run_unlearn(model, "tiny", config_dict=options)
+    assert not list(Path("out").glob("*.pth"))
 
 
 def test_items_of_earlier_requests_stay_as_likely_in_later_ones(make_split, tmp_path):

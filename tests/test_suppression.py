@@ -109,6 +109,19 @@ def test_it_is_written_before_the_purge_and_for_what_an_unlearner_saves(scene, m
         forget(forget_users=[SECRET_USER], purge=True)
 
 
+@pytest.mark.parametrize("kind, token", [("users", SECRET_USER), ("items", SECRET_ITEM)])
+def test_an_unlearner_lists_those_who_were_named_as_such_too(scene, kind, token):
+    """What they do that is not in the training data, or not yet, is refused as well."""
+    with load("model.pth", config_dict={"suppression": LIST}) as opened:
+        opened.forget(**{kind: [token]})
+        opened.forget(count=3)
+        opened.save("later.pth")
+    kept = [json.loads(line)["of"] for line in Path(LIST).read_text().splitlines()]
+    assert sorted(kept) == sorted([kind[:-1], *["pair"] * 3])
+    someone = (token, "new") if kind == "users" else ("new", token)
+    assert suppression.suppressed(LIST, *([each] for each in someone)).all()
+
+
 def test_recboles_own_training_refuses_too(scene, make_options):
     forget(forget_users=[SECRET_USER])
     config = Config("BPR", "tiny", config_dict={**make_options(data_path="data", epochs=1), "suppression": LIST})

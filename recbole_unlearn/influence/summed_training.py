@@ -24,7 +24,7 @@ from recbole_unlearn.influence.recorded import Adam, steps_made
 from recbole_unlearn.influence.vectors import FLAGS, aligned, dot, exp, pointer, put, root, spread, take
 
 PRODUCT, DISTANCE, OWN, NOTHING = range(4)
-TINY = np.float32(1e-30)
+TINY, HUGE = np.float32(1e-30), np.float32(1e18)
 
 
 @dataclass(frozen=True)
@@ -144,6 +144,7 @@ def _move(L, roles, part, pulled, s, start, plan, ratio, good, reach, numbers):
         name, gradient = np.uint64(names[base + k]), take(L, gradients, k * np.uint64(L))
         if name == pulled:
             w = take(L, own, np.uint64(3 * L) * name)
+            w = w * HUGE
             gradient = gradient + w / (root(w * w) + TINY)  # each number's sign, 0 of 0
         gap = np.uint64(following[base + k]) - s
         _advance(L, own, name, gradient, s, gap, plan, ratio, good, reach, numbers)
@@ -217,7 +218,7 @@ class SummedTraining:
     """A model of such scores in training.
 
     Args:
-        parts: one or two.
+        parts: one or two, of which at most one is a `DISTANCE`.
         optimizer: as torch.optim.Adam takes it; its learning rate gives way to each epoch's.
 
     Attributes:
@@ -225,6 +226,8 @@ class SummedTraining:
     """
 
     def __init__(self, parts: Sequence[Part], optimizer: Adam) -> None:
+        if not 1 <= len(parts) <= 2 or sum(part.kind == DISTANCE for part in parts) > 1:
+            raise ValueError("a score has one or two parts, of which at most one is a distance")
         self.parts, self._optimizer, self.steps = list(parts), optimizer, 0
         self._tables = []
         for part in self.parts:

@@ -81,7 +81,7 @@ class Sums:
         for table, begins in zip(self._tables, self._begins, strict=True):
             ids = [(table.users, users), (table.last, last), (table.pulled, np.zeros_like(users))]
             named = [begins[which] + each for which, each in ids if which is not None]
-            found.append(np.reshape(named, (len(named), len(users))).T)
+            found.append(np.array(named, np.int64).reshape(len(named), len(users)).T)
         return found
 
 

@@ -23,7 +23,7 @@ from recbole_unlearn.storage import audit, checkpoints
 from recbole_unlearn.storage.files import in_one_line, scratch_folder
 from recbole_unlearn.storage.triple_log import TripleLog
 from recbole_unlearn.training import compiled
-from recbole_unlearn.training.fit import LIMIT, NAN, distance, new_model
+from recbole_unlearn.training.fit import LIMIT, distance, nan_said, new_model
 from recbole_unlearn.training.trainer import make_trainer
 
 
@@ -126,12 +126,8 @@ def _trained(config, split, epochs, path):
     config["compiled"] = compiled.refusal(trainer, pairwise_loader(split.train)) is None
     draws = _drawing(config, split)
     for epoch in tqdm(range(epochs), "Adopt", ncols=100, disable=not config["show_progress"]):
-        try:
+        with nan_said(f"training again by its seed, the loss became NaN in epoch {epoch}; train anew"):
             trainer._train_epoch(split.train, epoch)
-        except ValueError as error:
-            if str(error) != NAN:
-                raise
-            raise InputError(f"training again by its seed, the loss became NaN in epoch {epoch}; train anew") from None
         if draws and (epoch + 1) % draws[1] == 0:
             deque(draws[0], 0)
     return trainer, start

@@ -21,17 +21,23 @@ from recbole_unlearn.influence.coupling import Epoch
 from recbole_unlearn.influence.dot_product import DotProductTraining
 from recbole_unlearn.influence.propagated import Graph
 from recbole_unlearn.influence.propagated_training import GraphLoss, PropagatedTraining
-from recbole_unlearn.influence.recorded import Adam, Recorded
+from recbole_unlearn.influence.recorded import Adam
 from recbole_unlearn.influence.summed_training import SummedTraining
 from recbole_unlearn.models.sums import SUMMED, Sums, last_items
 
+NAN = "Training loss is nan"  # RecBole's words
 COMPILED = (BPR, LightGCN, *SUMMED)
 # What ML-1M took, K = 8 and 64, two cores (results/): to tell which requests training again serves soon enough.
 SECONDS_A_TRIPLE, SECONDS_A_NUMBER = 2e-8, 1.5e-9
 
 
-def unfit(config: Any, model: AbstractRecommender, group: dict[str, Any]) -> str | None:
-    """Why a model with a group of optimiser's settings cannot be compiled, whatever its data are; None where it can."""
+def not_again(config: Any, model: AbstractRecommender, group: dict[str, Any], loader: TrainDataLoader) -> str | None:
+    """Why kernels cannot repeat a training, in words; None where they can.
+
+    Args:
+        group: of the optimiser's settings.
+        loader: of the training data.
+    """
     if type(model) not in COMPILED:
         *others, last = (each.__name__ for each in COMPILED)
         return f"it is for {', '.join(others)} and {last}, not for {type(model).__name__}"
@@ -39,14 +45,7 @@ def unfit(config: Any, model: AbstractRecommender, group: dict[str, Any]) -> str
         return "it is for plain Adam, without clipped gradients"
     if not config["single_spec"] or config["enable_amp"]:
         return "it is for one process, in float32"
-    return None
-
-
-def not_again(trainer: Trainer, loader: TrainDataLoader) -> str | None:
-    """Why a training cannot be repeated by kernels, in words; None where it can."""
-    if reason := unfit(trainer.config, trainer.model, trainer.optimizer.param_groups[0]):
-        return reason
-    summed = type(trainer.model) in SUMMED
+    summed = type(model) in SUMMED
     if not (_pairs(loader) if summed else Played.fits(loader)):
         return "batches hold more than a user, an item and negatives"
     if summed and not last_items(loader._dataset).all():
@@ -56,10 +55,10 @@ def not_again(trainer: Trainer, loader: TrainDataLoader) -> str | None:
 
 def refusal(trainer: Trainer, loader: TrainDataLoader) -> str | None:
     """Why a training cannot be compiled, in words; None where it can."""
-    if reason := not_again(trainer, loader):
+    if reason := not_again(trainer.config, trainer.model, trainer.optimizer.param_groups[0], loader):
         return reason
-    if type(trainer.model) is TransRec:  # of norms that nothing is differentiated by
-        return "the loss that TransRec's trainer reports has more terms than it is trained by"
+    if type(trainer.model) is TransRec:  # norms, most of which nothing is differentiated by
+        return "the loss that TransRec's trainer reports has more terms than the kernels take"
     if trainer.start_epoch:
         return "a training cannot go on in this way, only begin"
     return None
@@ -147,11 +146,11 @@ class Kernels:
         clear_caches(self._model)
 
 
-def warm_up(model: AbstractRecommender, data: Dataset, recorded: Recorded) -> None:
-    """Load or compile the kernels of a model whose score is of sums of embeddings."""
+def warm_up(model: AbstractRecommender, data: Dataset, adam: Adam, m: int) -> None:
+    """Load or compile the kernels of a model whose score is of sums of embeddings, for m negatives a row."""
     sums, one = Sums(model), np.zeros(1, np.int64)
-    epoch = Epoch(one, np.array([0, 1]), recorded.negatives[0][:1], np.full(1, 1e-3))
-    SummedTraining(sums.parts, recorded.adam).epoch([each[:1] for each in sums.queries(data)], one, epoch)
+    epoch = Epoch(one, np.array([0, 1]), np.zeros((1, m), int), np.full(1, 1e-3))
+    SummedTraining(sums.parts, adam).epoch([each[:1] for each in sums.queries(data)], one, epoch)
 
 
 class CompiledEpochs:
@@ -185,5 +184,7 @@ class CompiledEpochs:
         bounds = np.searchsorted(step[order], np.arange(n_steps + 1))
         loss = self._kernels.epoch(Epoch(order, bounds, drawn, np.array(rates)), with_loss=True)
         assert loss is not None
+        if not np.isfinite(loss):
+            raise ValueError(NAN)  # as RecBole's trainer does
         self._kernels.write_back()
         return loss

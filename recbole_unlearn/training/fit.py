@@ -1,7 +1,7 @@
 """One training from a configuration, a new model on given data, and a training again without some rows."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,14 +33,13 @@ from recbole_unlearn.settings.shown import plain
 from recbole_unlearn.storage import checkpoints
 from recbole_unlearn.storage.files import remove, scratch_folder
 from recbole_unlearn.storage.triple_log import TripleLog, log_path
-from recbole_unlearn.training.compiled import Kernels, not_again
+from recbole_unlearn.training.compiled import NAN, Kernels, not_again
 from recbole_unlearn.training.trainer import make_trainer
 
 # How far training again may end from the weights, of the way that training moved them. Trainings that did what their
 # log tells end some 1e-6 away, though torch's arithmetic is another than the replay's; those that did not, as mildly as
 # was tried, .0035 (results/guard-ml-100k.md).
 LIMIT = 0.001
-NAN = "Training loss is nan"  # RecBole's words
 
 
 def distance(start, first, second):
@@ -219,7 +218,8 @@ def trained_again(
         if not beginning.fresh:
             begin(model, log)
         initial, position = flat_weights(model), split.positions_without(gone)
-        if compiled and not not_again(trainer, pairwise_loader(rest)):
+        group = trainer.optimizer.param_groups[0]
+        if compiled and not not_again(config, model, group, pairwise_loader(rest)):
             play = _by_kernels(Kernels(trainer, rest._dataset, position), epochs)
         else:
             whole = split.remaining(_rows(None), beginning.seed)
@@ -227,10 +227,22 @@ def trained_again(
             play = _by_trainer(trainer, _Coupled(whole, epochs, position, rest, model=model))
         kept = {0: initial} if 0 in numbers else {}
         for number in tqdm(range(1, len(epochs) + 1), bar, ncols=100, disable=bar is None):
-            play(number - 1, number in numbers or number == len(epochs))
+            with nan_said(f"training again, the loss became NaN in epoch {number - 1}; train anew, more slowly"):
+                play(number - 1, number in numbers or number == len(epochs))
             if number in numbers:
                 kept[number] = flat_weights(model)
         return Again(trainer, torch.from_numpy(initial).double(), perf_counter() - start, kept)
+
+
+@contextmanager
+def nan_said(words: str) -> Iterator[None]:
+    """RecBole's exception of a loss that is NaN in other words."""
+    try:
+        yield
+    except ValueError as error:
+        if str(error) != NAN:
+            raise
+        raise InputError(words) from None
 
 
 def _by_kernels(kernels, epochs):
@@ -238,7 +250,9 @@ def _by_kernels(kernels, epochs):
     coming = iter(epochs)
 
     def play(number, wanted):
-        kernels.epoch(next(coming))
+        loss = kernels.epoch(next(coming), with_loss=True)
+        if not np.isfinite(loss):
+            raise ValueError(NAN)
         if wanted:
             kernels.write_back()
 

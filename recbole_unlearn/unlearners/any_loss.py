@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from recbole_unlearn.data.split import pairwise_loader
 from recbole_unlearn.devices import array, copies
 from recbole_unlearn.errors import InputError
 from recbole_unlearn.influence.coupling import Fresh, Paired
@@ -125,12 +126,13 @@ class AnyLoss(Problem):
     def warm_up_replay(self) -> None:
         """Load or compile the kernels of a model that has some; RecBole's trainer has been loaded."""
         if self._compiled:
-            compiled.warm_up(self.view.model, self.split.train._dataset, self.recorded)
+            compiled.warm_up(self.view.model, self.split.train._dataset, self.recorded.adam, self.log.negatives)
 
     @property
     def _compiled(self):
         """Whether it is trained again by kernels."""
-        return compiled.unfit(self.config, self.view.model, self.trained.optimizer["param_groups"][0]) is None
+        group, loader = self.trained.optimizer["param_groups"][0], pairwise_loader(self.split.train)
+        return compiled.not_again(self.config, self.view.model, group, loader) is None
 
     def seconds_again(self) -> float:
         """About how long `retrained` takes, of kernels or by what an epoch took; infinite where nobody knows."""

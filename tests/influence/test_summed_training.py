@@ -157,6 +157,13 @@ def test_how_many_rows_are_arranged_at_once_does_not_show(monkeypatch, kind):
     assert np.linalg.norm(found[0] - found[2]) < 1e-6 * np.linalg.norm(found[0])
 
 
+def test_scores_that_it_does_not_know_are_refused():
+    parts = Distance(m=1).parts()
+    for wrong in ([], [parts[0], parts[0]], [*parts, parts[1]]):
+        with pytest.raises(ValueError, match="one or two parts, of which at most one is a distance"):
+            SummedTraining(wrong, ADAM)
+
+
 def test_the_weights_given_stay_as_they_are():
     problem = Product(m=1)
     parts = problem.parts()
