@@ -3,6 +3,8 @@
 The knowledge graph, histories, dropout and negatives of all of them; see `recbole_unlearn.training.fit.trained_again`.
 """
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -361,5 +363,5 @@ def _log(path):
 
 def _other(found):
     """A training that was recorded with other negatives than it had."""
-    found.negatives[0] = np.roll(found.negatives[0], 1, 0)
-    return found
+    first, *rest = found.negatives
+    return replace(found, negatives=[np.roll(first, 1, 0), *rest])

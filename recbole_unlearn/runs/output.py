@@ -120,7 +120,7 @@ def _nothing_half(folder):
     """Empty a folder of ours where the system, or the input, stopped us before there was a whole checkpoint in it."""
     try:
         yield
-    except BaseException:
+    except Exception:
         if not any(folder.glob("*.pth")):
             for entry in folder.iterdir():
                 if not entry.name.endswith(".lock"):
@@ -351,7 +351,7 @@ def recorded_or_gone(path):
     before = {entry.name for entry in path.parent.iterdir()} if path.parent.is_dir() else set()
     try:
         yield
-    except BaseException:
+    except Exception:
         for name in (path.name, log_path(path).name, "result.json", "result.md", "report.html", CHANGED, EMBEDDINGS):
             if name not in before:
                 remove(path.parent / name)
