@@ -117,8 +117,9 @@ def test_a_session_outlives_the_files_of_its_log(forgotten):
 
 def test_negatives_that_were_drawn_otherwise_are_stored(make_options, caplog):
     keys = {"forget_count": 5, "compare": "none", "evaluate": "none", "epochs": 3}
-    for kind in (True, "drawn"):
-        run_unlearn(Drawing, "tiny", config_dict=make_options(log_negatives=kind, output_dir=str(kind), **keys))
+    with caplog.at_level("WARNING"):
+        for kind in (True, "drawn"):
+            run_unlearn(Drawing, "tiny", config_dict=make_options(log_negatives=kind, output_dir=str(kind), **keys))
     assert same(weights("True/unlearned.pth"), weights("drawn/unlearned.pth"))
     log = TripleLog.open(log_path("drawn/model.pth"))
     assert set(log.drawn) == {None} and "drawn again" in caplog.text
