@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import platform
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -112,7 +113,7 @@ def command(options):
     parser = options.parser
     names = [name for name in options.function.arguments if name not in places]
     changed = [name for name in names if getattr(options, name) != parser.get_default(name)]
-    given = " ".join(words(options, *changed)).replace(f"{ROOT}/", "")
+    given = shlex.join(words(options, *changed)).replace(f"{ROOT}/", "")
     return f"python benchmarks/{parser.prog} {given}".rstrip()
 
 
