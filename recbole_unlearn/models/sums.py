@@ -65,11 +65,6 @@ class Sums:
             for table, part, begins in zip(self._tables, rows, self._begins, strict=True)
         ]
 
-    @property
-    def numbers(self) -> int:
-        """Of an item, in all parts."""
-        return sum(part.start.shape[1] for part in self.parts)
-
     def _pulled(self, table, begins):
         return [] if table.pulled is None else [int(begins[table.pulled])]
 
@@ -83,6 +78,11 @@ class Sums:
             named = [begins[which] + each for which, each in ids if which is not None]
             found.append(np.array(named, np.int64).reshape(len(named), len(users)).T)
         return found
+
+
+def width(model: AbstractRecommender) -> int:
+    """Numbers of an item's embeddings, in all parts."""
+    return sum(model.get_parameter(table.names[table.items]).shape[1] for table in SUMMED[type(model)])
 
 
 def last_items(data: Dataset) -> np.ndarray:

@@ -126,9 +126,12 @@ class Kernels:
         start = np.concatenate([array(value) for value in trainer.model.parameters()])
         self._training = training_of(trainer.model, (users, items), start, adam)
 
-    def epoch(self, epoch: Epoch, with_loss: bool = False) -> float | None:
-        """Train on an epoch; returns the sum of its batches' mean losses, where it is asked for."""
-        return self._training.epoch(self._named, self._items, epoch, with_loss)
+    def epoch(self, epoch: Epoch) -> float:
+        """Train on an epoch; returns the sum of its batches' mean losses; ValueError where it is NaN."""
+        loss = self._training.epoch(self._named, self._items, epoch, with_loss=True)
+        if not np.isfinite(loss):
+            raise ValueError(NAN)
+        return loss
 
     def write_back(self) -> None:
         """Bring the model and its optimiser's state up to date."""
@@ -182,9 +185,6 @@ class CompiledEpochs:
         step, drawn = recorded.step[recorded.position], recorded.drawn[recorded.position]
         order = np.argsort(step, kind="stable")
         bounds = np.searchsorted(step[order], np.arange(n_steps + 1))
-        loss = self._kernels.epoch(Epoch(order, bounds, drawn, np.array(rates)), with_loss=True)
-        assert loss is not None
-        if not np.isfinite(loss):
-            raise ValueError(NAN)  # as RecBole's trainer does
+        loss = self._kernels.epoch(Epoch(order, bounds, drawn, np.array(rates)))
         self._kernels.write_back()
         return loss

@@ -250,9 +250,7 @@ def _by_kernels(kernels, epochs):
     coming = iter(epochs)
 
     def play(number, wanted):
-        loss = kernels.epoch(next(coming), with_loss=True)
-        if not np.isfinite(loss):
-            raise ValueError(NAN)
+        kernels.epoch(next(coming))
         if wanted:
             kernels.write_back()
 

@@ -2,7 +2,7 @@
 
 import secrets
 from dataclasses import asdict, dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from itertools import pairwise
 from typing import Any
 
@@ -19,7 +19,7 @@ from recbole_unlearn.influence.operators import AutogradCurvature
 from recbole_unlearn.influence.solver import jacobi
 from recbole_unlearn.models.draws import keep_draws
 from recbole_unlearn.models.losses import fixed_randomness
-from recbole_unlearn.models.sums import Sums
+from recbole_unlearn.models.sums import width
 from recbole_unlearn.models.support import no_step
 from recbole_unlearn.models.view import View
 from recbole_unlearn.storage.checkpoints import check_finite
@@ -128,7 +128,7 @@ class AnyLoss(Problem):
         if self._compiled:
             compiled.warm_up(self.view.model, self.split.train._dataset, self.recorded.adam, self.log.negatives)
 
-    @property
+    @cached_property
     def _compiled(self):
         """Whether it is trained again by kernels."""
         group, loader = self.trained.optimizer["param_groups"][0], pairwise_loader(self.split.train)
@@ -137,7 +137,7 @@ class AnyLoss(Problem):
     def seconds_again(self) -> float:
         """About how long `retrained` takes, of kernels or by what an epoch took; infinite where nobody knows."""
         if self._compiled:
-            return compiled.seconds(self.epochs, self.n_triples, Sums(self.view.model).numbers)
+            return compiled.seconds(self.epochs, self.n_triples, width(self.view.model))
         seconds = self.trained.stored["triple_log"].get("seconds")
         if type(seconds) is not float or not seconds > 0:
             return np.inf
@@ -337,9 +337,7 @@ class AnyLoss(Problem):
         for at, number in enumerate(numbers):
             view.load(self._weights(number))
             for _ in range(MOMENT_BATCHES):
-                some = np.sort(rng.choice(kept, rows, replace=False))
-                negatives = self._one_epoch_each(some, [min(number, self.epochs - 1)])
-                gradient = self._gradient(view, some, negatives, np.full(rows, 1 / rows))
+                gradient = self._some_gradient(view, min(number, self.epochs - 1), np.full(rows, 1 / rows), rng)
                 squares[at] += [float(part.square().sum()) for part in gradient.split(sizes)]
         decay = self.trained.optimizer["param_groups"][0]["betas"][1] ** (len(kept) / rows)  # an epoch's
         moments, moment = [], np.zeros(len(sizes))
@@ -351,20 +349,22 @@ class AnyLoss(Problem):
             paces = {stop: np.sqrt(moments[stop - 1] / moments[-1]) for stop in stops}
         return {stop: np.where(np.isfinite(pace) & (pace > 0), pace, 1.0) for stop, pace in paces.items()}
 
+    def _some_gradient(self, view, epoch, weight, rng):
+        """Gradient of as many remaining rows, at random, as have a weight, with their negatives of an epoch."""
+        some = np.sort(rng.choice(np.flatnonzero(~self.absent), len(weight), replace=False))
+        return self._gradient(view, some, self._one_epoch_each(some, [epoch]), weight)
+
     def moments(self) -> dict[int, dict[str, torch.Tensor]]:
         optimizer, view = self.trained.optimizer, self.view
         group = optimizer["param_groups"][0]
         if "betas" not in group:
             return {}
-        kept, rng = np.flatnonzero(~self.absent), np.random.default_rng(0)
-        rows = min(self.recorded.batch_rows, len(kept))
+        rng, rows = np.random.default_rng(0), min(self.recorded.batch_rows, np.count_nonzero(~self.absent))
         weight = np.full(rows, 1.0 if view.traits.sums else 1 / rows)
         l2 = self.weight_decay * _joined(view.parameters)
         squares = torch.zeros_like(l2)
         for _ in range(BATCHES_ANEW):
-            some = np.sort(rng.choice(kept, rows, replace=False))
-            negatives = self._one_epoch_each(some, [self.epochs - 1])
-            squares += (self._gradient(view, some, negatives, weight) + l2).square() / BATCHES_ANEW
+            squares += (self._some_gradient(view, self.epochs - 1, weight, rng) + l2).square() / BATCHES_ANEW
         parts = dict(zip(view.named, squares.split([value.numel() for value in view.parameters]), strict=True))
         found = {}
         for n, (name, value) in enumerate(view.model.named_parameters()):

@@ -134,7 +134,6 @@ class Problem(ABC):
         self.snapshots: dict[int, np.ndarray] = {}
         self._metrics: dict[Any, torch.Tensor | float] = {}
         self.weight_decay = float(self.config["weight_decay"] or 0)
-        self.batch_rows = max(self.config["train_batch_size"] // self.split.terms, 1)  # of training
 
     @abstractmethod
     def not_replayed(self, rows: str) -> str | None:

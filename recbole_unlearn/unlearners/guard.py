@@ -163,8 +163,7 @@ def _contradiction(trained, way):
     metric = isinstance(way, Influence) and way.damping == "adam"  # of one rate
     if len(values) > 1 and (metric or way.name == "replay" and not replayed):
         return f"its learning rate went from {rates[0][0]:.3g} to {rates[-1][-1]:.3g}, and {way.name} takes one"
-    batch = max(config["train_batch_size"] // trained.split.terms, 1)
-    steps = -(-log.n_rows // batch)
+    steps = -(-log.n_rows // trained.split.batch_rows)
     if not trained.unlearned_before and config["MODEL_TYPE"] != ModelType.KNOWLEDGE:
         if odd := {len(each) for each in rates} - {steps}:
             return f"an epoch had {min(odd)} steps, where its settings make {steps} batches"

@@ -66,7 +66,7 @@ class Propagated(DotProduct):
     @property
     def _batch(self):
         """Triples of a training batch."""
-        return self.batch_rows * self.log.negatives
+        return self.split.batch_rows * self.log.negatives
 
     def seconds_again(self) -> float:
         steps = -(-self.n_triples // self._batch)
