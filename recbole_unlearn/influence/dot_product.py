@@ -1,16 +1,6 @@
 """BPR on dot products, trained as torch.optim.Adam trains it, at the cost of the rows that a step touches.
 
-**Rows catch up.** Adam moves every row in every step. Without a gradient, j steps after step T, its moments are
-``b1^j m`` and ``b2^j v``, so with ``s = sqrt(v)`` the row moves by ``m`` times
-
-    sum_j c_j / (a_j s + eps),   c_j = rate_{T+j} b1^j,   a_j = sqrt(b2^j / (1 - b2^{T+j})).
-
-In ``r_j = 1 / a_j`` this is an integral of ``1 / (s + eps r)`` over a measure of weights ``c_j r_j``. The r are close
-to each other, so Gauss quadrature with two nodes has it for any s, as one ratio of a linear and a quadratic polynomial
-in s; it is made of the moments ``sum_j c_j r_j^k``, k from 1 to 4. These are differences of sums to the end of the
-block, for any number of steps. So a row that is touched takes its own step, j = 0, and all others up to its next touch
-at once, with one root and one division a weight. Where two nodes do not do (the first hundred steps, unusual settings)
-or there is weight decay, it takes the same steps one by one, in registers.
+Rows catch up (`catching_up`).
 
 **Two threads** own half of the columns of all weights each, and exchange nothing but their parts of the scores, once a
 step. Halves are added in a fixed order, whoever has them: the number of threads does not show in the result.
@@ -23,35 +13,30 @@ from functools import cache
 import numba
 import numpy as np
 
+from recbole_unlearn.influence.catching_up import NONE, advance, catch_up, planned, quotients
 from recbole_unlearn.influence.coupling import Epoch
-from recbole_unlearn.influence.recorded import GAMMA, Adam, steps_made
+from recbole_unlearn.influence.pairwise_loss import slope, total_loss
+from recbole_unlearn.influence.recorded import Adam, steps_made
 from recbole_unlearn.influence.vectors import (
     FLAGS,
     LINE,
     aligned,
     dot,
-    exp,
     observe,
     pass_on,
     pointer,
     prefetch,
     publish,
     put,
-    root,
     spread,
     take,
 )
 
-GAMMA32 = np.float32(GAMMA)
 BLOCK = 1 << 20  # rows, at least, that are arranged at once
-NEGLIGIBLE = 1e-9  # share of the first moment that moves nothing any more
-REACH = 512  # steps, at most, after which the first moment must be negligible, for rows to catch up at once
-ERROR = 1e-5  # of the quadrature, relative, where it is greatest: at v = 0
 SPLIT = 32  # columns from which on it pays to split them
 SPINS = 4000  # looks at the other thread's progress before the core is offered to others
 AHEAD = np.uint64(32)  # rows for which memory is asked before it is needed
 SOON = np.uint64(6)  # rows of weights, likewise
-NONE = np.uint32(0xFFFFFFFF)
 
 
 def _plain(array: np.ndarray, dtype: type | None = None) -> np.ndarray:
@@ -170,97 +155,7 @@ def _link(last, following, first):
             following[last[c - 1, r]] = following[first[c, r]]
 
 
-@numba.njit(**FLAGS)
-def _sums(rates, before, b1, b2):
-    """``[5, steps + 1]``: sum over all later steps T + j, without end, of ``c_j r_j^k`` for T each step and each k."""
-    sums = np.zeros((5, len(rates) + 1))
-    for s in range(len(rates) - 1, -1, -1):
-        shrunk = np.sqrt(1 - b2 ** (before + s + 1))
-        term = rates[s] / (1 - b1 ** (before + s + 1))
-        for k in range(5):
-            sums[k, s] = term + b1 / b2 ** (0.5 * k) * sums[k, s + 1]
-            term *= shrunk
-    return sums
-
-
-@numba.njit(**FLAGS)
-def _ratios(sums, powers, s, eps, ratios):
-    """Fill ``ratios`` ``[gaps, 4]``: from step ``s``, n steps together move by m times
-    ``ratios[n, 0] * (s + ratios[n, 1]) / (s^2 + ratios[n, 2] * s + ratios[n, 3])``.
-
-    Returns the greatest number of steps that this is good for.
-    """
-    most = min(ratios.shape[0], sums.shape[1] - s)
-    bad = most
-    for n in range(np.uint64(1), np.uint64(most)):
-        to = np.uint64(s) + n
-        total = sums[1, s] - powers[1, n] * sums[1, to]
-        some = total > 0  # else all rates are zero
-        share = 1 / total if some else 1.0
-        mean = (sums[2, s] - powers[2, n] * sums[2, to]) * share
-        square = (sums[3, s] - powers[3, n] * sums[3, to]) * share
-        cube = (sums[4, s] - powers[4, n] * sums[4, to]) * share
-        variance = square - mean * mean
-        apart = (variance > 1e-12 * square) & (n > np.uint64(1))  # else there is one node, up to rounding
-        skew = cube - mean * (3 * square - 2 * mean * mean)
-        tilt = skew / variance if apart else 0.0
-        product = mean * mean + mean * tilt - (variance if apart else 0.0)
-        exact = (sums[0, s] - powers[0, n] * sums[0, to]) * product  # of s = 0
-        wrong = some & (abs(total * (mean + tilt) - exact) > ERROR * exact)
-        bad = min(bad, n if wrong else most)
-        ratios[n, 0] = total
-        ratios[n, 1] = eps * (mean + tilt)
-        ratios[n, 2] = eps * (2 * mean + tilt)
-        ratios[n, 3] = eps * eps * product if some else 1.0
-    return sums.shape[1] if bad == most else bad - 1
-
-
-def planned(adam: Adam, rates: np.ndarray, taken: int) -> tuple:
-    """What kernels take of the steps to come, from which on rows catch up at once where that is fit.
-
-    Args:
-        rates: learning rate of each step, float64 ``[steps]``.
-        taken: steps before these.
-    """
-    b1, b2, decay, steps = adam.beta1, adam.beta2, adam.weight_decay, len(rates)
-    reach = max(1, int(np.ceil(np.log(NEGLIGIBLE) / np.log(b1)))) if b1 > 0 else 1
-    at_once = decay == 0 and reach <= REACH and b1 < 0.99 * b2**2 and adam.eps >= 1e-15
-    powers = (b1 / b2 ** (np.arange(5)[:, None] / 2)) ** np.arange(reach + 1 if at_once else 1)
-    numbers, left = taken + 1 + np.arange(steps), np.maximum(np.arange(steps + 1) - 1, 0)
-    schedule = np.zeros((steps + 1, 4), np.float32)
-    schedule[:steps, 0], schedule[:steps, 1] = rates / (1 - b1**numbers), 1 / np.sqrt(1 - b2**numbers)
-    schedule[:, 2], schedule[:, 3] = b1**left, b2**left
-    single = tuple(np.float32(x) for x in (b1, b2, 1 - b1, 1 - b2, adam.eps, decay))
-    return _sums(rates, taken, b1, b2), powers, schedule, np.uint64(reach), single
-
-
 # Not functions in the kernels' closures: that would defeat the cache on disk.
-
-
-@numba.njit(**FLAGS, inline="always")
-def _advance(L, table, row, gradient, s, gap, schedule, ratios, good, reach, numbers):
-    """Take a weight row's own step ``s``, and those without a gradient until it is ``gap`` steps further."""
-    b1, b2, rest1, rest2, eps, decay = numbers
-    one, two, three, four = np.uint64(1), np.uint64(2), np.uint64(3), np.uint64(4)
-    at = np.uint64(3 * L) * np.uint64(row)
-    w, m, v = take(L, table, at), take(L, table, at + np.uint64(L)), take(L, table, at + np.uint64(2 * L))
-    if gap <= good:
-        m = b1 * m + rest1 * gradient
-        v = b2 * v + rest2 * gradient * gradient
-        size, n, left = root(v), four * min(gap, reach), four * gap
-        w = w - ratios[n] * m * (size + ratios[n + one]) / (v + ratios[n + two] * size + ratios[n + three])
-    else:
-        moving = gap if decay > 0 else min(gap, reach)
-        for t in range(s, s + moving):
-            gradient = gradient + decay * w
-            m = b1 * m + rest1 * gradient
-            v = b2 * v + rest2 * gradient * gradient
-            w = w - schedule[four * t] * m / (schedule[four * t + one] * root(v) + eps)
-            gradient = spread(L, np.float32(0))
-        left = four * (gap - moving + one)
-    put(table, at, w)
-    put(table, at + np.uint64(L), schedule[left + two] * m)
-    put(table, at + np.uint64(2 * L), schedule[left + three] * v)
 
 
 @numba.njit(**FLAGS, inline="always")
@@ -298,26 +193,13 @@ def _weigh(m, n, scores, scale, weights):
     share = weights[n * (m + one) :]
     for c in range(n * m):
         total = scores[0, c] + scores[last, c] if last else scores[0, c]
-        e = exp(min(total, np.float32(40)))
-        share[c] = scale * e / ((np.float32(1) + e) * (e + GAMMA32 * (np.float32(1) + e)))
+        share[c] = slope(total, scale)
     for r in range(n):
         at, total = r * (m + one), np.float32(0)
         for t in range(m):
             weights[at + one + t] = share[r * m + t]
             total += share[r * m + t]
         weights[at] = -total
-
-
-@numba.njit(**FLAGS)
-def _loss(scores, begin, end):
-    """Sum of the losses of some triples."""
-    loss = 0.0
-    for c in range(begin, end):
-        score = 0.0
-        for h in range(len(scores)):
-            score += scores[h, c]
-        loss -= np.log(GAMMA + 1 / (1 + np.exp(-score)))
-    return loss
 
 
 @numba.njit(**FLAGS, inline="always")
@@ -349,20 +231,11 @@ def _move(
             gradient = gradient + weights[pairs[at + one]] * take(L, table, size * pairs[at])
             at += two
         gap = np.uint64(following[k]) - s
-        _advance(L, table, names[k], gradient, s, gap, schedule, ratios, good, reach, numbers)
+        advance(L, table, names[k], gradient, s, gap, schedule, ratios, good, reach, numbers)
     for k in range(n_owners):
         _fetch(L, table, names[min(k + SOON, n_owners - one)])
         gradient, gap = take(L, gradients, k * np.uint64(L)), np.uint64(following[k]) - s
-        _advance(L, table, names[k], gradient, s, gap, schedule, ratios, good, reach, numbers)
-
-
-@numba.njit(**FLAGS, inline="always")
-def _catch_up(L, table, first, rows, schedule, ratios, good, reach, numbers):
-    """Take the steps of all rows until they are touched first."""
-    for row in range(rows):
-        if first[row]:
-            gap, nothing = np.uint64(first[row]), spread(L, np.float32(0))
-            _advance(L, table, row, nothing, np.uint64(0), gap, schedule, ratios, good, reach, numbers)
+        advance(L, table, names[k], gradient, s, gap, schedule, ratios, good, reach, numbers)
 
 
 @cache
@@ -386,11 +259,11 @@ def train_steps(L, m):
         plan, ratio = pointer(schedule, 0), pointer(ratios, 0)
         for s in range(np.uint64(len(bounds) - 1)):
             if powers.shape[1] > 1:
-                good = np.uint64(_ratios(sums, powers, s, np.float64(numbers[4]), ratios))
+                good = np.uint64(quotients(sums, powers, s, np.float64(numbers[4]), ratios))
             if s == 0:
                 for part in range(begin, end):
                     own, rows = pointer(table, part * size), np.uint64(len(first))
-                    _catch_up(L, own, pointer(first, 0), rows, plan, ratio, good, reach, numbers)
+                    catch_up(L, own, pointer(first, 0), rows, plan, ratio, good, reach, numbers)
             start = np.uint64(bounds[s])
             n = np.uint64(bounds[s + one]) - start
             base, item = (m + one + one) * start, pointer(items, (m + one) * start)
@@ -412,7 +285,7 @@ def train_steps(L, m):
                 )  # fmt: skip
                 if len(losses):
                     count = np.int64(n * m)
-                    losses[part] += _loss(x, count * part // parts, count * (part + 1) // parts) / count
+                    losses[part] += total_loss(x, count * part // parts, count * (part + 1) // parts) / count
 
     return kernel
 

@@ -18,12 +18,14 @@ from typing import Any
 import numba
 import numpy as np
 
+from recbole_unlearn.influence.catching_up import NONE, advance, catch_up, planned, quotients
 from recbole_unlearn.influence.coupling import Epoch
-from recbole_unlearn.influence.dot_product import BLOCK, GAMMA32, NONE, _advance, _catch_up, _loss, _ratios, planned
+from recbole_unlearn.influence.pairwise_loss import slope, total_loss
 from recbole_unlearn.influence.recorded import Adam, steps_made
-from recbole_unlearn.influence.vectors import FLAGS, aligned, dot, exp, pointer, put, root, spread, take
+from recbole_unlearn.influence.vectors import FLAGS, aligned, dot, pointer, put, root, spread, take
 
 PRODUCT, DISTANCE, OWN, NOTHING = range(4)
+BLOCK = 1 << 20  # rows that are arranged at once
 TINY, HUGE = np.float32(1e-30), np.float32(1e18)
 
 
@@ -147,7 +149,7 @@ def _move(L, roles, part, pulled, s, start, plan, ratio, good, reach, numbers):
             w = w * HUGE
             gradient = gradient + w / (root(w * w) + TINY)  # each number's sign, 0 of 0
         gap = np.uint64(following[base + k]) - s
-        _advance(L, own, name, gradient, s, gap, plan, ratio, good, reach, numbers)
+        advance(L, own, name, gradient, s, gap, plan, ratio, good, reach, numbers)
 
 
 @numba.njit(**FLAGS)
@@ -159,8 +161,7 @@ def _weigh(m, n, scores, scale, differences, weights):
         for t in range(m):
             difference = scores[at] - scores[at + np.uint64(1) + t]
             differences[r * m + t] = difference
-            e = exp(min(difference, np.float32(40)))
-            share = scale * e / ((np.float32(1) + e) * (e + GAMMA32 * (np.float32(1) + e)))
+            share = slope(difference, scale)
             weights[at + np.uint64(1) + t] = share
             total += share
         weights[at] = -total
@@ -186,13 +187,13 @@ def _train(m, kind, L, queries, kind2, L2, queries2):
         plan, ratio = pointer(schedule, 0), pointer(ratios, 0)
         for s in range(np.uint64(len(bounds) - 1)):
             if powers.shape[1] > 1:
-                good = np.uint64(_ratios(sums, powers, s, np.float64(numbers[4]), ratios))
+                good = np.uint64(quotients(sums, powers, s, np.float64(numbers[4]), ratios))
             if s == 0:
                 rows = np.uint64(len(first))
-                _catch_up(L, pointer(part[0], 0), pointer(first, 0), rows, plan, ratio, good, reach, numbers)
+                catch_up(L, pointer(part[0], 0), pointer(first, 0), rows, plan, ratio, good, reach, numbers)
                 if kind2 != NOTHING:
                     rows = np.uint64(len(first2))
-                    _catch_up(L2, pointer(part2[0], 0), pointer(first2, 0), rows, plan, ratio, good, reach, numbers)
+                    catch_up(L2, pointer(part2[0], 0), pointer(first2, 0), rows, plan, ratio, good, reach, numbers)
             start = np.uint64(bounds[s])
             n = np.uint64(bounds[s + np.uint64(1)]) - start
             scores[: n * (m + np.uint64(1))] = 0
@@ -201,7 +202,7 @@ def _train(m, kind, L, queries, kind2, L2, queries2):
                 _score(kind2, L2, m, queries2, part2, start, n, scores, lengths)
             _weigh(m, n, scores, np.float32(1 / (n * m)), differences[0], weights)
             if with_loss:
-                loss += _loss(differences, 0, n * m) / (n * m)
+                loss += total_loss(differences, 0, n * m) / (n * m)
             part[6][: np.uint64(part[7][s])] = 0
             _scatter(kind, L, m, queries, part, start, n, weights, lengths)
             _move(L, roles, part, pulled, s, start, plan, ratio, good, reach, numbers)

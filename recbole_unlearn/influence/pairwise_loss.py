@@ -1,0 +1,28 @@
+"""RecBole's ``BPRLoss``, ``-log(gamma + sigmoid(difference))``, for kernels to inline."""
+
+import numba
+import numpy as np
+
+from recbole_unlearn.influence.recorded import GAMMA
+from recbole_unlearn.influence.vectors import FLAGS, exp
+
+GAMMA32 = np.float32(GAMMA)
+
+
+@numba.njit(**FLAGS, inline="always")
+def slope(difference, scale):
+    """Derivative of RecBole's ``BPRLoss`` of one triple, times ``-scale``, by the difference of its two scores."""
+    e = exp(min(difference, np.float32(40)))
+    return scale * e / ((np.float32(1) + e) * (e + GAMMA32 * (np.float32(1) + e)))
+
+
+@numba.njit(**FLAGS)
+def total_loss(scores, begin, end):
+    """Sum of the losses of some triples."""
+    loss = 0.0
+    for c in range(begin, end):
+        score = 0.0
+        for h in range(len(scores)):
+            score += scores[h, c]
+        loss -= np.log(GAMMA + 1 / (1 + np.exp(-score)))
+    return loss
