@@ -3,10 +3,11 @@
 Rows catch up (`catching_up`).
 
 **Two threads** own half of the columns of all weights each, and exchange nothing but their parts of the scores, once a
-step. Halves are added in a fixed order, whoever has them: the number of threads does not show in the result.
+step. Halves are added in a fixed order, whoever has them: the number of threads does not show in the result. Rows too
+short to be halved are trained on by one thread, and the other one arranges the next block's.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 
@@ -32,7 +33,7 @@ from recbole_unlearn.influence.vectors import (
     take,
 )
 
-BLOCK = 1 << 20  # rows, at least, that are arranged at once
+BLOCK = 1 << 20  # rows, at least, that are arranged at once; a quarter of it where one thread trains
 SPLIT = 32  # columns from which on it pays to split them
 SPINS = 4000  # looks at the other thread's progress before the core is offered to others
 AHEAD = np.uint64(32)  # rows for which memory is asked before it is needed
@@ -345,15 +346,35 @@ class DotProductTraining:
         users, pos, negatives = _plain(users, np.uint32), _plain(pos, np.uint32), _plain(epoch.negatives)
         order = _plain(epoch.order, np.int64)
         bounds, rates = steps_made(epoch.bounds, epoch.rates)
-        losses, begin = np.zeros(len(self._table) if with_loss else 0), 0
-        while begin < len(rates):
-            least = bounds[begin] + max(BLOCK, 4 * self._table.shape[1])
-            end = min(int(np.searchsorted(bounds, least)), len(rates))
-            block = order[bounds[begin] : bounds[end]], bounds[begin : end + 1] - bounds[begin]
-            arranged = self._arrange(users, pos, negatives, *block)
-            self._train(negatives.shape[1], arranged, block[1], rates[begin:end], losses)
-            begin = end
+        losses = np.zeros(len(self._table) if with_loss else 0)
+        for begin, end, arranged in self._blocks(users, pos, negatives, order, bounds):
+            self._train(negatives.shape[1], arranged, bounds[begin : end + 1] - bounds[begin], rates[begin:end], losses)
         return float(losses.sum()) if with_loss else None
+
+    def _blocks(self, users, pos, negatives, order, bounds) -> Iterator[tuple[int, int, tuple[np.ndarray, ...]]]:
+        """Steps of each block, and what `_arrange` makes of it: the next one's while one thread trains on this one."""
+        rows, parts, steps, cuts = self._table.shape[1], len(self._table), len(bounds) - 1, [0]
+        while cuts[-1] < steps:
+            least = bounds[cuts[-1]] + max(BLOCK if parts > 1 else BLOCK // 4, 4 * rows)
+            cuts.append(min(int(np.searchsorted(bounds, least)), steps))
+
+        def arrange(k, threads):
+            begin, end = cuts[k], cuts[k + 1]
+            block = order[bounds[begin] : bounds[end]], bounds[begin : end + 1] - bounds[begin]
+            return begin, end, self._arrange(users, pos, negatives, *block, threads, k % 2)
+
+        if self._threads <= parts:
+            for k in range(len(cuts) - 1):
+                yield arrange(k, self._threads)
+            return
+        with ThreadPoolExecutor(1) as ahead:
+            block = arrange(0, self._threads) if steps else None
+            for k in range(1, len(cuts) - 1):
+                coming = ahead.submit(arrange, k, 1)
+                yield block
+                block = coming.result()
+            if steps:
+                yield block
 
     def _room(self, name: str, *shape: int, dtype: type = np.uint32) -> np.ndarray:
         """An array to be written to, the same again and again as long as it is large enough."""
@@ -362,16 +383,19 @@ class DotProductTraining:
             self._scratch[name] = aligned((size,), dtype)
         return self._scratch[name][:size].reshape(shape)
 
-    def _arrange(self, users, pos, negatives, order, bounds) -> tuple[np.ndarray, ...]:
-        """What `train_steps` takes of a block's rows, in ``order``: first touches, and what `_arrange` leaves."""
+    def _arrange(self, users, pos, negatives, order, bounds, threads, room) -> tuple[np.ndarray, ...]:
+        """What `train_steps` takes of a block's rows, in ``order``: first touches, and what `_arrange` leaves.
+
+        It stays until the next of the same ``room``.
+        """
         n, m, rows, steps = len(order), negatives.shape[1], self._table.shape[1], len(bounds) - 1
-        chunks, most = min(self._threads, steps), int(np.diff(bounds).max())
+        chunks, most = min(threads, steps), int(np.diff(bounds).max())
         touches = (2 + m) * n
         first = (touches + np.arange(chunks * rows, dtype=np.uint32)).reshape(chunks, rows)
         last = first.copy()
-        items, pairs = self._room("items", (1 + m) * n), self._room("pairs", (1 + m) * n, 2)
-        names, stops = self._room("names", touches), self._room("stops", touches)
-        following = self._room("following", touches + chunks * rows)
+        items, pairs = self._room(f"items {room}", (1 + m) * n), self._room(f"pairs {room}", (1 + m) * n, 2)
+        names, stops = self._room(f"names {room}", touches), self._room(f"stops {room}", touches)
+        following = self._room(f"following {room}", touches + chunks * rows)
         following[touches:] = steps
         counts = np.empty((steps, 2), np.uint32)
         place, owner = self._room("place", chunks, (1 + m) * most), self._room("owner", chunks, most)

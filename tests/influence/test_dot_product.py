@@ -150,11 +150,13 @@ def test_the_number_of_threads_does_not_show(K, m, decay):
         np.testing.assert_array_equal(getattr(one, name), getattr(two, name))
 
 
-def test_blocks_are_like_one(monkeypatch):
-    problem = Problem(32, 1, rows=4000, batch=8)
+@pytest.mark.parametrize("K", [8, 32])  # of 8 columns one thread arranges blocks ahead
+def test_blocks_are_like_one(monkeypatch, K):
+    problem = Problem(K, 1, rows=4000, batch=8)
     whole, _ = problem.train()
     monkeypatch.setattr(module, "BLOCK", 1)  # so that they are of four times the number of weight rows
     parts, _ = problem.train()
+    np.testing.assert_array_equal(problem.train(threads=1)[0].W, parts.W)
     way = np.abs(whole.W - problem.start).max()
     assert 0 < np.abs(whole.W - parts.W).max() < 1e-5 * way
 
