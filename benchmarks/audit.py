@@ -13,6 +13,7 @@ of each forget set to --output.
 import json
 import logging
 from dataclasses import replace
+from pathlib import Path
 from time import perf_counter
 
 import common
@@ -53,12 +54,19 @@ def _audit(options, methods):
     return Audit(arguments, options.cache, methods, options.models, options.processes)
 
 
-@takes(**OPTIONS, output=RESULTS / "audit")
+@takes(
+    **OPTIONS,
+    settings=option(help="JSON that `tune` wrote: methods take the settings chosen there; else their own defaults"),
+    output=RESULTS / "audit",
+)
 def audit(options):
     start, sets = perf_counter(), set_names(options.sets)
-    found = _audit(options, audited(chosen(options.methods, options.model)))
+    names = chosen(options.methods, options.model)
+    settings = json.loads(Path(options.settings).read_text("utf-8")) if options.settings else {}
+    found = _audit(options, audited(names, {name: settings[name] for name in names if name in settings}))
     results = found.run(sets)
     title = f"{options.model} on {options.dataset}, {setting(options)}, pair by pair, {options.models} models each"
+    title += ", methods' settings by one rule" if settings else ""
     options.output.mkdir(parents=True, exist_ok=True)
     name = f"{options.dataset}-{options.model}-{setting(options)}"
     print(per_example.write(results, title, found.agreement, options.output, name))
