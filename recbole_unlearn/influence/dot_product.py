@@ -1,13 +1,10 @@
 """BPR on dot products, trained as torch.optim.Adam trains it, at the cost of the rows that a step touches.
 
-Rows catch up (`catching_up`).
-
-**Two threads** own half of the columns of all weights each, and exchange nothing but their parts of the scores, once a
-step. Halves are added in a fixed order, whoever has them: the number of threads does not show in the result. Rows too
-short to be halved are trained on by one thread, and the other one arranges the next block's.
+Rows catch up (`catching_up`). Two threads take its steps (`two_threads`). Rows too short to be halved are trained on by
+one thread, and the other one arranges the next block's.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 
@@ -18,24 +15,20 @@ from recbole_unlearn.influence.catching_up import NONE, advance, catch_up, plann
 from recbole_unlearn.influence.coupling import Epoch
 from recbole_unlearn.influence.pairwise_loss import slope, total_loss
 from recbole_unlearn.influence.recorded import Adam, steps_made
+from recbole_unlearn.influence.two_threads import halves_of, in_step, meet, threads_for, together
 from recbole_unlearn.influence.vectors import (
     FLAGS,
     LINE,
     aligned,
     dot,
-    observe,
-    pass_on,
     pointer,
     prefetch,
-    publish,
     put,
     spread,
     take,
 )
 
 BLOCK = 1 << 20  # rows, at least, that are arranged at once; a quarter of it where one thread trains
-SPLIT = 32  # columns from which on it pays to split them
-SPINS = 4000  # looks at the other thread's progress before the core is offered to others
 AHEAD = np.uint64(32)  # rows for which memory is asked before it is needed
 SOON = np.uint64(6)  # rows of weights, likewise
 
@@ -45,12 +38,6 @@ def _plain(array: np.ndarray, dtype: type | None = None) -> np.ndarray:
     array = np.ascontiguousarray(array, dtype).view()
     array.flags.writeable = False
     return array
-
-
-def _together(work: Callable, parts: Sequence[tuple]) -> None:
-    """Call ``work`` with each part's arguments, all at the same time."""
-    with ThreadPoolExecutor(len(parts)) as pool:
-        list(pool.map(work, *zip(*parts, strict=True)))
 
 
 # Indices are unsigned throughout: of others numba asks at each use whether they count from the end.
@@ -176,17 +163,6 @@ def _score(L, m, table, names, stops, n_owners, items, scores):
             r += one
 
 
-@numba.njit(**FLAGS, inline="always")
-def _meet(progress, own, s):
-    """Wait until the other of two threads has come to step ``s``; it may need this core."""
-    publish(progress, 8 * own, s + 1)
-    spins = 0
-    while observe(progress, 8 * (1 - own)) <= s:
-        spins += 1
-        if spins > SPINS:
-            pass_on()
-
-
 @numba.njit(**FLAGS)
 def _weigh(m, n, scores, scale, weights):
     """Turn the parts of a step's scores into what each of its items' or users' rows weighs in a gradient."""
@@ -276,7 +252,7 @@ def train_steps(L, m):
                 own = pointer(table, part * size)
                 _score(L, m, own, name, stop, n_owners, item, pointer(x, part * x.shape[1]))
             if end - begin < parts:
-                _meet(progress, begin, np.int64(s))
+                meet(progress, begin, np.int64(s))
             _weigh(m, n, x, np.float32(1 / (n * m)), weights)
             for part in range(begin, end):
                 own = pointer(table, part * size)
@@ -306,9 +282,9 @@ class DotProductTraining:
 
     def __init__(self, start: np.ndarray, n_users: int, optimizer: Adam, threads: int | None = None) -> None:
         rows, K = start.shape
-        parts = 2 if K >= SPLIT and K % 2 == 0 else 1
+        parts = halves_of(K)
         self.steps, self._n_users, self._optimizer = 0, n_users, optimizer
-        self._threads = max(1, min(2, numba.get_num_threads() if threads is None else threads))
+        self._threads = threads_for(threads)
         self._columns = K // parts
         self._table = aligned((parts, rows, 3 * self._columns), np.float32)
         self._table[:, :, : self._columns] = start.reshape(rows, parts, -1).transpose(1, 0, 2)
@@ -404,7 +380,7 @@ class DotProductTraining:
         data = users, pos, negatives, order, bounds, np.uint32(self._n_users)
         own = zip(last, self._slots, place, owner, strict=False)
         parts = [(*cuts[c : c + 2], *data, *arrays, *result) for c, arrays in enumerate(own)]
-        _together(_arrange(m), parts)
+        together(_arrange(m), parts)
         _link(last, following, first)
         return following[touches : touches + rows], *result
 
@@ -415,21 +391,14 @@ class DotProductTraining:
             arranged = arranged[0][:0], *arranged[1:]  # moments are zero: nothing moves before its first touch
         plan = planned(self._optimizer, rates, self.steps)
         scores = self._room("scores", 2, parts, m * most, dtype=np.float32)
-        progress = aligned((16,), np.int64)
         threads = min(self._threads, parts)
         weights = self._room("weights", threads, (2 * m + 1) * most, dtype=np.float32)
         gradients = self._room("gradients", threads, most, self._columns, dtype=np.float32)
-        data = *arranged, bounds, scores
-        rest = progress, *plan, losses
-        cuts = np.linspace(0, parts, threads + 1).astype(int)
-        work = [(*cuts[t : t + 2], self._table, *data, weights[t], gradients[t], *rest) for t in range(threads)]
         kernel = train_steps(self._columns, m)
 
-        def run(*part):
-            try:
-                kernel(*part)
-            finally:
-                progress[:] = steps + 1  # whatever happened, the other one need not wait
+        def run(begin, end, progress):
+            own = weights[begin], gradients[begin], progress
+            kernel(begin, end, self._table, *arranged, bounds, scores, *own, *plan, losses)
 
-        _together(run, work)
+        in_step(run, parts, threads, steps)
         self.steps += steps

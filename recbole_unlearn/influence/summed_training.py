@@ -7,7 +7,8 @@ A score is a sum of parts. Each part has a table of embeddings of its own, of wh
     distance  -||q - e||   He et al., "Translation-based Recommendation" (TransRec), 2017, equation (2)
     own       e            one number, a bias
 
-Rows catch up as in `dot_product`, at the cost of the rows that a step touches. The loss is RecBole's ``BPRLoss``.
+Rows catch up (`catching_up`), and two threads have half of the columns each (`two_threads`). The loss is RecBole's
+``BPRLoss``.
 """
 
 from collections.abc import Sequence
@@ -22,10 +23,12 @@ from recbole_unlearn.influence.catching_up import NONE, advance, catch_up, plann
 from recbole_unlearn.influence.coupling import Epoch
 from recbole_unlearn.influence.pairwise_loss import slope, total_loss
 from recbole_unlearn.influence.recorded import Adam, steps_made
-from recbole_unlearn.influence.vectors import FLAGS, aligned, dot, pointer, put, root, spread, take
+from recbole_unlearn.influence.two_threads import halves_of, in_step, meet, threads_for, together
+from recbole_unlearn.influence.vectors import FLAGS, LINE, aligned, dot, pointer, prefetch, put, root, spread, take
 
 PRODUCT, DISTANCE, OWN, NOTHING = range(4)
 BLOCK = 1 << 20  # rows that are arranged at once
+SOON = np.uint64(6)  # rows of weights for which memory is asked before it is needed
 TINY, HUGE = np.float32(1e-30), np.float32(1e18)
 
 
@@ -80,9 +83,25 @@ def _arrange(ids, bounds, slot, slots, names, following, first, counts):
 
 
 @numba.njit(**FLAGS, inline="always")
-def _score(kind, L, m, queries, part, start, n, scores, lengths):
-    """Add a part to the scores ``[n, 1 + m]`` of a step's items, the positive one first."""
-    table, ids, sums = pointer(part[0], 0), pointer(part[1], 0), pointer(part[5], 0)
+def _half(array, half):
+    """Pointer to a half of an array ``[halves, rows, columns]``."""
+    return pointer(array, half * array.shape[1] * array.shape[2])
+
+
+@numba.njit(**FLAGS, inline="always")
+def _fetch(L, table, row):
+    """Ask for the memory of a row: of its weights, and of its moments."""
+    for line in range(0, 3 * L, LINE // 4):
+        prefetch(table, np.uint64(3 * L) * np.uint64(row) + np.uint64(line))
+
+
+@numba.njit(**FLAGS, inline="always")
+def _score(kind, L, m, queries, part, half, start, n, scores, squares):
+    """Add a half of a part to the scores ``[n, 1 + m]`` of a step's items, the positive one first.
+
+    Of distances it is the squares that halves are added of.
+    """
+    table, ids, sums = _half(part[0], half), pointer(part[1], 0), _half(part[5], half)
     size, to = np.uint64(3 * L), np.uint64(0)
     at = (queries + m + np.uint64(1)) * start
     for r in range(n):
@@ -97,8 +116,7 @@ def _score(kind, L, m, queries, part, start, n, scores, lengths):
                 scores[to] += dot(query, item)
             elif kind == DISTANCE:
                 way = query - item
-                lengths[to] = np.sqrt(dot(way, way))
-                scores[to] -= lengths[to]
+                squares[to] = dot(way, way)
             else:
                 scores[to] += dot(item, spread(L, np.float32(1)))
             at += np.uint64(1)
@@ -106,11 +124,10 @@ def _score(kind, L, m, queries, part, start, n, scores, lengths):
 
 
 @numba.njit(**FLAGS, inline="always")
-def _scatter(kind, L, m, queries, part, start, n, weights, lengths):
+def _scatter(kind, L, m, queries, part, half, start, n, weights, lengths):
     """Add to the gradients of a step's table rows what each of its rows and items weighs in them."""
-    table, ids, slots, sums, gradients = (
-        pointer(part[0], 0), pointer(part[1], 0), pointer(part[2], 0), pointer(part[5], 0), pointer(part[6], 0)
-    )  # fmt: skip
+    table, ids, slots = _half(part[0], half), pointer(part[1], 0), pointer(part[2], 0)
+    sums, gradients = _half(part[5], half), _half(part[6], half)
     size, to = np.uint64(3 * L), np.uint64(0)
     begin = (queries + m + np.uint64(1)) * start
     for r in range(n):
@@ -137,12 +154,13 @@ def _scatter(kind, L, m, queries, part, start, n, weights, lengths):
 
 
 @numba.njit(**FLAGS, inline="always")
-def _move(L, roles, part, pulled, s, start, plan, ratio, good, reach, numbers):
+def _move(L, roles, part, half, pulled, s, start, plan, ratio, good, reach, numbers):
     """Take step ``s`` of all rows of a part's table that it touches."""
-    table, names, following, gradients = part[0], part[3], part[4], pointer(part[6], 0)
-    own = pointer(table, 0)
-    base = roles * start
-    for k in range(np.uint64(part[7][s])):
+    names, following = part[3], part[4]
+    own, gradients = _half(part[0], half), _half(part[6], half)
+    base, count = roles * start, np.uint64(part[7][s])
+    for k in range(count):
+        _fetch(L, own, names[base + min(k + SOON, count - np.uint64(1))])
         name, gradient = np.uint64(names[base + k]), take(L, gradients, k * np.uint64(L))
         if name == pulled:
             w = take(L, own, np.uint64(3 * L) * name)
@@ -153,13 +171,24 @@ def _move(L, roles, part, pulled, s, start, plan, ratio, good, reach, numbers):
 
 
 @numba.njit(**FLAGS)
-def _weigh(m, n, scores, scale, differences, weights):
-    """Turn a step's scores into the derivatives of its loss by them; ``differences`` ``[n, m]`` are of the pairs."""
+def _weigh(m, n, scores, squares, halves, scale, differences, weights, lengths):
+    """Turn the halves ``[2, n * (1 + m)]`` of a step's scores into the derivatives of its loss by them.
+
+    ``halves`` are how many there are of scores and of the squares of distances; ``differences`` ``[n, m]`` are of the
+    pairs' scores, ``lengths`` the distances.
+    """
     width = m + np.uint64(1)
+    for k in range(n * width):
+        total = scores[0, k] + scores[1, k] if halves[0] > 1 else scores[0, k]
+        if halves[1]:
+            lengths[k] = np.sqrt(squares[0, k] + squares[1, k] if halves[1] > 1 else squares[0, k])
+            total -= lengths[k]
+        weights[k] = total
     for r in range(n):
         at, total = r * width, np.float32(0)
+        score = weights[at]
         for t in range(m):
-            difference = scores[at] - scores[at + np.uint64(1) + t]
+            difference = score - weights[at + np.uint64(1) + t]
             differences[r * m + t] = difference
             share = slope(difference, scale)
             weights[at + np.uint64(1) + t] = share
@@ -169,47 +198,59 @@ def _weigh(m, n, scores, scale, differences, weights):
 
 @cache
 def _train(m, kind, L, queries, kind2, L2, queries2):
-    """Kernel for the steps of a block, of a model of one or two parts.
+    """Kernel for the steps of a block, for the halves ``begin`` to ``end`` of a model of one or two parts.
 
-    A part is a table ``[rows, 3 * L]`` of weights and both moments, what rows of the data name, what `_arrange` leaves
-    of it, room for sums ``[n, L]`` and gradients ``[most, L]``, and again what `_arrange` leaves.
+    A part is a table ``[halves, rows, 3 * L]`` of weights and both moments, what rows of the data name, what `_arrange`
+    leaves of it, room for sums ``[halves, n, L]`` and gradients ``[halves, most, L]``, and again of `_arrange`.
+    ``scores`` and ``squares`` ``[2, 2, most * (1 + m)]`` are for the even and the odd steps: a thread can be ahead of
+    the other by a step's half. ``room`` is a thread's own.
     """
     m, queries, queries2 = np.uint64(m), np.uint64(queries), np.uint64(queries2)
     roles, roles2 = queries + m + np.uint64(1), queries2 + m + np.uint64(1)
 
     @numba.njit(**FLAGS)
     def kernel(
-        part, part2, pulled, pulled2, first, first2, bounds, scores, lengths, differences, weights,
+        begin, end, part, part2, pulled, pulled2, first, first2, bounds, scores, squares, halves, room, progress,
         sums, powers, schedule, reach, numbers, with_loss,
     ):  # fmt: skip
+        weights, lengths, differences = room
+        count, count2 = part[0].shape[0], part2[0].shape[0]
         ratios = np.empty((powers.shape[1], 4), np.float32)
         good, loss = np.uint64(0), 0.0
         plan, ratio = pointer(schedule, 0), pointer(ratios, 0)
+        early, early2 = pointer(first, 0), pointer(first2, 0)
+        rows, rows2 = np.uint64(len(first)), np.uint64(len(first2))
         for s in range(np.uint64(len(bounds) - 1)):
             if powers.shape[1] > 1:
                 good = np.uint64(quotients(sums, powers, s, np.float64(numbers[4]), ratios))
             if s == 0:
-                rows = np.uint64(len(first))
-                catch_up(L, pointer(part[0], 0), pointer(first, 0), rows, plan, ratio, good, reach, numbers)
-                if kind2 != NOTHING:
-                    rows = np.uint64(len(first2))
-                    catch_up(L2, pointer(part2[0], 0), pointer(first2, 0), rows, plan, ratio, good, reach, numbers)
+                for half in range(begin, min(end, count)):
+                    catch_up(L, _half(part[0], half), early, rows, plan, ratio, good, reach, numbers)
+                for half in range(begin, min(end, count2) if kind2 != NOTHING else begin):
+                    catch_up(L2, _half(part2[0], half), early2, rows2, plan, ratio, good, reach, numbers)
             start = np.uint64(bounds[s])
             n = np.uint64(bounds[s + np.uint64(1)]) - start
-            scores[: n * (m + np.uint64(1))] = 0
-            _score(kind, L, m, queries, part, start, n, scores, lengths)
-            if kind2 != NOTHING:
-                _score(kind2, L2, m, queries2, part2, start, n, scores, lengths)
-            _weigh(m, n, scores, np.float32(1 / (n * m)), differences[0], weights)
-            if with_loss:
+            x, y = scores[s & np.uint64(1)], squares[s & np.uint64(1)]
+            for half in range(begin, end):
+                x[half, : n * (m + np.uint64(1))] = 0
+                if half < count:
+                    _score(kind, L, m, queries, part, half, start, n, x[half], y[half])
+                if kind2 != NOTHING and half < count2:
+                    _score(kind2, L2, m, queries2, part2, half, start, n, x[half], y[half])
+            if end - begin < halves[0]:
+                meet(progress, begin, np.int64(s))
+            _weigh(m, n, x, y, halves, np.float32(1 / (n * m)), differences[0], weights, lengths)
+            if with_loss and begin == 0:
                 loss += total_loss(differences, 0, n * m) / (n * m)
-            part[6][: np.uint64(part[7][s])] = 0
-            _scatter(kind, L, m, queries, part, start, n, weights, lengths)
-            _move(L, roles, part, pulled, s, start, plan, ratio, good, reach, numbers)
-            if kind2 != NOTHING:
-                part2[6][: np.uint64(part2[7][s])] = 0
-                _scatter(kind2, L2, m, queries2, part2, start, n, weights, lengths)
-                _move(L2, roles2, part2, pulled2, s, start, plan, ratio, good, reach, numbers)
+            for half in range(begin, end):
+                if half < count:
+                    part[6][half, : np.uint64(part[7][s])] = 0
+                    _scatter(kind, L, m, queries, part, half, start, n, weights, lengths)
+                    _move(L, roles, part, half, pulled, s, start, plan, ratio, good, reach, numbers)
+                if kind2 != NOTHING and half < count2:
+                    part2[6][half, : np.uint64(part2[7][s])] = 0
+                    _scatter(kind2, L2, m, queries2, part2, half, start, n, weights, lengths)
+                    _move(L2, roles2, part2, half, pulled2, s, start, plan, ratio, good, reach, numbers)
         return loss
 
     return kernel
@@ -221,24 +262,28 @@ class SummedTraining:
     Args:
         parts: one or two, of which at most one is a `DISTANCE`.
         optimizer: as torch.optim.Adam takes it; its learning rate gives way to each epoch's.
+        threads: at most, of which two have something to do; default: as many as numba has.
 
     Attributes:
         steps: that were taken.
     """
 
-    def __init__(self, parts: Sequence[Part], optimizer: Adam) -> None:
+    def __init__(self, parts: Sequence[Part], optimizer: Adam, threads: int | None = None) -> None:
         if not 1 <= len(parts) <= 2 or sum(part.kind == DISTANCE for part in parts) > 1:
             raise ValueError("a score has one or two parts, of which at most one is a distance")
         self.parts, self._optimizer, self.steps = list(parts), optimizer, 0
+        self._threads = threads_for(threads)
         self._tables = []
         for part in self.parts:
             rows, K = part.start.shape
-            table = aligned((rows, 3 * K), np.float32)
-            table[:, :K] = part.start
+            halves = halves_of(K)
+            table = aligned((halves, rows, 3 * K // halves), np.float32)
+            table[:, :, : K // halves] = part.start.reshape(rows, halves, -1).transpose(1, 0, 2)
             self._tables.append(table)
 
     def _read(self, which: int) -> list[np.ndarray]:
-        return [np.array(np.split(table, 3, 1)[which]) for table in self._tables]
+        parts = (np.split(table, 3, 2)[which] for table in self._tables)
+        return [part.transpose(1, 0, 2).reshape(part.shape[1], -1) for part in parts]
 
     @property
     def W(self) -> list[np.ndarray]:
@@ -273,43 +318,53 @@ class SummedTraining:
             end = max(int(np.searchsorted(bounds, bounds[begin] + BLOCK, "right")) - 1, begin + 1)
             rows = order[bounds[begin] : bounds[end]]
             items = np.column_stack([pos[rows], epoch.negatives[rows]])
-            arranged = [
-                self._arranged(p, queries[p][rows], items, bounds[begin : end + 1]) for p in range(len(queries))
-            ]
-            loss += self._train(arranged, items.shape[1] - 1, bounds[begin : end + 1], rates[begin:end], with_loss)
+            block = bounds[begin : end + 1] - bounds[begin]
+            parts = [(p, named[rows], items, block) for p, named in enumerate(queries)]
+            arranged = together(self._arranged, parts, self._threads)
+            loss += self._train(arranged, items.shape[1] - 1, block, rates[begin:end], with_loss)
             begin = end
         return loss if with_loss else None
 
     def _arranged(self, number, queries, items, bounds):
         """What the kernel takes of a part for a block, and when its table's rows are touched first."""
         part, table = self.parts[number], self._tables[number]
-        ids = np.column_stack([queries, items + part.items]).astype(np.uint32)
+        (halves, rows, size), (n, own) = table.shape, queries.shape
+        ids = np.empty((n, own + items.shape[1]), np.uint32)
+        ids[:, :own] = queries
+        np.add(items, part.items, out=ids[:, own:], casting="unsafe")
         slots, names, following = (np.empty(shape, np.uint32) for shape in (ids.shape, ids.size, ids.size))
-        first, counts = np.empty(len(table), np.uint32), np.empty(len(bounds) - 1, np.uint32)
-        bounds = bounds - bounds[0]
-        _arrange(ids, bounds, np.full(len(table), NONE), slots, names, following, first, counts)
+        first, counts = np.empty(rows, np.uint32), np.empty(len(bounds) - 1, np.uint32)
+        _arrange(ids, bounds, np.full(rows, NONE), slots, names, following, first, counts)
         if self.steps == 0 and self._optimizer.weight_decay == 0:
             first = first[:0]  # moments are zero: nothing moves before its first touch
-        K = table.shape[1] // 3
-        sums = aligned((int(np.diff(bounds).max()), K), np.float32)
-        gradients = aligned((int(counts.max()), K), np.float32)
+        sums = aligned((halves, int(np.diff(bounds).max()), size // 3), np.float32)
+        gradients = aligned((halves, int(counts.max()), size // 3), np.float32)
         return (table, ids, slots, names, following, sums, gradients, counts), first
 
     def _train(self, arranged, m, bounds, rates, with_loss):
         """Take a block's steps; returns the sum of their losses."""
         shapes = [
-            (part.kind, part.start.shape[1], data[1].shape[1] - m - 1)
-            for part, (data, _) in zip(self.parts, arranged, strict=True)
+            (part.kind, table.shape[2] // 3, data[1].shape[1] - m - 1)
+            for part, table, (data, _) in zip(self.parts, self._tables, arranged, strict=True)
         ]
         if len(shapes) == 1:
             shapes, arranged = [*shapes, (NOTHING, 1, 0)], arranged * 2
         (data, first), (data2, first2) = arranged
-        most = int(np.diff(bounds).max())
-        room = [np.empty(most * (m + 1), np.float32) for _ in range(2)]
+        most, steps = int(np.diff(bounds).max()), len(rates)
         pulled = [np.uint64(part.pulled) for part in (self.parts[0], self.parts[-1])]
-        rest = np.empty((1, most * m), np.float32), np.empty(most * (m + 1), np.float32)
+        scores, squares = np.empty((2, 2, 2, most * (m + 1)), np.float32)
+        every = [len(table) for table in self._tables]
+        distance = [n for n, part in zip(every, self.parts, strict=True) if part.kind == DISTANCE]
+        halves = np.array([max(every), max(distance, default=0)])
         plan = planned(self._optimizer, rates, self.steps)
         kernel: Any = _train(m, *shapes[0], *shapes[1])
-        loss = kernel(data, data2, *pulled, first, first2, bounds - bounds[0], *room, *rest, *plan, with_loss)
-        self.steps += len(rates)
-        return loss
+
+        def run(begin, end, progress):
+            room = np.empty(most * (m + 1), np.float32), np.empty(most * (m + 1), np.float32)
+            room = *room, np.empty((1, most * m), np.float32)
+            rest = first, first2, bounds, scores, squares, halves, room, progress, *plan, with_loss
+            return kernel(begin, end, data, data2, *pulled, *rest)
+
+        losses = in_step(run, max(every), self._threads, steps)
+        self.steps += steps
+        return losses[0]

@@ -122,6 +122,7 @@ CASES = {
     "several negatives": {"m": 3},
     "decay": {"adam": Adam(0.01, 0.9, 0.999, 1e-8, 1e-3)},
     "many steps": {"epochs": 12},
+    "two halves": {"K": 32},
     "no momentum": {"adam": Adam(0.01, 0.0, 0.99, 1e-6, 0.0), "m": 3},
 }
 
@@ -155,6 +156,18 @@ def test_how_many_rows_are_arranged_at_once_does_not_show(monkeypatch, kind):
         found.append(np.concatenate([each.ravel() for each in training.W]))
     assert np.linalg.norm(found[0] - found[1]) < 1e-6 * np.linalg.norm(found[0])
     assert np.linalg.norm(found[0] - found[2]) < 1e-6 * np.linalg.norm(found[0])
+
+
+@pytest.mark.parametrize("kind", [Product, Distance])
+def test_the_number_of_threads_does_not_show(kind):
+    problem = kind(m=1, K=32)
+    one, two = (SummedTraining(problem.parts(), problem.adam, threads) for threads in (1, 2))
+    for epoch in problem.epochs:
+        told = [each.epoch(problem.queries(), problem.pos, epoch, with_loss=True) for each in (one, two)]
+        assert told[0] == told[1]
+    for key in ("W", "M", "V"):
+        for found, other in zip(getattr(one, key), getattr(two, key), strict=True):
+            np.testing.assert_array_equal(found, other)
 
 
 def test_scores_that_it_does_not_know_are_refused():
