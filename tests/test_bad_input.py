@@ -226,6 +226,7 @@ def requests(*lines):
 
 
 SERVED = ["--requests=requests.csv"]
+TIMES = "--load_col={'inter':['user_id','item_id','timestamp']}"
 TRAINED = ["--checkpoint=None", "--epochs=1", "--train_batch_size=97", "--model=BPR", "--dataset=tiny"]
 COMPARED = [*TRAINED, "--methods=retrain"]
 AUDITED = ["--audit=./audit.jsonl"]
@@ -486,7 +487,7 @@ CASES = {
             (["--changed_lists=999"], "changed_lists: 999 is more than the"),
             (["--changed_lists=-1"], "changed_lists"),
             (["--embeddings=True", "--model=NeuMF"], "embeddings is for BPR and LightGCN"),
-            (["--changed_lists=5", "--model=GRU4Rec", "--loss_type=BPR"], "changed_lists"),
+            (["--changed_lists=5", "--model=GRU4Rec", TIMES, "--loss_type=BPR"], "changed_lists"),
             (["--valid_metric=MRR@999", "--topk=999"], "topk: 999 is more than the"),
             (["--metrics=['AUC']", "--valid_metric=AUC", "--eval_args={'mode':'labeled'}"], "AUC judges predicted"),
             (["--eval_args={'mode':'labeled'}"], "labeled"),
@@ -521,6 +522,7 @@ CASES = {
             (["--rm_dup_inter=middle"], "rm_dup_inter"),
             (["--transform=upside"], "transform"),
             (["--load_col=5"], "load_col"),
+            (["--load_col={inter: [user_id, item_id]}"], "write it as in Python"),
             (["--tail_ratio=x"], "tail_ratio"),
             (["--log_wandb=True"], "wandb"),
             (["--log_wandb=please"], "log_wandb"),
@@ -547,6 +549,14 @@ CASES = {
     "request for nobody": (nothing, ["--forget_count=None", "--forget_users=[]"], "names nobody"),
     "request for nothing at all": (nothing, ["--forget_count=None"], "a checkpoint forgets nothing by itself"),
     "training with an unknown optimiser": (nothing, [*TRAINED, "--learner=adma"], "learner"),
+    "training in time without times": (
+        nothing, [*TRAINED, "--load_col={'inter':['user_id','item_id']}", "--eval_args={'order':'TO'}"],
+        "eval_args: order TO orders interactions by timestamp, which load_col does not load",
+    ),
+    "sequential training without times": (
+        nothing, [*TRAINED, "--model=FPMC", "--load_col={'inter':['user_id','item_id']}"],
+        "FPMC orders interactions by timestamp, which load_col does not load; give load_col: {'inter':",
+    ),
     "training without a patience": (nothing, [*TRAINED, "--stopping_step=never"], "stopping_step"),
 }  # fmt: skip
 

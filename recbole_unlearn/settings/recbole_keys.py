@@ -18,7 +18,7 @@ import recbole
 import yaml
 from recbole.config import configurator as recbole_configurator
 from recbole.evaluator import metric_types
-from recbole.utils import EvaluatorType
+from recbole.utils import EvaluatorType, ModelType
 
 from recbole_unlearn.errors import InputError
 
@@ -229,7 +229,8 @@ def check_values(config):
             raise InputError(f"{key} must be a number that float32 has room for, below {MOST_RATE:g}, not {value!r}")
     for key in ("load_col", "unload_col", "unused_col", "seq_len", "preload_weight", "val_interval", "threshold"):
         if not isinstance(final.get(key), (dict, type(None))):
-            raise InputError(f"{key} must be a dict, not {final[key]!r}")
+            hint = "; write it as in Python: {'name': value}" if isinstance(final[key], str) else ""
+            raise InputError(f"{key} must be a dict, not {final[key]!r}{hint}")
     for field, interval in (final.get("val_interval") or {}).items():
         if not isinstance(interval, (list, type(None))):
             _check_intervals(f"val_interval of {field}", interval)
@@ -238,6 +239,7 @@ def check_values(config):
     _check_clipping(final.get("clip_grad_norm"))
     _check_negatives(final["train_neg_sample_args"])
     _check_eval_args(final["eval_args"])
+    _check_time(config, final)
     _check_metrics(final)
     _check_model(config)
 
@@ -315,6 +317,20 @@ def _check_eval_args(args):
     for phase, mode in args["mode"].items():
         if not re.fullmatch(r"full|labeled|(uni|pop)[1-9]\d*", mode):
             raise InputError(f"eval_args: mode of {phase} must be full, uniN or popN, not {mode!r}")
+
+
+def _check_time(config, final):
+    """What orders interactions must be among the columns that are loaded."""
+    loaded, column = (final.get("load_col") or {}).get("inter"), final["TIME_FIELD"]
+    if not isinstance(loaded, list) or column in loaded:
+        return
+    sequential = config["MODEL_TYPE"] == ModelType.SEQUENTIAL
+    if sequential or final["eval_args"]["order"] == "TO":
+        who = config["model"] if sequential else "eval_args: order TO"
+        columns = {"inter": [*loaded, column]}
+        raise InputError(
+            f"{who} orders interactions by {column}, which load_col does not load; give load_col: {columns}"
+        )
 
 
 def _check_metrics(final):
