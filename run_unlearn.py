@@ -53,6 +53,8 @@ def main(argv=None):
     print(f"\n{result.page}")
     for name, path in result["files"].items():
         print(f"{name}: {path}")
+    if argv is None:  # nor at the end
+        gc.freeze()
     return 0
 
 

@@ -42,7 +42,7 @@ assert nceplrec.randomized_svd is sklearn.utils.extmath.randomized_svd
 """
 REQUEST = """
 from recbole_unlearn import quick_start, unlearner
-assert not {"sklearn", "scipy.stats", "torch._dynamo"} & set(sys.modules)
+assert not {"sklearn", "scipy.stats", "torch._dynamo", "plotly", "matplotlib"} & set(sys.modules)
 """
 MAP = """
 import numpy as np

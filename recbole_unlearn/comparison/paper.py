@@ -26,7 +26,7 @@ from recbole_unlearn.evaluation.geometry import embeddings, geometry, scores, tu
 from recbole_unlearn.methods import METHODS
 from recbole_unlearn.methods.shards import MODELS as INNER_PRODUCTS
 from recbole_unlearn.reports.pictures import described as draw
-from recbole_unlearn.reports.pictures import drawn, interactive
+from recbole_unlearn.reports.pictures import drawn
 from recbole_unlearn.reports.tables import READ_COMPARED, compared_table, compiled, latex
 from recbole_unlearn.settings import keys
 from recbole_unlearn.settings.config import UnlearnConfig
@@ -150,6 +150,8 @@ class Paper:
         return page
 
     def _write(self, folder, results, summaries, pictures):
+        from recbole_unlearn.reports.pictures import interactive  # and Plotly, for which other runs need not wait
+
         name = self.config["dataset"]
         own = folder / name
         own.mkdir(parents=True, exist_ok=True)

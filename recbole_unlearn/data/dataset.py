@@ -24,6 +24,7 @@ from recbole_unlearn.compat.recbole_models import replaced
 from recbole_unlearn.data.reading import read_csv
 
 _load_feat = Dataset._load_feat
+_filter_by_inter_num = Dataset._filter_by_inter_num
 _split_by_ratio = Dataset.split_by_ratio
 _full_init = FullSortEvalDataLoader.__init__
 _sampled_init = NegSampleEvalDataLoader.__init__
@@ -62,6 +63,12 @@ def _counted(values=()):
         return Counter(values)  # a missing token must stay the object that it is: RecBole subtracts its count
     codes, tokens = pd.factorize(values)
     return Counter(dict(zip(tokens.tolist(), np.bincount(codes).tolist(), strict=True)))
+
+
+def _filter_by_count(self):
+    """``Dataset._filter_by_inter_num``, which counts every token to find that its defaults drop none."""
+    if any(self.config[f"{kind}_inter_num_interval"] not in (None, "[0,inf)") for kind in ("user", "item")):
+        _filter_by_inter_num(self)
 
 
 class _Groups:
@@ -282,6 +289,7 @@ def described(dataset: Dataset) -> str:
 QUICK = {
     Dataset: {
         "_load_feat": _load,
+        "_filter_by_inter_num": _filter_by_count,
         "_grouped_index": _grouped_index,
         "_split_index_by_leave_one_out": _leave_out,
         "split_by_ratio": _by_ratio,

@@ -201,6 +201,7 @@ def test_what_loaders_give_is_stock_recboles(messy_path, caplog):
 
 def test_the_quick_ways_are_taken(messy_path, caplog, monkeypatch):
     monkeypatch.setattr(reading, "stock", _only_c(reading.stock))
+    monkeypatch.delattr(Dataset, "_get_illegal_ids_by_inter_num")
     quick = built("BPR", messy_path, {}, True, caplog)
     assert isinstance(quick.loaders[0]._sampler.used_ids, UsedItems)
     assert isinstance(quick.loaders[2].uid2history_item, Ragged)
