@@ -288,7 +288,7 @@ class InfluenceUnlearner:
 
     def now(self, seconds: float = 0.0, details: dict[str, Any] | None = None) -> Unlearned:
         """The model as it is now, as result of all requests together."""
-        found = {"chosen": self.chosen, **(details or {})}
+        found = {"chosen": self.chosen, **(details or {}), **(self.training.validated if self.training else {})}
         return Unlearned(self.state_dict, self.method, seconds, found, self.problem.snapshots, self.training)
 
     def save(self, path: Path | str) -> None:

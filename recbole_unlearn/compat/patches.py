@@ -108,8 +108,8 @@ def _masking_tensorboard(method):
     return add
 
 
-class _NoTensorboard:
-    """Stands in for tensorboard's writer on ranks other than 0, which write no files."""
+class NoTensorboard:
+    """Stands in for tensorboard's writer where no files are to be written, as on ranks other than 0."""
 
     def add_scalar(self, *_):
         pass
@@ -118,7 +118,7 @@ class _NoTensorboard:
 
 
 def _tensorboard(logger):
-    return get_tensorboard(logger) if leads() else _NoTensorboard()
+    return get_tensorboard(logger) if leads() else NoTensorboard()
 
 
 # What Config names by np.float_, np.complex_ and np.unicode_, which numpy 2 removed. RecBole uses these all over.

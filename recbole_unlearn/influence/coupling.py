@@ -16,6 +16,7 @@ recommended. Nothing else of this training is random. `Fresh` draws all of it an
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -125,6 +126,7 @@ class Fresh(Coupling):
 
     Args:
         draw: negatives of users ``[n]``, as many each, from a random generator: ints ``[n, m]``; see `data.sampling`.
+        epochs: how many; default: as many as were recorded. Of more than that, the last one's learning rate holds on.
         others: as for `Coupling`; the seed should be the operating system's, and secret.
     """
 
@@ -134,9 +136,23 @@ class Fresh(Coupling):
         gone: np.ndarray,
         seed: int,
         draw: Callable[[np.ndarray, int, np.random.Generator], np.ndarray],
+        epochs: int | None = None,
     ) -> None:
+        if recorded.rates is not None:
+            known, last = recorded.rates, len(recorded.negatives) - 1
+            recorded = replace(recorded, rates=lambda number: known(min(number, last)))
         super().__init__(recorded, gone, seed)
         self.draw = draw
+        self.n_epochs = len(recorded.negatives) if epochs is None else epochs
+
+    def __len__(self):
+        return self.n_epochs
+
+    def first(self, epochs: int) -> "Fresh":
+        """The same, of its first epochs alone."""
+        new = copy(self)
+        new.n_epochs = epochs
+        return new
 
     def _order(self, number):
         return self._rng(number, ORDER).permutation(np.flatnonzero(self.kept))

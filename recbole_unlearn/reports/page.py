@@ -123,6 +123,8 @@ def _certificate(result):
         "gradient_norm_stored": "mean gradient norm of the stored weights",
         "converged": "converged",
         "epochs": "epochs replayed",
+        "epochs_trained": "epochs that validation chose from",
+        "valid_score": "validation score of the chosen one",
         "rows_replayed": "embedding rows replayed",
         "triples_replayed": "triples replayed",
         "step_norm": "norm of the change of weights",

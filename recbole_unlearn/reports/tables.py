@@ -136,12 +136,14 @@ def _how(unlearning):
             f"{unlearning['median_seconds']:.2g} s (median; longest {unlearning['longest_seconds']:.2g} s), "
             f"exact in {unlearning['replays_of_all_rows']} of them, "
             + ("and at the end" if unlearning.get("exact") else "approximate at the end")
+            + _chosen(unlearning)
         )
     if unlearning.get("exact"):
         return (
             f"Method: exact: training of {unlearning['epochs']} epochs again without the forget set "
             f"({unlearning['triples_replayed']:,} triples), by "
             + ("the original's random numbers" if unlearning["coupling"] == "paired" else "new random numbers")
+            + _chosen(unlearning)
         )
     if "rows_replayed" in unlearning:
         return (
@@ -167,6 +169,13 @@ def _how(unlearning):
     return f"Method: influence {taken}; linear solve: {solve}" + (
         f"; approximated: {'; '.join(unlearning['approximated'])}" if unlearning.get("approximated") else ""
     )
+
+
+def _chosen(unlearning):
+    """That validation chose the epoch, where it did."""
+    if "epochs_trained" not in unlearning:
+        return ""
+    return f"; {unlearning['chosen'].removeprefix('asked for: ')}, as retraining does"
 
 
 FIDELITY_COLUMNS = {

@@ -161,7 +161,7 @@ def save_unlearned(
         if frozen:
             frozen.write(folder)
 
-    tie = {"run_id": run_id, "epochs": trained.epochs}
+    tie = {"run_id": run_id, "epochs": len(epochs)}
     if "seconds" in stored["triple_log"]:
         tie["seconds"] = stored["triple_log"]["seconds"]
     if left := adoption.approximate(stored):
@@ -174,8 +174,10 @@ def save_unlearned(
         "config": public(config) | ({"seed": seed} if seed is not None and frozen else {}),
         "state_dict": unlearned.state_dict,
         "optimizer": stored["optimizer"] | ({} if kept is None else {"state": kept}),
-        # of the original's training; who tries candidates could compare it
+        "epoch": len(epochs) - 1,
+        # else of the original's training; who tries candidates could compare it
         **({"best_valid_score": -np.inf, "cur_step": 0} if config["purge"] else {}),
+        **({"best_valid_score": new.validated["valid_score"], "cur_step": 0} if new and new.validated else {}),
         "other_parameter": {},  # of the original: propagated embeddings, and what the seed draws again
         "triple_log": tie,
     }

@@ -44,12 +44,17 @@ def _way(run, unlearner: InfluenceUnlearner) -> dict[str, Any]:
     at_once = replay and way.exact(problem, rows)
     settled = replay and stream and way.rows != "touched"
     seconds = served * problem.seconds_again() if at_once else np.inf
+    validated, epochs = replay and way.epochs == "validated", problem.epochs
+    if validated:  # stops at the latest
+        seconds, epochs = seconds * run.config["epochs"] / epochs, run.config["epochs"]
     found = guard.known(unlearner, way)
     return {
         "method": way.name,
         "chosen": unlearner.chosen,
         "exact": at_once or settled,
         "coupling": way.coupling if replay and (at_once or settled) else None,
+        "epochs": epochs if at_once or settled else None,
+        "validated": validated,
         "seconds": float(seconds) if np.isfinite(seconds) else None,
         "memory": None,
         "guard": found.sentence if found else None,
@@ -59,7 +64,7 @@ def _way(run, unlearner: InfluenceUnlearner) -> dict[str, Any]:
 def _adopted(run):
     """Of a checkpoint that RecBole wrote, nothing is known before it is adopted."""
     chosen = f"{run.checkpoint.stock} is adopted first, that is trained again by its seed"
-    return dict.fromkeys(("method", "exact", "coupling", "seconds", "memory", "guard")) | {"chosen": chosen}
+    return dict.fromkeys(("method", "exact", "coupling", "epochs", "validated", "seconds", "memory", "guard")) | {"chosen": chosen}
 
 
 def _left(run) -> list[dict[str, str]]:
@@ -95,7 +100,10 @@ def _page(values):
     forget, way = values["forget_set"], values["way"]
     exact = {True: "exact: as retraining without them", False: "approximate", None: f"{UNKNOWN} whether exact"}
     coupled = f", by {way['coupling']} random numbers" if way["coupling"] else ""
-    seconds = f"about {way['seconds']:.2g}" if way["seconds"] is not None else UNKNOWN
+    if way["validated"]:
+        coupled += f", of as many epochs as validation chooses, at most {way['epochs']}"
+    most = "validation aside, at most " * bool(way["validated"])
+    seconds = f"{most}about {way['seconds']:.2g}" if way["seconds"] is not None else UNKNOWN
     checked = way["guard"] or "the log is not checked yet; where it does not tell its training, this is refused"
     return "\n".join([
         f"# Dry run: {values['model']} on {values['dataset']}, nothing is written",

@@ -4,6 +4,7 @@ import importlib.util
 import sys
 from typing import Any
 
+from recbole.config import Config
 from recbole.utils import InputType, ModelType
 
 from recbole_unlearn import distributed
@@ -107,9 +108,37 @@ def supported(config: UnlearnConfig) -> UnlearnConfig:
         raise InputError(f"changed_lists is not for sequential models such as {config['model']}; leave it out")
     if config["purge_dataset"] and not config["purge"]:
         raise InputError("purge_dataset: True leaves an original that fits no data; give purge: True too")
+    if config["replay_epochs"] == "validated":
+        _check_validated(config)
     if config["everywhere"] and not config["purge_dataset"]:
         raise InputError("everywhere: True leaves nothing in the data set either; give purge and purge_dataset too")
     return config
+
+
+def not_validated(config: Config, rows: str, coupling: str) -> str | None:
+    """In words, why validation is not to choose how many epochs a replay has; None where it may.
+
+    Args:
+        rows, coupling: of `Replay`.
+    """
+    if rows != "all":
+        return "only training on all rows again has epochs to choose from: give replay_rows: all"
+    if coupling == "paired":
+        return "the original's random numbers end at its own best epoch: give coupling: fresh"
+    if config["eval_step"] <= 0:
+        return "with eval_step: 0 nothing was validated"
+    return "it is for one process" if distributed.shared() else None
+
+
+def _check_validated(config):
+    """Raises InputError where validation cannot choose how many epochs are trained again."""
+    reason = not_validated(config, config["replay_rows"], config["coupling"])
+    if config["method"] != "replay":
+        reason = f"method: {config['method']} need not train again: give method: replay"
+    elif config["everywhere"]:
+        reason = "with everywhere: True held-out interactions go too, which validation would use"
+    if reason:
+        raise InputError(f"replay_epochs: validated is not possible: {reason}, or leave replay_epochs out")
 
 
 def _check_influence_only(config):

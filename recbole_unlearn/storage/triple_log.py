@@ -631,9 +631,10 @@ class TripleLog:
                 salt=secrets.token_bytes(SALT_BYTES),
             )  # fmt: skip
             copy = TripleLog.create(building, users[keep], items[keep], training)
+            last = self.n_epochs - 1  # there may be more now
             for number, epoch in enumerate(epochs):
                 steps = epoch.steps(self.n_rows)[keep] if ordered else None
-                rates = None if self.rates(number) is None else epoch.rates
+                rates = None if self.rates(min(number, last)) is None else epoch.rates
                 copy.append(epoch.negatives[keep], None, rates, steps)
             for n_epochs, flat in (snapshots or {}).items():
                 copy.add_snapshot(n_epochs, self.named(flat))

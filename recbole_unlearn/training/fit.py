@@ -17,13 +17,14 @@ from recbole.utils import init_seed
 from tqdm import tqdm
 
 from recbole_unlearn import distributed
-from recbole_unlearn.compat.recbole_models import checkpoint_state, replaced
+from recbole_unlearn.compat.patches import NoTensorboard
+from recbole_unlearn.compat.recbole_models import checkpoint_state, clear_caches, replaced
 from recbole_unlearn.data.orders import BatchOrder
 from recbole_unlearn.data.sampling import Played, streams
 from recbole_unlearn.data.split import Split, pairwise_loader
 from recbole_unlearn.devices import array, read
 from recbole_unlearn.errors import InputError
-from recbole_unlearn.influence.coupling import Coupling, Paired
+from recbole_unlearn.influence.coupling import Coupling, Fresh, Paired
 from recbole_unlearn.influence.recorded import Adam, Recorded
 from recbole_unlearn.models.draws import keep_draws
 from recbole_unlearn.models.losses import fixed_randomness
@@ -169,12 +170,16 @@ class Again:
         start: initial weights, flat, float64.
         seconds: of training.
         snapshots: number of epochs -> flat weights.
+        epochs: that the weights are of.
+        played: how many were trained, where validation chose among them.
     """
 
     trainer: Trainer
     start: torch.Tensor
     seconds: float
     snapshots: dict[int, np.ndarray]
+    epochs: Coupling
+    played: int
 
 
 def trained_again(
@@ -186,6 +191,7 @@ def trained_again(
     snapshots: Iterable[int] = (),
     bar: str | None = None,
     compiled: bool = False,
+    validated: bool = False,
 ) -> Again:
     """Train on given epochs, with nothing of other rows in graph, histories or facts.
 
@@ -198,17 +204,20 @@ def trained_again(
         snapshots: numbers of epochs after which the weights are kept.
         bar: name of what is shown of the progress.
         compiled: whether our kernels may train, where they can; else RecBole's own trainer does.
+        validated: whether RecBole's validation, with nothing of other rows, chooses among epochs that are `Fresh`,
+            and stops early; else all are trained.
     """
     static, numbers = config["negatives"] == "static", set(snapshots)
     with (
         fixed_randomness(0),
         scratch_folder() as folder,
-        replaced(recbole_trainer, get_tensorboard=lambda logger: None),
+        replaced(recbole_trainer, get_tensorboard=lambda logger: NoTensorboard()),
     ):
         gone = np.flatnonzero(~epochs.kept)
         rest = split.remaining(gone)
         model = new_model(config, split, beginning.seed, rest._dataset)
-        trainer: Any = make_trainer(changed(config, checkpoint_dir=str(folder)), model)
+        own = changed(config, checkpoint_dir=str(folder), suppression=None, log_wandb=False)
+        trainer: Any = make_trainer(own, model)
         first = new_model(config, split, beginning.seed, split.remaining_dataset(beginning.without))
         start = perf_counter()
         with torch.no_grad():  # what a model draws of its graph or histories, when it is built, may come before weights
@@ -226,12 +235,41 @@ def trained_again(
             trainer.equip(pairwise_loader(whole), static)
             play = _by_trainer(trainer, _Coupled(whole, epochs, position, rest, model=model))
         kept = {0: initial} if 0 in numbers else {}
-        for number in tqdm(range(1, len(epochs) + 1), bar, ncols=100, disable=bar is None):
-            with nan_said(f"training again, the loss became NaN in epoch {number - 1}; train anew, more slowly"):
-                play(number - 1, number in numbers or number == len(epochs))
-            if number in numbers:
-                kept[number] = flat_weights(model)
-        return Again(trainer, torch.from_numpy(initial).double(), perf_counter() - start, kept)
+
+        def train_epoch(number):
+            with nan_said(f"training again, the loss became NaN in epoch {number}; train anew, more slowly"):
+                loss = play(number, validated or number + 1 in numbers or number + 1 == len(epochs))
+            if number + 1 in numbers:
+                kept[number + 1] = flat_weights(model)
+            return loss
+
+        if validated:
+            assert isinstance(epochs, Fresh)
+            valid = split.judged_without(gone).valid
+            epochs = epochs.first(_validated(trainer, rest, valid, train_epoch, bar is not None))
+            kept = {number: weights for number, weights in kept.items() if number <= len(epochs)}
+        else:
+            for number in tqdm(range(len(epochs)), bar, ncols=100, disable=bar is None):
+                trainer.begin_epoch(number)
+                train_epoch(number)
+        played = len(trainer.train_loss_dict) if validated else len(epochs)
+        seconds = perf_counter() - start
+        return Again(trainer, torch.from_numpy(initial).double(), seconds, kept, epochs, played)
+
+
+def _validated(trainer, loader, valid, train_epoch, verbose):
+    """RecBole's ``fit``, of other epochs than it draws; the trainer then has the best one's weights and moments.
+
+    Returns:
+        Number of epochs up to the best one.
+    """
+    with replaced(trainer, _train_epoch=lambda data, number, *_, **__: train_epoch(number)):
+        trainer.fit(loader, valid, verbose=verbose)
+    state = read(trainer.saved_model_file)
+    trainer.model.load_state_dict(state["state_dict"])
+    trainer.optimizer.load_state_dict(state["optimizer"])
+    clear_caches(trainer.model)
+    return state["epoch"] + 1
 
 
 @contextmanager
@@ -246,13 +284,14 @@ def nan_said(words: str) -> Iterator[None]:
 
 
 def _by_kernels(kernels, epochs):
-    """What trains an epoch, and says whether its model's weights are wanted then: by our kernels."""
+    """What trains an epoch, told whether its model's weights are wanted then, and returns its loss: by our kernels."""
     coming = iter(epochs)
 
     def play(number, wanted):
-        kernels.epoch(next(coming))
+        loss = kernels.epoch(next(coming))
         if wanted:
             kernels.write_back()
+        return loss
 
     return play
 
@@ -260,9 +299,10 @@ def _by_kernels(kernels, epochs):
 def _by_trainer(trainer, played):
     """The same by RecBole's trainer."""
 
+    own = trainer._train_epoch  # is RecBole's for a loader like this one, which there is no log of
+
     def play(number, wanted):
-        trainer.begin_epoch(number)
-        trainer._train_epoch(played, number)  # is RecBole's for a loader like this one, which there is no log of
+        return own(played, number)
 
     return play
 

@@ -1,6 +1,5 @@
 """Any pairwise model of RecBole, by automatic differentiation through its own loss."""
 
-import secrets
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property, lru_cache
 from itertools import pairwise
@@ -24,7 +23,7 @@ from recbole_unlearn.models.support import no_step
 from recbole_unlearn.models.view import View
 from recbole_unlearn.storage.checkpoints import check_finite
 from recbole_unlearn.training import compiled
-from recbole_unlearn.training.fit import Beginning, new_model, trained_again
+from recbole_unlearn.training.fit import Beginning, new_model
 from recbole_unlearn.training.trained import Trained
 from recbole_unlearn.unlearners.base import Change, NewTraining, Problem, Unlearned
 from recbole_unlearn.unlearners.influence import Influence, conjugate, descended, warn_unless_converged
@@ -153,44 +152,45 @@ class AnyLoss(Problem):
         change = self.step.forget(self, rows, show_progress)
         return replace(change, details={**change.details, "exact": False})
 
-    def _again(self, epochs, beginning, bar):
-        return trained_again(self.config, self.split, epochs, beginning, self.log, self.snapshots, bar, compiled=True)
-
     def reproduction(self, show_progress: bool = False) -> tuple[float, float] | None:
         """As of `DotProduct`; nothing of the start is rounded."""
         if not self.recorded.ordered():
             return None
         again = Paired(self.recorded, np.zeros(self.log.n_rows, bool))
         bar = "Check the log" if show_progress else None
-        found, now = self._again(again, self.beginning, bar), _flat(self.view.model)
+        (found, _), now = self._again(again, self.beginning, bar), _flat(self.view.model)
         way = max(float((now - found.start).norm()), float(np.finfo(np.float32).tiny))
         return float((_flat(found.trainer.model) - now).norm()) / way, 0.0
 
-    def retrained(self, rows: np.ndarray, coupling: str, show_progress: bool = False) -> Change:
+    def retrained(
+        self, rows: np.ndarray, coupling: str, show_progress: bool = False, validated: bool = False
+    ) -> Change:
         """What training ends in without ``rows`` and all that was forgotten before.
 
         Args:
             coupling: 'paired' or 'fresh', see `influence.coupling`.
+            validated: whether validation chooses among fresh epochs, see `Replay`.
         """
         gone = np.zeros(self.log.n_rows, bool)
         gone[rows] = True
-        epochs, beginning = self._coupled(gone, coupling), self.beginning
-        if coupling == "fresh":
-            beginning = Beginning(secrets.randbits(32), np.flatnonzero(~epochs.kept), fresh=True)  # tells nothing else
-        again = self._again(epochs, beginning, "Unlearn" if show_progress else None)
+        epochs = self._coupled(gone, coupling, self.config["epochs"] if validated else None)
+        beginning = self._beginning(epochs) if coupling == "fresh" else self.beginning
+        again, chosen = self._again(epochs, beginning, "Unlearn" if show_progress else None, validated)
+        epochs = again.epochs
         model, optimizer = again.trainer.model, again.trainer.optimizer
         states = {n: copies(state) for n, state in optimizer.state_dict()["state"].items()}
         step = _flat(model) - _flat(self.view.model)
         details = {
-            "epochs": self.epochs,
+            "epochs": len(epochs),
             "all_rows": True,
             "exact": True,
             "coupling": coupling,
             "parameters": len(step),
-            "triples_replayed": int(epochs.kept.sum()) * self.split.terms * self.epochs,
+            "triples_replayed": int(epochs.kept.sum()) * self.split.terms * len(epochs),
             "step_norm": float(step.norm()),
+            **chosen,
         }
-        new = NewTraining(epochs, beginning, states, model, beginning.seed)
+        new = NewTraining(epochs, beginning, states, model, beginning.seed, chosen)
         return Change(step, details, again.snapshots, new, copies(model.state_dict()))
 
     def _rebuilt(self, data):

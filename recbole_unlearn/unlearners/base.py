@@ -19,6 +19,8 @@ from recbole_unlearn.errors import InputError
 from recbole_unlearn.influence.coupling import Coupling, Fresh, Paired
 from recbole_unlearn.influence.recorded import Recorded
 from recbole_unlearn.influence.sharding import Shard
+from recbole_unlearn.storage.triple_log import snapshot_due
+from recbole_unlearn.training.fit import Again, Beginning, trained_again
 from recbole_unlearn.training.trained import Trained
 
 
@@ -32,6 +34,7 @@ class NewTraining:
         optimizer: state of its optimiser at its end, by number of the parameter, as torch gives it.
         model: that it trained, where it was not by kernels.
         seed: of what that model drew when it was built; None: the original's.
+        validated: plain values of what validation chose; empty where it did not.
     """
 
     epochs: Coupling
@@ -39,6 +42,7 @@ class NewTraining:
     optimizer: dict[int, dict[str, torch.Tensor]]
     model: AbstractRecommender | None = None
     seed: int | None = None
+    validated: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -139,19 +143,52 @@ class Problem(ABC):
     def not_replayed(self, rows: str) -> str | None:
         """In words, why training cannot be run again; None where it can. ``rows``: which, see `Replay`."""
 
+    def not_validated(self) -> str | None:
+        """In words, why validation cannot choose how many epochs are trained again; None where it can."""
+        if not len(self.split.valid):
+            return "there is no validation data to choose an epoch by"
+        rates = [self.log.rates(epoch) for epoch in range(self.epochs)]
+        known = np.unique(np.concatenate([each for each in rates if each is not None] or [np.zeros(1)]))
+        if len(known) > 1:
+            return "nobody knows the learning rate of later epochs, since that of the log's changed"
+        return None
+
     # what training again needs, see `replay.Replay`
 
     def _remaining(self) -> Recorded:
         """What was recorded, without what earlier requests have taken away."""
         return replace(self.recorded, absent=self.absent)
 
-    def _coupled(self, gone: np.ndarray, coupling: str) -> Coupling:
-        """Epochs of training without what is ``gone``, bool ``[rows]``, and what earlier requests have taken away."""
+    def _coupled(self, gone: np.ndarray, coupling: str, epochs: int | None = None) -> Coupling:
+        """Epochs of training without what is ``gone``, bool ``[rows]``, and what earlier requests have taken away.
+
+        ``epochs``: of fresh ones, how many there may be; default: as many as the weights are of.
+        """
         if coupling == "paired":
             return Paired(self._remaining(), gone, self.trained.redraws)
         forgotten = np.flatnonzero(gone | self.absent)
         draw = PoolDraw(self.split.remaining(forgotten), np.delete(self.split.items, forgotten))
-        return Fresh(self._remaining(), gone, secrets.randbits(128), draw)
+        return Fresh(self._remaining(), gone, secrets.randbits(128), draw, epochs)
+
+    def _again(
+        self, epochs: Coupling, beginning: Beginning, bar: str | None = None, validated: bool = False
+    ) -> tuple[Again, dict[str, Any]]:
+        """`trained_again`, by kernels where these can, and plain values of what validation chose."""
+        numbers = set(self.snapshots)
+        if validated and numbers:
+            numbers = {number for number in range(len(epochs) + 1) if snapshot_due(number)}
+        again = trained_again(
+            self.config, self.split, epochs, beginning, self.log, numbers, bar, compiled=True, validated=validated
+        )
+        if not validated:
+            return again, {}
+        chosen = f"validation without what is forgotten chose epoch {len(again.epochs)} of {again.played}"
+        score = float(again.trainer.best_valid_score)
+        return again, {"chosen": f"asked for: {chosen}", "epochs_trained": again.played, "valid_score": score}
+
+    def _beginning(self, epochs: Coupling) -> Beginning:
+        """Of a training that shares no random number with the log's."""
+        return Beginning(secrets.randbits(32), np.flatnonzero(~epochs.kept), fresh=True)  # tells nothing of the rest
 
     # what a step needs, see `influence.Influence`
 
@@ -208,6 +245,8 @@ class Problem(ABC):
         """Go on from the result of a request: the next one starts where it ended, on what it left of the log."""
         self.absent[rows] = True
         self.snapshots = unlearned.snapshots
+        if unlearned.training:
+            self.epochs = len(unlearned.training.epochs)
         self._metrics.clear()
 
     @abstractmethod

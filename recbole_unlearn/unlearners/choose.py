@@ -48,14 +48,14 @@ def wanted(config: UnlearnConfig) -> "Auto | Reoptimise | Replay | Influence":
     """The way that a configuration asks for, with its settings."""
     params, coupling = config["unlearn_params"], config["coupling"]
     if coupling == "auto":  # whoever knows the seed has the original's random numbers, and could try who is missing
-        coupling = "fresh" if config["purge"] else "paired"
+        coupling = "fresh" if config["purge"] or config["replay_epochs"] == "validated" else "paired"
     step: dict[str, Any] = {key: config[key] for key in STEP}
     step["params"] = params if params is None else (params,) if isinstance(params, str) else tuple(params)
     ways: dict[str, Any] = {
         "reoptimise": Reoptimise(
             config["reoptimise_tolerance"], config["reoptimise_max_iterations"], config["pool_return"]
         ),
-        "replay": Replay(config["replay_rows"], coupling, config["exact_seconds"]),
+        "replay": Replay(config["replay_rows"], coupling, config["exact_seconds"], config["replay_epochs"]),
         "influence": Influence(**step, forgotten_stay=bool(config["paper"])),
     }
     method = "influence" if config["paper"] else config["method"]
@@ -89,14 +89,21 @@ def _chosen(problem, way):
     if isinstance(way, Auto):
         return _first_valid(problem, way)
     if reason := way.refuses(problem):
-        instead = "auto" if isinstance(way, Reoptimise) else "influence"
-        raise InputError(f"method: {way.name} is not possible: {reason}; use method: {instead}")
+        raise InputError(f"method: {way.name} is not possible: {reason}; {_instead(problem, way)}")
     if not isinstance(way, Reoptimise):
         return way, "asked for"
     converged, found = way.converged(problem)
     if not converged:
         logging.getLogger().warning(f"{found}: re-optimisation will also finish the model's training")
     return way, f"asked for: {found}"
+
+
+def _instead(problem, way):
+    """What to do in place of a way that is refused."""
+    if isinstance(way, Replay) and way.epochs == "validated" and not replace(way, epochs="original").refuses(problem):
+        return "leave replay_epochs out"
+    other = "auto" if isinstance(way, Reoptimise) else "influence" if isinstance(way, Replay) else "replay"
+    return f"use method: {other if problem.derived or other != 'auto' else 'replay'}"
 
 
 def _of_any_loss(problem, way):
@@ -116,8 +123,7 @@ def _of_any_loss(problem, way):
     if isinstance(way, Reoptimise):
         raise InputError(f"method: {way.name} is not for {problem.name}; use method: replay or influence")
     if reason := way.refuses(problem):
-        instead = "influence" if isinstance(way, Replay) else "replay"
-        raise InputError(f"method: {way.name} is not possible: {reason}; use method: {instead}")
+        raise InputError(f"method: {way.name} is not possible: {reason}; {_instead(problem, way)}")
     if isinstance(way, Replay):
         way = replace(way, rows="all")
     return way, "asked for"

@@ -195,13 +195,18 @@ class DotProduct(Problem):
         rounding = 0.0 if exact else float(np.linalg.norm(start) * np.finfo(np.float16).eps / 2)
         return float(np.linalg.norm(training.W - end) / way), float(rounding / way)
 
-    def retrained(self, rows: np.ndarray, coupling: str, show_progress: bool = False, stride: int = 1) -> Change:
+    def retrained(
+        self, rows: np.ndarray, coupling: str, show_progress: bool = False, stride: int = 1, validated: bool = False
+    ) -> Change:
         """The change to the weights that training ends in without ``rows`` and all that was forgotten before.
 
         Args:
             coupling: 'paired' or 'fresh', see `influence.coupling`.
             stride: as for `training`.
+            validated: whether validation chooses among fresh epochs, see `Replay`.
         """
+        if validated:
+            return self._validated(rows, show_progress)
         weights = flat(self.P, self.Q).numpy().reshape(-1, self.P.shape[1])
         if not self.shard.leads:
             change = self.shard.from_leader(torch.zeros(weights.shape, dtype=torch.float64)).numpy()
@@ -214,19 +219,38 @@ class DotProduct(Problem):
         snapshots = self._train(training, epochs, "Unlearn" if show_progress else None)
         change = training.W.astype(np.float64) - weights
         self.shard.from_leader(torch.from_numpy(change))
-        details = {
-            "epochs": self.epochs,
-            "rows_replayed": len(change),
-            "all_rows": True,
-            "exact": exact and stride == 1,
-            "coupling": coupling,
-            **({"stride": stride} if stride > 1 else {}),
-            "triples_replayed": int(epochs.kept.sum()) * self.log.negatives * self.epochs,
-            "step_norm": float(np.linalg.norm(change)),
-        }
+        details = self._exact(epochs, coupling, change) | ({"exact": False} if stride > 1 or not exact else {})
+        details |= {"stride": stride} if stride > 1 else {}
         moments = adam_states([len(self.P), len(self.Q)], training.M, training.V, training.steps)
         new = NewTraining(epochs, start, dict(enumerate(moments)))
         return Change(change, details, snapshots, new if details["exact"] else None)
+
+    def _validated(self, rows, show_progress):
+        """As `retrained`, by fresh random numbers, with as many epochs as validation chooses."""
+        gone = np.zeros(self.log.n_rows, bool)
+        gone[rows] = True
+        epochs = self._coupled(gone, "fresh", self.config["epochs"])
+        again, chosen = self._again(epochs, self._beginning(epochs), "Unlearn" if show_progress else None, True)
+        model, shape = again.trainer.model, (-1, self.P.shape[1])
+        change = np.concatenate([array(value) for value in model.parameters()]).astype(np.float64)
+        change -= flat(self.P, self.Q).numpy().reshape(shape)
+        details = self._exact(again.epochs, "fresh", change) | chosen
+        moments = {n: copies(state) for n, state in again.trainer.optimizer.state_dict()["state"].items()}
+        start = again.start.numpy().astype(np.float32).reshape(shape)
+        new = NewTraining(again.epochs, start, moments, validated=chosen)
+        return Change(change, details, again.snapshots, new)
+
+    def _exact(self, epochs, coupling, change):
+        """What is to be known of a training again."""
+        return {
+            "epochs": len(epochs),
+            "rows_replayed": len(change),
+            "all_rows": True,
+            "exact": True,
+            "coupling": coupling,
+            "triples_replayed": int(epochs.kept.sum()) * self.log.negatives * len(epochs),
+            "step_norm": float(np.linalg.norm(change)),
+        }
 
     def _drawn_start(self):
         """New initial weights, float32 ``[n_users + n_items, K]``; they do not depend on the data."""
