@@ -64,7 +64,8 @@ def _way(run, unlearner: InfluenceUnlearner) -> dict[str, Any]:
 def _adopted(run):
     """Of a checkpoint that RecBole wrote, nothing is known before it is adopted."""
     chosen = f"{run.checkpoint.stock} is adopted first, that is trained again by its seed"
-    return dict.fromkeys(("method", "exact", "coupling", "epochs", "validated", "seconds", "memory", "guard")) | {"chosen": chosen}
+    unknown = ("method", "exact", "coupling", "epochs", "validated", "seconds", "memory", "guard")
+    return dict.fromkeys(unknown) | {"chosen": chosen}
 
 
 def _left(run) -> list[dict[str, str]]:

@@ -186,6 +186,21 @@ def test_a_fresh_training_can_be_coupled_to():
         assert np.array_equal(one.negatives[~GONE], other.negatives[~GONE])
 
 
+def test_a_fresh_training_may_have_other_numbers_of_epochs_than_was_recorded():
+    """Of more, the last known rates hold on; another one can be coupled to all of them, and to the first few."""
+    training = recorded(rates=[np.full(3, 0.1), np.full(3, 0.2), np.full(3, 0.3)].__getitem__)
+    short, long = (Fresh(training, GONE, 5, own_draw(np.ones(N_ITEMS)), epochs) for epochs in (None, 5))
+    assert (len(short), len(long), len(long.first(2))) == (3, 5, 2)
+    for one, other in zip(short, long, strict=False):
+        assert np.array_equal(one.order, other.order) and np.array_equal(one.negatives, other.negatives)
+    assert [epoch.rates[0] for epoch in long] == [0.1, 0.2, 0.3, 0.3, 0.3]
+    assert len({tuple(epoch.order) for epoch in long}) == 5
+    for fresh in (long, long.first(4)):
+        again = Paired(fresh.recorded_anew(), np.zeros(10, bool))
+        for one, other in zip(fresh, again, strict=True):
+            assert np.array_equal(one.order, other.order) and np.array_equal(one.rates, other.rates)
+
+
 @settings(max_examples=40, deadline=None, derandomize=True)
 @given(st.lists(st.booleans(), min_size=10, max_size=10), st.integers(0, 2**64))
 def test_no_kept_row_has_an_item_of_its_user_as_negative(gone, seed):
