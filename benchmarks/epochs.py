@@ -78,8 +78,16 @@ def measured(model, seed, options):
     return found
 
 
+def page(found):
+    """The figures of all models as Markdown, with the command that measures each."""
+    own = "python benchmarks/epochs.py --models"
+    commands = " and ".join(f"`{own} {model} --seeds={len(seeds)}`" for model, seeds in found.items())
+    about = " ".join(__doc__.split("\n\n")[2].split())
+    return f"# Epochs chosen anew\n\n{commands} ({common.versions()}; {common.load()})\n\n{about}\n\n{table(found)}\n"
+
+
 def table(found):
-    """The figures of all models as Markdown."""
+    """The table alone."""
     lines = []
     for model, seeds in found.items():
         for name in seeds[0]:
@@ -113,9 +121,7 @@ def epochs(options):
     for model in options.models:
         found[model] = [measured(model, seed, options) for seed in range(1, options.seeds + 1)]
     found = {model: found[model] for model in MODELS if model in found}
-    head = f"# Epochs chosen anew\n\n`{common.command(options)}` ({common.versions()}; {common.load()})\n\n"
-    about = " ".join(__doc__.split("\n\n")[2].split())
-    common.write(f"{head}{about}\n\n{table(found)}\n", options.output, "epochs", found)
+    common.write(page(found), options.output, "epochs", found)
 
 
 if __name__ == "__main__":
