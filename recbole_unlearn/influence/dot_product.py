@@ -7,6 +7,7 @@ one thread, and the other one arranges the next block's.
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+from typing import Any
 
 import numba
 import numpy as np
@@ -394,7 +395,7 @@ class DotProductTraining:
         threads = min(self._threads, parts)
         weights = self._room("weights", threads, (2 * m + 1) * most, dtype=np.float32)
         gradients = self._room("gradients", threads, most, self._columns, dtype=np.float32)
-        kernel = train_steps(self._columns, m)
+        kernel: Any = train_steps(self._columns, m)
 
         def run(begin, end, progress):
             own = weights[begin], gradients[begin], progress
