@@ -340,18 +340,16 @@ class DotProductTraining:
             block = order[bounds[begin] : bounds[end]], bounds[begin : end + 1] - bounds[begin]
             return begin, end, self._arrange(users, pos, negatives, *block, threads, k % 2)
 
+        blocks = range(len(cuts) - 1)
         if self._threads <= parts:
-            for k in range(len(cuts) - 1):
-                yield arrange(k, self._threads)
+            yield from (arrange(k, self._threads) for k in blocks)
             return
         with ThreadPoolExecutor(1) as ahead:
-            block = arrange(0, self._threads) if steps else None
-            for k in range(1, len(cuts) - 1):
-                coming = ahead.submit(arrange, k, 1)
-                yield block
-                block = coming.result()
-            if steps:
-                yield block
+            coming = [ahead.submit(arrange, k, self._threads) for k in blocks[:1]]
+            for k in blocks:
+                arranged = coming.pop().result()
+                coming += [ahead.submit(arrange, after, 1) for after in blocks[k + 1 : k + 2]]
+                yield arranged
 
     def _room(self, name: str, *shape: int, dtype: type = np.uint32) -> np.ndarray:
         """An array to be written to, the same again and again as long as it is large enough."""
