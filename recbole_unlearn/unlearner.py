@@ -12,7 +12,7 @@ import numpy as np
 from recbole.model.abstract_recommender import AbstractRecommender
 
 from recbole_unlearn import distributed
-from recbole_unlearn.data.forget import ForgetRequest, rows_of_pairs
+from recbole_unlearn.data.forget import COHORT, ForgetRequest, rows_of_pairs
 from recbole_unlearn.errors import InputError
 from recbole_unlearn.runs.output import (
     append_record,
@@ -32,6 +32,7 @@ from recbole_unlearn.training.trained import Checkpoint, Trained
 from recbole_unlearn.unlearners import guard
 from recbole_unlearn.unlearners.base import NewTraining, Unlearned, Way
 from recbole_unlearn.unlearners.choose import Auto, choose, problem_of, wanted
+from recbole_unlearn.unlearners.influence import Influence
 from recbole_unlearn.unlearners.replay import Replay
 
 
@@ -70,6 +71,7 @@ class InfluenceUnlearner:
         self.step = (
             way.influence if isinstance(way, Auto) and not (self.problem.derived or self.problem.no_step) else None
         )
+        self.auto = way if isinstance(way, Auto) else None
         self.model: AbstractRecommender = trained.model
         self.shared = shared and getattr(self.problem, "shared", False)
         self.guard: guard.Guard | None = None
@@ -163,6 +165,17 @@ class InfluenceUnlearner:
         if isinstance(way, Replay):  # decided once for all ranks
             way = replace(way, rows="all" if way.exact(problem, rows) else "touched")
         return self.carry_out(way, rows, show_progress)
+
+    def expect(self, rows: np.ndarray) -> None:
+        """Have `auto` train again, whatever that takes, where a step would have to forget more than `COHORT` of all."""
+        share = len(np.union1d(rows, self.forgotten)) / self.split.n_rows
+        if share <= COHORT or not (self.auto and isinstance(self.way, Influence)):
+            return
+        replay = replace(self.auto.replay, rows="all")
+        if replay.refuses(self.problem):
+            return
+        self.way, self.method, self.guard = replay, replay.name, None
+        self.chosen = f"auto: a step is no way to forget {share:.0%} of the interactions"
 
     def will_be_exact(self, rows: np.ndarray) -> bool:
         """Whether `unlearn` is going to train again on all other rows, as far as that is known before the guard."""
@@ -278,6 +291,8 @@ class InfluenceUnlearner:
             raise InputError("every interaction of this request has been forgotten already")
         if len(rows) + len(self.forgotten) >= self.split.n_rows:
             raise InputError("the request would leave no training interaction to model")
+        self.expect(rows)
+        self.check()
         unlearned = self.unlearn(rows)
         self.apply(rows, unlearned)
         unlearned.model = self.model = self.served(self.model)

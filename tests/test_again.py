@@ -319,6 +319,24 @@ def test_auto_takes_it_where_training_is_short(original):
     assert AnyLoss(opened).seconds_again() == np.inf
 
 
+def test_auto_takes_no_step_for_a_cohort(original):
+    """However long training takes, and also where many requests come to more than a tenth."""
+    path, keys = original("NGCF, no dropout"), {"exact_seconds": 0.0, "cg_max_iterations": 2}
+    with load(path, config_dict=keys) as unlearner:
+        n = unlearner.split.n_rows
+        found = unlearner.forget(rows=np.arange(0, n, 12))
+        assert found.method == "influence" and not found.details.get("exact")
+        found = unlearner.forget(rows=np.arange(1, n, 12))
+        assert found.method == "replay" and found.details["exact"]
+        assert found.details["chosen"] == "auto: a step is no way to forget 17% of the interactions"
+        assert unlearner.guard.distance is not None and unlearner.settled
+    with load(path, config_dict=keys) as at_once:
+        both = np.sort(np.concatenate([np.arange(0, n, 12), np.arange(1, n, 12)]))
+        assert same_weights(at_once.forget(rows=both).state_dict, found.state_dict)
+    with load(path, config_dict={"method": "influence", "cg_max_iterations": 2}) as asked:
+        assert asked.forget(rows=np.arange(0, n, 5)).method == "influence"
+
+
 def test_what_cannot_be_repeated_is_not_called_exact(original, monkeypatch):
     """A request for it ends in one line, and auto takes a step, which says why."""
     path = original("NGCF")

@@ -56,6 +56,17 @@ def test_it_says_what_the_request_then_does(scene, keys):
     )
 
 
+@pytest.mark.parametrize("share", [0.05, 0.4])
+def test_both_say_that_a_cohort_is_retraining(scene, share):
+    keys = {"forget_ratio": share, "output_dir": "out", "compare": "none"}
+    told = asked(**keys)
+    done = run_unlearn(config_dict={"checkpoint": "live/model.pth", "data_path": "data", **keys})
+    assert told["way"]["exact"] and done["unlearning"]["exact"]
+    assert ("This is retraining: 40% of the training interactions are to be" in told.page) == (share > 0.1)
+    said = "This is retraining: 40% of the training interactions are forgotten, and no less leads there. It took "
+    assert (said in Path("out/result.md").read_text()) == (share > 0.1)
+
+
 def test_held_out_interactions_of_those_named_are_counted(scene, split):
     told = asked(forget_users=[SECRET_USER])
     user = split.train.dataset.field2token_id["user_id"][SECRET_USER]

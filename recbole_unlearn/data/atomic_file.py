@@ -16,6 +16,11 @@ def _paths(data, ending):
     return [Path(data.dataset_path) / f"{name}.{ending}" for name in names]
 
 
+def file_exists(data: Dataset, ending: str) -> bool:
+    """Whether a data set has a file of this ending."""
+    return _paths(data, ending)[0].exists()
+
+
 def column_types(data: Dataset, ending: str) -> dict[str, str]:
     """Field -> type ('token', 'token_seq', 'float', 'float_seq') of a data set's ``.inter`` or ``.item`` file.
 

@@ -14,13 +14,17 @@ import pandas as pd
 from recbole.config import Config
 
 from recbole_unlearn.data import requests
-from recbole_unlearn.data.atomic_file import column_types, read_columns
+from recbole_unlearn.data.atomic_file import column_types, file_exists, read_columns
 from recbole_unlearn.data.tokens import ids, nearest, read_tokens
 from recbole_unlearn.errors import InputError
 from recbole_unlearn.storage.files import read_text
 
 if TYPE_CHECKING:
     from recbole_unlearn.data.split import Split
+
+# From this share of forgotten interactions on, a step is no small change any more, and settings that were chosen for
+# the data with them (the number of epochs, learning rate, size) are those of another data set; a convention.
+COHORT = 0.1
 
 
 @dataclass(frozen=True)
@@ -251,27 +255,54 @@ def rarest(split: "Split", count: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def _of_category(split, value, rng):
+    """Items, users or single interactions of some categories: the first of the files that has the column says which."""
     field, categories = value
     data = split.train._dataset
-    types = column_types(data, "item")
-    offered = [name for name, kind in types.items() if kind in ("token", "token_seq") and name != data.iid_field]
-    if field not in offered or data.iid_field not in types:
+    keys = {"item": [data.iid_field], "user": [data.uid_field], "inter": [data.uid_field, data.iid_field]}
+    offered = {ending: _categorical(data, ending, own) for ending, own in keys.items()}
+    ending = next((ending for ending, types in offered.items() if field in types), None)
+    if ending is None:
+        found = [f"{name} ({of})" for of, types in offered.items() for name in types]
         raise InputError(
-            f"forget_category_field must name a token column of the .item file of data set {data.dataset_name!r}, "
-            f"one of {', '.join(offered) or 'none'}; got {field!r}"
+            f"forget_category_field must name a token column of the .item, .user or .inter file of data set "
+            f"{data.dataset_name!r}, one of {', '.join(found) or 'none'}; got {field!r}"
         )
-    table = read_columns(data, "item", [data.iid_field, field])
-    if types[field] == "token_seq":
-        table[field] = table[field].str.split(data.config["seq_separator"])
-        table = table.explode(field, ignore_index=True)
-    known = set(table[field]) - {""}
+    table = read_columns(data, ending, [*keys[ending], field])
+    names = table[field]
+    if offered[ending][field] == "token_seq":
+        names = names.str.split(data.config["seq_separator"])
+    known = set(names.explode()) - {""}
     unknown = [category for category in categories if category not in known]
     if unknown:
         raise InputError(
-            f"unknown category {unknown[0]!r} in column {field} of the .item file{nearest(unknown[0], known)}"
+            f"unknown category {unknown[0]!r} in column {field} of the .{ending} file{nearest(unknown[0], known)}"
         )
-    items = table.loc[table[field].isin(categories), data.iid_field].map(data.field2token_id[data.iid_field])
-    return np.flatnonzero(np.isin(split.items, items.dropna()))
+    chosen = names.explode().isin(categories).groupby(level=0).any()
+    named = [table[key].map(data.field2token_id[key]) for key in keys[ending]]
+    if ending != "inter":
+        ids = split.items if ending == "item" else split.users
+        return np.flatnonzero(np.isin(ids, named[0][chosen].dropna()))
+    there = named[0].notna() & named[1].notna()
+    pairs = pd.DataFrame({"pair": named[0][there] * split.n_items + named[1][there], "chosen": chosen[there]})
+    of_pair = pairs.groupby("pair")["chosen"].agg(["any", "all"])
+    own = split.users * split.n_items + split.items
+    wanted = np.isin(own, of_pair.index[of_pair["any"]])
+    if mixed := np.count_nonzero(wanted & ~np.isin(own, of_pair.index[of_pair["all"]])):
+        raise InputError(
+            f"forget_category cannot tell {mixed} interactions apart: their users and items meet in other lines of the "
+            f".inter file too, of which {field} is another; name the pairs in forget_file, which forgets all of them"
+        )
+    return np.flatnonzero(wanted)
+
+
+def _categorical(data, ending, keys):
+    """Token columns beside the keys of a file -> type; none where there is no such file."""
+    if not file_exists(data, ending):
+        return {}
+    types = column_types(data, ending)
+    if not set(keys) <= set(types):
+        return {}
+    return {name: kind for name, kind in types.items() if kind in ("token", "token_seq") and name not in keys}
 
 
 def _of_time(split, window, rng):

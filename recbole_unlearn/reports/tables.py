@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from recbole_unlearn.data.forget import COHORT
 from recbole_unlearn.reports import page as html_report
 from recbole_unlearn.storage.files import write_atomically
 
@@ -80,6 +81,7 @@ def markdown(result: dict) -> str:
         "",
         *([result["paired"]["sentence"], ""] if "paired" in result else []),
         *([SPAM_EXPOSURE, ""] if forget["kind"] == "spam" else []),
+        *([_cohort(result), ""] if _cohort(result) else []),
         f"{_how(solve)}; kernels loaded in {solve['setup_seconds']:.2g} s before the request.",
         "",
         guard_sentence(result),
@@ -99,6 +101,20 @@ def _untold(result):
 
 def _ranked(result):
     return any(each.get("ranking", True) for each in result["models"].values())
+
+
+def _cohort(result):
+    """That a request was no less than retraining, and what it cost, where it was of more than `COHORT` of all."""
+    forget, unlearning = result["forget_set"], result["unlearning"]
+    if not (unlearning.get("exact") and forget["interactions"] > COHORT * forget["of"]):
+        return ""
+    share, seconds = forget["interactions"] / forget["of"], result["models"]["unlearned"]["seconds"]
+    took = result["models"]["original"].get("seconds")
+    original = f", where training the original, with validation, took {took:.3g}" if took else ""
+    return (
+        f"This is retraining: {share:.0%} of the training interactions are forgotten, and no less leads there. It took "
+        f"{seconds:.3g} s{original}. The number of epochs and other settings were chosen with them: choose anew."
+    )
 
 
 def guard_sentence(result: dict) -> str:

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from recbole_unlearn.data.forget import COHORT
 from recbole_unlearn.data.requests import batches
 from recbole_unlearn.runs import output
 from recbole_unlearn.runs.result import Result
@@ -105,6 +106,8 @@ def _page(values):
         coupled += f", of as many epochs as validation chooses, at most {way['epochs']}"
     most = "validation aside, at most " * bool(way["validated"])
     seconds = f"{most}about {way['seconds']:.2g}" if way["seconds"] is not None else UNKNOWN
+    share = forget["interactions"] / forget["of"]
+    cohort = way["exact"] and share > COHORT
     checked = way["guard"] or "the log is not checked yet; where it does not tell its training, this is refused"
     return "\n".join([
         f"# Dry run: {values['model']} on {values['dataset']}, nothing is written",
@@ -113,6 +116,7 @@ def _page(values):
         f"{forget['users']} users, {forget['items']} items.",
         "",
         f"Way: {way['method'] or UNKNOWN}, {exact[way['exact']]}{coupled} ({way['chosen']}).",
+        *([f"This is retraining: {share:.0%} of the training interactions are to be forgotten."] if cohort else []),
         f"Seconds of forgetting itself: {seconds}. Memory: {UNKNOWN}.",
         f"Guard: {checked}.",
         "",

@@ -6,14 +6,12 @@ from time import perf_counter
 import numpy as np
 from tqdm import tqdm
 
+from recbole_unlearn.data.forget import COHORT
 from recbole_unlearn.data.requests import batches, rows_of
 from recbole_unlearn.evaluation import forgetting, ranking
 from recbole_unlearn.training.fit import train
 from recbole_unlearn.unlearners.base import Unlearned
 
-# From this share of forgotten interactions on, settings that were chosen for the data with them (the number of epochs,
-# learning rate, size) are those of another data set; a convention, not a measurement.
-RETRAIN_SHARE = 0.1
 STANDARD_ERRORS = 2  # by which ranking may be worse than a retrained model's; as in `forgetting.verdict`
 
 
@@ -96,7 +94,7 @@ def advice(requests, share, comparison=None):
         comparison (dict, optional): of `drift`.
     """
     reason = None
-    if share > RETRAIN_SHARE:
+    if share > COHORT:
         reason = (
             f"{share:.0%} of the training interactions are forgotten, and the number of epochs and other settings were "
             "chosen with them"

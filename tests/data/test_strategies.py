@@ -194,7 +194,7 @@ def test_another_field_is_refused_and_the_fields_told(refusal, field):
 def test_a_column_of_numbers_is_no_category(refusal, films, interactions):
     items = sorted({item for _, item, _ in interactions})
     split = films(item_file(["item_id:token", "price:float", "kind:token"], [(item, "1.5", "a") for item in items]))
-    assert "one of kind; got 'price'" in refusal(split, forget_category="1.5", forget_category_field="price")
+    assert "one of kind (item); got 'price'" in refusal(split, forget_category="1.5", forget_category_field="price")
 
 
 @pytest.mark.parametrize("text", ["", "item_id\tclass\n", "class:token\nc1\n", "item_id:token\tclass:token:x\n"])
@@ -205,7 +205,55 @@ def test_a_damaged_item_file_is_refused(refusal, films, text):
 def test_a_data_set_without_item_file_is_refused(refusal, films):
     split = films("")
     os.remove(Path(split.train.dataset.dataset_path) / "films.item")
-    assert ".item file of data set 'films'" in refusal(split, forget_category="c1", forget_category_field="class")
+    assert ".inter file of data set 'films'" in refusal(split, forget_category="c1", forget_category_field="class")
+
+
+def test_a_category_of_users_selects_all_of_theirs(films, select, refusal, interactions):
+    users, items = (sorted({line[n] for line in interactions}) for n in (0, 1))
+    split = films(item_file(["item_id:token", "class:token"], [(item, "c1") for item in items]))
+    lines = [(user, "land" if n % 4 else "sea", "c1") for n, user in enumerate(users)]
+    file = Path(split.train.dataset.dataset_path) / "films.user"
+    file.write_text(item_file(["user_id:token", "home:token", "class:token"], lines))
+    rows = select(split, forget_category="sea", forget_category_field="home")
+    assert list(rows) == [row for row, user in enumerate(split.token("user", split.users)) if user in users[::4]]
+    assert len(select(split, forget_count=split.n_rows - 1)) == split.n_rows - 1
+    assert "all" in refusal(split, forget_category="c1", forget_category_field="class")  # the items' comes first
+    assert "home (user)" in refusal(split, forget_category="sea", forget_category_field="hame")
+    assert "of the .user file; did you mean" in refusal(split, forget_category="seas", forget_category_field="home")
+
+
+@pytest.fixture
+def sourced(make_split, write_data, interactions, tmp_path):
+    """Function (sources of some more lines) -> split of the tiny interactions, every third of them from the web."""
+
+    def build(more=()):
+        path = write_data(tmp_path, "films", interactions)
+        file = tmp_path / "films" / "films.inter"
+        lines = [line.split("\t") for line in file.read_text().splitlines()]
+        told = [[*lines[0], "source:token"]]
+        told += [[*line, "web" if n % 3 == 0 else "app"] for n, line in enumerate(lines[1:])]
+        told += [[*told[at][:3], source] for at, source in more]
+        file.write_text("\n".join("\t".join(line) for line in told) + "\n")
+        return make_split(dataset="films", data_path=path), {tuple(line[:2]) for line in told if line[3] == "web"}
+
+    return build
+
+
+def test_a_category_of_interactions_is_a_source(sourced, select, refusal):
+    split, web = sourced()
+    rows = select(split, forget_category="web", forget_category_field="source")
+    tokens = zip(split.token("user", split.users), split.token("item", split.items), strict=True)
+    assert list(rows) == [row for row, pair in enumerate(tokens) if pair in web]
+    assert "of the .inter file; did you mean 'web'?" in refusal(
+        split, forget_category="wob", forget_category_field="source"
+    )
+
+
+@pytest.mark.parametrize(("first", "refused"), [(1, False), (2, True)])  # lines of the web, and of the app
+def test_interactions_of_several_sources_are_refused(sourced, select, refusal, first, refused):
+    split, _ = sourced([(line, "web") for line in range(first, 90, 3)])
+    given = {"forget_category": "web", "forget_category_field": "source"}
+    assert "cannot tell" in refusal(split, **given) if refused else len(select(split, **given))
 
 
 def test_an_empty_list_of_categories_is_refused(refusal):
