@@ -17,9 +17,10 @@ from recbole_unlearn.settings.given import Given
 from recbole_unlearn.storage import checkpoints as checkpoint
 from recbole_unlearn.storage.triple_log import TripleLog, log_path
 from recbole_unlearn.training.trained import Checkpoint, config_of
-from recbole_unlearn.unlearner import InfluenceUnlearner
+from recbole_unlearn.unlearner import InfluenceUnlearner, load
 from recbole_unlearn.unlearners import guard
 from recbole_unlearn.unlearners.dot_product import DotProduct
+from recbole_unlearn.unlearners.influence import Influence
 
 
 @pytest.fixture
@@ -208,6 +209,18 @@ def test_a_loader_without_its_generator_is_still_known(ready):
     train.generator = train.sampler.generator = None
     trainer.fit(train, verbose=False)
     assert reproduced(trainer.saved_model_file)[0] < 1e-4
+
+
+@pytest.mark.parametrize("model", ["BPR", "NGCF"])
+def test_a_step_is_settled_though_its_log_was_never_replayed(ready, model):
+    """The stored weights are what replay is compared with, not those that the step has moved."""
+    one = {"train_neg_sample_args": {"distribution": "uniform", "sample_num": 1}}
+    trainer, train, _ = ready(model, embedding_size=8, hidden_size_list=[8], epochs=3, **one)
+    trainer.fit(train, verbose=False)
+    with load(trainer.saved_model_file, config_dict={"cg_max_iterations": 2}, way=Influence()) as unlearner:
+        assert unlearner.check().checked == "recorded"
+        unlearner.forget(rows=np.arange(0, unlearner.split.n_rows, 7))
+        assert unlearner.settle().details["exact"] and unlearner.guard.distance < 1e-4
 
 
 # -- once a log, and tied to it

@@ -158,7 +158,9 @@ class AnyLoss(Problem):
             return None
         again = Paired(self.recorded, np.zeros(self.log.n_rows, bool))
         bar = "Check the log" if show_progress else None
-        (found, _), now = self._again(again, self.beginning, bar), _flat(self.view.model)
+        found, _ = self._again(again, self.beginning, bar)
+        stored = self.trained.stored["state_dict"]
+        now = _joined(stored[name] for name, _ in self.view.model.named_parameters())
         way = max(float((now - found.start).norm()), float(np.finfo(np.float32).tiny))
         return float((_flat(found.trainer.model) - now).norm()) / way, 0.0
 

@@ -177,7 +177,7 @@ class DotProduct(Problem):
         return kept
 
     def reproduction(self, show_progress: bool = False) -> tuple[float, float] | None:
-        """How far training again with nothing forgotten ends from the weights, over how far training moved them.
+        """How far training again with nothing forgotten ends from the stored weights, over how far it moved them.
 
         Returns:
             The distance, and how much of it the start's rounding may account for; None where the batches of an epoch
@@ -190,7 +190,8 @@ class DotProduct(Problem):
         again = Paired(recorded, np.zeros(len(recorded.users), bool))
         training = self.training(start, again.kept)
         self._train(training, again, "Check the log" if show_progress else None)
-        end = np.concatenate([self.P, self.Q])
+        stored = self.trained.stored["state_dict"]  # a step may have moved the problem's since
+        end = np.concatenate([array(stored[f"{field}_embedding.weight"]) for field in ("user", "item")])
         way = max(float(np.linalg.norm(end - start)), np.finfo(np.float32).tiny)
         rounding = 0.0 if exact else float(np.linalg.norm(start) * np.finfo(np.float16).eps / 2)
         return float(np.linalg.norm(training.W - end) / way), float(rounding / way)
