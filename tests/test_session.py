@@ -157,3 +157,17 @@ def test_small_requests_that_touch_most_of_the_data_together_end_in_a_replay_of_
     at_once = InfluenceUnlearner.load(path, way=Replay("all"))
     expected = flat(at_once.forget(rows=session.forgotten).state_dict)
     torch.testing.assert_close(flat(session.model.state_dict()), expected, rtol=0, atol=1e-6)
+
+
+def test_a_checkpoint_names_its_parents(trained):
+    path, known = trained(), []
+    for name in ("one.pth", "two.pth"):
+        tie = checkpoint.load(path)[0]["triple_log"]
+        assert tie.get("parents", []) == known
+        known.append(tie["run_id"])
+        with InfluenceUnlearner.load(path) as session:
+            session.forget("count", 2)
+            session.save(name)
+        path = name
+    tie = checkpoint.load(path)[0]["triple_log"]
+    assert tie["parents"] == known and len({*known, tie["run_id"]}) == 3

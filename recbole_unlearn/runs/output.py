@@ -161,7 +161,9 @@ def save_unlearned(
         if frozen:
             frozen.write(folder)
 
-    tie = {"run_id": run_id, "epochs": len(epochs)}
+    parents = stored["triple_log"].get("parents")
+    parents = [*(parents if isinstance(parents, list) else []), stored["triple_log"]["run_id"]]
+    tie = {"run_id": run_id, "epochs": len(epochs), "parents": parents}  # numbers that were drawn, and tell nothing
     if "seconds" in stored["triple_log"]:
         tie["seconds"] = stored["triple_log"]["seconds"]
     if left := adoption.approximate(stored):
