@@ -29,6 +29,7 @@ from recbole_unlearn.unlearners.any_loss import After, AnyLoss
 NEGATIVES = {"distribution": "uniform", "sample_num": 3, "alpha": 1.0, "dynamic": False}
 INTERACTIONS = ["user_id", "item_id", "timestamp"]
 SEQUENTIAL = {"loss_type": "BPR", "hidden_size": 8, "MAX_ITEM_LIST_LENGTH": 6, "n_heads": 2, "inner_size": 8}
+TIMES = {"load_col": {"inter": ["user_id", "item_id", "timestamp"]}}
 SOFTMAX = {"loss_type": "CE", "train_neg_sample_args": None}
 MODELS = {
     # unlearn_params: by automatic differentiation, as other models; without it see test_lightgcn.py
@@ -591,15 +592,15 @@ def test_run_writes_a_model_and_a_log_that_have_forgotten(make_options, tmp_path
     [
         ("MultiVAE", {}, "autoencoder"),
         ("GRU4Rec", {"loss_type": "CE"}, "should be None when the loss_type is CE"),
-        ("GRU4Rec", {"loss_type": "BPR", "train_neg_sample_args": None}, "pairwise models need them"),
-        ("BERT4Rec", {**SOFTMAX, "method": "influence"}, "masks"),
+        ("GRU4Rec", {"loss_type": "BPR", "train_neg_sample_args": None, **TIMES}, "pairwise models need them"),
+        ("BERT4Rec", {**SOFTMAX, **TIMES, "method": "influence"}, "masks"),
         ("NeuMF", {"unlearn_params": ["*"]}, "trained on labels"),
         ("DiffRec", {}, "autoencoder"),
         ("ENMF", {}, "whole user histories"),
         ("NGCF", {"method": "reoptimise", "negatives": "static", "weight_decay": 1e-4}, "not for NGCF"),
         ("NGCF", {"method": "replay", "unlearn_params": ["*"]}, "not for NGCF with unlearn_params"),
         ("LightGCN", {"train_neg_sample_args": {**NEGATIVES, "dynamic": True, "candidate_num": 2}}, "dynamic"),
-        ("GRU4Rec", {"loss_type": "BPR", "negatives": "static"}, "general models"),
+        ("GRU4Rec", {"loss_type": "BPR", "negatives": "static", **TIMES}, "general models"),
         ("LightGCN", {"unlearn_params": 3}, "must be a list"),
     ],
 )

@@ -1,6 +1,7 @@
 """Requests one after the other on one open model."""
 
 import gc
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -38,7 +39,8 @@ def trained(make_options):
 
 def compiled():
     """Each of our kernels that is compiled or loaded, with its signatures and the module that it is of."""
-    found = [each for each in gc.get_objects() if isinstance(each, Dispatcher) and each.signatures]
+    alive = (each for each in gc.get_objects() if type(each) not in weakref.ProxyTypes)
+    found = [each for each in alive if isinstance(each, Dispatcher) and each.signatures]
     return {(each, *each.signatures): each.py_func.__module__ for each in found}
 
 

@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from recbole_unlearn.data import requests
+from recbole_unlearn.data.forget import COHORT
 from recbole_unlearn.errors import InputError
 from recbole_unlearn.quick_start import run_unlearn
-from recbole_unlearn.runs.stream import RETRAIN_SHARE, advice, serve
+from recbole_unlearn.runs.stream import advice, serve
 from recbole_unlearn.storage import audit
 from recbole_unlearn.storage import checkpoints as checkpoint
 from recbole_unlearn.unlearner import InfluenceUnlearner
@@ -118,7 +119,7 @@ def test_retraining_is_advised_once_much_is_forgotten(session, write, tmp_path):
     few, many = (requests.read(write("user,item", *[f"{user}," for user in some])) for some in (users[:1], users))
     assert serve(session, few, tmp_path).retrain is None
     served = serve(session, many, tmp_path)
-    assert len(session.forgotten) > RETRAIN_SHARE * session.split.n_rows
+    assert len(session.forgotten) > COHORT * session.split.n_rows
     assert "of the training interactions are forgotten" in served.retrain
 
 

@@ -109,7 +109,7 @@ def _cohort(result):
     if not (unlearning.get("exact") and forget["interactions"] > COHORT * forget["of"]):
         return ""
     share, seconds = forget["interactions"] / forget["of"], result["models"]["unlearned"]["seconds"]
-    took = result["models"]["original"].get("seconds")
+    took = result["models"].get("original", {}).get("seconds")
     original = f", where training the original, with validation, took {took:.3g}" if took else ""
     return (
         f"This is retraining: {share:.0%} of the training interactions are forgotten, and no less leads there. It took "

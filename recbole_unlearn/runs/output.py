@@ -161,9 +161,10 @@ def save_unlearned(
         if frozen:
             frozen.write(folder)
 
-    parents = stored["triple_log"].get("parents")
-    parents = [*(parents if isinstance(parents, list) else []), stored["triple_log"]["run_id"]]
-    tie = {"run_id": run_id, "epochs": len(epochs), "parents": parents}  # numbers that were drawn, and tell nothing
+    tie: dict[str, Any] = {"run_id": run_id, "epochs": len(epochs)}
+    if not config["purge"]:  # which leaves nothing of them
+        parents = stored["triple_log"].get("parents")
+        tie["parents"] = [*(parents if isinstance(parents, list) else []), stored["triple_log"]["run_id"]]
     if "seconds" in stored["triple_log"]:
         tie["seconds"] = stored["triple_log"]["seconds"]
     if left := adoption.approximate(stored):

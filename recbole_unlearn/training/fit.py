@@ -141,7 +141,7 @@ def train_paired(config, split, path, original, forgotten, seed):
     paired = Paired(recorded(config, split, stored, log), gone, redraws(seed, log))
     if not paired.recorded.ordered():
         raise InputError(f"the order of batches of {log.path} is not known; train again")
-    again = trained_again(config, split, paired, Beginning(seed), log)
+    again = trained_again(config, split, paired, Beginning(seed, log=log))
     checkpoints.save(path, checkpoint_state(again.trainer, len(paired) - 1))
     return again.trainer.model, again.seconds
 
@@ -153,12 +153,12 @@ class Beginning:
     Attributes:
         seed: of the initial weights, and of what is drawn in training.
         without: rows of the split that were not there, sorted ints.
-        fresh: whether it is another than the log's.
+        log: that may hold the initial weights; None: they are drawn by the seed.
     """
 
     seed: int | None = None
     without: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
-    fresh: bool = False
+    log: TripleLog | None = None
 
 
 @dataclass
@@ -187,7 +187,6 @@ def trained_again(
     split: Split,
     epochs: Coupling,
     beginning: Beginning,
-    log: TripleLog,
     snapshots: Iterable[int] = (),
     bar: str | None = None,
     compiled: bool = False,
@@ -200,7 +199,6 @@ def trained_again(
 
     Args:
         epochs: what to train on.
-        log: that may hold the initial weights.
         snapshots: numbers of epochs after which the weights are kept.
         bar: name of what is shown of the progress.
         compiled: whether our kernels may train, where they can; else RecBole's own trainer does.
@@ -224,8 +222,8 @@ def trained_again(
             for value, theirs in zip(model.parameters(), first.parameters(), strict=True):
                 value.copy_(theirs)
         keep_draws(first, model, rest._dataset)
-        if not beginning.fresh:
-            begin(model, log)
+        if beginning.log is not None:
+            begin(model, beginning.log)
         initial, position = flat_weights(model), split.positions_without(gone)
         group = trainer.optimizer.param_groups[0]
         if compiled and not not_again(config, model, group, pairwise_loader(rest)):

@@ -89,7 +89,7 @@ class AnyLoss(Problem):
         self.view = View(model, self.split.train, self.split.data_row, self._params)
         self.step = step or Influence()
         self.no_step = no_step(self.config)
-        self.recorded, self.beginning = trained.recorded(), Beginning(trained.seed)
+        self.recorded, self.beginning = trained.recorded(), Beginning(trained.seed, log=trained.log)
 
     @property
     def state_dict(self) -> dict[str, torch.Tensor]:

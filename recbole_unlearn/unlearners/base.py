@@ -178,7 +178,7 @@ class Problem(ABC):
         if validated and numbers:
             numbers = {number for number in range(len(epochs) + 1) if snapshot_due(number)}
         again = trained_again(
-            self.config, self.split, epochs, beginning, self.log, numbers, bar, compiled=True, validated=validated
+            self.config, self.split, epochs, beginning, numbers, bar, compiled=True, validated=validated
         )
         if not validated:
             return again, {}
@@ -188,7 +188,7 @@ class Problem(ABC):
 
     def _beginning(self, epochs: Coupling) -> Beginning:
         """Of a training that shares no random number with the log's."""
-        return Beginning(secrets.randbits(32), np.flatnonzero(~epochs.kept), fresh=True)  # tells nothing of the rest
+        return Beginning(secrets.randbits(32), np.flatnonzero(~epochs.kept))  # tells nothing of the rest
 
     # what a step needs, see `influence.Influence`
 
