@@ -67,11 +67,7 @@ class InfluenceUnlearner:
         self.problem = problem_of(trained, way, shared)
         self.way, self.chosen = choose(self.problem, way)
         self.method = self.way.name
-        # that auto takes where the training of a model cannot be run again as it was
-        self.step = (
-            way.influence if isinstance(way, Auto) and not (self.problem.derived or self.problem.no_step) else None
-        )
-        self.auto = way if isinstance(way, Auto) else None
+        self.auto = way if isinstance(way, Auto) else None  # until a log does not tell its training
         self.model: AbstractRecommender = trained.model
         self.shared = shared and getattr(self.problem, "shared", False)
         self.guard: guard.Guard | None = None
@@ -139,10 +135,10 @@ class InfluenceUnlearner:
             try:
                 self.guard = guard.check(self, self.way, show_progress)
             except guard.NotReproduced as failed:
-                if self.step is None:
+                if not self.auto or self.problem.derived or self.problem.no_step:
                     raise
-                self.way, self.chosen = self.step, f"auto: {failed.reason}"
-                self.method = self.way.name
+                self.way, self.chosen = self.auto.influence, f"auto: {failed.reason}"
+                self.method, self.auto = self.way.name, None
                 self.problem.check(self.way)
                 self.guard = guard.check(self, self.way, show_progress)
         return self.guard

@@ -22,7 +22,7 @@ def file_exists(data: Dataset, ending: str) -> bool:
 
 
 def column_types(data: Dataset, ending: str) -> dict[str, str]:
-    """Field -> type ('token', 'token_seq', 'float', 'float_seq') of a data set's ``.inter`` or ``.item`` file.
+    """Field -> type ('token', 'token_seq', 'float', 'float_seq') of a data set's file of this ending.
 
     Raises:
         InputError: no such file, or one without a header of ``field:type``.

@@ -270,22 +270,28 @@ def _of_category(split, value, rng):
     table = read_columns(data, ending, [*keys[ending], field])
     names = table[field]
     if offered[ending][field] == "token_seq":
-        names = names.str.split(data.config["seq_separator"])
-    known = set(names.explode()) - {""}
+        names = names.str.split(data.config["seq_separator"]).explode()
+    known = set(names) - {""}
     unknown = [category for category in categories if category not in known]
     if unknown:
         raise InputError(
             f"unknown category {unknown[0]!r} in column {field} of the .{ending} file{nearest(unknown[0], known)}"
         )
-    chosen = names.explode().isin(categories).groupby(level=0).any()
+    chosen = names.isin(categories).groupby(level=0).any()
     named = [table[key].map(data.field2token_id[key]) for key in keys[ending]]
-    if ending != "inter":
-        ids = split.items if ending == "item" else split.users
-        return np.flatnonzero(np.isin(ids, named[0][chosen].dropna()))
-    there = named[0].notna() & named[1].notna()
-    pairs = pd.DataFrame({"pair": named[0][there] * split.n_items + named[1][there], "chosen": chosen[there]})
-    of_pair = pairs.groupby("pair")["chosen"].agg(["any", "all"])
-    own = split.users * split.n_items + split.items
+    if ending == "inter":
+        users, items = named
+        return _of_lines(split, users, items, chosen, field)
+    owners = split.items if ending == "item" else split.users
+    return np.flatnonzero(np.isin(owners, named[0][chosen].dropna()))
+
+
+def _of_lines(split, users, items, chosen, field):
+    """Interactions of all whose lines are ``chosen``, which stand in columns of the .inter file of RecBole's ids."""
+    there = users.notna() & items.notna()
+    lines = pd.DataFrame({"pair": _pairs(split, users[there], items[there]), "chosen": chosen[there]})
+    of_pair = lines.groupby("pair")["chosen"].agg(["any", "all"])
+    own = _pairs(split, split.users, split.items)
     wanted = np.isin(own, of_pair.index[of_pair["any"]])
     if mixed := np.count_nonzero(wanted & ~np.isin(own, of_pair.index[of_pair["all"]])):
         raise InputError(
@@ -293,6 +299,11 @@ def _of_category(split, value, rng):
             f".inter file too, of which {field} is another; name the pairs in forget_file, which forgets all of them"
         )
     return np.flatnonzero(wanted)
+
+
+def _pairs(split, users, items):
+    """A number of each pair of ids."""
+    return users.astype(np.int64) * split.n_items + items.astype(np.int64)
 
 
 def _categorical(data, ending, keys):
@@ -380,8 +391,7 @@ def rows_of_pairs(split, pairs, where):
         raise InputError(f"{where} must be pairs of a user token and an item token")
     users = ids(split, "user", [user for user, _ in pairs])
     items = ids(split, "item", [item for _, item in pairs])
-    keys = split.users.astype(np.int64) * split.n_items + split.items
-    wanted = users * split.n_items + items
+    keys, wanted = _pairs(split, split.users, split.items), _pairs(split, users, items)
     missing = np.flatnonzero(~np.isin(wanted, keys))
     if len(missing):
         user, item = pairs[missing[0]]

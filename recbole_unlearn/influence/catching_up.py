@@ -17,12 +17,13 @@ import numba
 import numpy as np
 
 from recbole_unlearn.influence.recorded import Adam
-from recbole_unlearn.influence.vectors import FLAGS, put, root, spread, take
+from recbole_unlearn.influence.vectors import FLAGS, LINE, prefetch, put, root, spread, take
 
 NEGLIGIBLE = 1e-9  # share of the first moment that moves nothing any more
 REACH = 512  # steps, at most, after which the first moment must be negligible, for rows to catch up at once
 ERROR = 1e-5  # of the quadrature, relative, where it is greatest: at v = 0
 NONE = np.uint32(0xFFFFFFFF)  # no row
+SOON = np.uint64(6)  # rows for which memory is asked before they are needed
 
 
 @numba.njit(**FLAGS)
@@ -122,3 +123,10 @@ def catch_up(L, table, first, rows, schedule, ratios, good, reach, numbers):
         if first[row]:
             gap, nothing = np.uint64(first[row]), spread(L, np.float32(0))
             advance(L, table, row, nothing, np.uint64(0), gap, schedule, ratios, good, reach, numbers)
+
+
+@numba.njit(**FLAGS, inline="always")
+def fetch(L, table, row):
+    """Ask for the memory of a weight row, and of its moments."""
+    for line in range(0, 3 * L, LINE // 4):
+        prefetch(table, np.uint64(3 * L) * np.uint64(row) + np.uint64(line))

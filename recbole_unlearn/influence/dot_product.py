@@ -12,14 +12,13 @@ from typing import Any
 import numba
 import numpy as np
 
-from recbole_unlearn.influence.catching_up import NONE, advance, catch_up, planned, quotients
+from recbole_unlearn.influence.catching_up import NONE, SOON, advance, catch_up, fetch, planned, quotients
 from recbole_unlearn.influence.coupling import Epoch
 from recbole_unlearn.influence.pairwise_loss import slope, total_loss
 from recbole_unlearn.influence.recorded import Adam, steps_made
-from recbole_unlearn.influence.two_threads import halves_of, in_step, meet, threads_for, together
+from recbole_unlearn.influence.two_threads import halved, in_step, joined, meet, threads_for, together
 from recbole_unlearn.influence.vectors import (
     FLAGS,
-    LINE,
     aligned,
     dot,
     pointer,
@@ -31,7 +30,6 @@ from recbole_unlearn.influence.vectors import (
 
 BLOCK = 1 << 20  # rows, at least, that are arranged at once; a quarter of it where one thread trains
 AHEAD = np.uint64(32)  # rows for which memory is asked before it is needed
-SOON = np.uint64(6)  # rows of weights, likewise
 
 
 def _plain(array: np.ndarray, dtype: type | None = None) -> np.ndarray:
@@ -181,13 +179,6 @@ def _weigh(m, n, scores, scale, weights):
 
 
 @numba.njit(**FLAGS, inline="always")
-def _fetch(L, table, row):
-    """Ask for the memory of a weight row."""
-    for line in range(0, 3 * L, LINE // 4):
-        prefetch(table, np.uint64(3 * L) * np.uint64(row) + np.uint64(line))
-
-
-@numba.njit(**FLAGS, inline="always")
 def _move(
     L, m, table, names, stops, following, n_owners, n_touched, items, pairs, weights, gradients,
     s, schedule, ratios, good, reach, numbers,
@@ -204,14 +195,14 @@ def _move(
     at = np.uint64(0)
     for k in range(n_owners, n_touched):
         gradient, stop = spread(L, np.float32(0)), two * stops[k]
-        _fetch(L, table, names[min(k + SOON, n_touched - one)])
+        fetch(L, table, names[min(k + SOON, n_touched - one)])
         while at < stop:
             gradient = gradient + weights[pairs[at + one]] * take(L, table, size * pairs[at])
             at += two
         gap = np.uint64(following[k]) - s
         advance(L, table, names[k], gradient, s, gap, schedule, ratios, good, reach, numbers)
     for k in range(n_owners):
-        _fetch(L, table, names[min(k + SOON, n_owners - one)])
+        fetch(L, table, names[min(k + SOON, n_owners - one)])
         gradient, gap = take(L, gradients, k * np.uint64(L)), np.uint64(following[k]) - s
         advance(L, table, names[k], gradient, s, gap, schedule, ratios, good, reach, numbers)
 
@@ -282,35 +273,27 @@ class DotProductTraining:
     """
 
     def __init__(self, start: np.ndarray, n_users: int, optimizer: Adam, threads: int | None = None) -> None:
-        rows, K = start.shape
-        parts = halves_of(K)
         self.steps, self._n_users, self._optimizer = 0, n_users, optimizer
         self._threads = threads_for(threads)
-        self._columns = K // parts
-        self._table = aligned((parts, rows, 3 * self._columns), np.float32)
-        self._table[:, :, : self._columns] = start.reshape(rows, parts, -1).transpose(1, 0, 2)
-        self._slots = np.full((self._threads, rows), NONE)
+        self._table = halved(start)
+        self._columns = self._table.shape[2] // 3
+        self._slots = np.full((self._threads, len(start)), NONE)
         self._scratch: dict[str, np.ndarray] = {}
-
-    def _read(self, which: int) -> np.ndarray:
-        L = self._columns
-        part = self._table[:, :, which * L : (which + 1) * L]
-        return part.transpose(1, 0, 2).reshape(part.shape[1], -1)
 
     @property
     def W(self) -> np.ndarray:
         """A copy of the weights, float32 ``[n_users + n_items, K]``."""
-        return self._read(0)
+        return joined(self._table, 0)
 
     @property
     def M(self) -> np.ndarray:
         """A copy of Adam's first moment, likewise."""
-        return self._read(1)
+        return joined(self._table, 1)
 
     @property
     def V(self) -> np.ndarray:
         """A copy of Adam's second moment, likewise."""
-        return self._read(2)
+        return joined(self._table, 2)
 
     def epoch(self, users: np.ndarray, pos: np.ndarray, epoch: Epoch, with_loss: bool = False) -> float | None:
         """Train on an epoch's batches.

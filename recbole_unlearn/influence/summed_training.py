@@ -19,16 +19,15 @@ from typing import Any
 import numba
 import numpy as np
 
-from recbole_unlearn.influence.catching_up import NONE, advance, catch_up, planned, quotients
+from recbole_unlearn.influence.catching_up import NONE, SOON, advance, catch_up, fetch, planned, quotients
 from recbole_unlearn.influence.coupling import Epoch
 from recbole_unlearn.influence.pairwise_loss import slope, total_loss
 from recbole_unlearn.influence.recorded import Adam, steps_made
-from recbole_unlearn.influence.two_threads import halves_of, in_step, meet, threads_for, together
-from recbole_unlearn.influence.vectors import FLAGS, LINE, aligned, dot, pointer, prefetch, put, root, spread, take
+from recbole_unlearn.influence.two_threads import halved, in_step, joined, meet, threads_for, together
+from recbole_unlearn.influence.vectors import FLAGS, aligned, dot, pointer, put, root, spread, take
 
 PRODUCT, DISTANCE, OWN, NOTHING = range(4)
 BLOCK = 1 << 20  # rows that are arranged at once
-SOON = np.uint64(6)  # rows of weights for which memory is asked before it is needed
 TINY, HUGE = np.float32(1e-30), np.float32(1e18)
 
 
@@ -86,13 +85,6 @@ def _arrange(ids, bounds, slot, slots, names, following, first, counts):
 def _half(array, half):
     """Pointer to a half of an array ``[halves, rows, columns]``."""
     return pointer(array, half * array.shape[1] * array.shape[2])
-
-
-@numba.njit(**FLAGS, inline="always")
-def _fetch(L, table, row):
-    """Ask for the memory of a row: of its weights, and of its moments."""
-    for line in range(0, 3 * L, LINE // 4):
-        prefetch(table, np.uint64(3 * L) * np.uint64(row) + np.uint64(line))
 
 
 @numba.njit(**FLAGS, inline="always")
@@ -160,7 +152,7 @@ def _move(L, roles, part, half, pulled, s, start, plan, ratio, good, reach, numb
     own, gradients = _half(part[0], half), _half(part[6], half)
     base, count = roles * start, np.uint64(part[7][s])
     for k in range(count):
-        _fetch(L, own, names[base + min(k + SOON, count - np.uint64(1))])
+        fetch(L, own, names[base + min(k + SOON, count - np.uint64(1))])
         name, gradient = np.uint64(names[base + k]), take(L, gradients, k * np.uint64(L))
         if name == pulled:
             w = take(L, own, np.uint64(3 * L) * name)
@@ -273,32 +265,22 @@ class SummedTraining:
             raise ValueError("a score has one or two parts, of which at most one is a distance")
         self.parts, self._optimizer, self.steps = list(parts), optimizer, 0
         self._threads = threads_for(threads)
-        self._tables = []
-        for part in self.parts:
-            rows, K = part.start.shape
-            halves = halves_of(K)
-            table = aligned((halves, rows, 3 * K // halves), np.float32)
-            table[:, :, : K // halves] = part.start.reshape(rows, halves, -1).transpose(1, 0, 2)
-            self._tables.append(table)
-
-    def _read(self, which: int) -> list[np.ndarray]:
-        parts = (np.split(table, 3, 2)[which] for table in self._tables)
-        return [part.transpose(1, 0, 2).reshape(part.shape[1], -1) for part in parts]
+        self._tables = [halved(part.start) for part in self.parts]
 
     @property
     def W(self) -> list[np.ndarray]:
         """A copy of each part's embeddings, float32 ``[rows, K]``."""
-        return self._read(0)
+        return [joined(table, 0) for table in self._tables]
 
     @property
     def M(self) -> list[np.ndarray]:
         """A copy of Adam's first moments, likewise."""
-        return self._read(1)
+        return [joined(table, 1) for table in self._tables]
 
     @property
     def V(self) -> list[np.ndarray]:
         """A copy of Adam's second moments, likewise."""
-        return self._read(2)
+        return [joined(table, 2) for table in self._tables]
 
     def epoch(
         self, queries: Sequence[np.ndarray], pos: np.ndarray, epoch: Epoch, with_loss: bool = False
@@ -360,8 +342,7 @@ class SummedTraining:
         kernel: Any = _train(m, *shapes[0], *shapes[1])
 
         def run(begin, end, progress):
-            room = np.empty(most * (m + 1), np.float32), np.empty(most * (m + 1), np.float32)
-            room = *room, np.empty((1, most * m), np.float32)
+            room = *np.empty((2, most * (m + 1)), np.float32), np.empty((1, most * m), np.float32)
             rest = first, first2, bounds, scores, squares, halves, room, progress, *plan, with_loss
             return kernel(begin, end, data, data2, *pulled, *rest)
 

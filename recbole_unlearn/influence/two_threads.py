@@ -22,6 +22,21 @@ def halves_of(columns: int) -> int:
     return 2 if columns >= SPLIT and columns % 2 == 0 else 1
 
 
+def halved(start: np.ndarray) -> np.ndarray:
+    """A table of weights ``[rows, K]`` and of two moments that are zero: float32 ``[halves, rows, 3 * K / halves]``."""
+    rows, K = start.shape
+    halves = halves_of(K)
+    table = aligned((halves, rows, 3 * K // halves), np.float32)
+    table[:, :, : K // halves] = start.reshape(rows, halves, -1).transpose(1, 0, 2)
+    return table
+
+
+def joined(table: np.ndarray, which: int) -> np.ndarray:
+    """A copy of the weights (0) of such a table, or of its first or second moments: ``[rows, K]``."""
+    part = np.split(table, 3, 2)[which]
+    return np.array(part.transpose(1, 0, 2)).reshape(part.shape[1], -1)
+
+
 def threads_for(most: int | None) -> int:
     """One or two: at most so many, by default as many as numba has."""
     return max(1, min(2, numba.get_num_threads() if most is None else most))

@@ -81,7 +81,7 @@ def markdown(result: dict) -> str:
         "",
         *([result["paired"]["sentence"], ""] if "paired" in result else []),
         *([SPAM_EXPOSURE, ""] if forget["kind"] == "spam" else []),
-        *([_cohort(result), ""] if _cohort(result) else []),
+        *([cohort, ""] if (cohort := _cohort(result)) else []),
         f"{_how(solve)}; kernels loaded in {solve['setup_seconds']:.2g} s before the request.",
         "",
         guard_sentence(result),

@@ -68,7 +68,6 @@ class Run:
         self.whole = output.whole_of(config, self.split, self.request)
         self.unlinked = output.unlinked(self.split, self.whole)
         if self.unlearner and self.request.kind != "requests":
-            self.unlearner.expect(self.rows)
             output.check_unlinked(config, self.unlinked, self.unlearner.will_be_exact(self.rows))
         self.erasure = output.erasure_of(config, self.split, self.rows, earlier, self.whole) if saved else {}
         inter = output.data_file(config, earlier)
@@ -101,7 +100,10 @@ class Run:
         trained = checkpoint.trained(self.split)
         if self.paired and (reason := not_paired(trained)):
             raise InputError(f"compare: paired is not possible: {reason}; give compare: retrain")
-        return InfluenceUnlearner(trained, shared=shared)
+        unlearner = InfluenceUnlearner(trained, shared=shared)
+        if self.request.kind != "requests":
+            unlearner.expect(self.rows)
+        return unlearner
 
     def run(self) -> Result:
         """Train if need be, forget, retrain to compare, judge all, write."""
@@ -144,8 +146,6 @@ class Run:
         else:
             _, trainer, seconds = train(config, self.split, folder / "model.pth")
             unlearner = self._opened(Checkpoint.written(folder / "model.pth", config))
-            if self.request.kind != "requests":
-                unlearner.expect(self.rows)
             unlearner.check(config["show_progress"])
         if trainer:
             trainer.eval_collector.data_collect(self.split.train)

@@ -103,7 +103,7 @@ def _instead(problem, way):
     if isinstance(way, Replay) and way.epochs == "validated" and not replace(way, epochs="original").refuses(problem):
         return "leave replay_epochs out"
     other = "auto" if isinstance(way, Reoptimise) else "influence" if isinstance(way, Replay) else "replay"
-    return f"use method: {other if problem.derived or other != 'auto' else 'replay'}"
+    return f"use method: {other}"
 
 
 def _of_any_loss(problem, way):

@@ -220,7 +220,7 @@ class DotProduct(Problem):
         snapshots = self._train(training, epochs, "Unlearn" if show_progress else None)
         change = training.W.astype(np.float64) - weights
         self.shard.from_leader(torch.from_numpy(change))
-        details = self._exact(epochs, coupling, change) | ({"exact": False} if stride > 1 or not exact else {})
+        details = self._trained_again(epochs, coupling, change, exact and stride == 1)
         details |= {"stride": stride} if stride > 1 else {}
         moments = adam_states([len(self.P), len(self.Q)], training.M, training.V, training.steps)
         new = NewTraining(epochs, start, dict(enumerate(moments)))
@@ -235,19 +235,19 @@ class DotProduct(Problem):
         model, shape = again.trainer.model, (-1, self.P.shape[1])
         change = np.concatenate([array(value) for value in model.parameters()]).astype(np.float64)
         change -= flat(self.P, self.Q).numpy().reshape(shape)
-        details = self._exact(again.epochs, "fresh", change) | chosen
+        details = self._trained_again(again.epochs, "fresh", change, True) | chosen
         moments = {n: copies(state) for n, state in again.trainer.optimizer.state_dict()["state"].items()}
         start = again.start.numpy().astype(np.float32).reshape(shape)
         new = NewTraining(again.epochs, start, moments, validated=chosen)
         return Change(change, details, again.snapshots, new)
 
-    def _exact(self, epochs, coupling, change):
+    def _trained_again(self, epochs, coupling, change, exact):
         """What is to be known of a training again."""
         return {
             "epochs": len(epochs),
             "rows_replayed": len(change),
             "all_rows": True,
-            "exact": True,
+            "exact": exact,
             "coupling": coupling,
             "triples_replayed": int(epochs.kept.sum()) * self.log.negatives * len(epochs),
             "step_norm": float(np.linalg.norm(change)),
