@@ -66,9 +66,10 @@ def audit(options):
     found = _audit(options, audited(names, {name: settings[name] for name in names if name in settings}))
     results = found.run(sets)
     title = f"{options.model} on {options.dataset}, {setting(options)}, pair by pair, {options.models} models each"
-    title += ", methods' settings by one rule" if settings else ""
-    options.output.mkdir(parents=True, exist_ok=True)
     name = f"{options.dataset}-{options.model}-{setting(options)}"
+    if settings:
+        title, name = f"{title}, methods' settings by one rule", f"{name}-tuned"
+    options.output.mkdir(parents=True, exist_ok=True)
     print(per_example.write(results, title, found.agreement, options.output, name))
     print(f"{common.command(options)}: {(perf_counter() - start) / 60:.0f} minutes; {common.load()}")
 
