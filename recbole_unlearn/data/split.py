@@ -65,7 +65,8 @@ def rebuild_histories(part: SequentialDataset, data: SequentialDataset, rows: np
     """Take from histories what is gone, in place.
 
     RecBole writes histories into the rows (``item_id_list`` and the like) before it splits the data. A user's
-    sequence is the history of the first row, and then the rows' own items.
+    sequence is the history of the first row, and then the rows' own items. A history is the end of what is before its
+    row: only rows that follow something gone that closely have another.
 
     Args:
         part: RecBole sequential data set that holds some rows of another, in tensors of its own.
@@ -88,9 +89,11 @@ def rebuild_histories(part: SequentialDataset, data: SequentialDataset, rows: np
             name: torch.cat([whole[field][own[0], :prefix], whole[name][own[kept]]]) for name, field in lists.items()
         }
         ends = prefix + np.cumsum(kept) - kept  # items before each row that are not gone
-        places = np.searchsorted(rows, own)
-        here = np.flatnonzero((places < len(rows)) & (rows[np.minimum(places, len(rows) - 1)] == own))
-        here, ends = torch.from_numpy(places[here]), torch.from_numpy(ends[here])
+        before = np.concatenate([[0], np.cumsum(~kept)])
+        other = np.flatnonzero(before[:-1] > before[np.maximum(np.arange(len(own)) - limit, 0)])
+        places = np.searchsorted(rows, own[other])
+        here = (places < len(rows)) & (rows[np.minimum(places, len(rows) - 1)] == own[other])
+        here, ends = torch.from_numpy(places[here]), torch.from_numpy(ends[other[here]])
         starts = (ends - limit).clamp(min=0)
         columns[lengths][here] = (ends - starts).to(columns[lengths].dtype)
         for name, field in lists.items():
