@@ -126,7 +126,12 @@ def tsne_map(
 
 
 def geometry(
-    models: Mapping[str, AbstractRecommender], log: TripleLog, rows: np.ndarray, epochs: int, seed: int = 0
+    models: Mapping[str, AbstractRecommender],
+    log: TripleLog,
+    rows: np.ndarray,
+    epochs: int,
+    seed: int = 0,
+    mapped: bool = True,
 ) -> dict[str, Any]:
     """PNPR of every user that loses something, and a map of the one that loses most, without saying who is who.
 
@@ -135,11 +140,12 @@ def geometry(
         log: of the original's training; its negatives are those that the forgotten rows met.
         rows: of the log, the forgotten ones, sorted.
         epochs: epochs that the original's weights were trained for.
+        mapped: whether there is a map; it takes a second, most of which is scikit-learn's import.
 
     Returns:
         dict of plain values, for `pictures.described`: ``pnpr`` (model -> one value a user, users in random order) and
-        ``map`` (model -> `tsne_map`); empty where models have no embeddings or no negatives, or nothing is
-        forgotten.
+        ``map`` (model -> `tsne_map`, of those that have one); empty where models have no embeddings or no negatives,
+        or nothing is forgotten.
     """
     pairs = {name: pair for name, model in models.items() if (pair := embeddings(model)) is not None}
     if len(rows) == 0 or len(pairs) < len(models) or not log.negatives:
@@ -157,6 +163,6 @@ def geometry(
     ratios, maps = {}, {}
     for name, (P, Q) in pairs.items():
         ratios[name] = np.round(by_user(users, pnpr(P, Q, users, items, negatives))[order], 4).tolist()
-        if len(others) > 1 and P.shape[1] > 1:  # one dimension has no map
+        if mapped and len(others) > 1 and P.shape[1] > 1:  # one dimension has no map
             maps[name] = tsne_map(P, Q, int(users[own[0]]), items[own], others, seed)
     return {"pnpr": ratios, "map": maps}

@@ -201,7 +201,8 @@ class Run:
             if len(split.spam):
                 evaluated[name]["exposure"] = exposure(model, split, config["topk"])
         sentence, figures, paired = None, None, None
-        if "retrained" in ranks:
+        compared = "retrained" in ranks
+        if compared:
             before, after, goal = (ranks[name] for name in ("original", "unlearned", "retrained"))
             sentence, figures = forgetting.verdict(before, after, goal, "paired" if self.paired else "retrained")
             if self.paired:
@@ -215,7 +216,8 @@ class Run:
             **({"paired": paired} if paired else {}),
             "rank_histogram": {name: forgetting.histogram(each) for name, each in ranks.items()},
             "churn": churn(models, judged, rows) if judges else {},
-            "geometry": geometry(models, trained.log, rows, trained.epochs) if judges else {},
+            # nobody waits for a map that has nothing to be compared with
+            "geometry": geometry(models, trained.log, rows, trained.epochs, mapped=compared) if judges else {},
         }
 
     def _write_for_serving(self, folder: Path, models: dict[str, AbstractRecommender]):

@@ -104,6 +104,8 @@ def test_every_user_that_loses_something_is_counted_and_one_is_mapped(rng):
     for each in found["map"].values():
         assert len(each["positives"]) == 3 and 3 <= len(each["negatives"]) <= 45
     assert found == geometry.geometry(models, log(users, items, negatives), rows, 12)
+    unmapped = geometry.geometry(models, log(users, items, negatives), rows, 12, mapped=False)
+    assert unmapped == {"pnpr": found["pnpr"], "map": {}}
 
 
 def test_a_single_forgotten_interaction_has_a_map_too(rng):
