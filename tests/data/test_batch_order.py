@@ -9,7 +9,7 @@ import pytest
 import torch
 from logs import without
 
-from recbole_unlearn.data import sampling
+from recbole_unlearn.data import orders, sampling
 from recbole_unlearn.data.orders import BatchOrder, permutation
 from recbole_unlearn.errors import InputError
 from recbole_unlearn.influence.coupling import Paired
@@ -49,7 +49,9 @@ def order_of(split, log):
     return BatchOrder(log, split.data_row, max(BATCH // log.negatives, 1))
 
 
-def test_the_batches_are_those_that_the_model_was_trained_on(trained):
+@pytest.mark.parametrize("held", [orders.HELD, 0], ids=["held", "drawn anew"])
+def test_the_batches_are_those_that_the_model_was_trained_on(trained, held, monkeypatch):
+    monkeypatch.setattr(orders, "HELD", held)
     split, path, seen = trained
     log = TripleLog.open(log_path(path))
     order = order_of(split, log)
