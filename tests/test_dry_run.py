@@ -64,7 +64,8 @@ def test_both_say_that_a_cohort_is_retraining(scene, share):
     assert told["way"]["exact"] and done["unlearning"]["exact"]
     assert ("This is retraining: 40% of the training interactions are to be" in told.page) == (share > 0.1)
     said = "This is retraining: 40% of the training interactions are forgotten, and no less leads there. It took "
-    assert (said in Path("out/result.md").read_text()) == (share > 0.1)
+    for page in ("result.md", "report.html"):
+        assert (said in Path("out", page).read_text()) == (share > 0.1)
 
 
 def test_held_out_interactions_of_those_named_are_counted(scene, split):

@@ -39,19 +39,21 @@ OUTCOMES = {
 NAMES = {"original": "training", "unlearned": "unlearning", "retrained": "retraining"}
 
 
-def page(result: dict, table: pd.DataFrame, method: str) -> str:
+def page(result: dict, table: pd.DataFrame, method: str, cohort: str) -> str:
     """The report as HTML.
 
     Args:
         result (dict): of ``run_unlearn``.
         table (DataFrame of strings): `reports.tables.comparison_table` of it.
         method (str): how it was unlearned, in words.
+        cohort (str): that it was no less than retraining, where it was.
     """
     style = drawn.STYLE + (templates.FOLDER / "style.css").read_text()
     return templates.render(
         "report.html.jinja",
         result=result,
         method=method,
+        cohort=cohort,
         style=Markup(style),
         digest=base64.b64encode(hashlib.sha256(style.encode()).digest()).decode(),
         described=described,

@@ -128,7 +128,7 @@ def guard_sentence(result: dict) -> str:
 
 def html(result: dict) -> str:
     """The result as an HTML page of its own, with pictures."""
-    return html_report.page(result, comparison_table(result), _how(result["unlearning"]))
+    return html_report.page(result, comparison_table(result), _how(result["unlearning"]), _cohort(result))
 
 
 def _drift(stream):
