@@ -169,6 +169,7 @@ def trainings(n_rows):
     step = max(step for step in range(2, 200) if n_rows % step == 1)
     return {
         "uneven": EARS,
+        "drawn": {**EARS, "log_negatives": "drawn"},
         "single": {
             "train_batch_size": step,
             "train_neg_sample_args": {**EARS["train_neg_sample_args"], "sample_num": 1},
@@ -190,7 +191,7 @@ def trained(request, tmp_path_factory, make_options, split):
     return request.param, place
 
 
-NAMES = ("uneven", "single", "static", "features", "sampled")
+NAMES = ("uneven", "drawn", "single", "static", "features", "sampled")
 
 
 def noted(trained, name):
@@ -203,10 +204,12 @@ def ordered(triples):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_log_holds_what_the_ranks_trained_on(name, trained):
+def test_the_log_holds_what_the_ranks_trained_on(name, trained, make_split, split):
     ranks = noted(trained, name)
     log = TripleLog.open(str(ranks[0]["log"]))
     log.verify()
+    assert all((entry is not None) == (name == "drawn") for entry in log.drawn)  # stored, or drawn again
+    make_split(epochs=3, **trainings(split.n_rows)[name]).draws(log)
     assert log.n_epochs == 3
     assert not any("log" in rank for rank in ranks[1:])
     for epoch in range(log.n_epochs):
@@ -226,6 +229,7 @@ def test_ranks_train_as_one_process_does(name, trained, make_split, make_model, 
     best = trainer.fit(alone.train, alone.valid, verbose=False)[0]
     ranks = noted(trained, name)
     log = TripleLog.open(str(ranks[0]["log"]))
+    alone.draws(log)
     for epoch in range(3):
         np.testing.assert_array_equal(log.epoch(epoch), trainer.triple_log.epoch(epoch))
     for key, value in model.state_dict().items():
