@@ -138,7 +138,7 @@ def _check_validated(config):
     elif config["everywhere"]:
         reason = "with everywhere: True held-out interactions go too, which validation would use"
     if reason:
-        raise InputError(f"replay_epochs: validated is not possible: {reason}, or leave replay_epochs out")
+        raise InputError(f"replay_epochs: validated is not possible: {reason}, or give replay_epochs: original")
 
 
 def _check_influence_only(config):
