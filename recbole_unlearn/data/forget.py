@@ -3,6 +3,7 @@
 import csv
 import math
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import date, datetime, timezone
 from functools import partial
@@ -409,10 +410,12 @@ def rows_of_pairs(split, pairs, where):
     Raises:
         InputError: unknown tokens, or pairs that are not training interactions.
     """
+    listed = isinstance(pairs, Iterable) and not isinstance(pairs, (str, bytes))
+    pairs = list(pairs) if listed else [pairs]
     if not all(isinstance(pair, (tuple, list)) and len(pair) == 2 for pair in pairs):
         raise InputError(f"{where} must be pairs of a user token and an item token")
-    users = ids(split, "user", [user for user, _ in pairs])
-    items = ids(split, "item", [item for _, item in pairs])
+    users = ids(split, "user", read_tokens(str(where), [user for user, _ in pairs]))
+    items = ids(split, "item", read_tokens(str(where), [item for _, item in pairs]))
     keys, wanted = _pairs(split, split.users, split.items), _pairs(split, users, items)
     missing = np.flatnonzero(~np.isin(wanted, keys))
     if len(missing):
