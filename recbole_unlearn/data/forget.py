@@ -410,8 +410,9 @@ def rows_of_pairs(split, pairs, where):
     Raises:
         InputError: unknown tokens, or pairs that are not training interactions.
     """
-    listed = isinstance(pairs, Iterable) and not isinstance(pairs, (str, bytes))
-    pairs = list(pairs) if listed else [pairs]
+    if not isinstance(pairs, Iterable) or isinstance(pairs, (str, bytes)):
+        raise InputError(f"{where} must be pairs of a user token and an item token, in a list")
+    pairs = list(pairs)
     if not all(isinstance(pair, (tuple, list)) and len(pair) == 2 for pair in pairs):
         raise InputError(f"{where} must be pairs of a user token and an item token")
     users = ids(split, "user", read_tokens(str(where), [user for user, _ in pairs]))
