@@ -22,11 +22,12 @@ from recbole_unlearn.runs.output import (
     suppress,
     suppression_list,
 )
+from recbole_unlearn.settings.conflicts import check_open
 from recbole_unlearn.settings.given import Files, Given
 from recbole_unlearn.storage import audit
 from recbole_unlearn.storage.checkpoints import check_finite
 from recbole_unlearn.storage.files import in_one_line, locked, sweep_scratch
-from recbole_unlearn.storage.paths import check_apart, check_written
+from recbole_unlearn.storage.paths import check_apart, check_path, check_written
 from recbole_unlearn.storage.triple_log import log_path
 from recbole_unlearn.training.trained import Checkpoint, Trained
 from recbole_unlearn.unlearners import guard
@@ -97,7 +98,9 @@ class InfluenceUnlearner:
             InputError: as `run_unlearn` does.
         """
         sweep_scratch()
+        check_path("checkpoint", checkpoint)
         given = Given.read(model, None, config_file_list, {**(config_dict or {}), "checkpoint": str(checkpoint)})
+        check_open(given)
         with ExitStack() as held:
             opened = Checkpoint.open(given, held)
             assert opened
@@ -269,7 +272,7 @@ class InfluenceUnlearner:
         if kind == "rows":
             return self.forget_rows(value)
         if kind == "pairs":
-            return self.forget_rows(rows_of_pairs(self.split, list(value), "pairs"))
+            return self.forget_rows(rows_of_pairs(self.split, value, "pairs"))
         wanted = ForgetRequest.of(kind, value, self.config)
         found = self.forget_rows(wanted.rows(self.split))
         for field, ids in wanted.whole(self.split).items():
@@ -312,6 +315,7 @@ class InfluenceUnlearner:
             InputError: there is something already, another process is writing there, the audit file is damaged, or the
                 system refuses.
         """
+        check_path("path", path)
         path, original = Path(path), self.trained.path
         _check_new(path)
         check_written("file", path, original)

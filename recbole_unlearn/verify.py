@@ -18,6 +18,7 @@ from recbole_unlearn.data.sampling import Played
 from recbole_unlearn.devices import copies
 from recbole_unlearn.errors import InputError
 from recbole_unlearn.settings.given import Given
+from recbole_unlearn.storage.paths import check_path
 from recbole_unlearn.training.compiled import COMPILED
 from recbole_unlearn.training.fit import LIMIT, begin, distance, new_model, train_paired
 from recbole_unlearn.training.trained import Checkpoint, seed_of
@@ -36,6 +37,7 @@ def verify(checkpoint: Path | str, model: type | None = None) -> float:
     Raises:
         InputError: no log, a damaged one, or one that does not tell all that was drawn.
     """
+    check_path("checkpoint", checkpoint)
     with ExitStack() as held, tempfile.TemporaryDirectory() as folder:
         opened = Checkpoint.open(Given.read(model, None, None, {"checkpoint": str(checkpoint)}), held)
         assert opened

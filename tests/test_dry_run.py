@@ -56,6 +56,21 @@ def test_it_says_what_the_request_then_does(scene, keys):
     )
 
 
+def test_a_stream_of_steps_that_comes_to_a_cohort_is_told_to_be_trained_again(data_path, make_options):
+    """Each of its requests is a small one."""
+    keys = make_options(epochs=1, compare="none", evaluate="none", output_dir="out")
+    run_unlearn("NGCF", "tiny", config_dict={**keys, "forget_count": 1})
+    users = sorted({line.split("\t")[0] for line in Path(data_path, "tiny", "tiny.inter").read_text().splitlines()[1:]})
+    Path("requests.csv").write_text("\n".join(["user,item", *(f"{user}," for user in users[: len(users) // 4])]) + "\n")
+    asked = {"checkpoint": "out/model.pth", "forget_requests": "requests.csv", "request_batch": 8, "exact_seconds": 0}
+    asked |= {"compare": "none", "evaluate": "none", "output_dir": "second"}
+    told = run_unlearn(config_dict={**asked, "dry_run": True})
+    done = run_unlearn(config_dict=asked)
+    assert "a step is no way" in told["way"]["chosen"] and "This is retraining" in told.page
+    assert told["way"]["exact"] == done["unlearning"]["exact"] is True
+    assert told["way"]["method"] == done["unlearning"]["method"] == "replay"
+
+
 @pytest.mark.parametrize("share", [0.05, 0.4])
 def test_both_say_that_a_cohort_is_retraining(scene, share):
     keys = {"forget_ratio": share, "output_dir": "out", "compare": "none"}

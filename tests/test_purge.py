@@ -177,6 +177,18 @@ def test_a_data_path_says_where_the_files_lie_beside_which_data_are_frozen(forge
     assert len(moved.read_text().splitlines()) == lines - 5
 
 
+@pytest.mark.parametrize(
+    "keys",
+    [{"forget_time": "..9"}, {"forget_category": "c1", "forget_category_field": "class"}],
+    ids=lambda keys: [*keys][0],
+)
+def test_what_is_chosen_by_columns_is_refused_where_the_data_have_no_files(forget, keys):
+    forget(forget_count=7, output_dir="first")
+    with pytest.raises(InputError, match="after purge_dataset") as found:
+        forget("first/unlearned.pth", output_dir="second", **keys)
+    assert "\n" not in str(found.value) and not Path("second").exists()
+
+
 def test_an_unlearned_model_evaluates_alike_after_the_purge(forget):
     """Not to the last digit: nobody knows any more which items to leave out of the forgotten users' candidates."""
     first = forget(forget_count=7, output_dir="first", coupling="paired")  # the same weights at every run

@@ -122,6 +122,8 @@ def test_nobody_else_may_read_queue_and_key(here, command):
         (["--pair", "u20", " "], "names nobody"),
         (["--user", "u20", "--id", "a b"], "id 'a b'"),
         (["--user", "u20", "--id", ""], "id ''"),
+        (["--user", "u20", "--id", "u20"], "the id is the token"),
+        (["--pair", "u20", "i4", "--id", "i4"], "the id is the token"),
         (["--user", "u20", "--due", "-1"], "due"),
         (["--user", "u20", "--due", "99999999999999"], "due"),
     ],
@@ -326,13 +328,16 @@ def test_tokens_are_in_no_file_of_the_queue_once_they_are_done(here, command):
         (["--learning_rate=0.5"], "learning_rate"),
         (["--no_such_key=1"], "no_such_key"),
         (["--purge"], "--key=value"),
+        (["--dry_run=True"], "dry_run"),
+        (["--audit=None"], "audit"),
     ],
 )
 def test_keys_that_a_queue_cannot_be_served_with_are_refused(here, command, arguments, said):
     command("add", "q.db", "--user", "u20", "--id", "a")
+    command("add", "q.db", "--user", "nobody", "--id", "unknown")
     argv = [each for each in SERVE if each.partition("=")[0] != arguments[0].partition("=")[0]]
     assert said in command(*argv, *arguments, status=2)
-    assert state_of("a") == "pending" and not Path("served").exists()
+    assert state_of("a") == state_of("unknown") == "pending" and not Path("served").exists()
 
 
 def test_a_queue_needs_a_checkpoint_once(here, command):

@@ -146,6 +146,58 @@ def test_a_file_is_never_overwritten(trained):
         session.save("out/model.pth")
 
 
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"forget_users": ["u20"]},
+        {"forget_count": 3},
+        {"purge": True},
+        {"purge": True, "purge_dataset": True, "everywhere": True},
+        {"dry_run": True},
+        {"changed_lists": 5},
+        {"embeddings": True},
+        {"methods": "all"},
+        {"evaluate": "audit"},
+        {"experiment": "paper"},
+    ],
+)
+def test_what_only_a_run_does_is_refused_not_passed_over(trained, keys):
+    """Who asks for a purge, and gets none, would believe that the original is gone."""
+    with pytest.raises(InputError, match="open unlearner") as refused:
+        InfluenceUnlearner.load(trained(), config_dict=keys)
+    assert next(reversed(keys)) in str(refused.value) or next(iter(keys)) in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("pairs", "said"),
+    [
+        (None, "must be pairs"),
+        (5, "must be pairs"),
+        ("u20", "must be pairs"),
+        ([("u20",)], "must be pairs"),
+        ([], "names nobody"),
+        ([("u20", None)], "names nobody"),
+        ([(1, 2)], "unknown user token '1'"),
+        ([("u20", 1.5)], "1.5"),
+    ],
+)
+def test_pairs_that_name_nobody_end_in_one_line(trained, pairs, said):
+    with InfluenceUnlearner.load(trained()) as session:
+        with pytest.raises(InputError, match=said):
+            session.forget(pairs=pairs)
+        assert not len(session.forgotten)
+
+
+@pytest.mark.parametrize("path", ["", ".", None, 5])
+def test_what_is_no_path_ends_in_one_line(trained, path):
+    with pytest.raises(InputError, match="must be the path of a file"):
+        InfluenceUnlearner.load(path)
+    with InfluenceUnlearner.load(trained()) as session:
+        session.forget("count", 3)
+        with pytest.raises(InputError, match="must be the path of a file"):
+            session.save(path)
+
+
 def test_small_requests_that_touch_most_of_the_data_together_end_in_a_replay_of_all_rows(trained):
     """All rows are then as after one request for everything: what single requests leave undone does not add up."""
     path = trained(**WHOLE_BATCH, exact_seconds=0)

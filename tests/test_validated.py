@@ -236,9 +236,24 @@ def test_what_does_not_go_together_is_refused_before_any_work(make_options, keys
 @pytest.mark.parametrize(
     ("name", "keys", "way", "words"),
     [
-        ("BPR", {}, ru.Replay("all", "paired", epochs="validated"), "give coupling: fresh; leave replay_epochs out"),
-        ("FPMC", {}, ru.Replay("all", "paired", epochs="validated"), "give coupling: fresh; leave replay_epochs out"),
-        ("BPR", {}, ru.Replay("auto", "fresh", epochs="validated"), "give replay_rows: all; leave replay_epochs out"),
+        (
+            "BPR",
+            {},
+            ru.Replay("all", "paired", epochs="validated"),
+            "give coupling: fresh; give replay_epochs: original",
+        ),
+        (
+            "FPMC",
+            {},
+            ru.Replay("all", "paired", epochs="validated"),
+            "give coupling: fresh; give replay_epochs: original",
+        ),
+        (
+            "BPR",
+            {},
+            ru.Replay("auto", "fresh", epochs="validated"),
+            "give replay_rows: all; give replay_epochs: original",
+        ),
         ("BPR", {"eval_step": 0}, WAY, "nothing was validated"),
         ("BPR", {"eval_args": {"split": {"RS": [9, 0, 1]}}}, WAY, "there is no validation data to choose an epoch by"),
     ],

@@ -3,6 +3,7 @@
 import csv
 import math
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import date, datetime, timezone
 from functools import partial
@@ -15,6 +16,7 @@ from recbole.config import Config
 
 from recbole_unlearn.data import requests
 from recbole_unlearn.data.atomic_file import column_types, file_exists, read_columns
+from recbole_unlearn.data.frozen_data import is_frozen
 from recbole_unlearn.data.tokens import ids, nearest, read_tokens
 from recbole_unlearn.errors import InputError
 from recbole_unlearn.storage.files import read_text
@@ -255,28 +257,39 @@ def rarest(split: "Split", count: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def _of_category(split, value, rng):
-    """Items, users or single interactions of some categories: the first of the files that has the column says which."""
+    """Items, users or single interactions of some categories: the one file whose column knows them says which."""
     field, categories = value
     data = split.train._dataset
     keys = {"item": [data.iid_field], "user": [data.uid_field], "inter": [data.uid_field, data.iid_field]}
     offered = {ending: _categorical(data, ending, own) for ending, own in keys.items()}
-    ending = next((ending for ending, types in offered.items() if field in types), None)
-    if ending is None:
+    endings = [ending for ending, types in offered.items() if field in types]
+    if not endings:
+        _check_there(data, "forget_category")
         found = [f"{name} ({of})" for of, types in offered.items() for name in types]
         raise InputError(
             f"forget_category_field must name a token column of the .item, .user or .inter file of data set "
             f"{data.dataset_name!r}, one of {', '.join(found) or 'none'}; got {field!r}"
         )
-    table = read_columns(data, ending, [*keys[ending], field])
-    names = table[field]
-    if offered[ending][field] == "token_seq":
-        names = names.str.split(data.config["seq_separator"]).explode()
-    known = set(names) - {""}
-    unknown = [category for category in categories if category not in known]
-    if unknown:
+    found, unknown = {}, []
+    for ending in endings:
+        table = read_columns(data, ending, [*keys[ending], field])
+        names = table[field]
+        if offered[ending][field] == "token_seq":
+            names = names.str.split(data.config["seq_separator"]).explode()
+        known = set(names) - {""}
+        if missing := [category for category in categories if category not in known]:
+            near = nearest(missing[0], known)
+            unknown.append(f"unknown category {missing[0]!r} in column {field} of the .{ending} file{near}")
+        else:
+            found[ending] = table, names
+    if not found:
+        raise InputError("; ".join(unknown))
+    if len(found) > 1:
+        both = " and ".join(f".{ending}" for ending in found)
         raise InputError(
-            f"unknown category {unknown[0]!r} in column {field} of the .{ending} file{nearest(unknown[0], known)}"
+            f"forget_category could be meant of each: column {field} of the files {both}; rename it in one of them"
         )
+    ((ending, (table, names)),) = found.items()
     chosen = names.isin(categories).groupby(level=0).any()
     named = [table[key].map(data.field2token_id[key]) for key in keys[ending]]
     if ending == "inter":
@@ -284,6 +297,15 @@ def _of_category(split, value, rng):
         return _of_lines(split, users, items, chosen, field)
     owners = split.items if ending == "item" else split.users
     return np.flatnonzero(np.isin(owners, named[0][chosen].dropna()))
+
+
+def _check_there(data, key):
+    """Raises InputError where a data set has no files beside it any more, since it was frozen with a log."""
+    if is_frozen(data.config):
+        raise InputError(
+            f"{key} reads columns of files, and after purge_dataset the model's data are those kept with "
+            "its log, which have none; name users, items or pairs"
+        )
 
 
 def _of_lines(split, users, items, chosen, field):
@@ -335,6 +357,7 @@ def _times(split):
     They only serve to tell apart repeated interactions of the same user and item.
     """
     data = split.train._dataset
+    _check_there(data, "forget_time")
     field, types = data.time_field, column_types(data, "inter")
     if types.get(field) != "float":
         raise InputError(
@@ -387,10 +410,13 @@ def rows_of_pairs(split, pairs, where):
     Raises:
         InputError: unknown tokens, or pairs that are not training interactions.
     """
+    if not isinstance(pairs, Iterable) or isinstance(pairs, (str, bytes)):
+        raise InputError(f"{where} must be pairs of a user token and an item token, in a list")
+    pairs = list(pairs)
     if not all(isinstance(pair, (tuple, list)) and len(pair) == 2 for pair in pairs):
         raise InputError(f"{where} must be pairs of a user token and an item token")
-    users = ids(split, "user", [user for user, _ in pairs])
-    items = ids(split, "item", [item for _, item in pairs])
+    users = ids(split, "user", read_tokens(str(where), [user for user, _ in pairs]))
+    items = ids(split, "item", read_tokens(str(where), [item for _, item in pairs]))
     keys, wanted = _pairs(split, split.users, split.items), _pairs(split, users, items)
     missing = np.flatnonzero(~np.isin(wanted, keys))
     if len(missing):

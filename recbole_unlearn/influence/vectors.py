@@ -11,6 +11,7 @@ from typing import Any
 
 import numba
 import numpy as np
+import torch
 from numba import extending, types
 from numba.core import cgutils
 from numba.core.datamodel import models
@@ -22,6 +23,12 @@ FLAGS: dict[str, Any] = {
     "fastmath": {"reassoc", "contract", "nsz", "arcp"},
 }
 PARALLEL = {**FLAGS, "parallel": True}
+
+# The first to ask numba for its threads starts them, which by OpenMP gives torch as many: trainings of torch's would
+# then add up in another order, and not end in the same weights, after the first that our kernels made.
+_threads = torch.get_num_threads()
+numba.get_num_threads()
+torch.set_num_threads(_threads)
 
 ir = cgutils.ir  # llvmlite's
 LLVM_FLAGS = ("reassoc", "contract", "nsz")

@@ -157,6 +157,8 @@ class Queue:
         name = secrets.token_hex(6) if name is None else name
         if not NAME.fullmatch(name):
             raise InputError(f"id {name!r} must be 1 to 64 letters, digits and _ . : -")
+        if name in tokens:
+            raise InputError("the id is the token that the request names, and would stay on record; name another")
         if not all(token.strip() for token in tokens):
             raise InputError("a token is empty: it names nobody")
         if not 0 <= days <= MAX_DAYS:

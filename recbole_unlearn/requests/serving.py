@@ -25,7 +25,7 @@ from recbole_unlearn.errors import InputError
 from recbole_unlearn.quick_start import run_unlearn
 from recbole_unlearn.requests.queue import NOTHING_LEFT, Queue
 from recbole_unlearn.runs import output
-from recbole_unlearn.settings.given import Given
+from recbole_unlearn.settings.given import Given, parse_value
 from recbole_unlearn.settings.keys import FORGET, PERSONAL
 from recbole_unlearn.storage import audit, purging, suppression
 from recbole_unlearn.storage.files import (
@@ -71,6 +71,10 @@ def serve(
     taken = [key for key in given.values if key in OURS] + given.many + ["experiment"] * given.experiment
     if taken:
         raise InputError(f"a queue is not served with {taken[0]}; leave it out")
+    if given.get("dry_run"):
+        raise InputError("a queue is not served with dry_run, which forgets nothing; list tells what is pending")
+    if parse_value(str(trail), "audit") is None:
+        raise InputError("a queue finds out by its audit record what was done; give audit a path, or leave it out")
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise InputError("a queue is served by one process, which may start others: leave torchrun out, and give nproc")
     sweep_scratch()

@@ -39,6 +39,7 @@ def _way(run, unlearner: InfluenceUnlearner) -> dict[str, Any]:
     if stream:
         served = len(batches(run.request.value, run.config["request_batch"]))
         unlearner.hurry(served)
+        unlearner.expect(run.rows)  # of all of them: from a cohort on, what comes is trained again
         rows = np.empty(0, np.int64)  # what each touches is found when its turn comes
     way: Any = unlearner.way
     replay = isinstance(way, Replay)

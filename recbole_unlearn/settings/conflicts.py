@@ -11,7 +11,7 @@ from recbole_unlearn import distributed
 from recbole_unlearn.data.split import Split
 from recbole_unlearn.errors import InputError
 from recbole_unlearn.models.support import no_step, refusal
-from recbole_unlearn.settings import recbole_keys
+from recbole_unlearn.settings import keys, recbole_keys
 from recbole_unlearn.settings.config import UnlearnConfig
 from recbole_unlearn.settings.given import Given
 
@@ -45,6 +45,17 @@ def check_purge(given: Given, saved: bool) -> None:
         raise InputError(
             f"saved=False keeps no model to replace the original; leave {' and '.join(asked)} out, or save"
         )
+
+
+def check_open(given: Given) -> None:
+    """Raises InputError where an open unlearner is asked for what only a run does: it would not be done."""
+    asked = [key for key in keys.FORGET if given.get(key) is not None]
+    if asked:
+        raise InputError(f"an open unlearner is told by its forget() what to forget; leave {asked[0]} out")
+    acts = ("purge", "purge_dataset", "everywhere", "dry_run", "changed_lists", "embeddings")
+    asked = [key for key in acts if given.get(key)] + ["experiment"] * given.experiment + given.many
+    if asked:
+        raise InputError(f"{asked[0]} is for run_unlearn; an open unlearner writes its model alone: leave it out")
 
 
 def check_dry_run(given: Given) -> None:
@@ -138,7 +149,7 @@ def _check_validated(config):
     elif config["everywhere"]:
         reason = "with everywhere: True held-out interactions go too, which validation would use"
     if reason:
-        raise InputError(f"replay_epochs: validated is not possible: {reason}, or leave replay_epochs out")
+        raise InputError(f"replay_epochs: validated is not possible: {reason}, or give replay_epochs: original")
 
 
 def _check_influence_only(config):

@@ -16,6 +16,12 @@ OUTPUT_NAMES = (
 )  # fmt: skip
 
 
+def check_path(key: str, path: object) -> None:
+    """Raises InputError where something is no path of a file."""
+    if not (isinstance(path, (str, os.PathLike)) and Path(path).name):
+        raise InputError(f"{key} must be the path of a file, not {path!r}")
+
+
 def check_written(key: str, path: Path | str, checkpoint: Path | str | None = None) -> None:
     """Raises InputError where something written at ``path`` would be part of a checkpoint or a log, or be swept away.
 

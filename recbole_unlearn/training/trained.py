@@ -24,7 +24,7 @@ from recbole_unlearn.influence.recorded import Recorded
 from recbole_unlearn.models.losses import fixed_randomness
 from recbole_unlearn.settings import keys, recbole_keys
 from recbole_unlearn.settings.config import UnlearnConfig, extended
-from recbole_unlearn.settings.conflicts import supported
+from recbole_unlearn.settings.conflicts import check_open, supported
 from recbole_unlearn.settings.given import Given
 from recbole_unlearn.settings.shown import hidden, plain
 from recbole_unlearn.storage import checkpoints, purging
@@ -172,6 +172,7 @@ class Trained:
         Raises:
             InputError: it has no log; other data than the log's; a value that a key cannot hold.
         """
+        check_open(Given.read(config_dict=changes))
         path = Path(trainer.saved_model_file)
         if getattr(trainer, "triple_log", None) is None:
             reason = getattr(trainer, "no_log", None) or "it was not fitted by one of our trainers, with saved=True"

@@ -101,7 +101,7 @@ def _chosen(problem, way):
 def _instead(problem, way):
     """What to do in place of a way that is refused."""
     if isinstance(way, Replay) and way.epochs == "validated" and not replace(way, epochs="original").refuses(problem):
-        return "leave replay_epochs out"
+        return "give replay_epochs: original"
     other = "auto" if isinstance(way, Reoptimise) else "influence" if isinstance(way, Replay) else "replay"
     return f"use method: {other}"
 

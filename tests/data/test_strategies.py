@@ -217,7 +217,7 @@ def test_a_category_of_users_selects_all_of_theirs(films, select, refusal, inter
     rows = select(split, forget_category="sea", forget_category_field="home")
     assert list(rows) == [row for row, user in enumerate(split.token("user", split.users)) if user in users[::4]]
     assert len(select(split, forget_count=split.n_rows - 1)) == split.n_rows - 1
-    assert "all" in refusal(split, forget_category="c1", forget_category_field="class")  # the items' comes first
+    assert "the files .item and .user" in refusal(split, forget_category="c1", forget_category_field="class")
     assert "home (user)" in refusal(split, forget_category="sea", forget_category_field="hame")
     assert "of the .user file; did you mean" in refusal(split, forget_category="seas", forget_category_field="home")
 
@@ -247,6 +247,20 @@ def test_a_category_of_interactions_is_a_source(sourced, select, refusal):
     assert "of the .inter file; did you mean 'web'?" in refusal(
         split, forget_category="wob", forget_category_field="source"
     )
+
+
+def test_a_column_of_several_files_is_the_one_that_knows_the_category(sourced, select, refusal, interactions, tmp_path):
+    """Not the first of them: a source of users of the same name would have all of theirs forgotten."""
+    split, _ = sourced()
+    asked = {"forget_category": "web", "forget_category_field": "source"}
+    expected = select(split, **asked)
+    users = sorted({line[0] for line in interactions})
+    lines = [(user, "shop" if n % 2 else "app") for n, user in enumerate(users)]
+    (tmp_path / "films" / "films.user").write_text(item_file(["user_id:token", "source:token"], lines))
+    assert list(select(split, **asked)) == list(expected)
+    assert "files .user and .inter" in refusal(split, **{**asked, "forget_category": "app"})
+    message = refusal(split, **{**asked, "forget_category": "wob"})
+    assert "of the .user file" in message and "of the .inter file; did you mean 'web'?" in message
 
 
 @pytest.mark.parametrize(("first", "refused"), [(1, False), (2, True)])  # lines of the web, and of the app
