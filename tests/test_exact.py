@@ -261,6 +261,7 @@ def test_compiled_training_is_recboles_with_its_logs_and_checkpoints(make_split,
     [
         ("NGCF", {"hidden_size_list": [4]}, "for BPR, LightGCN, FPMC and TransRec, not for NGCF"),
         ("TransRec", SEQUENTIAL, "the loss that TransRec's trainer reports has more terms"),
+        ("LINE", {}, "LINE draws more than its log holds"),
         ("BPR", {"learner": "sgd", "method": "influence", "damping": "scalar"}, "plain Adam"),
         ("BPR", {"clip_grad_norm": {"max_norm": 5}}, "plain Adam"),
     ],
