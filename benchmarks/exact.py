@@ -19,12 +19,12 @@ from pathlib import Path
 import common
 import numpy as np
 import pandas as pd
-import torch
 from common import DATA, RESULTS, option, takes
 
 from recbole_unlearn.comparison.seeds import opened
 from recbole_unlearn.data.forget import ForgetRequest
 from recbole_unlearn.evaluation.churn import churn
+from recbole_unlearn.evaluation.forgetting import query_scores
 from recbole_unlearn.settings.conflicts import DERIVED_FORMS
 from recbole_unlearn.training.fit import new_model, train, train_paired
 from recbole_unlearn.training.trained import Checkpoint
@@ -33,6 +33,8 @@ from recbole_unlearn.unlearners.replay import Replay
 
 PAPER = {"embedding_size": 8, "learning_rate": 0.01, "train_neg_sample_args": {"sample_num": 4}}
 SEQUENTIAL = {"load_col": {"inter": ["user_id", "item_id", "timestamp"]}, "eval_step": 0}
+FACTS = {"kg": ["head_id", "relation_id", "tail_id"], "link": ["item_id", "entity_id"]}
+LINKED = {"load_col": {"inter": ["user_id", "item_id"], **FACTS}, "eval_step": 0}
 POPULARITY = {"train_neg_sample_args": {"distribution": "popularity"}}
 CASES = {
     "ml-100k, defaults": ("ml-100k", "BPR", {}, ("ratio", 0.0025)),
@@ -46,6 +48,9 @@ CASES = {
     "ml-100k, LightGCN": ("ml-100k", "LightGCN", {"epochs": 20}, ("ratio", 0.0025)),
     "ml-100k, FPMC": ("ml-100k", "FPMC", {**SEQUENTIAL, "epochs": 20}, ("ratio", 0.0025)),
     "ml-100k, TransRec": ("ml-100k", "TransRec", {**SEQUENTIAL, "epochs": 20}, ("ratio", 0.0025)),
+    "ml-100k, LINE": ("ml-100k", "LINE", {"epochs": 20, "eval_step": 0}, ("ratio", 0.0025)),
+    "ml-100k, CFKG": ("ml-100k", "CFKG", {**LINKED, "epochs": 20}, ("ratio", 0.0025)),
+    "ml-100k, CFKG, 5 users": ("ml-100k", "CFKG", {**LINKED, "epochs": 20}, ("core_users", 5)),
     "ml-1m, defaults": ("ml-1m", "BPR", {"epochs": 12}, ("ratio", 0.0005)),
     "ml-1m, K = 8, 4 negatives": ("ml-1m", "BPR", {**PAPER, "epochs": 12}, ("ratio", 0.0005)),
     "ml-1m, LightGCN": ("ml-1m", "LightGCN", {"epochs": 1}, ("ratio", 0.0005)),
@@ -56,10 +61,8 @@ CASES = {
 
 def scores(model, split, rows):
     """Scores of some pairs, float64 ``[n]``."""
-    model.eval()
-    with torch.no_grad():
-        found = model.full_sort_predict(split.queries(rows)).view(len(rows), -1)
-    return found.numpy()[np.arange(len(rows)), split.items[rows]].astype(np.float64)
+    found = np.concatenate([each for _, each in query_scores(model, split.queries(rows))])
+    return found[np.arange(len(rows)), split.items[rows]].astype(np.float64)
 
 
 def compared(case, options):

@@ -19,7 +19,7 @@ from recbole_unlearn.devices import copies
 from recbole_unlearn.errors import InputError
 from recbole_unlearn.settings.given import Given
 from recbole_unlearn.storage.paths import check_path
-from recbole_unlearn.training.compiled import COMPILED
+from recbole_unlearn.training.compiled import LOGGED
 from recbole_unlearn.training.fit import LIMIT, begin, distance, new_model, train_paired
 from recbole_unlearn.training.trained import Checkpoint, seed_of
 
@@ -42,11 +42,11 @@ def verify(checkpoint: Path | str, model: type | None = None) -> float:
         opened = Checkpoint.open(Given.read(model, None, None, {"checkpoint": str(checkpoint)}), held)
         assert opened
         config, split = opened.config, opened.split()  # of the rows that it has not forgotten
-        if config.model_class not in COMPILED and not Played.fits(split.train):
+        if config.model_class not in LOGGED and not Played.fits(split.train):
             raise InputError(f"{config['model']} trains on more than its log holds; it cannot be recomputed from it")
         result = opened.log is not None and opened.log.steps(0) is not None  # an original's can be drawn again
-        if config.model_class not in COMPILED and result:
-            known = ", ".join(each.__name__ for each in COMPILED)
+        if config.model_class not in LOGGED and result:
+            known = ", ".join(each.__name__ for each in LOGGED)
             raise InputError(
                 f"{config['model']} may draw in training (dropout), of which a result's log holds nothing; only "
                 f"originals, and results of {known}, can be recomputed"

@@ -60,12 +60,20 @@ MODELS = {
     },
     "NGCF, static": {**NGCF, "negatives": "static", **CLIPPED},
     "CKE": GRAPH,
+    "LINE": TWO,
+    "LINE, first order": {"order": 1, **ONE},
+    "LINE, static, decay": {"negatives": "static", "second_order_loss_weight": 0.3, "weight_decay": 1e-3, **ONE},
+    "CFKG": {**GRAPH, **ONE},
+    "CFKG, two negatives, decay": {**GRAPH, "weight_decay": 1e-3},
+    "CFKG, distances": {**GRAPH, "loss_function": "transe"},
     "KTUP": {**GRAPH, "train_rec_step": 1, "train_kg_step": 1},  # every second epoch is of facts alone
     "SimpleX": {"history_len": 5, **TWO},
     "KGCN": {**GRAPH, "neighbor_sample_size": 2},
     "DMF": {"user_hidden_size_list": [8], "item_hidden_size_list": [8], **ONE},
 }
-COMPILED = ["FPMC", "TransRec"]
+LOGGED = ["FPMC", "TransRec"]
+DRAWING = ["LINE", "LINE, first order", "LINE, static, decay", "CFKG", "CFKG, two negatives, decay"]
+COMPILED = LOGGED + DRAWING  # the latter draw more than a log holds
 
 
 @pytest.fixture(scope="session")
@@ -102,7 +110,7 @@ def test_with_nothing_forgotten_it_ends_in_the_weights_to_the_last_bit(original,
         assert unlearner.guard.seconds == 0 and unlearner.guard.distance == 0
 
 
-@pytest.mark.parametrize("name", COMPILED)
+@pytest.mark.parametrize("name", LOGGED)
 def test_kernels_end_where_recboles_trainer_does_but_for_rounding(original, name, tmp_path):
     """The guard, a request, and what is made of it; by RecBole's trainer it is the weights to the last bit."""
     with load(original(name)) as unlearner:
@@ -124,6 +132,46 @@ def test_kernels_end_where_recboles_trainer_does_but_for_rounding(original, name
     left = flat(found.state_dict) - flat(again[len(rows)].state_dict())
     assert 0 < left.norm() < 1e-4 * effect.norm()
     assert verify(tmp_path / "forgotten.pth") < 1e-5 and verify(tmp_path / "again.pth") < 1e-5
+
+
+@pytest.mark.parametrize("name", DRAWING)
+def test_kernels_draw_what_the_model_and_its_facts_do(original, name, tmp_path):
+    """Weights, moments and numbers of steps of a request, and of the next one, are those of RecBole's trainer."""
+    with load(original(name), way=Replay()) as unlearner:
+        assert 0 < unlearner.guard.distance < 1e-5 and unlearner.problem.seconds_again() < 1
+        split, rows, before = unlearner.split, some(unlearner.split), unlearner.trained
+        epochs = Paired(before.recorded(), np.isin(np.arange(split.n_rows), rows), before.config["seed"])
+        kept, negatives = epochs.kept, before.recorded().negatives
+        assert not np.array_equal(epochs.negatives(1)[kept], negatives[1][kept])  # forgotten items return
+        gone = np.setdiff1d(split.users[rows], split.users[kept])
+        assert len(gone) == 1
+        found = unlearner.forget(rows=rows)
+        assert found.details["exact"] and found.details["parameters"] == len(flat(found.state_dict))
+        moments = unlearner.training.optimizer
+        more = np.setdiff1d(np.arange(30), rows)
+        again = unlearner.forget(rows=more)
+        unlearner.save(tmp_path / "again.pth")
+    for gone, ours in ((rows, found), (np.union1d(rows, more), again)):
+        path = tmp_path / "paired.pth"
+        theirs, _ = train_paired(before.config, split, path, original(name), gone, before.config["seed"])
+        effect = flat(theirs.state_dict()) - flat(before.model.state_dict())
+        assert 0 < (flat(ours.state_dict) - flat(theirs.state_dict())).norm() < 1e-4 * effect.norm()
+        if ours is found:
+            states = torch.load(path, weights_only=True)["optimizer"]["state"]
+            assert moments.keys() == states.keys()
+            for number, state in states.items():
+                assert float(moments[number]["step"]) == float(state["step"])
+                for key in ("exp_avg", "exp_avg_sq"):
+                    assert (moments[number][key] - state[key]).norm() < 1e-4 * state[key].norm()
+    with load(tmp_path / "again.pth", way=Replay()) as later:
+        assert later.guard.checked == "inherited" and later.forget(count=3).details["exact"]
+    with pytest.raises(InputError, match="trains on more than its log holds|only originals"):
+        verify(tmp_path / "again.pth")
+
+
+def test_the_loss_of_distances_is_left_to_recboles_trainer(original):
+    with load(original("CFKG, distances"), way=Replay()) as unlearner:
+        assert unlearner.guard.distance == 0
 
 
 @pytest.mark.parametrize(

@@ -14,10 +14,10 @@ import recbole_unlearn as ru
 from recbole_unlearn.errors import InputError
 from recbole_unlearn.evaluation.churn import TOP, changed_users, churn, recommended
 from recbole_unlearn.quick_start import run_unlearn
-from recbole_unlearn.settings.conflicts import BY_KERNELS
+from recbole_unlearn.settings.conflicts import BY_KERNELS, RECOMPUTED
 from recbole_unlearn.storage import checkpoints
 from recbole_unlearn.storage.triple_log import TripleLog, log_path
-from recbole_unlearn.training.compiled import COMPILED
+from recbole_unlearn.training.compiled import COMPILED, LOGGED
 from recbole_unlearn.training.fit import train
 from recbole_unlearn.training.trained import Checkpoint
 from recbole_unlearn.verify import main, verify
@@ -219,6 +219,7 @@ def test_lists_are_out_of_date_of_those_whose_recommendations_change_and_of_nobo
 
 def test_the_models_that_pages_call_compiled_are_those():
     assert {kind.__name__ for kind in COMPILED} == set(BY_KERNELS)
+    assert {kind.__name__ for kind in LOGGED} == set(RECOMPUTED)
 
 
 DECAY = {"weight_decay": 1e-4}
@@ -261,6 +262,7 @@ def test_compiled_training_is_recboles_with_its_logs_and_checkpoints(make_split,
     [
         ("NGCF", {"hidden_size_list": [4]}, "for BPR, LightGCN, FPMC and TransRec, not for NGCF"),
         ("TransRec", SEQUENTIAL, "the loss that TransRec's trainer reports has more terms"),
+        ("LINE", {}, "LINE draws more than its log holds"),
         ("BPR", {"learner": "sgd", "method": "influence", "damping": "scalar"}, "plain Adam"),
         ("BPR", {"clip_grad_norm": {"max_norm": 5}}, "plain Adam"),
     ],

@@ -27,8 +27,13 @@ def next_order(n, generator):
         generator = torch.Generator()
         generator.manual_seed(int(torch.empty((), dtype=torch.int64).random_()))
     order = permutation(n, generator)
-    _draws(n - 1, generator) if _as_torch(n) else torch.randperm(n, generator=generator)
+    pass_over(n, generator)
     return order
+
+
+def pass_over(n: int, generator: torch.Generator) -> None:
+    """Leave a generator where `permutation` would."""
+    _draws(n - 1, generator) if _as_torch(n) else torch.randperm(n, generator=generator)
 
 
 def permutation(n: int, generator: torch.Generator) -> np.ndarray:

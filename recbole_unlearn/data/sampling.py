@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numba
 import numpy as np
@@ -14,11 +14,10 @@ import torch
 from recbole.data.dataloader import KnowledgeBasedDataLoader, TrainDataLoader
 from recbole.data.interaction import Interaction
 from recbole.sampler import Sampler
-from recbole.sampler.sampler import AbstractSampler
 from recbole.utils import InputType, KGDataLoaderState
 
 from recbole_unlearn.data.dataset import UsedItems
-from recbole_unlearn.data.orders import BatchOrder, next_order
+from recbole_unlearn.data.orders import BatchOrder, next_order, pass_over, permutation
 from recbole_unlearn.influence.coupling import Epoch
 from recbole_unlearn.storage.triple_log import TripleLog
 
@@ -28,7 +27,7 @@ FILTER_BITS = 2**29  # 64 MiB
 Batch = TypeVar("Batch")
 
 
-def used_items(sampler: AbstractSampler, n_users: int) -> tuple[np.ndarray, np.ndarray]:
+def used_items(sampler: Any, n_users: int) -> tuple[np.ndarray, np.ndarray]:
     """Items that ``sampler`` never draws for each user, as CSR: ``ptr`` ``[n_users + 1]`` and sorted ``items``."""
     if isinstance(sampler.used_ids, UsedItems):
         return sampler.used_ids.ptr, sampler.used_ids.items
@@ -125,12 +124,19 @@ def record(
 
 
 class NegativeDraw:
-    """RecBole's ``AbstractSampler.sample_by_key_ids`` with the membership test compiled: same draws, same stream."""
+    """RecBole's ``AbstractSampler.sample_by_key_ids`` with the membership test compiled: same draws, same stream.
 
-    def __init__(self, sampler: AbstractSampler, n_users: int) -> None:
+    Args:
+        sampler: of items for users, or of anything with `sampling` and `used_ids`.
+        n_users: how many keys it has.
+        n_items: how many values; default: the sampler's items.
+    """
+
+    def __init__(self, sampler: Any, n_users: int, n_items: int | None = None) -> None:
         self.sampler = sampler
         ptr, items = used_items(sampler, n_users)
-        self.used = _filter(ptr, items, sampler.item_num), ptr, items, sampler.item_num
+        n_items = sampler.item_num if n_items is None else n_items
+        self.used = _filter(ptr, items, n_items), ptr, items, n_items
 
     def __call__(self, users, negatives):
         """``negatives`` items for each of ``users`` (int64 ``[n]``); int64 ``[negatives * n]``, repetition-major."""
@@ -227,6 +233,48 @@ def drawn_by(loader: TrainDataLoader) -> Iterable[Interaction]:
     return batches(loader, loader.collate_fn) if fast else loader
 
 
+class WithFacts:
+    """Batches of pairs and facts as RecBole's ``KnowledgeBasedDataLoader`` draws them, without a loop over rows."""
+
+    def __init__(self, loader: KnowledgeBasedDataLoader) -> None:
+        self.loader, self.facts = loader, loader.kg_dataloader
+        n = self.facts._dataset.entity_num
+        self.draw = NegativeDraw(self.facts._sampler, n, n)
+
+    @staticmethod
+    def fits(loader: TrainDataLoader | KnowledgeBasedDataLoader) -> bool:
+        """Whether a loader's next batches can be made this way: both kinds from generators of their own."""
+        if getattr(loader, "state", None) != KGDataLoaderState.RSKG:
+            return False
+        both = loader.general_dataloader, loader.kg_dataloader
+        return all(each.num_workers == 0 and each.generator is not None for each in both)
+
+    def __iter__(self):
+        facts, pairs = self._facts(), iter(drawn_by(self.loader.general_dataloader))
+        while True:
+            drawn = next(facts)  # before it is known whether there are pairs
+            if (batch := next(pairs, None)) is None:
+                return
+            batch.update(drawn)
+            yield batch
+
+    def _facts(self):
+        """Batches of facts, again and again."""
+        loader, n, step = self.facts, self.facts.sample_size, self.facts.step
+        while True:
+            torch.empty((), dtype=torch.int64).random_(generator=loader.generator)
+            order = permutation(n, loader.generator)
+            for start in range(0, n, step):
+                if start + step > n:  # torch looks for more rows: see `next_order`
+                    pass_over(n, loader.generator)
+                batch = loader._dataset.kg_feat[order[start : start + step]]
+                tails = torch.from_numpy(self.draw(batch[loader.hid_field].numpy(), loader.neg_sample_num))
+                batch.update(Interaction({loader.neg_tid_field: tails}))
+                yield batch
+            if n % step == 0:
+                pass_over(n, loader.generator)
+
+
 def negatives_of(loader: TrainDataLoader) -> int | None:
     """Negatives of a row in a loader's batches, 0 where the loss has none; None: not a loader that is logged."""
     if not isinstance(loader, TrainDataLoader):
@@ -300,7 +348,11 @@ class Played:
                     yield batch
 
     def _drawn(self):
-        return drawn_by(self.loader)
+        return self._with_facts if WithFacts.fits(self.loader) else drawn_by(self.loader)
+
+    @cached_property
+    def _with_facts(self):
+        return WithFacts(self.loader)
 
     def made(self, rows: np.ndarray, negatives: np.ndarray) -> Interaction:
         """A batch of rows of the data set of ``rest``."""

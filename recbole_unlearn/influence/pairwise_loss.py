@@ -1,4 +1,4 @@
-"""RecBole's ``BPRLoss``, ``-log(gamma + sigmoid(difference))``, for kernels to inline."""
+"""RecBole's ``BPRLoss``, ``-log(gamma + sigmoid(difference))``, and the logistic loss, for kernels to inline."""
 
 import numba
 import numpy as np
@@ -26,3 +26,15 @@ def total_loss(scores, begin, end):
             score += scores[h, c]
         loss -= np.log(GAMMA + 1 / (1 + np.exp(-score)))
     return loss
+
+
+@numba.njit(**FLAGS, inline="always")
+def sigmoid(x):
+    """Derivative of `softplus`."""
+    return np.float32(1) / (np.float32(1) + exp(-x))
+
+
+@numba.njit(**FLAGS, inline="always")
+def softplus(x):
+    """``log(1 + exp(x))``, float64."""
+    return max(np.float64(x), 0.0) + np.log1p(np.exp(-abs(np.float64(x))))

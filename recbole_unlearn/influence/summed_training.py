@@ -7,8 +7,13 @@ A score is a sum of parts. Each part has a table of embeddings of its own, of wh
     distance  -||q - e||   He et al., "Translation-based Recommendation" (TransRec), 2017, equation (2)
     own       e            one number, a bias
 
-Rows catch up (`catching_up`), and two threads have half of the columns each (`two_threads`). The loss is RecBole's
-``BPRLoss``.
+The loss of a row, of a positive item and m negative ones, is
+
+    pairwise   the mean of RecBole's ``BPRLoss`` of the differences of their scores x
+    pointwise  softplus(-x) of the positive one + the sum of softplus(x) of the others, each by its own
+               Tang et al., "LINE: Large-scale Information Network Embedding", 2015, equation (7)
+
+Rows catch up (`catching_up`), and two threads have half of the columns each (`two_threads`).
 """
 
 from collections.abc import Sequence
@@ -21,12 +26,13 @@ import numpy as np
 
 from recbole_unlearn.influence.catching_up import NONE, SOON, advance, catch_up, fetch, planned, quotients
 from recbole_unlearn.influence.coupling import Epoch
-from recbole_unlearn.influence.pairwise_loss import slope, total_loss
+from recbole_unlearn.influence.pairwise_loss import sigmoid, slope, softplus, total_loss
 from recbole_unlearn.influence.recorded import Adam, steps_made
 from recbole_unlearn.influence.two_threads import halved, in_step, joined, meet, threads_for, together
-from recbole_unlearn.influence.vectors import FLAGS, aligned, dot, pointer, put, root, spread, take
+from recbole_unlearn.influence.vectors import FLAGS, aligned, dot, onward, pointer, put, root, spread, take
 
 PRODUCT, DISTANCE, OWN, NOTHING = range(4)
+PAIRWISE, POINTWISE = range(2)
 BLOCK = 1 << 20  # rows that are arranged at once
 TINY, HUGE = np.float32(1e-30), np.float32(1e18)
 
@@ -40,29 +46,46 @@ class Part:
         start: initial embeddings, float32 ``[rows, K]``; K is 1 of `OWN`.
         items: which of the rows is that of item 0; the other items follow.
         pulled: a row whose L1 norm is a term of the loss (what RecBole's ``RegLoss`` comes to, of a vector).
+        begins: first rows, from 0 on, of parameters that steps may leave out: where a step names no row of one, it has
+            no gradient, and torch's Adam leaves it and its moments as they are. Only of a score of one part.
     """
 
     kind: int
     start: np.ndarray
     items: int = 0
     pulled: int = int(NONE)
+    begins: tuple[int, ...] = (0,)
+
+
+@numba.njit(**FLAGS, inline="always")
+def _parameter(name, begins):
+    """Which parameter a table row is of."""
+    p = np.uint64(0)
+    for k in range(np.uint64(1), np.uint64(len(begins))):
+        p += np.uint64(name >= begins[k])
+    return p
 
 
 @numba.njit(**FLAGS)
-def _arrange(ids, bounds, slot, slots, names, following, first, counts):
+def _arrange(ids, bounds, begins, slot, slots, names, following, first, counts, taken):
     """Number the table rows that each step touches, in the order in which it names them.
 
     ``ids`` ``[rows, roles]`` are what the rows of the data name, ``slots`` their numbers. ``names`` are which they are,
     those of step s from ``roles * bounds[s]`` on, ``counts[s]`` of them, and ``following`` the step that touches each
-    next; ``first`` ``[table rows]`` is the one that touches it first. ``slot`` is `NONE` everywhere, before and after.
+    next; ``first`` ``[table rows]`` is the one that touches it first. ``taken`` ``[parameters, steps + 1]`` is how many
+    steps each parameter has taken before each, which is how its steps are numbered. ``slot`` is `NONE` everywhere,
+    before and after.
     """
     roles, steps = np.uint64(ids.shape[1]), len(bounds) - 1
     flat, numbered = pointer(ids, 0), pointer(slots, 0)
     for s in range(steps):
         start, stop, count = roles * np.uint64(bounds[s]), roles * np.uint64(bounds[s + 1]), np.uint64(0)
+        taken[:, s + 1] = taken[:, s]
         for k in range(start, stop):
             name = np.uint64(flat[k])
             if slot[name] == NONE:
+                p = _parameter(name, begins)
+                taken[p, s + 1] = taken[p, s] + 1
                 slot[name] = count
                 names[start + count] = name
                 count += np.uint64(1)
@@ -70,12 +93,14 @@ def _arrange(ids, bounds, slot, slots, names, following, first, counts):
         for k in range(start, start + count):
             slot[names[k]] = NONE
         counts[s] = count
-    first[:] = steps
+    for p in range(len(begins)):
+        first[begins[p] :] = taken[p, steps]
     for s in range(steps - 1, -1, -1):
         start = roles * np.uint64(bounds[s])
         for k in range(start, start + np.uint64(counts[s])):
-            following[k] = first[names[k]]
-            first[names[k]] = s
+            name = names[k]
+            following[k] = first[name]
+            first[name] = taken[_parameter(name, begins), s]
 
 
 # Not functions in the kernels' closures: that would defeat the cache on disk.
@@ -146,11 +171,16 @@ def _scatter(kind, L, m, queries, part, half, start, n, weights, lengths):
 
 
 @numba.njit(**FLAGS, inline="always")
-def _move(L, roles, part, half, pulled, s, start, plan, ratio, good, reach, numbers):
-    """Take step ``s`` of all rows of a part's table that it touches."""
-    names, following = part[3], part[4]
+def _move(L, roles, part, half, pulled, s, start, plans, places, ratios, good, reach, numbers):
+    """Take step ``s`` of all rows of a part's table that it touches.
+
+    ``plans`` has what the parameters' steps are made of, each one's from ``places`` on; ``ratios`` and ``good`` are as
+    `quotients` leaves them of each.
+    """
+    names, following, begins, taken = part[3], part[4], part[8], part[9]
     own, gradients = _half(part[0], half), _half(part[6], half)
     base, count = roles * start, np.uint64(part[7][s])
+    plan, ratio, size = pointer(plans, 0), pointer(ratios, 0), np.uint64(4 * ratios.shape[1])
     for k in range(count):
         fetch(L, own, names[base + min(k + SOON, count - np.uint64(1))])
         name, gradient = np.uint64(names[base + k]), take(L, gradients, k * np.uint64(L))
@@ -158,24 +188,46 @@ def _move(L, roles, part, half, pulled, s, start, plan, ratio, good, reach, numb
             w = take(L, own, np.uint64(3 * L) * name)
             w = w * HUGE
             gradient = gradient + w / (root(w * w) + TINY)  # each number's sign, 0 of 0
-        gap = np.uint64(following[base + k]) - s
-        advance(L, own, name, gradient, s, gap, plan, ratio, good, reach, numbers)
+        p = _parameter(name, begins)
+        step = np.uint64(taken[p, s])
+        gap, own_plan = np.uint64(following[base + k]) - step, onward(plan, np.uint64(4) * places[p])
+        advance(L, own, name, gradient, step, gap, own_plan, onward(ratio, size * p), good[p], reach, numbers)
+
+
+@numba.njit(**FLAGS, inline="always")
+def _catch_up(L, part, half, first, plans, places, ratios, good, reach, numbers):
+    """Take the steps of all rows of a part's table until they are touched first."""
+    begins, size = part[8], np.uint64(4 * ratios.shape[1])
+    for p in range(np.uint64(len(begins))):
+        begin, last = np.uint64(begins[p]), p + np.uint64(1) == np.uint64(len(begins))
+        end = np.uint64(len(first)) if last else np.uint64(min(begins[p + np.uint64(1)], len(first)))
+        own = onward(_half(part[0], half), np.uint64(3 * L) * begin)
+        plan, ratio = pointer(plans, np.uint64(4) * places[p]), pointer(ratios, size * p)
+        if begin < end:
+            catch_up(L, own, pointer(first, begin), end - begin, plan, ratio, good[p], reach, numbers)
 
 
 @numba.njit(**FLAGS)
-def _weigh(m, n, scores, squares, halves, scale, differences, weights, lengths):
-    """Turn the halves ``[2, n * (1 + m)]`` of a step's scores into the derivatives of its loss by them.
+def _add(count, scores, squares, halves, weights, lengths):
+    """Put the scores of a step's items, from their halves ``[2, count]``, into ``weights``.
 
-    ``halves`` are how many there are of scores and of the squares of distances; ``differences`` ``[n, m]`` are of the
-    pairs' scores, ``lengths`` the distances.
+    ``halves`` are how many there are of scores and of the squares of distances, ``lengths`` the distances.
     """
-    width = m + np.uint64(1)
-    for k in range(n * width):
+    for k in range(count):
         total = scores[0, k] + scores[1, k] if halves[0] > 1 else scores[0, k]
         if halves[1]:
             lengths[k] = np.sqrt(squares[0, k] + squares[1, k] if halves[1] > 1 else squares[0, k])
             total -= lengths[k]
         weights[k] = total
+
+
+@numba.njit(**FLAGS)
+def _weigh_pairs(m, n, scale, differences, weights):
+    """Turn a step's scores ``[n, 1 + m]`` into the derivatives of the pairwise loss by them.
+
+    ``differences`` ``[n, m]`` are of the pairs' scores.
+    """
+    width = m + np.uint64(1)
     for r in range(n):
         at, total = r * width, np.float32(0)
         score = weights[at]
@@ -188,12 +240,32 @@ def _weigh(m, n, scores, squares, halves, scale, differences, weights, lengths):
         weights[at] = -total
 
 
+@numba.njit(**FLAGS)
+def _weigh_each(m, n, shares, start, weights, with_loss):
+    """The same of the pointwise loss, each row's times its share; returns it."""
+    loss, at = 0.0, np.uint64(0)
+    for r in range(n):
+        share = shares[start + r]
+        if with_loss:
+            total = softplus(-weights[at])
+            for t in range(m):
+                total += softplus(weights[at + np.uint64(1) + t])
+            loss += share * total
+        weights[at] = -share * sigmoid(-weights[at])
+        for _ in range(m):
+            at += np.uint64(1)
+            weights[at] = share * sigmoid(weights[at])
+        at += np.uint64(1)
+    return loss
+
+
 @cache
-def _train(m, kind, L, queries, kind2, L2, queries2):
+def _train(loss_kind, m, kind, L, queries, kind2, L2, queries2):
     """Kernel for the steps of a block, for the halves ``begin`` to ``end`` of a model of one or two parts.
 
     A part is a table ``[halves, rows, 3 * L]`` of weights and both moments, what rows of the data name, what `_arrange`
-    leaves of it, room for sums ``[halves, n, L]`` and gradients ``[halves, most, L]``, and again of `_arrange`.
+    leaves of it, room for sums ``[halves, n, L]`` and gradients ``[halves, most, L]``, and again of `_arrange`: counts,
+    where parameters begin, and the steps that they have taken. Their plans are one after the other in ``schedule``.
     ``scores`` and ``squares`` ``[2, 2, most * (1 + m)]`` are for the even and the odd steps: a thread can be ahead of
     the other by a step's half. ``room`` is a thread's own.
     """
@@ -202,24 +274,22 @@ def _train(m, kind, L, queries, kind2, L2, queries2):
 
     @numba.njit(**FLAGS)
     def kernel(
-        begin, end, part, part2, pulled, pulled2, first, first2, bounds, scores, squares, halves, room, progress,
-        sums, powers, schedule, reach, numbers, with_loss,
+        begin, end, part, part2, pulled, pulled2, first, first2, bounds, shares, scores, squares, halves, room,
+        progress, sums, powers, schedule, places, reach, numbers, with_loss,
     ):  # fmt: skip
         weights, lengths, differences = room
-        count, count2 = part[0].shape[0], part2[0].shape[0]
-        ratios = np.empty((powers.shape[1], 4), np.float32)
-        good, loss = np.uint64(0), 0.0
-        plan, ratio = pointer(schedule, 0), pointer(ratios, 0)
-        early, early2 = pointer(first, 0), pointer(first2, 0)
-        rows, rows2 = np.uint64(len(first)), np.uint64(len(first2))
+        count, count2, taken = part[0].shape[0], part2[0].shape[0], part[9]
+        ratios = np.empty((len(places), powers.shape[1], 4), np.float32)
+        good, loss = np.zeros(len(places), np.uint64), 0.0
         for s in range(np.uint64(len(bounds) - 1)):
-            if powers.shape[1] > 1:
-                good = np.uint64(quotients(sums, powers, s, np.float64(numbers[4]), ratios))
+            for p in range(len(places) if powers.shape[1] > 1 else 0):
+                if s == 0 or taken[p, s + np.uint64(1)] > taken[p, s]:
+                    good[p] = quotients(sums[p], powers, np.uint64(taken[p, s]), np.float64(numbers[4]), ratios[p])
             if s == 0:
                 for half in range(begin, min(end, count)):
-                    catch_up(L, _half(part[0], half), early, rows, plan, ratio, good, reach, numbers)
+                    _catch_up(L, part, half, first, schedule, places, ratios, good, reach, numbers)
                 for half in range(begin, min(end, count2) if kind2 != NOTHING else begin):
-                    catch_up(L2, _half(part2[0], half), early2, rows2, plan, ratio, good, reach, numbers)
+                    _catch_up(L2, part2, half, first2, schedule, places, ratios, good, reach, numbers)
             start = np.uint64(bounds[s])
             n = np.uint64(bounds[s + np.uint64(1)]) - start
             x, y = scores[s & np.uint64(1)], squares[s & np.uint64(1)]
@@ -231,18 +301,22 @@ def _train(m, kind, L, queries, kind2, L2, queries2):
                     _score(kind2, L2, m, queries2, part2, half, start, n, x[half], y[half])
             if end - begin < halves[0]:
                 meet(progress, begin, np.int64(s))
-            _weigh(m, n, x, y, halves, np.float32(1 / (n * m)), differences[0], weights, lengths)
-            if with_loss and begin == 0:
-                loss += total_loss(differences, 0, n * m) / (n * m)
+            _add(n * (m + np.uint64(1)), x, y, halves, weights, lengths)
+            if loss_kind == POINTWISE:
+                loss += _weigh_each(m, n, shares, start, weights, with_loss and begin == 0)
+            else:
+                _weigh_pairs(m, n, np.float32(1 / (n * m)), differences[0], weights)
+                if with_loss and begin == 0:
+                    loss += total_loss(differences, 0, n * m) / (n * m)
             for half in range(begin, end):
                 if half < count:
                     part[6][half, : np.uint64(part[7][s])] = 0
                     _scatter(kind, L, m, queries, part, half, start, n, weights, lengths)
-                    _move(L, roles, part, half, pulled, s, start, plan, ratio, good, reach, numbers)
+                    _move(L, roles, part, half, pulled, s, start, schedule, places, ratios, good, reach, numbers)
                 if kind2 != NOTHING and half < count2:
                     part2[6][half, : np.uint64(part2[7][s])] = 0
                     _scatter(kind2, L2, m, queries2, part2, half, start, n, weights, lengths)
-                    _move(L2, roles2, part2, half, pulled2, s, start, plan, ratio, good, reach, numbers)
+                    _move(L2, roles2, part2, half, pulled2, s, start, schedule, places, ratios, good, reach, numbers)
         return loss
 
     return kernel
@@ -255,15 +329,25 @@ class SummedTraining:
         parts: one or two, of which at most one is a `DISTANCE`.
         optimizer: as torch.optim.Adam takes it; its learning rate gives way to each epoch's.
         threads: at most, of which two have something to do; default: as many as numba has.
+        loss: `PAIRWISE` or `POINTWISE`.
 
     Attributes:
         steps: that were taken.
+        taken: by each parameter that steps may leave out, or by all together, ints ``[parameters]``.
+
+    Raises:
+        ValueError: parts that do not make a score.
     """
 
-    def __init__(self, parts: Sequence[Part], optimizer: Adam, threads: int | None = None) -> None:
+    def __init__(
+        self, parts: Sequence[Part], optimizer: Adam, threads: int | None = None, loss: int = PAIRWISE
+    ) -> None:
         if not 1 <= len(parts) <= 2 or sum(part.kind == DISTANCE for part in parts) > 1:
             raise ValueError("a score has one or two parts, of which at most one is a distance")
-        self.parts, self._optimizer, self.steps = list(parts), optimizer, 0
+        if len(parts) > 1 and any(len(part.begins) > 1 for part in parts):
+            raise ValueError("steps may leave out parameters of a score of one part alone")
+        self.parts, self._optimizer, self.steps, self._loss = list(parts), optimizer, 0, loss
+        self.taken = np.zeros(len(parts[0].begins), int)
         self._threads = threads_for(threads)
         self._tables = [halved(part.start) for part in self.parts]
 
@@ -283,7 +367,12 @@ class SummedTraining:
         return [joined(table, 2) for table in self._tables]
 
     def epoch(
-        self, queries: Sequence[np.ndarray], pos: np.ndarray, epoch: Epoch, with_loss: bool = False
+        self,
+        queries: Sequence[np.ndarray],
+        pos: np.ndarray,
+        epoch: Epoch,
+        with_loss: bool = False,
+        shares: np.ndarray | None = None,
     ) -> float | None:
         """Train on an epoch's batches.
 
@@ -291,10 +380,13 @@ class SummedTraining:
             queries: of each part, the table rows that each row of the data names, ints ``[rows, any]``.
             pos: positive item of each row, ints ``[rows]``.
             epoch: of these rows; an empty batch makes no step.
-            with_loss: whether to return the sum of the batches' mean losses.
+            with_loss: whether to return the sum of the batches' losses.
+            shares: of each row's loss in its batch's, ``[rows]``; default: the batch's mean. Of the pointwise loss.
         """
         order = np.asarray(epoch.order)
         bounds, rates = steps_made(epoch.bounds, epoch.rates)
+        if self._loss == PAIRWISE and shares is not None:
+            raise ValueError("of the pairwise loss, a batch's mean is taken")
         loss, begin = 0.0, 0
         while begin < len(rates):
             end = max(int(np.searchsorted(bounds, bounds[begin] + BLOCK, "right")) - 1, begin + 1)
@@ -303,7 +395,9 @@ class SummedTraining:
             block = bounds[begin : end + 1] - bounds[begin]
             parts = [(p, named[rows], items, block) for p, named in enumerate(queries)]
             arranged = together(self._arranged, parts, self._threads)
-            loss += self._train(arranged, items.shape[1] - 1, block, rates[begin:end], with_loss)
+            sizes = np.diff(block)
+            own = np.repeat(1 / sizes, sizes) if shares is None else shares[rows]
+            loss += self._train(arranged, items.shape[1] - 1, block, rates[begin:end], own, with_loss)
             begin = end
         return loss if with_loss else None
 
@@ -316,14 +410,15 @@ class SummedTraining:
         np.add(items, part.items, out=ids[:, own:], casting="unsafe")
         slots, names, following = (np.empty(shape, np.uint32) for shape in (ids.shape, ids.size, ids.size))
         first, counts = np.empty(rows, np.uint32), np.empty(len(bounds) - 1, np.uint32)
-        _arrange(ids, bounds, np.full(rows, NONE), slots, names, following, first, counts)
+        begins, taken = np.array(part.begins, np.uint32), np.zeros((len(part.begins), len(bounds)), np.uint32)
+        _arrange(ids, bounds, begins, np.full(rows, NONE), slots, names, following, first, counts, taken)
         if self.steps == 0 and self._optimizer.weight_decay == 0:
             first = first[:0]  # moments are zero: nothing moves before its first touch
         sums = aligned((halves, int(np.diff(bounds).max()), size // 3), np.float32)
         gradients = aligned((halves, int(counts.max()), size // 3), np.float32)
-        return (table, ids, slots, names, following, sums, gradients, counts), first
+        return (table, ids, slots, names, following, sums, gradients, counts, begins, taken), first
 
-    def _train(self, arranged, m, bounds, rates, with_loss):
+    def _train(self, arranged, m, bounds, rates, shares, with_loss):
         """Take a block's steps; returns the sum of their losses."""
         shapes = [
             (part.kind, table.shape[2] // 3, data[1].shape[1] - m - 1)
@@ -338,14 +433,23 @@ class SummedTraining:
         every = [len(table) for table in self._tables]
         distance = [n for n, part in zip(every, self.parts, strict=True) if part.kind == DISTANCE]
         halves = np.array([max(every), max(distance, default=0)])
-        plan = planned(self._optimizer, rates, self.steps)
-        kernel: Any = _train(m, *shapes[0], *shapes[1])
+        taken = data[9]
+        plans = [
+            planned(self._optimizer, rates[np.diff(own) > 0], before)
+            for own, before in zip(taken, self.taken.tolist(), strict=True)
+        ]
+        sums, powers, schedules, reach, numbers = zip(*plans, strict=True)
+        places = np.cumsum([0, *map(len, schedules[:-1])]).astype(np.uint64)
+        plan = sums, powers[0], np.concatenate(schedules), places, reach[0], numbers[0]
+        shares = shares.astype(np.float32) if self._loss == POINTWISE else np.empty(0, np.float32)
+        kernel: Any = _train(self._loss, m, *shapes[0], *shapes[1])
 
         def run(begin, end, progress):
             room = *np.empty((2, most * (m + 1)), np.float32), np.empty((1, most * m), np.float32)
-            rest = first, first2, bounds, scores, squares, halves, room, progress, *plan, with_loss
+            rest = first, first2, bounds, shares, scores, squares, halves, room, progress, *plan, with_loss
             return kernel(begin, end, data, data2, *pulled, *rest)
 
         losses = in_step(run, max(every), self._threads, steps)
         self.steps += steps
+        self.taken += taken[:, -1]
         return losses[0]

@@ -222,6 +222,12 @@ def pointer(typing, array, place):
     return types.CPointer(array.dtype)(array, types.int64), emit
 
 
+@intrinsic
+def onward(typing, start, place):
+    """Pointer to the ``place``-th item after a pointer."""
+    return start(start, types.int64), lambda context, builder, signature, args: builder.gep(args[0], [args[1]])
+
+
 @intrinsic(prefer_literal=True)
 def take(typing, length, start, place):
     """The ``length`` numbers from the ``place``-th on after a pointer; ``length`` a constant."""

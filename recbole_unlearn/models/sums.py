@@ -61,12 +61,12 @@ class Sums:
         rows = [[np.atleast_2d(array(value)) for value in part] for part in self.parameters]
         self._begins = [np.cumsum([0, *map(len, part)]) for part in rows]
         self.parts = [
-            Part(table.kind, np.concatenate(part), int(begins[table.items]), *self._pulled(table, begins))
+            Part(table.kind, np.concatenate(part), int(begins[table.items]), self._pulled(table, begins))
             for table, part, begins in zip(self._tables, rows, self._begins, strict=True)
         ]
 
     def _pulled(self, table, begins):
-        return [] if table.pulled is None else [int(begins[table.pulled])]
+        return Part.pulled if table.pulled is None else int(begins[table.pulled])
 
     def queries(self, data: Dataset) -> list[np.ndarray]:
         """Of each part, the table rows that each row of some data names, int64 ``[rows, any]``."""

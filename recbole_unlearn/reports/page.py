@@ -12,7 +12,7 @@ from markupsafe import Markup
 
 from recbole_unlearn.reports import templates
 from recbole_unlearn.reports.pictures import described, drawn
-from recbole_unlearn.settings.conflicts import BY_KERNELS
+from recbole_unlearn.settings.conflicts import BY_KERNELS, RECOMPUTED
 from recbole_unlearn.storage.audit import weight_settings
 
 FORGOTTEN = {
@@ -71,6 +71,7 @@ def page(result: dict, table: pd.DataFrame, method: str, cohort: str) -> str:
         certificate=_certificate(result),
         exact=result["unlearning"].get("exact", False),
         compiled=result["settings"].get("model") in BY_KERNELS,
+        recomputed=result["settings"].get("model") in RECOMPUTED,
         settings=weight_settings(result["settings"]).items(),
     )
 

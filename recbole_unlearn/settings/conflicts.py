@@ -16,7 +16,8 @@ from recbole_unlearn.settings.config import UnlearnConfig
 from recbole_unlearn.settings.given import Given
 
 DERIVED_FORMS = ("BPR", "LightGCN")  # models that are forgotten by replay and in closed form
-BY_KERNELS = (*DERIVED_FORMS, "FPMC", "TransRec")  # models that are trained again by kernels
+RECOMPUTED = (*DERIVED_FORMS, "FPMC", "TransRec")  # models that kernels train again on what their log holds alone
+BY_KERNELS = (*RECOMPUTED, "LINE", "CFKG")  # models that are trained again by kernels
 
 
 def check_many(given: Given) -> None:

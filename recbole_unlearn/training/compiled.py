@@ -1,12 +1,14 @@
 """Trainings by compiled kernels: of a log again, and, where ``compiled: True`` asks for it, with RecBole's draws, logs,
 validation and checkpoints. The weights are those of RecBole's own trainer up to rounding."""
 
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from recbole.data.dataloader import TrainDataLoader
 from recbole.data.dataset import Dataset
+from recbole.data.interaction import Interaction
 from recbole.model.abstract_recommender import AbstractRecommender
 from recbole.model.general_recommender import BPR, LightGCN
 from recbole.model.sequential_recommender import TransRec
@@ -22,13 +24,16 @@ from recbole_unlearn.influence.dot_product import DotProductTraining
 from recbole_unlearn.influence.propagated import Graph
 from recbole_unlearn.influence.propagated_training import GraphLoss, PropagatedTraining
 from recbole_unlearn.influence.recorded import Adam
-from recbole_unlearn.influence.summed_training import SummedTraining
-from recbole_unlearn.models.sums import SUMMED, Sums, last_items
+from recbole_unlearn.influence.summed_training import BLOCK, POINTWISE, SummedTraining
+from recbole_unlearn.models.compared import COMPARED, Compared, Comparisons, otherwise
+from recbole_unlearn.models.sums import SUMMED, Sums, last_items, width
 
 NAN = "Training loss is nan"  # RecBole's words
-COMPILED = (BPR, LightGCN, *SUMMED)
+LOGGED = (BPR, LightGCN, *SUMMED)  # whose log tells all that training drew
+COMPILED = (*LOGGED, *COMPARED)
 # What ML-1M took, K = 8 and 64, two cores (results/): to tell which requests training again serves soon enough.
 SECONDS_A_TRIPLE, SECONDS_A_NUMBER = 2e-8, 1.5e-9
+SECONDS_A_DRAW = 1.5e-6  # a triple of ml-100k, where batches are made as for RecBole's trainer
 
 
 def not_again(config: Any, model: AbstractRecommender, group: dict[str, Any], loader: TrainDataLoader) -> str | None:
@@ -39,15 +44,17 @@ def not_again(config: Any, model: AbstractRecommender, group: dict[str, Any], lo
         loader: of the training data.
     """
     if type(model) not in COMPILED:
-        *others, last = (each.__name__ for each in COMPILED)
+        *others, last = (each.__name__ for each in LOGGED)
         return f"it is for {', '.join(others)} and {last}, not for {type(model).__name__}"
     if config["learner"] != "adam" or group.get("amsgrad") or config["clip_grad_norm"]:
         return "it is for plain Adam, without clipped gradients"
     if not config["single_spec"] or config["enable_amp"]:
         return "it is for one process, in float32"
-    summed = type(model) in SUMMED
-    if not (_pairs(loader) if summed else Played.fits(loader)):
+    summed, compared = type(model) in SUMMED, type(model) in COMPARED
+    if not (_pairs(loader) if summed or compared else Played.fits(loader)):
         return "batches hold more than a user, an item and negatives"
+    if reason := otherwise(model):
+        return reason
     if summed and not last_items(loader._dataset).all():
         return "there are empty histories"
     return None
@@ -57,6 +64,8 @@ def refusal(trainer: Trainer, loader: TrainDataLoader) -> str | None:
     """Why a training cannot be compiled, in words; None where it can."""
     if reason := not_again(trainer.config, trainer.model, trainer.optimizer.param_groups[0], loader):
         return reason
+    if type(trainer.model) in COMPARED:
+        return f"{type(trainer.model).__name__} draws more than its log holds, and is trained again alone by kernels"
     if type(trainer.model) is TransRec:  # norms, most of which nothing is differentiated by
         return "the loss that TransRec's trainer reports has more terms than the kernels take"
     if trainer.start_epoch:
@@ -67,6 +76,14 @@ def refusal(trainer: Trainer, loader: TrainDataLoader) -> str | None:
 def seconds(epochs: int, triples: int, numbers: int) -> float:
     """About how long kernels take on two cores: so many triples an epoch, each of so many numbers."""
     return epochs * triples * (SECONDS_A_TRIPLE + SECONDS_A_NUMBER * numbers)
+
+
+def seconds_again(model: AbstractRecommender, epochs: int, triples: int) -> float:
+    """The same of a model that has other kernels than BPR and LightGCN."""
+    if type(model) in SUMMED:
+        return seconds(epochs, triples, width(model))
+    numbers = Comparisons(model).part.start.shape[1]  # for each triple there is at most one comparison more
+    return seconds(epochs, 2 * triples, numbers) + epochs * triples * SECONDS_A_DRAW
 
 
 def _pairs(loader):
@@ -103,35 +120,19 @@ def adam_states(sizes: list[int], first: np.ndarray, second: np.ndarray, steps: 
     ]
 
 
-class Kernels:
-    """What trains a trainer's model on some data instead of it.
+class _Kernels:
+    """What both kinds of kernels leave in a trainer's model and its optimiser."""
 
-    Args:
-        trainer: before its first step, of a training that can be compiled.
-        data: RecBole's.
-        rows: of ``data`` that stand for the rows of epochs, ints; default: all.
-    """
+    _parameters: list[list[torch.Tensor]]
+    _training: Any
 
-    def __init__(self, trainer: Trainer, data: Dataset, rows: np.ndarray | slice = slice(None)) -> None:
+    def __init__(self, trainer: Trainer) -> None:
         self._model, self._optimizer = trainer.model, trainer.optimizer
-        adam = Adam.of(trainer.optimizer.param_groups[0])
-        users, items = (data.inter_feat[name].numpy() for name in (data.uid_field, data.iid_field))
-        self._items = items[rows]
-        if type(trainer.model) in SUMMED:
-            sums = Sums(trainer.model)
-            self._parameters, self._named = sums.parameters, [each[rows] for each in sums.queries(data)]
-            self._training: Any = SummedTraining(sums.parts, adam)
-            return
-        self._parameters, self._named = [list(trainer.model.parameters())], users[rows]
-        start = np.concatenate([array(value) for value in trainer.model.parameters()])
-        self._training = training_of(trainer.model, (users, items), start, adam)
+        self._adam = Adam.of(trainer.optimizer.param_groups[0])
 
-    def epoch(self, epoch: Epoch) -> float:
-        """Train on an epoch; returns the sum of its batches' mean losses; ValueError where it is NaN."""
-        loss = self._training.epoch(self._named, self._items, epoch, with_loss=True)
-        if not np.isfinite(loss):
-            raise ValueError(NAN)
-        return loss
+    def _steps(self, parameters: Sequence[torch.Tensor]) -> list[int]:
+        """That Adam has taken of some parameters."""
+        return [self._training.steps] * len(parameters)
 
     def write_back(self) -> None:
         """Bring the model and its optimiser's state up to date."""
@@ -141,18 +142,99 @@ class Kernels:
             sizes = [value.shape[0] if value.ndim > 1 else 1 for value in parameters]
             states = adam_states(sizes, first, second, self._training.steps)
             now = torch.from_numpy(weights).split(sizes)
-            for value, new, state in zip(parameters, now, states, strict=True):
+            for value, new, state, steps in zip(parameters, now, states, self._steps(parameters), strict=True):
                 with torch.no_grad():
                     value.copy_(new.view_as(value))
                 placed = {name: state[name].view_as(value).to(value.device) for name in ("exp_avg", "exp_avg_sq")}
-                self._optimizer.state[value] = {**state, **placed}
+                self._optimizer.state[value] = {"step": torch.tensor(float(steps)), **placed}
         clear_caches(self._model)
 
 
+class Kernels(_Kernels):
+    """What trains a trainer's model on some data instead of it.
+
+    Args:
+        trainer: before its first step, of a training that can be compiled.
+        data: RecBole's.
+        rows: of ``data`` that stand for the rows of epochs, ints; default: all.
+    """
+
+    def __init__(self, trainer: Trainer, data: Dataset, rows: np.ndarray | slice = slice(None)) -> None:
+        super().__init__(trainer)
+        users, items = (data.inter_feat[name].numpy() for name in (data.uid_field, data.iid_field))
+        self._items = items[rows]
+        if type(trainer.model) in SUMMED:
+            sums = Sums(trainer.model)
+            self._parameters, self._named = sums.parameters, [each[rows] for each in sums.queries(data)]
+            self._training = SummedTraining(sums.parts, self._adam)
+            return
+        self._parameters, self._named = [list(trainer.model.parameters())], users[rows]
+        start = np.concatenate([array(value) for value in trainer.model.parameters()])
+        self._training = training_of(trainer.model, (users, items), start, self._adam)
+
+    def epoch(self, epoch: Epoch) -> float:
+        """Train on an epoch; returns the sum of its batches' mean losses; ValueError where it is NaN."""
+        loss = self._training.epoch(self._named, self._items, epoch, with_loss=True)
+        if not np.isfinite(loss):
+            raise ValueError(NAN)
+        return loss
+
+
+class BatchKernels(_Kernels):
+    """What trains a trainer's model on batches instead of it, where they hold more than a log tells: facts, draws.
+
+    Args:
+        trainer: before its first step, of a training that can be compiled, of one learning rate.
+    """
+
+    def __init__(self, trainer: Trainer) -> None:
+        super().__init__(trainer)
+        self._compared = Comparisons(trainer.model)
+        self._parameters = [self._compared.parameters]
+        self._training = SummedTraining([self._compared.part], self._adam, loss=POINTWISE)
+
+    def _steps(self, parameters):
+        return [int(self._training.taken[owner]) for owner in self._compared.owner]
+
+    def epoch(self, batches: Iterable[Interaction]) -> float:
+        """Train on batches as they come; returns the sum of their losses; ValueError where it is NaN."""
+        loss = 0.0
+        for some in _blocks(map(self._compared.told, batches)):
+            loss += self._taken(some)
+        if not np.isfinite(loss):
+            raise ValueError(NAN)
+        return loss
+
+    def _taken(self, batches):
+        """Take a step for each of what some batches compare; returns the sum of their losses."""
+        bounds = np.cumsum([0, *(len(each.high) for each in batches)])
+        queries, high, low, shares = map(np.concatenate, zip(*batches, strict=True))
+        epoch = Epoch(np.arange(len(high)), bounds, low[:, None], np.full(len(batches), self._adam.lr))
+        return self._training.epoch([queries], high, epoch, with_loss=True, shares=shares)
+
+
+def _blocks(batches: Iterable[Compared]) -> Iterator[list[Compared]]:
+    """As many at a time as kernels arrange at once."""
+    some, rows = [], 0
+    for each in batches:
+        some.append(each)
+        rows += len(each.high)
+        if rows >= BLOCK:
+            yield some
+            some, rows = [], 0
+    if some:
+        yield some
+
+
 def warm_up(model: AbstractRecommender, data: Dataset, adam: Adam, m: int) -> None:
-    """Load or compile the kernels of a model whose score is of sums of embeddings, for m negatives a row."""
-    sums, one = Sums(model), np.zeros(1, np.int64)
-    epoch = Epoch(one, np.array([0, 1]), np.zeros((1, m), int), np.full(1, 1e-3))
+    """Load or compile the kernels of a model that has others than BPR and LightGCN, for m negatives a row."""
+    one, bounds, rates = np.zeros(1, np.int64), np.array([0, 1]), np.full(1, 1e-3)
+    if type(model) in COMPARED:
+        seen = Comparisons(model)
+        epoch = Epoch(one, bounds, np.zeros((1, 1), int), rates)
+        SummedTraining([seen.part], adam, loss=POINTWISE).epoch([np.zeros((1, seen.queries), int)], one, epoch)
+        return
+    sums, epoch = Sums(model), Epoch(one, bounds, np.zeros((1, m), int), rates)
     SummedTraining(sums.parts, adam).epoch([each[:1] for each in sums.queries(data)], one, epoch)
 
 

@@ -13,7 +13,7 @@ import torch
 from recbole.config import Config
 from recbole.trainer import Trainer
 from recbole.trainer import trainer as recbole_trainer
-from recbole.utils import init_seed
+from recbole.utils import KGDataLoaderState, init_seed
 from tqdm import tqdm
 
 from recbole_unlearn import distributed
@@ -34,7 +34,7 @@ from recbole_unlearn.settings.shown import plain
 from recbole_unlearn.storage import checkpoints
 from recbole_unlearn.storage.files import remove, scratch_folder
 from recbole_unlearn.storage.triple_log import TripleLog, log_path
-from recbole_unlearn.training.compiled import NAN, Kernels, not_again
+from recbole_unlearn.training.compiled import LOGGED, NAN, BatchKernels, Kernels, not_again
 from recbole_unlearn.training.trainer import make_trainer
 
 # How far training again may end from the weights, of the way that training moved them. Trainings that did what their
@@ -226,12 +226,14 @@ def trained_again(
             begin(model, beginning.log)
         initial, position = flat_weights(model), split.positions_without(gone)
         group = trainer.optimizer.param_groups[0]
-        if compiled and not not_again(config, model, group, pairwise_loader(rest)):
+        by_kernels = compiled and not not_again(config, model, group, pairwise_loader(rest))
+        if by_kernels and type(model) in LOGGED:
             play = _by_kernels(Kernels(trainer, rest._dataset, position), epochs)
         else:
             whole = split.remaining(_rows(None), beginning.seed)
             trainer.equip(pairwise_loader(whole), static)
-            play = _by_trainer(trainer, _Coupled(whole, epochs, position, rest, model=model))
+            played = _Coupled(whole, epochs, position, rest, model=model)
+            play = _by_batches(BatchKernels(trainer), played) if by_kernels else _by_trainer(trainer, played)
         kept = {0: initial} if 0 in numbers else {}
 
         def train_epoch(number):
@@ -287,6 +289,20 @@ def _by_kernels(kernels, epochs):
 
     def play(number, wanted):
         loss = kernels.epoch(next(coming))
+        if wanted:
+            kernels.write_back()
+        return loss
+
+    return play
+
+
+def _by_batches(kernels, played):
+    """The same where batches hold more than the epochs do."""
+    if played.facts:
+        played.set_mode(KGDataLoaderState.RSKG)
+
+    def play(number, wanted):
+        loss = kernels.epoch(played)
         if wanted:
             kernels.write_back()
         return loss

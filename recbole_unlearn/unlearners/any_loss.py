@@ -18,7 +18,6 @@ from recbole_unlearn.influence.operators import AutogradCurvature
 from recbole_unlearn.influence.solver import jacobi
 from recbole_unlearn.models.draws import keep_draws
 from recbole_unlearn.models.losses import fixed_randomness
-from recbole_unlearn.models.sums import width
 from recbole_unlearn.models.support import no_step
 from recbole_unlearn.models.view import View
 from recbole_unlearn.storage.checkpoints import check_finite
@@ -136,7 +135,7 @@ class AnyLoss(Problem):
     def seconds_again(self) -> float:
         """About how long `retrained` takes, of kernels or by what an epoch took; infinite where nobody knows."""
         if self._compiled:
-            return compiled.seconds(self.epochs, self.n_triples, width(self.view.model))
+            return compiled.seconds_again(self.view.model, self.epochs, self.n_triples)
         seconds = self.trained.stored["triple_log"].get("seconds")
         if type(seconds) is not float or not seconds > 0:
             return np.inf

@@ -1,7 +1,7 @@
 """Compiled training on scores of sums of embeddings against torch.optim.Adam and autograd."""
 
 import itertools
-from dataclasses import astuple
+from dataclasses import astuple, replace
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ import torch
 from recbole_unlearn.influence import summed_training as module
 from recbole_unlearn.influence.coupling import Epoch
 from recbole_unlearn.influence.recorded import Adam
-from recbole_unlearn.influence.summed_training import DISTANCE, OWN, PRODUCT, Part, SummedTraining
+from recbole_unlearn.influence.summed_training import DISTANCE, OWN, POINTWISE, PRODUCT, Part, SummedTraining
 
 ADAM = Adam(lr=0.01, beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.0)
 USERS, ITEMS, ROWS, BATCH = 30, 40, 700, 32
@@ -170,11 +170,118 @@ def test_the_number_of_threads_does_not_show(kind):
             np.testing.assert_array_equal(found, other)
 
 
+class Pointwise:
+    """Rows of two embeddings that are added, and of others, in tables of which a batch leaves out some."""
+
+    def __init__(self, m=1, K=11, adam=ADAM, n_epochs=3):
+        rng = np.random.default_rng(0)
+        self.adam, self.m, sizes = adam, m, {"A": USERS, "B": ITEMS, "C": ITEMS, "D": USERS}
+        self.start = {name: (0.2 * rng.normal(size=(n, K))).astype(np.float32) for name, n in sizes.items()}
+        begins = dict(zip(sizes, np.cumsum([0, *sizes.values()]), strict=False))
+        self.begins = (0, int(begins["C"]), int(begins["D"]))  # A and B are in every batch
+        self.epochs, self.absent = [], []
+        for number in range(n_epochs):
+            bounds = np.sort(np.append(np.arange(0, ROWS + 1, BATCH), [5 * BATCH, ROWS]))
+            others = rng.choice(["C", "D"], len(bounds) - 1) if number else np.full(len(bounds) - 1, "C")
+            table = np.repeat(others, np.diff(bounds))
+            ends = np.array([[begins[t] + rng.integers(sizes[t]) for _ in range(1 + m)] for t in table])
+            queries = np.column_stack([rng.integers(USERS, size=ROWS), begins["B"] + rng.integers(ITEMS, size=ROWS)])
+            rates = adam.lr * (1 + 0.5 * np.sin(np.arange(len(bounds) - 1)))
+            shares = rng.random(ROWS) / BATCH
+            self.epochs.append((queries, ends[:, 0], Epoch(np.arange(ROWS), bounds, ends[:, 1:], rates), shares))
+
+    def training(self, threads=None):
+        part = Part(PRODUCT, np.concatenate(list(self.start.values())), begins=self.begins)
+        return SummedTraining([part], self.adam, threads, POINTWISE)
+
+    def trained(self, training):
+        """Losses of its epochs."""
+        return [
+            training.epoch([queries], pos, epoch, with_loss=True, shares=shares)
+            for queries, pos, epoch, shares in self.epochs
+        ]
+
+    def by_torch(self):
+        """Losses, parameters and torch's optimiser."""
+        cuts = [*self.begins, sum(map(len, self.start.values()))]
+        whole = np.concatenate(list(self.start.values()))
+        W = [
+            torch.tensor(whole[one:two], dtype=torch.float64, requires_grad=True)
+            for one, two in itertools.pairwise(cuts)
+        ]
+        lr, beta1, beta2, eps, decay = astuple(self.adam)
+        optimizer, losses = torch.optim.Adam(W, lr, (beta1, beta2), eps, decay), []
+
+        def rows_of(ids, which):
+            return W[which][torch.from_numpy(ids - cuts[which])]
+
+        for queries, pos, epoch, shares in self.epochs:
+            losses.append(0.0)
+            for s, (start, stop) in enumerate(itertools.pairwise(epoch.bounds)):
+                if start == stop:
+                    continue
+                which = int(np.searchsorted(self.begins, pos[start], "right")) - 1
+                q = rows_of(queries[start:stop].ravel(), 0).view(stop - start, 2, -1).sum(1)
+                scores = [(q * rows_of(pos[start:stop], which)).sum(1)]
+                scores += [-(q * rows_of(low, which)).sum(1) for low in epoch.negatives[start:stop].T]
+                each = sum(torch.nn.functional.softplus(-score) for score in scores)
+                loss = (torch.from_numpy(shares[start:stop]) * each).sum()
+                losses[-1] += loss.item()
+                optimizer.param_groups[0]["lr"] = epoch.rates[s]
+                optimizer.zero_grad()  # to None: what a batch leaves out is not stepped
+                loss.backward()
+                optimizer.step()
+        return losses, W, optimizer
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_of_single_scores_it_trains_as_torch_does_and_leaves_alone_what_a_batch_leaves_out(case):
+    keys = dict(CASES[case])
+    problem = Pointwise(**{"n_epochs": keys.pop("epochs", 3), **keys})
+    training = problem.training()
+    losses, expected = problem.trained(training), problem.by_torch()
+    np.testing.assert_allclose(losses, expected[0], rtol=1e-5)
+    states = [expected[2].state[value] for value in expected[1]]
+    assert list(training.taken) == [int(state["step"]) for state in states]
+    assert training.taken[0] == training.taken[1:].sum() == training.steps
+    theirs = {"W": expected[1], "M": [s["exp_avg"] for s in states], "V": [s["exp_avg_sq"] for s in states]}
+    theirs = {key: torch.cat(each).detach().numpy() for key, each in theirs.items()}
+    moved = np.linalg.norm(theirs["W"] - np.concatenate(list(problem.start.values())))
+    assert np.linalg.norm(training.W[0] - theirs["W"]) < 2e-5 * moved
+    for key in ("M", "V"):
+        assert np.linalg.norm(getattr(training, key)[0] - theirs[key]) < 1e-4 * np.linalg.norm(theirs[key])
+
+
+def test_of_single_scores_neither_blocks_nor_threads_show(monkeypatch):
+    problem, found = Pointwise(m=2, K=32), []
+    for block, threads in ((1 << 20, 1), (1 << 20, 2), (100, 2)):
+        monkeypatch.setattr(module, "BLOCK", block)
+        training = problem.training(threads)
+        found.append((problem.trained(training), training.W[0]))
+    assert found[0][0] == found[1][0] and np.array_equal(found[0][1], found[1][1])
+    assert np.linalg.norm(found[0][1] - found[2][1]) < 1e-6 * np.linalg.norm(found[0][1])
+
+
+def test_without_shares_it_is_the_mean_of_a_batch():
+    problem, losses = Pointwise(), []
+    queries, pos, epoch, _ = problem.epochs[0]
+    mean = np.repeat(1 / np.diff(epoch.bounds).clip(1), np.diff(epoch.bounds))
+    for shares in (None, mean):
+        losses.append(problem.training().epoch([queries], pos, epoch, with_loss=True, shares=shares))
+    assert losses[0] == losses[1]
+    with pytest.raises(ValueError, match="of the pairwise loss, a batch's mean is taken"):
+        product = Product(m=1)
+        training = SummedTraining(product.parts(), ADAM)
+        training.epoch(product.queries(), product.pos, product.epochs[0], shares=np.ones(ROWS))
+
+
 def test_scores_that_it_does_not_know_are_refused():
     parts = Distance(m=1).parts()
     for wrong in ([], [parts[0], parts[0]], [*parts, parts[1]]):
         with pytest.raises(ValueError, match="one or two parts, of which at most one is a distance"):
             SummedTraining(wrong, ADAM)
+    with pytest.raises(ValueError, match="of a score of one part alone"):
+        SummedTraining([replace(parts[0], begins=(0, USERS)), parts[1]], ADAM)
 
 
 def test_the_weights_given_stay_as_they_are():
