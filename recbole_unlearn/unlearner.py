@@ -274,10 +274,13 @@ class InfluenceUnlearner:
         if kind == "pairs":
             return self.forget_rows(rows_of_pairs(self.split, value, "pairs"))
         wanted = ForgetRequest.of(kind, value, self.config)
-        found = self.forget_rows(wanted.rows(self.split))
-        for field, ids in wanted.whole(self.split).items():
-            self.whole[field] = np.union1d(self.whole.get(field, ids), ids)
-        return found
+        rows = wanted.rows(self.split)
+        try:
+            return self.forget_rows(rows)
+        finally:
+            if self.problem.absent[rows].all():  # by this request, or pair by pair before
+                for field, ids in wanted.whole(self.split).items():
+                    self.whole[field] = np.union1d(self.whole.get(field, ids), ids)
 
     def forget_rows(self, rows: np.ndarray) -> Unlearned:
         """As `forget`, for rows of ``split``."""

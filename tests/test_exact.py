@@ -166,6 +166,7 @@ def test_a_stream_is_settled_at_its_end(bpr, make_options, tmp_path):
         "evaluate": "none", "output_dir": "stream",
     })  # fmt: skip
     assert found["unlearning"]["exact"] and found["unlearning"]["settled_seconds"] > 0
+    assert found["unlearning"]["coupling"] == "paired"
     with ru.load(bpr) as unlearner:
         expected = flat(unlearner.forget(rows=rows).state_dict)
     assert torch.equal(flat(torch.load("stream/unlearned.pth", weights_only=True)["state_dict"]), expected)

@@ -109,11 +109,17 @@ def test_it_is_written_before_the_purge_and_for_what_an_unlearner_saves(scene, m
         forget(forget_users=[SECRET_USER], purge=True)
 
 
+@pytest.mark.parametrize("before", [False, True], ids=["at once", "pair by pair before"])
 @pytest.mark.parametrize("kind, token", [("users", SECRET_USER), ("items", SECRET_ITEM)])
-def test_an_unlearner_lists_those_who_were_named_as_such_too(scene, kind, token):
+def test_an_unlearner_lists_those_who_were_named_as_such_too(scene, kind, token, before):
     """What they do that is not in the training data, or not yet, is refused as well."""
     with load("model.pth", config_dict={"suppression": LIST}) as opened:
-        opened.forget(**{kind: [token]})
+        if before:
+            opened.forget(pairs=[pair for pair in opened.split.pairs(np.arange(opened.split.n_rows)) if token in pair])
+            with pytest.raises(InputError, match="already"):
+                opened.forget(**{kind: [token]})
+        else:
+            opened.forget(**{kind: [token]})
         opened.forget(count=3)
         opened.save("later.pth")
     kept = [json.loads(line)["of"] for line in Path(LIST).read_text().splitlines()]

@@ -54,7 +54,7 @@ def serve(unlearner, table, scratch, together=1, drift_every=0, show_progress=Fa
     """
     split = unlearner.split
     wanted = rows_of(split, table)
-    served, drifts, empty, n_served, retrain = [], [], 0, 0, None
+    served, drifts, empty, n_served, retrain, last = [], [], 0, 0, None, None
     groups = list(batches(table, together))
     unlearner.hurry(len(groups))
     for group in tqdm(groups, "Requests", ncols=100, disable=not show_progress):
@@ -63,7 +63,8 @@ def serve(unlearner, table, scratch, together=1, drift_every=0, show_progress=Fa
         rows = np.unique(np.concatenate(fresh))
         start, all_rows = perf_counter(), False
         if len(rows):
-            all_rows = unlearner.forget_rows(rows).details.get("all_rows", False)
+            last = unlearner.forget_rows(rows)
+            all_rows = last.details.get("all_rows", False)
         figures = {"requests": len(group), "interactions": len(rows), "forgotten": len(unlearner.forgotten)}
         served.append({**figures, "seconds": perf_counter() - start, "all_rows": all_rows})
         before, n_served = n_served, n_served + len(group)
@@ -72,6 +73,7 @@ def serve(unlearner, table, scratch, together=1, drift_every=0, show_progress=Fa
             retrain = retrain or advice(n_served, len(unlearner.forgotten) / split.n_rows, drifts[-1])
         retrain = retrain or advice(n_served, len(unlearner.forgotten) / split.n_rows)
     seconds, settled = [batch["seconds"] for batch in served], unlearner.settle_if_wanted(show_progress)
+    last = settled or last
     details = {
         "requests": n_served,
         "batches": len(served),
@@ -80,6 +82,7 @@ def serve(unlearner, table, scratch, together=1, drift_every=0, show_progress=Fa
         "replays_of_all_rows": sum(batch["all_rows"] for batch in served),
         "settled_seconds": settled.seconds if settled else None,
         "exact": unlearner.settled,
+        "coupling": last.details.get("coupling") if last and unlearner.settled else None,
     }
     total = sum(seconds) + (settled.seconds if settled else 0)
     return Served(unlearner.now(total, details), served, drifts, empty, retrain)
