@@ -447,6 +447,19 @@ def test_training_is_followed_along_its_snapshots(trained, monkeypatch):
     assert (change_of(once, model.state_dict()) - t).norm() > 0.1 * t.norm()
 
 
+def test_the_batches_of_a_stop_hold_a_share_of_all_triples(trained, monkeypatch):
+    """Data may be large: the step has no curvature of what is in none of them."""
+    unlearner = trained("FPMC", negatives="static")[-1]
+    rows, found = some_rows(unlearner.split, 20)[0], []
+    for least in (any_loss.LEAST_SEEN, 0):
+        monkeypatch.setattr(any_loss, "STEP_TRIPLES", 1)
+        monkeypatch.setattr(any_loss, "LEAST_SEEN", least)
+        found.append(unlearner.unlearn(rows).details)
+    assert all(each["stops"] for each in found)
+    assert found[0]["curvature_triples"] >= min(unlearner.split.n_rows - 20, 60 * (unlearner.split.n_rows // 120))
+    assert found[1]["curvature_triples"] == found[1]["iterations"]
+
+
 def test_where_the_hessian_is_far_from_convex_gauss_newton_is_followed(trained, monkeypatch):
     """With next to no damping, FPMC's product of factors is: a solve by it has no bound."""
     unlearner = trained("FPMC", damping_strength=0.01)[-1]

@@ -35,6 +35,7 @@ STAYS = 1e12  # damping, a triple, of a weight that never had a gradient
 # Snapshots of the weights, at most, that the training is followed along; steps of the descent at each, and triples in
 # each. Smaller batches are noise in the Hessian, which the change grows by: HRM went 1.3 of its way by 60 of 1024.
 STOPS, STEPS, STEP_TRIPLES = 6, 30, 2048
+LEAST_SEEN = 1 / 4  # of all triples, in the batches of a stop: of rows in none of them curvature is missing
 BATCHES_ANEW = 20  # that moments anew are the mean of
 MOMENT_BATCHES = 2  # of training, at each snapshot, that tell how large gradients were
 PROBE = 256  # rows that tell whether a model holds the data itself
@@ -296,7 +297,7 @@ class AnyLoss(Problem):
             report.iterations += found["iterations"]
             report.converged &= found.get("converged", True)
             found |= asdict(report) | {"gradient_norm": float(z.norm())}
-        found["curvature_triples"] = self._triples_of(after.view, found["iterations"], STEP_TRIPLES)
+        found["curvature_triples"] = self._triples_of(after.view, found["iterations"], self._step_triples)
         details = {**self.details(after, change), "step_norm": float(change.norm())}
         return Change(change, {**details, **found}, snapshots)
 
@@ -304,13 +305,18 @@ class AnyLoss(Problem):
         """An implicit step along the training, by the Hessian; by Gauss-Newton where that is too far from convex."""
 
         def by(outputs):
-            batches = self._batches(view, epochs, outputs, STEP_TRIPLES)
+            batches = self._batches(view, epochs, outputs, self._step_triples)
             return descended(way, batches, pull, damping, show_progress, STEPS)
 
         try:
             return by(None)
         except InputError:
             return by(view.outputs)
+
+    @property
+    def _step_triples(self):
+        """Triples of a batch, along the training."""
+        return max(STEP_TRIPLES, int(self.n_triples * LEAST_SEEN / STEPS))
 
     def _weights(self, epochs):
         """The weights after so many epochs, by name."""
