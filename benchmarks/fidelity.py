@@ -60,6 +60,7 @@ def report(trained, options, methods, setting, stem):
 
 
 SETS = "forget sets, KIND:SIZE, separated by spaces; also popular_items, core_users, ..."
+COMPILED = option(False, "train by the compiled kernels, after they were compared with RecBole's trainer")
 
 
 @takes(
@@ -69,7 +70,7 @@ SETS = "forget sets, KIND:SIZE, separated by spaces; also popular_items, core_us
     methods=option("", f"separated by semicolons; default all: {'; '.join(METHODS)}"),
     seeds=6,
     changes=CHANGES,
-    compiled=option(False, "train by the compiled kernels, after they were compared with RecBole's trainer"),
+    compiled=COMPILED,
     output=RESULTS / "fidelity",
 )
 def fidelity(options):
@@ -91,14 +92,23 @@ VARIANTS = {
     "step, scalar damping 1e-4": {**STEP, "damping": "scalar", "damping_strength": 1e-4},
     "step, last epoch's triples": {**STEP, "log_epochs": 1},
     "step, no negative-pool return": {**STEP, "pool_return": False},
-    "replay": {"method": "replay"},
+    "touched rows": {"method": "replay", "replay_rows": "touched"},
+    "exact, paired": {"method": "replay", "replay_rows": "all", "coupling": "paired"},
 }
 
 
-@takes(model="BPR", **CACHED, sets=option("count:200", SETS), seeds=6, output=RESULTS / "ablation")
+@takes(
+    model="BPR",
+    **CACHED,
+    sets=option("count:200", SETS),
+    seeds=6,
+    compiled=COMPILED,
+    output=RESULTS / "ablation",
+)
 def ablation(options):
     """What each part of the influence step contributes, beside the replay that needs none of it tuned."""
-    report(common.trained_seeds(options, options.model), options, VARIANTS, setting(options), options.dataset)
+    trained = common.trained_seeds(options, options.model, compiled=options.compiled)
+    report(trained, options, VARIANTS, setting(options), options.dataset)
 
 
 # Re-optimisation
