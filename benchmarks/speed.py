@@ -315,8 +315,8 @@ def lightgcn(options):
     at random.
     """
     clock = CLOCKS[options.clock]
-    torch.set_num_threads(1)
     numba.set_num_threads(1)
+    torch.set_num_threads(1)
     config, split = opened(("LightGCN", options.dataset, [], {"data_path": options.data_path}))
     logging.getLogger().setLevel(logging.ERROR)
     rows = ForgetRequest("count", options.forget, 2020).rows(split)

@@ -261,8 +261,8 @@ class Audit:
 
 def _begin(arguments, folder, methods, models, compiled):
     global _audit
-    torch.set_num_threads(1)
     numba.set_num_threads(1)
+    torch.set_num_threads(1)  # after numba, whose threads torch is given too
     logging.getLogger().setLevel(logging.ERROR)
     _audit = Audit(arguments, folder, methods, models, 1, False)
     _audit.compiled = _audit.data[-1] = compiled

@@ -162,8 +162,8 @@ def opened(arguments):
 
 def _start_worker(arguments):
     global _worker
-    torch.set_num_threads(1)
     numba.set_num_threads(1)
+    torch.set_num_threads(1)  # after numba, whose threads torch is given too
     logging.getLogger().setLevel(logging.ERROR)
     _worker = opened(arguments)
 

@@ -24,19 +24,19 @@ import numpy as np
 
 from recbole_unlearn.influence.vectors import (
     FLAGS,
-    PARALLEL,
     add_scaled,
     dot,
     exp,
     load,
     multiply,
+    parallel,
     store,
     widen,
     zeros,
 )
 
 
-@numba.njit(**PARALLEL)
+@parallel
 def number_items(row_ptr, pos, neg, count, dist, chunk_ptr, n_items):
     """Turn item ids in ``pos`` and ``neg`` into numbers among a user's distinct items; fills ``count`` and ``dist``."""
     for c in numba.prange(len(chunk_ptr) - 1):
@@ -71,7 +71,7 @@ def linearise(K: int, single: bool) -> Callable[..., np.ndarray]:
     (plus where it is the positive). Returns the weighted loss ``sum -w log sigmoid(x)`` of each chunk.
     """
 
-    @numba.njit(**PARALLEL)
+    @parallel
     def kernel(P, Q, row_ptr, pos, neg, count, dist, chunk_ptr, weight, h, b):
         n_chunks = len(chunk_ptr) - 1
         m = neg.shape[1]
@@ -126,7 +126,7 @@ def curvature_product(K: int, exact: bool) -> Callable[..., None]:
     """
     both = 2 * K
 
-    @numba.njit(**PARALLEL)
+    @parallel
     def kernel(VP, QV, row_ptr, pos, neg, count, dist, chunk_ptr, h, b, out_P, out_Q):
         m = neg.shape[1]
         longest = count.max() if len(count) else 0
@@ -168,7 +168,7 @@ def curvature_product(K: int, exact: bool) -> Callable[..., None]:
 def gradient(K: int) -> Callable[..., None]:
     """Kernel ``(P, Q, *block, b, out_P, out_Q)``: gradient of the loss that `linearise` returns."""
 
-    @numba.njit(**PARALLEL)
+    @parallel
     def kernel(P, Q, row_ptr, pos, neg, count, dist, chunk_ptr, b, out_P, out_Q):
         for c in numba.prange(len(chunk_ptr) - 1):
             out = out_Q[c]
@@ -193,7 +193,7 @@ def gauss_newton_blocks(K: int) -> Callable[..., None]:
     its row.
     """
 
-    @numba.njit(**PARALLEL)
+    @parallel
     def kernel(P, Q, row_ptr, pos, neg, count, dist, chunk_ptr, h, out_P, out_Q):
         m = neg.shape[1]
         longest = count.max() if len(count) else 0
@@ -234,7 +234,7 @@ def gauss_newton_blocks(K: int) -> Callable[..., None]:
 def gauss_newton_diagonal(K: int) -> Callable[..., None]:
     """Kernel like `gauss_newton_blocks` for the diagonal alone: one dimension K less."""
 
-    @numba.njit(**PARALLEL)
+    @parallel
     def kernel(P, Q, row_ptr, pos, neg, count, dist, chunk_ptr, h, out_P, out_Q):
         m = neg.shape[1]
         longest = count.max() if len(count) else 0

@@ -25,16 +25,17 @@ from recbole_unlearn.influence.propagated import Graph
 from recbole_unlearn.influence.recorded import GAMMA, Adam, steps_made
 from recbole_unlearn.influence.vectors import (
     FLAGS,
-    PARALLEL,
     add_scaled,
     aligned,
     dot,
     exp,
     load,
     multiply,
+    parallel,
     root,
     spread,
     store,
+    threads,
 )
 
 WARM_UP = 10  # steps; Adam's moments, and the weights, change most in the first ones
@@ -224,7 +225,7 @@ def _train(width):
     ``end[s]``; steps from ``groups[k]`` to ``groups[k + 1]`` are made at once.
     """
 
-    @numba.njit(**PARALLEL)
+    @parallel
     def kernel(
         W, M, V, S, G, first, T, start, neighbour, scale, factor, inverse, layers,
         batches, begin, end, groups, rates, steps, hyper, reg_weight, squared, with_loss,
@@ -341,7 +342,7 @@ class PropagatedTraining:
         for part, block in self._parts():
             block[:] = part
         np.multiply(self._tables[0], self._edges[3][:, None], out=self._rooms[0])
-        before = numba.get_num_threads()
+        before = threads()
         numba.set_num_threads(min(self.threads or before, before))
         try:
             return _train(self._tables[0].shape[2])(*self._tables, *self._rooms, *epoch)

@@ -9,7 +9,7 @@ import numba
 import numpy as np
 import torch
 
-from recbole_unlearn.influence.vectors import PARALLEL
+from recbole_unlearn.influence.vectors import parallel
 
 GAMMA = 1e-10  # of RecBole's BPRLoss
 
@@ -133,7 +133,7 @@ def single(array: np.ndarray) -> np.ndarray:
     return torch.from_numpy(np.array(array)).float().numpy()
 
 
-@numba.njit(**PARALLEL)
+@parallel
 def _interpolate(start, rise, part, out):
     for k in numba.prange(len(out)):
         out[k] = start[k] + part * rise[k]

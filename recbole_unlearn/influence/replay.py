@@ -23,7 +23,7 @@ import numpy as np
 from recbole_unlearn.influence.objective import returning
 from recbole_unlearn.influence.recorded import Recorded, Trajectory
 from recbole_unlearn.influence.sharding import Shard
-from recbole_unlearn.influence.vectors import FLAGS, PARALLEL, add_scaled, dot, exp, load, store
+from recbole_unlearn.influence.vectors import FLAGS, add_scaled, dot, exp, load, parallel, store
 
 CHUNKS = 16  # of rows; fixed, so that the order of triples is the same whatever the number of threads
 BLOCK = 64  # rows that are passed over together where few items are touched
@@ -53,7 +53,7 @@ def _found(few, negatives, anchored):
     return found > 0
 
 
-@numba.njit(**PARALLEL)
+@parallel
 def _touching(users, pos, touched_users, touched_items, result):
     for r in numba.prange(len(result)):
         result[r] = touched_users[users[r]] | touched_items[pos[r]]
@@ -86,7 +86,7 @@ def _select(m):
     """
     m = np.uint64(m)
 
-    @numba.njit(**PARALLEL)
+    @parallel
     def kernel(anchored, neg, present, touched, few, n_steps, seed, chunks, chosen, step, ends, counts):
         block = np.uint64(BLOCK)
         flat = neg.reshape(-1)
@@ -128,7 +128,7 @@ def _arrange(m):
     """
     m = np.uint64(m)
 
-    @numba.njit(**PARALLEL)
+    @parallel
     def kernel(
         anchored, users, pos, neg, user_place, item_place, forgotten, n_touched,
         chunks, chosen, step, ends, next_free, rows, lone,
@@ -253,7 +253,7 @@ def replay_epoch(K, m):
     """
     m, one = np.uint64(m), np.uint64(1)
 
-    @numba.njit(**PARALLEL)
+    @parallel
     def kernel(W, rows, start, lone, lone_start, returned, return_start, most, M, V, steps_before, scale, rates, hyper):
         n_touched = np.uint64(M.shape[1])
         for lane in numba.prange(2):

@@ -11,7 +11,7 @@ from typing import Any
 import numba
 import numpy as np
 
-from recbole_unlearn.influence.vectors import FLAGS, aligned, observe, pass_on, publish
+from recbole_unlearn.influence.vectors import FLAGS, aligned, observe, pass_on, publish, threads
 
 SPLIT = 32  # columns from which on it pays to split them
 SPINS = 4000  # looks at the other thread's progress before the core is offered to others
@@ -39,7 +39,7 @@ def joined(table: np.ndarray, which: int) -> np.ndarray:
 
 def threads_for(most: int | None) -> int:
     """One or two: at most so many, by default as many as numba has."""
-    return max(1, min(2, numba.get_num_threads() if most is None else most))
+    return max(1, min(2, threads() if most is None else most))
 
 
 def together(work: Callable[..., Any], parts: Iterable[tuple], threads: int = 2) -> list[Any]:

@@ -7,6 +7,7 @@ a variable of it that a loop accumulates into stays in registers.
 import operator
 import sys
 from collections.abc import Callable
+from functools import wraps
 from typing import Any
 
 import numba
@@ -22,13 +23,31 @@ FLAGS: dict[str, Any] = {
     "error_model": "numpy",
     "fastmath": {"reassoc", "contract", "nsz", "arcp"},
 }
-PARALLEL = {**FLAGS, "parallel": True}
 
-# The first to ask numba for its threads starts them, which by OpenMP gives torch as many: trainings of torch's would
-# then add up in another order, and not end in the same weights, after the first that our kernels made.
-_threads = torch.get_num_threads()
-numba.get_num_threads()
-torch.set_num_threads(_threads)
+
+def threads() -> int:
+    """Threads of numba's, which the first to ask starts, and not an import: a process that forks may have none yet.
+
+    By OpenMP torch has as many from then on; it is given back its own: its trainings would add up in another order
+    else, and not end in the same weights, after the first that our kernels made.
+    """
+    own = torch.get_num_threads()
+    found = numba.get_num_threads()
+    torch.set_num_threads(own)
+    return found
+
+
+def parallel(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Compile a kernel whose loops over ``numba.prange`` run on all of numba's threads."""
+    kernel = numba.njit(**FLAGS, parallel=True)(function)
+
+    @wraps(function)
+    def run(*arguments):
+        threads()
+        return kernel(*arguments)
+
+    return run
+
 
 ir = cgutils.ir  # llvmlite's
 LLVM_FLAGS = ("reassoc", "contract", "nsz")
