@@ -3,6 +3,7 @@
 The knowledge graph, histories, dropout and negatives of all of them; see `recbole_unlearn.training.fit.trained_again`.
 """
 
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -15,6 +16,7 @@ from recbole_unlearn.data.split import Split, pairwise_loader
 from recbole_unlearn.devices import copies
 from recbole_unlearn.errors import InputError
 from recbole_unlearn.influence.coupling import Paired
+from recbole_unlearn.quick_start import run_unlearn
 from recbole_unlearn.storage.triple_log import TripleLog
 from recbole_unlearn.testing import flat
 from recbole_unlearn.training.fit import new_model, recorded, train, train_paired
@@ -338,19 +340,19 @@ def test_fresh_random_numbers_are_gone_on_from(original, name):
 @pytest.mark.parametrize("name", ["FPMC", "GRU4Rec, CE", "NGCF, no dropout", "CKE", "NGCF, static"])
 def test_moments_that_a_purge_keeps_of_approximate_results_are_measured_on_what_remains(original, tmp_path, name):
     """As large as the original's, without a number of it; other optimisers keep nothing."""
-    keys = {"purge": True, "method": "influence", "cg_max_iterations": 2}
-    with load(original(name), config_dict=keys) as unlearner:
-        before = unlearner.trained.optimizer["state"]
-        unlearner.forget(rows=some(unlearner.split))
-        assert len(unlearner.problem.moments()) == (0 if name == "NGCF, static" else len(before))
-        unlearner.save(tmp_path / "new.pth")
-    after = torch.load(tmp_path / "new.pth", weights_only=True)["optimizer"]
+    shutil.copytree(original(name).parent, tmp_path / "old")
+    path, step = tmp_path / "old/model.pth", {"method": "influence", "cg_max_iterations": 2}
+    before = torch.load(path, weights_only=True)["optimizer"]["state"]
+    asked = {"checkpoint": str(path), "forget_ratio": 0.05, "purge": True, "output_dir": str(tmp_path / "out")}
+    run_unlearn(config_dict={**asked, **step, "compare": "none", "evaluate": "none"})
+    after = torch.load(tmp_path / "out/unlearned.pth", weights_only=True)["optimizer"]
+    assert len(after["state"]) == (0 if name == "NGCF, static" else len(before)) and not path.exists()
     for n, state in after["state"].items():
         assert state["step"] == before[n]["step"] and not state["exp_avg"].any()
         new, old = (each["exp_avg_sq"] for each in (state, before[n]))
         assert new.shape == old.shape and new.dtype == old.dtype and not ((new == old) & (old != 0)).any()
         assert 0.3 < new.sqrt().mean() / old.sqrt().mean() < 3
-    with load(tmp_path / "new.pth", config_dict={"method": "influence", "cg_max_iterations": 2}) as again:
+    with load(tmp_path / "out/unlearned.pth", config_dict=step) as again:
         again.forget(count=3)
 
 
