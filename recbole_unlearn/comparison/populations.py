@@ -6,18 +6,15 @@ oracles against oracles, and a ceiling, nothing done. No model of these is used 
 forgotten: what is *vulnerable* is found on models of their own.
 """
 
-import logging
 from pathlib import Path
 from typing import Any
 
-import numba
 import numpy as np
-import torch
 
 from recbole_unlearn.comparison.figures import SETS, kind_and_number
 from recbole_unlearn.comparison.kept import measured_by, named, sources
 from recbole_unlearn.comparison.panel import Panel, Views
-from recbole_unlearn.comparison.seeds import agreement, available_cores, in_processes, opened, quiet
+from recbole_unlearn.comparison.seeds import agreement, available_cores, begin_worker, in_processes, opened, quiet
 from recbole_unlearn.data.forget import ForgetRequest
 from recbole_unlearn.errors import InputError
 from recbole_unlearn.evaluation.forgetting import scores
@@ -261,9 +258,7 @@ class Audit:
 
 def _begin(arguments, folder, methods, models, compiled):
     global _audit
-    numba.set_num_threads(1)
-    torch.set_num_threads(1)  # after numba, whose threads torch is given too
-    logging.getLogger().setLevel(logging.ERROR)
+    begin_worker()
     _audit = Audit(arguments, folder, methods, models, 1, False)
     _audit.compiled = _audit.data[-1] = compiled
 

@@ -160,11 +160,16 @@ def opened(arguments):
     return config, Split.seeded(config)
 
 
-def _start_worker(arguments):
-    global _worker
+def begin_worker() -> None:
+    """What a process that trains beside others begins with: one thread, and errors alone in its log."""
     numba.set_num_threads(1)
     torch.set_num_threads(1)  # after numba, whose threads torch is given too
     logging.getLogger().setLevel(logging.ERROR)
+
+
+def _start_worker(arguments):
+    global _worker
+    begin_worker()
     _worker = opened(arguments)
 
 
