@@ -57,6 +57,7 @@ def _audit(options, methods):
 @takes(
     **OPTIONS,
     settings=option(help="JSON that `tune` wrote: methods take the settings chosen there; else their own defaults"),
+    name=option(help="more of the files' name"),
     output=RESULTS / "audit",
 )
 def audit(options):
@@ -69,6 +70,7 @@ def audit(options):
     name = f"{options.dataset}-{options.model}-{setting(options)}"
     if settings:
         title, name = f"{title}, methods' settings by one rule", f"{name}-tuned"
+    name += f"-{options.name}" if options.name else ""
     options.output.mkdir(parents=True, exist_ok=True)
     print(per_example.write(results, title, found.agreement, options.output, name))
     print(f"{common.command(options)}: {(perf_counter() - start) / 60:.0f} minutes; {common.load()}")
@@ -194,7 +196,7 @@ def picture(options):
     """Draw docs/audit.svg: the first forget set of an audit, some of the methods."""
     each = next(iter(json.loads((options.results / f"{options.stem}.json").read_text())["sets"].values()))
     pairs = {name: found["pairs"] for name, found in each["figures"].items() if name in SHOWN}
-    drawn = pair_histograms(pairs, next(iter(each["floors"].values()))["pairs"])
+    drawn = pair_histograms(pairs, {name: per_example.floor_of(each, name)["pairs"] for name in pairs})
     options.output.write_text(svg(drawn), "utf-8")
 
 

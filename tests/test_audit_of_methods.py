@@ -131,3 +131,27 @@ def test_a_panel_asks_sequential_models_with_the_history_before_each_pair(make_s
     others = np.setdiff1d(np.arange(1, split.n_items), split.seen()(panel.users[pair]))
     assert found[pair] == pytest.approx(scores[panel.items[pair]] - scores[others].mean(), abs=1e-5)
     assert len(found) == len(panel.users)
+
+
+def test_methods_that_train_their_own_models_are_compared_with_their_own_training(make_options, tmp_path):
+    options = make_options(
+        evaluate="audit", audit_models=16, comparison_sets="items:4", methods="sisa,ours", epochs=8,
+        learning_rate=0.02, eval_step=0, comparison_cache=str(tmp_path / "cache"), show_progress=False,
+        output_dir=str(tmp_path / "out"), method_args={"sisa": {"shards": 2}},
+    )  # fmt: skip
+    options.pop("forget_count", None)
+    result = run_unlearn("BPR", "tiny", config_dict=options)
+    each = result["audit"]["items:4"]
+    figures, against = each["figures"], each["against"]
+    assert against == dict.fromkeys(["sisa, nothing done", "sisa"], "sisa, retrained")
+    assert figures["sisa, nothing done"]["effect left"]["median"] > 0.7  # of what the items mean to shards
+    assert abs(figures["sisa"]["effect left"]["median"]) < 0.3 and figures["sisa"]["n"] == 8
+    assert figures["sisa"]["churn"]["median"] > 0 == figures["sisa, nothing done"]["churn"]["median"]
+    first = [line.split("|")[1].strip() for line in result.page.splitlines() if line.startswith("| ")]
+    at = first.index("sisa, retrained")
+    assert first[at : at + 3] == ["sisa, retrained", "sisa, nothing done", "sisa"]
+
+
+def test_no_oracle_has_an_ideal_partition():
+    with pytest.raises(InputError, match="leave ideal out"):
+        audited(["sisa"], {"sisa": {"ideal": True}})

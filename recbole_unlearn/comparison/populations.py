@@ -4,6 +4,9 @@ N originals are trained with the forget set, N oracles without it and with other
 from each original. What is said of a pair by these populations is compared (`evaluation.per_example`), beside a floor,
 oracles against oracles, and a ceiling, nothing done. No model of these is used to unlearn, nor to choose what is
 forgotten: what is *vulnerable* is found on models of their own.
+
+Methods that train a model of another law (shards) are compared with that law: with models that they train without the
+forget set from the start, partition and all. Against retraining of the one model, they would be told by what they are.
 """
 
 from pathlib import Path
@@ -16,11 +19,12 @@ from recbole_unlearn.comparison.kept import measured_by, named, sources
 from recbole_unlearn.comparison.panel import Panel, Views
 from recbole_unlearn.comparison.seeds import agreement, available_cores, begin_worker, in_processes, opened, quiet
 from recbole_unlearn.data.forget import ForgetRequest
+from recbole_unlearn.data.split import Split
 from recbole_unlearn.errors import InputError
 from recbole_unlearn.evaluation.forgetting import scores
 from recbole_unlearn.evaluation.per_example import auc, effect_left, klom, log_ratios, told_apart
 from recbole_unlearn.methods import METHODS, all_settings, names_in
-from recbole_unlearn.methods.base import Task
+from recbole_unlearn.methods.base import Method, Task
 from recbole_unlearn.settings.config import changed
 from recbole_unlearn.storage import checkpoints
 from recbole_unlearn.storage.files import replacing, scratch_folder
@@ -35,18 +39,28 @@ OURS = {
     "exact, fresh": {"method": "replay", "replay_rows": "all", "coupling": "fresh"},
 }
 AUDITED = ["ubpr", "scif", "ifru", "rrl", "gradient_ascent", "fine_tune", "ours"]  # unless others are asked for
-DEAR = ("sisa", "receraser", "ultrare")  # that train many models beforehand
-FEWER = 8  # times fewer models of these
+FEWER, FEW = 8, 16  # times fewer models of methods that train their own beforehand; but so many, where there are
 OTHERS = 1_000_000  # seeds of oracles, and of the models that find what is vulnerable, are so far from the originals'
 SCOUTS, HIDDEN = 48, 0.2  # models that find what is vulnerable; share of the interactions that each never sees
 HALVES = 100  # random choices of n models of each population
 INTERVAL = (0.025, 0.975)
 
 
+def _own(name):
+    """Whether a method trains a model of its own before any request."""
+    return METHODS[name].original is not Method.original
+
+
 def audited(names: list[str], method_args: dict | None = None) -> dict[str, tuple[str, dict]]:
-    """What is audited: name in the tables -> (name of the method, its settings). Ours is four ways."""
+    """What is audited: name in the tables -> (name of the method, its settings). Ours is four ways.
+
+    Raises:
+        InputError: settings that no model can have which never saw the forget set.
+    """
     found = {}
     for name, settings in all_settings([name for name in names if name != "retrain"], method_args).items():
+        if settings.get("ideal"):
+            raise InputError(f"{name}: an audit has models that never saw what is forgotten; leave ideal out")
         found |= {way: (name, keys) for way, keys in OURS.items()} if name == "ours" else {name: (name, settings)}
     return found
 
@@ -93,13 +107,19 @@ class Audit:
         self.data = [training_settings(self.config), self.split.fingerprint, self.config["seed"], self.compiled]
         self.agreement = None  # of compiled training with RecBole's; None: the latter trains
         self._panels: dict[str, Panel] = {}
+        # Methods that train a model of their own beforehand -> populations of what it is before a request, and of what
+        # it is where the forget set never was.
+        self.own = {way: (f"{way}, {ORIGINAL}", f"{way}, {ORACLE}") for way, (name, _) in methods.items() if _own(name)}
+        self._way = {each: way for way, both in self.own.items() for each in both} | {way: way for way in methods}
 
     def run(self, names):
         """Audit all methods on forget sets, by name (`set_names`).
 
         Returns:
-            dict: name -> ``interactions``; ``figures``, `compared` of the original and of each method; and ``floors``,
-            of the oracles for each n (as text) that occurs there, the greatest first.
+            dict: name -> ``interactions``; ``figures``, `compared` of the original and of each method, and of its own
+            original where it has one; ``floors``, of the oracles for each n (as text) that occurs there, the greatest
+            first, and of a method's own oracles under their name; ``against``, which of these is the floor of a method
+            that has its own, or of its original.
         """
         with quiet():
             found = agreement(self.config, self.split, self.folder)
@@ -109,18 +129,30 @@ class Audit:
             panels = {name: self.panel(name, rows) for name, rows in sets.items()}
             jobs = []
             for seed in range(self.models):
-                missing = [(name, way) for name in names for way in (ORACLE, *self._of(seed))]
-                missing = [(name, way) for name, way in missing if not self._file(panels[name], way, seed).exists()]
-                wanted = [(name, way) for name, way in missing if way != ORACLE]
-                jobs += [("unlearned", seed, sets, wanted)] if wanted else []
-                jobs += [("oracle", seed, sets, [(name, way)]) for name, way in missing if way == ORACLE]
+                unlearned, oracles = (
+                    [(name, way) for name in names for way in some if not self._file(panels[name], way, seed).exists()]
+                    for some in (self._of(seed), self._oracles(seed))
+                )
+                jobs += [("unlearned", seed, sets, unlearned)] if unlearned else []
+                for name in sets:
+                    wanted = [each for each in oracles if each[0] == name]
+                    jobs += [("oracle", seed, sets, wanted)] if wanted else []
             self._work(jobs, "Audit")
             return {name: self._result(panels[name]) for name in names}
 
     def _of(self, seed):
-        """Methods that unlearn from the original of this number."""
-        few = max(self.models // FEWER, 2)
-        return [ORIGINAL, *(way for way, (name, _) in self.methods.items() if seed < few or name not in DEAR)]
+        """Populations that have a model of the original of this number."""
+        ways = [way for way in self.methods if way not in self.own]
+        few = [each for way, (before, _) in self.own.items() for each in (before, way)]
+        return [ORIGINAL, *ways, *(few if seed < self._few else [])]
+
+    def _oracles(self, seed):
+        """Populations that have a model of the oracle of this number."""
+        return [ORACLE, *(own for _, own in self.own.values() if seed < self._few)]
+
+    @property
+    def _few(self):
+        return max(self.models // FEWER, min(FEW, self.models))
 
     # -- what is forgotten
 
@@ -166,7 +198,7 @@ class Audit:
 
     def _file(self, panel, way, seed):
         """Where a view is kept."""
-        name, settings = self.methods.get(way, (None, None))
+        name, settings = self.methods.get(self._way.get(way, way), (None, None))
         method = METHODS[name] if name else None
         judge = sources("comparison.panel", "evaluation.forgetting", "training.fit")
         what = [*self.data, panel.checksum, way, settings, judge, measured_by(method) if method else None]
@@ -181,7 +213,7 @@ class Audit:
 
     def views(self, panel, way):
         """`Views` of a population."""
-        last = [seed for seed in range(self.models) if way == ORACLE or way in self._of(seed)]
+        last = [seed for seed in range(self.models) if way in (*self._of(seed), *self._oracles(seed))]
         kept = []
         for seed in last:
             with np.load(self._file(panel, way, seed)) as file:
@@ -190,12 +222,17 @@ class Audit:
 
     def _result(self, panel):
         originals, oracles = self.views(panel, ORIGINAL), self.views(panel, ORACLE)
-        figures = {
-            way: compared(panel, originals, oracles, self.views(panel, way)) for way in (ORIGINAL, *self.methods)
-        }
+        ways = (way for way in (ORIGINAL, *self.methods) if way not in self.own)
+        figures = {way: compared(panel, originals, oracles, self.views(panel, way)) for way in ways}
         numbers = sorted({found["n"] for found in figures.values()}, reverse=True)
-        floors = {str(n): compared(panel, originals, oracles, n=n) for n in numbers}
-        return {"interactions": len(panel.rows), "figures": figures, "floors": floors}
+        floors, against = {str(n): compared(panel, originals, oracles, n=n) for n in numbers}, {}
+        for way, (before, oracle) in self.own.items():
+            originals, oracles = self.views(panel, before), self.views(panel, oracle)
+            for each in (before, way):
+                figures[each] = compared(panel, originals, oracles, self.views(panel, each))
+                against[each] = oracle
+            floors[oracle] = compared(panel, originals, oracles, n=figures[way]["n"])
+        return {"interactions": len(panel.rows), "figures": figures, "floors": floors, "against": against}
 
     def panel(self, name, rows):
         """The `Panel` of a forget set."""
@@ -223,19 +260,34 @@ class Audit:
                 if way == ORIGINAL:
                     self._keep(panel, way, seed, model)
                     continue
-                method, settings = self.methods[way]
-                task = Task(self.config, self.split, seed_of_model, stored, log, path, folder / method)
-                forgetting = METHODS[method](task, settings)
-                if method != "ours":  # whose preparation loads kernels
-                    forgetting.prepare(sets[name])
-                done = forgetting.forget(sets[name])
-                self._keep(panel, way, seed, done.model)
+                method = self._method(way, self.split, seed_of_model, stored, log, path, folder)
+                if self.methods[self._way[way]][0] != "ours":  # whose preparation loads kernels
+                    method.prepare(sets[name])
+                found = method.forget(sets[name]).model if way in self.methods else method.original()
+                self._keep(panel, way, seed, found)
 
-    def retrain(self, seed, sets, name):
-        """Train an oracle, with random numbers of its own."""
+    def retrain(self, seed, sets, wanted):
+        """Train oracles of one forget set, with random numbers of their own."""
+        ((name, _), *_), ways = wanted, [way for _, way in wanted]
+        panel, rows, seed_of_model = self.panel(name, sets[name]), sets[name], self.config["seed"] + OTHERS + seed
+        own = [way for way in ways if way != ORACLE]
         with scratch_folder() as folder:
-            _, model = self.trained(folder, sets[name], self.config["seed"] + OTHERS + seed, False)
-            self._keep(self.panel(name, sets[name]), ORACLE, seed, model)
+            path, model = self.trained(folder, rows, seed_of_model, bool(own))
+            if ORACLE in ways:
+                self._keep(panel, ORACLE, seed, model)
+            if own:
+                stored, log = checkpoints.load(path)
+                rest = Split.of(self.config, self.split.remaining(rows), self.split.valid, self.split.test)
+            for way in own:
+                method = self._method(way, rest, seed_of_model, stored, log, path, folder)
+                method.prepare(rows[:0])
+                self._keep(panel, way, seed, method.original())
+
+    def _method(self, way, split, seed, stored, log, path, folder):
+        """The method of a population, about to forget; one with models of its own trains them as the original was."""
+        method, settings = self.methods[self._way[way]]
+        config = changed(self.config, compiled=self.compiled) if self._way[way] in self.own else self.config
+        return METHODS[method](Task(config, split, seed, stored, log, path, folder / method), settings)
 
     def scout(self, seed):
         """Train without a random share, and keep every interaction's margin."""
@@ -267,7 +319,7 @@ def _do(kind, seed, sets, wanted):
     if kind == "scout":
         _audit.scout(seed)
     elif kind == "oracle":
-        _audit.retrain(seed, sets, wanted[0][0])
+        _audit.retrain(seed, sets, wanted)
     else:
         _audit.unlearn(seed, sets, wanted)
 

@@ -55,12 +55,23 @@ def table(each: dict[str, Any], columns: dict[str, str]) -> pd.DataFrame:
     floors, rows = each["floors"], {}
     first = next(iter(floors.values()))
     columns = {key: title for key, title in columns.items() if key in first}
-    named = {"retrained" + (f", n = {n}" if found is not first else ""): found for n, found in floors.items()}
-    for name, found in {**named, **each["figures"]}.items():
-        floor = floors[str(found["n"])]
-        cells = {title: cell(key, found, floor) for key, title in columns.items()}
-        rows[name] = {"n": str(found["n"])} | cells
+    own, before = set(each.get("against", {}).values()), {}  # own floors stand before what they are the floor of
+    for name, floor in each.get("against", {}).items():
+        before.setdefault(floor, name)
+    shared = {n: floor for n, floor in floors.items() if n not in own}
+    found = {"retrained" + (f", n = {n}" if f is not first else ""): (f, f) for n, f in shared.items()}
+    for name, figures in each["figures"].items():
+        floor = floor_of(each, name)
+        found |= {key: (floor, floor) for key, way in before.items() if way == name} | {name: (figures, floor)}
+    for name, (figures, floor) in found.items():
+        cells = {title: cell(key, figures, floor) for key, title in columns.items()}
+        rows[name] = {"n": str(figures["n"])} | cells
     return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def floor_of(each: dict[str, Any], name: str) -> dict[str, Any]:
+    """What retrained models show that a method is compared with: its own, where it trains others than the original."""
+    return each["floors"][each.get("against", {}).get(name, str(each["figures"][name]["n"]))]
 
 
 def cell(key: str, found: dict[str, Any], floor: dict[str, Any]) -> str:
@@ -79,7 +90,7 @@ def outside(key: str, found: dict[str, Any], floor: dict[str, Any]) -> bool:
 def verdict(each: dict[str, Any]) -> str:
     """Which methods cannot be told from retraining, and by what the others are."""
     told = {
-        name: [title for key, title in TELLING.items() if outside(key, found, each["floors"][str(found["n"])])]
+        name: [title for key, title in TELLING.items() if outside(key, found, floor_of(each, name))]
         for name, found in each["figures"].items()
     }
     alike = ", ".join(name for name, titles in told.items() if not titles)
@@ -109,7 +120,7 @@ def write(results: dict[str, Any], title: str, agreement: float | None, folder: 
     write_atomically(folder / f"{name}.json", json.dumps(kept).encode())
     for chosen, each in results.items():
         pairs = {way: found["pairs"] for way, found in each["figures"].items()}
-        picture = pair_histograms(pairs, next(iter(each["floors"].values()))["pairs"])
+        picture = pair_histograms(pairs, {way: floor_of(each, way)["pairs"] for way in pairs})
         stem = f"{name}-{chosen.replace(':', '-')}"
         write_atomically(folder / f"{stem}.svg", svg(picture).encode())
         write_png(picture, folder / f"{stem}.png")

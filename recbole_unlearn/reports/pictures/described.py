@@ -34,12 +34,12 @@ def rank_histogram(counts: Mapping[str, Sequence[int]]) -> Picture:
     return Picture("Where the forgotten items rank", [chart])
 
 
-def pair_histograms(pairs: Mapping[str, Sequence[float]], floor: Sequence[float]) -> Picture:
+def pair_histograms(pairs: Mapping[str, Sequence[float]], floors: Mapping[str, Sequence[float]]) -> Picture:
     """How well each forgotten pair gives its deletion away, one panel a method, beside retrained models among them.
 
     Args:
         pairs (dict): method -> the attack's AUC of each pair, .5 being chance.
-        floor: of models that were retrained, against others of them.
+        floors (dict): method -> the same of models that were retrained, against others of them.
     """
 
     def outline(values):
@@ -49,15 +49,18 @@ def pair_histograms(pairs: Mapping[str, Sequence[float]], floor: Sequence[float]
         return _outline(counts)
 
     drawn = {name: outline(values) for name, values in pairs.items()}
-    base = outline(floor)
-    top = 1.08 * max(max(y) for _, y in (*drawn.values(), base))
+    bases = {name: outline(floors[name]) for name in pairs}
+    top = 1.08 * max(max(y) for _, y in (*drawn.values(), *bases.values()))
     panels = [
         Chart(
             name,
             Axis("AUC of the likelihood-ratio attack on a pair", limits=(0, 1)),
             Axis("share of the forgotten pairs", limits=(0, top), percent=True),
-            [Series("retrained", *base, LOOKS[1], "line"), Series("unlearned", *outlined, LOOKS[0], "line", fill=True)],
-            f"{name}: median AUC {median(pairs[name]):.2f}, of retrained models {median(floor):.2f}.",
+            [
+                Series("retrained", *bases[name], LOOKS[1], "line"),
+                Series("unlearned", *outlined, LOOKS[0], "line", fill=True),
+            ],
+            f"{name}: median AUC {median(pairs[name]):.2f}, of retrained models {median(floors[name]):.2f}.",
         )
         for name, outlined in drawn.items()
     ]
