@@ -2,6 +2,7 @@
 
     python benchmarks/models.py                                      # as RecBole trains them by default; hours
     python benchmarks/models.py --models=FPMC,GRU4Rec --device=cuda --processes=8
+    python benchmarks/models.py exact                                # two epochs: is each trained again, bit by bit?
     python benchmarks/models.py smoke --models=LightGCN,GRU4Rec      # two epochs, and the Hessian product
 
 Every training runs in a process of its own; a run that was cut off goes on with the rest.
@@ -418,21 +419,22 @@ def smoke(options):
 SHIFT = 1e-6  # of initial weights, relative
 SEED = 2020
 STEPS = "along the training", "one step"  # the first is the default, where there are snapshots
-POINTWISE = "DMF NeuMF NAIS NNCF RippleNet"  # general and knowledge-aware models that RecBole trains on labels
+POINTWISE = "DMF NeuMF NAIS FISM NNCF RippleNet"  # general and knowledge-aware models that RecBole trains on labels
 ONLY_CE = ("BERT4Rec", "GRU4RecCPR", "SASRecCPR", "RepeatNet")  # sequential models that RecBole has no BPR loss for,
 ONLY_BPR = ("FPMC", "TransRec", *VECTORS)  # or no cross entropy, which is the default of all others
 CE = [name for name in SEQUENTIAL.split() if name not in ONLY_BPR]
 TRAINED = [*(name for name in KINDS if name not in ONLY_CE), *POINTWISE.split(), *(f"{name} (CE)" for name in CE)]
+EVERY = [*TRAINED, "NCEPLRec", "ENMF", "MKR", "CDAE", "DiffRec", "LDiffRec"]
 DRAWS_WHEN_VALIDATED = ("KTUP",)  # its training cannot be run again without its validations
 LONGER = 50  # items of a history: RecBole's default
 
 
-def full_settings(name, epochs, device):
+def full_settings(name, epochs, device, items=LONGER):
     """Configuration of one of `TRAINED` as RecBole trains it by default, and the model's name."""
     model, _, loss = name.partition(" ")
     chosen = {"epochs": epochs, "show_progress": False, "state": "ERROR"}
     if model in KINDS:
-        chosen = settings(model, epochs, {} if device == "cuda" and model != "MCCLK" else None, LONGER)
+        chosen = settings(model, epochs, {} if device == "cuda" and model != "MCCLK" else None, items)
         if loss:
             chosen |= {"loss_type": "CE", "train_neg_sample_args": None}
         if model not in DRAWS_WHEN_VALIDATED:
@@ -446,23 +448,25 @@ FULL = {
     "epochs": option(60, "at most; validation stops training before, as RecBole does by default"),
     "count": option(200, "random interactions to forget"),
     "device": option("cpu", choices=["cuda", "cpu"]),
+    "items": option(LONGER, "longest history"),
 }
 
 
-@takes(**FULL, model="", seed=SEED, guarded=False, beside=False)
+@takes(**FULL, model="", seed=SEED, guarded=False, beside=False, only_exact=False)
 def one(options):
     """Tells the figures of one training of one model, after each part of the work all that are known by then."""
     import torch
 
     from recbole_unlearn.errors import InputError
     from recbole_unlearn.evaluation.forgetting import percentiles
+    from recbole_unlearn.training.compiled import COMPILED
     from recbole_unlearn.training.fit import new_model
     from recbole_unlearn.unlearner import InfluenceUnlearner
     from recbole_unlearn.unlearners.influence import Influence
     from recbole_unlearn.unlearners.replay import Replay
 
     torch.set_num_threads(1)
-    name, chosen = full_settings(options.model, options.epochs, options.device)
+    name, chosen = full_settings(options.model, options.epochs, options.device, options.items)
     smaller = {key: chosen[key] for key in SMALLER.get(name, {}) if key in chosen}
     found = {"on": common.versions(options.device), "smaller": smaller}
     chosen |= {"seed": options.seed} | ({"data_path": options.data_path} if options.data_path else {})
@@ -478,7 +482,7 @@ def one(options):
             model.load_state_dict(state)
             return percentiles(model, split, rows) - before
 
-        for n, epochs in enumerate(("all", unlearner.log.n_epochs)):
+        for n, epochs in enumerate(() if options.only_exact else ("all", unlearner.log.n_epochs)):
             try:
                 result = InfluenceUnlearner(training, replace(Influence(), log_epochs=epochs)).unlearn(rows)
             except InputError as refused:
@@ -498,6 +502,8 @@ def one(options):
         result = exact.unlearn(rows)
         truth = judge(result.state_dict)
         found["exact"] = {"seconds": result.seconds, "unlearned": float((before + truth).mean())}
+        if options.only_exact:
+            found["exact"]["kernels"] = type(model) in COMPILED
         for step, change in changes.items():
             found["steps"][step] |= common.toward(change, truth)
         common.tell(found)
@@ -557,34 +563,23 @@ def full_table(runs):
     return works, "\n".join(lines) + "\n"
 
 
-@takes(
-    **FULL,
-    models=option(",".join(TRAINED), "comma-separated"),
-    seeds=3,
-    processes=option(1, "trainings at once"),
-    minutes=option(600.0, "after which nothing is begun, and what runs is cut off"),
-    timeout=option(7200, "seconds a training with its requests"),
-    guarded=option(SEED, "seed of the trainings that are also run again with nothing forgotten"),
-    beside=option(0, "seed of the trainings whose paired training is also compared with itself"),
-    again=option(False, "what is done, too"),
-    output=RESULTS,
-)
-def models(options):
-    """Each model as RecBole trains it by default: exact requests, and influence steps beside them."""
-    file = options.output / f"models-{options.dataset}.json"
+def carried_out(options, file, jobs, flags=()):
+    """Trainings, (seed, model) each, that are not done yet: all that are known then, model -> seed -> figures."""
+    file = options.output / f"{file}.json"
     runs = json.loads(file.read_text()) if file.exists() else {}
     ends, lock = perf_counter() + 60 * options.minutes, threading.Lock()
+    guarded, beside = getattr(options, "guarded", SEED), getattr(options, "beside", 0)
 
     def done(name, seed):
         found = runs.get(name, {}).get(str(seed), {})
-        return "exact" in found and "failed" not in found and (seed != options.beside or "beside" in found)
+        return "exact" in found and "failed" not in found and (seed != beside or "beside" in found)
 
     def run(job):
         (seed, name), left = job, ends - perf_counter()
         if left < 1 or done(name, seed) and not options.again:
             return
-        words = [f"--model={name}", f"--seed={seed}", *common.words(options, *FULL)]
-        words += ["--guarded"] * (seed == options.guarded) + ["--beside"] * (seed == options.beside)
+        words = [f"--model={name}", f"--seed={seed}", *common.words(options, *FULL), *flags]
+        words += ["--guarded"] * (seed == guarded) + ["--beside"] * (seed == beside)
         start = perf_counter()
         found, failed = common.apart(__file__, "one", *words, timeout=min(options.timeout, left), threads=1)
         found |= {"failed": failed.removeprefix("recbole_unlearn.errors.InputError: ")[:400]} if failed else {}
@@ -598,9 +593,77 @@ def models(options):
         }
         print(f"{name} {seed} ({perf_counter() - start:.0f} s): {steps} {failed or ''}", flush=True)
 
-    jobs = [(SEED + n, name) for n in range(options.seeds) for name in options.models.split(",")]
     with ThreadPoolExecutor(options.processes) as pool:
         list(pool.map(run, jobs))
+    return runs
+
+
+def exact_table(runs):
+    """(how many models work, Markdown) of what has run: model -> seed -> figures."""
+    lines = [
+        "| model | trained again by | guard | forget-set AUC: original | exact | exact, seconds / training's "
+        "| or why not |",
+        "|:--|:--|--:|--:|--:|--:|:--|",
+    ]
+    from recbole_unlearn.training.fit import LIMIT
+
+    works = 0
+    for name in filter(runs.get, EVERY):
+        found = runs[name][str(SEED)]
+        if "exact" not in found:
+            lines.append(f"| {name} |{' – |' * 5} {found['failed']} |")
+            continue
+        exact, guard = found["exact"], found.get("guard")
+        works += guard is not None and guard <= LIMIT
+        cells = [name, "kernels" if exact["kernels"] else "its trainer", "–" if guard is None else f"{guard:.0e}"]
+        cells += [f"{found['original']:.4f}", f"{exact['unlearned']:.4f}"]
+        cells += [f"{exact['seconds'] / found['train_seconds']:.2f}"]
+        why = found.get("failed") or ("" if guard is not None else "nobody knows the order of its batches")
+        cells += ["; ".join([*(f"{key}: {value}" for key, value in found["smaller"].items()), *([why] if why else [])])]
+        lines.append(f"| {' | '.join(cells)} |")
+    return works, "\n".join(lines) + "\n"
+
+
+RUNS = {
+    "processes": option(1, "trainings at once"),
+    "minutes": option(600.0, "after which nothing is begun, and what runs is cut off"),
+    "timeout": option(7200, "seconds a training with its requests"),
+    "again": option(False, "what is done, too"),
+    "output": RESULTS,
+}
+
+
+@takes(**{**FULL, "epochs": 2, "items": SEQUENCE}, models=option(",".join(EVERY), "comma-separated"), **RUNS)
+def exact(options):
+    """Two epochs of every model: is it trained again without what is forgotten, and does that tell its training?"""
+    name = f"models-exact-{options.dataset}"
+    runs = carried_out(options, name, [(SEED, model) for model in options.models.split(",")], ["--only_exact"])
+    works, text = exact_table(runs)
+    note = (
+        f"{options.count} random interactions forgotten after {options.epochs} epochs (histories of "
+        f"{options.items} items; sequential models with BPR's loss, and with cross entropy where that is said), by "
+        "training again without them (`method: replay`). *Guard*: how far the same with nothing forgotten ends from "
+        "the stored weights, over the training's way: 0 is bit by bit. After so few epochs the AUC says that something "
+        "was forgotten, no more. Seconds of training are with validation, of two epochs: a request's constant parts "
+        "weigh more than in a whole training.\n\n"
+        f"`{common.command(options)}`\n\n"
+    )
+    title = f"# Training again, every model of RecBole, on {options.dataset}: {works} of {len(runs)}\n\n"
+    common.write(title + note + text, options.output, name)
+
+
+@takes(
+    **FULL,
+    models=option(",".join(TRAINED), "comma-separated"),
+    seeds=3,
+    guarded=option(SEED, "seed of the trainings that are also run again with nothing forgotten"),
+    beside=option(0, "seed of the trainings whose paired training is also compared with itself"),
+    **RUNS,
+)
+def models(options):
+    """Each model as RecBole trains it by default: exact requests, and influence steps beside them."""
+    jobs = [(SEED + n, name) for n in range(options.seeds) for name in options.models.split(",")]
+    runs = carried_out(options, f"models-{options.dataset}", jobs)
     works, text = full_table(runs)
     note = (
         f"{options.count} random interactions forgotten after RecBole's default training of at most {options.epochs} "
@@ -620,4 +683,4 @@ def models(options):
 
 if __name__ == "__main__":
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    common.run(__doc__, [models, smoke], [one, one_smoke])
+    common.run(__doc__, [models, exact, smoke], [one, one_smoke])
