@@ -76,6 +76,7 @@ class InfluenceUnlearner:
         self.whole: dict[str, np.ndarray] = {}  # ids of users and items that were named as such
         self.training: NewTraining | None = None  # that the weights are of, since a request was exact
         self.held = ExitStack()
+        self.closed = False
 
     @classmethod
     def load(
@@ -111,8 +112,15 @@ class InfluenceUnlearner:
         return unlearner
 
     def close(self) -> None:
-        """Give the checkpoint free."""
+        """Give the checkpoint free: others may change it now, and so nothing is forgotten or saved any more."""
         self.held.close()
+        self.closed = True
+
+    def _check_open(self):
+        if self.closed:
+            raise InputError(
+                f"this unlearner is closed, and {self.trained.path} may be another one by now; open it again"
+            )
 
     def __enter__(self) -> "InfluenceUnlearner":
         return self
@@ -203,8 +211,9 @@ class InfluenceUnlearner:
             Unlearned: its ``model`` is the one to serve.
 
         Raises:
-            InputError: the training cannot be run again; nothing has changed.
+            InputError: the training cannot be run again, or the unlearner is closed; nothing has changed.
         """
+        self._check_open()
         exact = self.way if isinstance(self.way, Replay) else Replay()
         exact = replace(exact, rows="all")
         if reason := exact.refuses(self.problem):
@@ -262,8 +271,10 @@ class InfluenceUnlearner:
             Unlearned: its ``model`` is the one to serve.
 
         Raises:
-            InputError: unknown tokens or pairs, nothing left to forget or nothing left to model; nothing has changed.
+            InputError: unknown tokens or pairs, nothing left to forget or nothing left to model, or the unlearner is
+                closed; nothing has changed.
         """
+        self._check_open()
         if len(request) == 2 and not named:
             named = {request[0]: request[1]}
         elif request or len(named) != 1:
@@ -284,6 +295,7 @@ class InfluenceUnlearner:
 
     def forget_rows(self, rows: np.ndarray) -> Unlearned:
         """As `forget`, for rows of ``split``."""
+        self._check_open()
         self.check()
         rows = np.unique(rows)
         if len(rows) and not (np.issubdtype(rows.dtype, np.integer) and 0 <= rows[0] and rows[-1] < self.split.n_rows):
@@ -315,9 +327,10 @@ class InfluenceUnlearner:
         ``audit`` names, a bare name in the checkpoint's folder.
 
         Raises:
-            InputError: there is something already, another process is writing there, the audit file is damaged, or the
-                system refuses.
+            InputError: there is something already, another process is writing there, the audit file is damaged, the
+                unlearner is closed, or the system refuses.
         """
+        self._check_open()
         check_path("path", path)
         path, original = Path(path), self.trained.path
         _check_new(path)
@@ -332,7 +345,7 @@ class InfluenceUnlearner:
         with in_one_line(path.parent, "file"), locked(path):
             _check_new(path)  # again, now that nobody else can be writing
             with recorded_or_gone(path):
-                save_unlearned(path, self.trained, now, self.forgotten, guarded=self.guard, moments=self.moments())
+                save_unlearned(path, self.trained, now, self.forgotten, guarded=self.guard)
                 suppress(listed, self.split, self.forgotten, self.whole)
                 if trail:
                     result = {"forget_set": self.split.counts(self.forgotten), "unlearning": now.report(), "models": {}}

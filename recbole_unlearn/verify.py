@@ -19,6 +19,7 @@ from recbole_unlearn.devices import copies
 from recbole_unlearn.errors import InputError
 from recbole_unlearn.settings.given import Given
 from recbole_unlearn.storage.paths import check_path
+from recbole_unlearn.training import adoption
 from recbole_unlearn.training.compiled import LOGGED
 from recbole_unlearn.training.fit import LIMIT, begin, distance, new_model, train_paired
 from recbole_unlearn.training.trained import Checkpoint, seed_of
@@ -35,12 +36,14 @@ def verify(checkpoint: Path | str, model: type | None = None) -> float:
         How far that ends from the stored weights, over how far training moved them.
 
     Raises:
-        InputError: no log, a damaged one, or one that does not tell all that was drawn.
+        InputError: no log, a damaged one, or one that does not tell all that was drawn; a model that is approximate.
     """
     check_path("checkpoint", checkpoint)
     with ExitStack() as held, tempfile.TemporaryDirectory() as folder:
         opened = Checkpoint.open(Given.read(model, None, None, {"checkpoint": str(checkpoint)}), held)
         assert opened
+        if reason := _approximate(opened):
+            raise InputError(f"{checkpoint} {reason}: no training ends in its weights, and none can be recomputed")
         config, split = opened.config, opened.split()  # of the rows that it has not forgotten
         if config.model_class not in LOGGED and not Played.fits(split.train):
             raise InputError(f"{config['model']} trains on more than its log holds; it cannot be recomputed from it")
@@ -58,6 +61,14 @@ def verify(checkpoint: Path | str, model: type | None = None) -> float:
         start = new_model(config, split, seed)
         begin(start, opened.log)
     return distance(copies(start.state_dict()), opened.stored["state_dict"], copies(again.state_dict()))
+
+
+def _approximate(opened):
+    """In words, how a checkpoint's weights are known to be approximate; None: they are not."""
+    if opened.stored["triple_log"].get("approximate"):
+        return "has forgotten approximately, by a step or on touched rows"
+    left = adoption.approximate(opened.stored)
+    return f"was adopted though training again by its seed ends {left:.2g} of the way off" if left else None
 
 
 def main(arguments: list[str] | None = None) -> int:

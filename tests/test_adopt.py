@@ -183,6 +183,13 @@ def test_killed_at_any_change_of_the_disk_while_it_adopts_there_is_nothing_or_a_
     assert status == 0 and set(found) == {False, True} and found == sorted(found)
 
 
+def test_how_long_an_epoch_takes_is_known_of_what_was_adopted(stock):
+    """So that it is trained again where there is time, as what was trained by our trainer."""
+    with load(stock("dropout")) as unlearner:
+        done = unlearner.forget(users=["u20"])
+        assert done.method == "replay" and done.details["exact"], done.why
+
+
 def test_a_dry_run_adopts_nothing(stock):
     path = stock("bpr")
     before = contents(path.parent)
@@ -312,6 +319,14 @@ def test_missing_data_are_refused(stock, tmp_path):
 
 def test_other_settings_than_it_was_trained_with_are_refused(stock):
     assert "was trained with learning_rate 0.02" in refusal(stock("bpr"), learning_rate=0.5)
+
+
+def test_a_configuration_that_cannot_have_trained_it_is_refused(stock):
+    path = stock("bpr")
+    state = torch.load(path, weights_only=False)
+    state["config"].final_config_dict["train_neg_sample_args"] = None
+    torch.save(state, path, pickle_protocol=4)
+    assert "pairwise models need them" in refusal(path)
 
 
 def test_a_class_of_the_users_own_must_be_given(stock):

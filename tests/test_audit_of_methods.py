@@ -91,6 +91,9 @@ def test_a_panel_sees_margins_and_lists(make_split, make_model):
         ({"audit_models": 4}, "at least 16"),
         ({"compare_models": "Pop"}, "leave compare_models out"),
         ({"methods": "magic"}, "unknown method"),
+        ({"methods": "sisa", "model": "NeuMF"}, "sisa is for BPR and LightGCN"),
+        ({"methods": "ultrare", "method_args": {"ultrare": {"shards": 0}}}, "shards must be above 0"),
+        ({"methods": "sisa", "method_args": {"sisa": {"slices": 0}}}, "slices must be above 0"),
         ({"checkpoint": "model.pth"}, "leave checkpoint out"),
     ],
 )
@@ -98,7 +101,7 @@ def test_bad_input_is_refused_before_anything_is_trained(make_options, tmp_path,
     options = make_options(evaluate="audit", comparison_cache=str(tmp_path / "cache"), **changes)
     options.pop("forget_count", None)
     with pytest.raises(InputError, match=said):
-        run_unlearn("BPR", "tiny", config_dict=options)
+        run_unlearn(options.pop("model", "BPR"), "tiny", config_dict=options)
     assert not (tmp_path / "cache").exists()
 
 

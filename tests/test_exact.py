@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -81,7 +82,29 @@ def test_what_is_saved_is_settled_unless_only_touched_rows_were_asked_for(bpr):
             assert not unlearner.settled
             unlearner.save(f"{rows}.pth")
             assert unlearner.settled is exact
-        assert (verify(f"{rows}.pth") < 1e-4) is exact
+        if exact:
+            assert verify(f"{rows}.pth") < 1e-4
+        else:
+            with pytest.raises(InputError, match="forgotten approximately"):
+                verify(f"{rows}.pth")
+
+
+@pytest.mark.parametrize("purge", [False, True])
+def test_of_a_model_that_forgot_approximately_nothing_is_recomputed(bpr, purge, capsys):
+    """Until it forgets exactly: that training is one of its log."""
+    keys = {"checkpoint": "copy.pth", "compare": "none", "evaluate": "none", "show_progress": False}
+    shutil.copy(bpr, "copy.pth")
+    shutil.copytree(Path(bpr).with_suffix(".triples"), "copy.triples")
+    touched = {"method": "replay", "replay_rows": "touched", "output_dir": "touched", "forget_count": 3}
+    run_unlearn(config_dict={**keys, **touched, "purge": purge})
+    assert main(["touched/unlearned.pth"]) == 2
+    assert "touched/unlearned.pth has forgotten approximately" in capsys.readouterr().err
+    again = {**keys, "checkpoint": "touched/unlearned.pth", "forget_count": 2}
+    run_unlearn(config_dict={**again, "method": "influence", "output_dir": "step"})
+    assert main(["step/unlearned.pth"]) == 2
+    if not purge:  # which keeps no order to train again in
+        run_unlearn(config_dict={**again, "method": "replay", "replay_rows": "all", "output_dir": "exact"})
+        assert main(["exact/unlearned.pth"]) == 0
 
 
 def test_a_way_that_cannot_be_settled_says_so(bpr, make_options):

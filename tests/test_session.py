@@ -139,6 +139,20 @@ def test_nothing_is_saved_that_could_not_be_recorded(trained):
     assert not Path("later.pth").exists()
 
 
+def test_nothing_is_forgotten_or_saved_once_it_is_closed(trained):
+    """The lock is gone: the checkpoint may be purged or replaced by another process."""
+    with InfluenceUnlearner.load(trained()) as session:
+        session.forget("count", 3)
+    weights, forgotten = flat(session.state_dict).clone(), session.forgotten
+    calls = (lambda: session.forget("count", 3), lambda: session.forget(rows=[5]), session.settle)
+    for call in (*calls, lambda: session.save("later.pth")):
+        with pytest.raises(InputError, match="is closed") as refused:
+            call()
+        assert "\n" not in str(refused.value)
+    assert torch.equal(flat(session.state_dict), weights) and np.array_equal(session.forgotten, forgotten)
+    assert not Path("later.pth").exists()
+
+
 def test_a_file_is_never_overwritten(trained):
     session = InfluenceUnlearner.load(trained())
     session.forget("count", 3)

@@ -142,6 +142,7 @@ CASES = {
     "one batch": {"train_batch_size": 4096},
     "batch smaller than the negatives": {"train_batch_size": 3, "epochs": 1, **negatives(4)},
     "weight decay and SGD": {"weight_decay": 1e-3, "learner": "sgd"},
+    "Adagrad, whose state is there from the start": {"learner": "adagrad"},
     "sampled validation": {"eval_args": {"mode": {"valid": "uni20", "test": "full"}}},
     "validation every second epoch": {"eval_step": 2},
     "leave one out by time": {

@@ -146,6 +146,15 @@ def test_what_cannot_be_forgotten_from_is_one_line(prepared):
     assert not unlearner.requests and torch.equal(flat(unlearner.state_dict), flat(model.state_dict()))
 
 
+@pytest.mark.parametrize("keys", [{"purge": True}, {"dry_run": True}, {"forget_users": ["u17"]}])
+def test_what_only_a_run_does_is_refused_where_the_training_was_configured_with_it(prepared, keys):
+    config, model, train, valid, test = prepared("BPR", **keys)
+    trainer = ru.trainer_of(config, model)
+    trainer.fit(train, valid, verbose=False)
+    with pytest.raises(InputError, match=f"leave (it|{min(keys)}) out"):
+        ru.Trained.of(trainer, train, valid, test)
+
+
 def test_the_old_name_warns(prepared):
     config, model, train, valid, _ = prepared("BPR")
     trainer = ru.trainer_of(config, model)

@@ -5,8 +5,9 @@ from each original. What is said of a pair by these populations is compared (`ev
 oracles against oracles, and a ceiling, nothing done. No model of these is used to unlearn, nor to choose what is
 forgotten: what is *vulnerable* is found on models of their own.
 
-Methods that train a model of another law (shards) are compared with that law: with models that they train without the
-forget set from the start, partition and all. Against retraining of the one model, they would be told by what they are.
+Methods whose own original has another law (shards; certified removal) are compared with that law: with models that they
+train without the forget set from the start, partition and all. Against retraining of the one model, they would be told
+by what they are.
 """
 
 from pathlib import Path
@@ -25,6 +26,7 @@ from recbole_unlearn.evaluation.forgetting import scores
 from recbole_unlearn.evaluation.per_example import auc, effect_left, klom, log_ratios, told_apart
 from recbole_unlearn.methods import METHODS, all_settings, names_in
 from recbole_unlearn.methods.base import Method, Task
+from recbole_unlearn.methods.shards import Sharded
 from recbole_unlearn.settings.config import changed
 from recbole_unlearn.storage import checkpoints
 from recbole_unlearn.storage.files import replacing, scratch_folder
@@ -39,7 +41,7 @@ OURS = {
     "exact, fresh": {"method": "replay", "replay_rows": "all", "coupling": "fresh"},
 }
 AUDITED = ["ubpr", "scif", "ifru", "rrl", "gradient_ascent", "fine_tune", "ours"]  # unless others are asked for
-FEWER, FEW = 8, 16  # times fewer models of methods that train their own beforehand; but so many, where there are
+FEWER, FEW = 8, 16  # times fewer models of methods that train many beforehand; but so many, where there are
 OTHERS = 1_000_000  # seeds of oracles, and of the models that find what is vulnerable, are so far from the originals'
 SCOUTS, HIDDEN = 48, 0.2  # models that find what is vulnerable; share of the interactions that each never sees
 HALVES = 100  # random choices of n models of each population
@@ -142,17 +144,17 @@ class Audit:
 
     def _of(self, seed):
         """Populations that have a model of the original of this number."""
-        ways = [way for way in self.methods if way not in self.own]
-        few = [each for way, (before, _) in self.own.items() for each in (before, way)]
-        return [ORIGINAL, *ways, *(few if seed < self._few else [])]
+        own = [before for way, (before, _) in self.own.items() if self._has(way, seed)]
+        return [ORIGINAL, *own, *(way for way in self.methods if self._has(way, seed))]
 
     def _oracles(self, seed):
         """Populations that have a model of the oracle of this number."""
-        return [ORACLE, *(own for _, own in self.own.values() if seed < self._few)]
+        return [ORACLE, *(own for way, (_, own) in self.own.items() if self._has(way, seed))]
 
-    @property
-    def _few(self):
-        return max(self.models // FEWER, min(FEW, self.models))
+    def _has(self, way, seed):
+        """Whether a method has a model of this number."""
+        many = issubclass(METHODS[self.methods[way][0]], Sharded)
+        return not many or seed < max(self.models // FEWER, min(FEW, self.models))
 
     # -- what is forgotten
 

@@ -41,13 +41,16 @@ class CertifiedRemoval(Method):
         return perf_counter() - start
 
     def _fit(self):
-        """Each user's vector at the minimum, ``[n_users, K]``; of the same request always the same."""
+        """Each user's vector at the minimum, ``[n_users, K]``; of the same request always the same.
+
+        Who has no triple is at the noise's own minimum, as one who has lost all: so the two cannot be told apart.
+        """
         model = self.task.model()
         self.items, found = (_table(part) for part in (model.item_embedding, model.user_embedding))
         self.epochs = last_epochs(self.task.stored, self.settings["log_epochs"])
         self.noise = self.settings["sigma"] * np.random.default_rng(self.task.seed).standard_normal(found.shape)
         gone = np.zeros(self.task.log.n_rows, bool)
-        for user in np.unique(self.task.log.users):
+        for user in range(1, len(found)):  # but the padding
             found[user] = self.problem(user, gone).minimum(found[user])
         self.fitted = found
         return found

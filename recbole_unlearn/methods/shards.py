@@ -302,6 +302,8 @@ class Sharded(Method):
         InputError: a model or setting that does not fit.
     """
 
+    models = MODELS
+    positive = ("shards",)
     name: str
     ensemble: type[ShardEnsemble]
     slices = 1

@@ -22,6 +22,7 @@ class SISA(Sharded):
     Exact: what is forgotten has reached no other shard and no earlier slice.
     """
 
+    positive = ("shards", "slices")
     name = "sisa"
     ensemble = MeanScore
 

@@ -37,7 +37,8 @@ OTHERS = {
 SHARES = ("churn", "effect left", "tpr_1")
 READ = (
     "Each figure is the median over 100 choices of n unlearned and n retrained models, in brackets the interval that "
-    "holds 95 % of them; *retrained* is n retrained models against n others: what equal laws show. A figure is "
+    "holds 95 % of them; *retrained* is n retrained models against n others: what equal laws show. Methods with an "
+    "original of their own are compared with what they train without the forget set: *METHOD, retrained*. A figure is "
     "**bold** where its median lies outside that interval, of the same n. Lower is better for all figures of the first "
     "table. Before and after: the AUC of an attacker who has the model from before too, and tells forgotten pairs "
     "from held-out ones by how their margins changed; paired training changes little else, and is easier to read "

@@ -167,6 +167,8 @@ def save_unlearned(
         tie["parents"] = [*(parents if isinstance(parents, list) else []), stored["triple_log"]["run_id"]]
     if "seconds" in stored["triple_log"]:
         tie["seconds"] = stored["triple_log"]["seconds"]
+    if not new and (len(rows) or stored["triple_log"].get("approximate")):
+        tie["approximate"] = True
     if left := adoption.approximate(stored):
         tie["adopted"] = {"distance": magnitude(left)}
     seed, kept = _seed(stored, new), new.optimizer if new else moments

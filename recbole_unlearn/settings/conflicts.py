@@ -91,9 +91,6 @@ def _trainable(config):
         )
     if config["epochs"] < 1:
         raise InputError(f"epochs must be at least 1, not {config['epochs']}")
-    pairs = config["MODEL_INPUT_TYPE"] == InputType.PAIRWISE
-    if pairs and config["train_neg_sample_args"]["distribution"] == "none":
-        raise InputError("train_neg_sample_args: None trains without negatives; pairwise models need them")
     adam = config["learner"].lower() == "adam"
     derived = config["model"] in DERIVED_FORMS
     if derived and config["method"] == "replay" and (not adam or config["clip_grad_norm"]):
@@ -109,6 +106,9 @@ def supported(config: UnlearnConfig) -> UnlearnConfig:
     if reason := refusal(config):
         raise InputError(reason)
     recbole_keys.check_judged(config)
+    pairs = config["MODEL_INPUT_TYPE"] == InputType.PAIRWISE
+    if pairs and config["train_neg_sample_args"]["distribution"] == "none":
+        raise InputError("train_neg_sample_args: None trains without negatives; pairwise models need them")
     if config["log_wandb"] and "wandb" not in sys.modules and importlib.util.find_spec("wandb") is None:
         raise InputError("log_wandb: True needs the package wandb, which is not installed; install it, or leave it out")
     if config["model"] not in DERIVED_FORMS or config["unlearn_params"]:

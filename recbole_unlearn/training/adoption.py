@@ -113,6 +113,8 @@ def adopt(
         noted = {"file": stock.name, "sha256": audit.file_checksum(stock), "distance": left}
         log = trainer.triple_log
         state["triple_log"] = {"run_id": log.run_id, "epochs": epochs, "adopted": noted}
+        if left <= LIMIT:  # else nothing is trained again
+            state["triple_log"]["seconds"] = trainer.seconds
         return state, checkpoints.save_with_log(path, state, lambda folder: shutil.copytree(log.path, folder))
 
 

@@ -170,9 +170,11 @@ class Trained:
             changes: keys of this package, such as ``method="influence"``.
 
         Raises:
-            InputError: it has no log; other data than the log's; a value that a key cannot hold.
+            InputError: it has no log; other data than the log's; a value that a key cannot hold; what only a run does,
+                asked for by ``changes`` or by the trainer's configuration.
         """
-        check_open(Given.read(config_dict=changes))
+        asked = {key: value for key, value in trainer.config.external_config_dict.items() if key in keys.KEYS}
+        check_open(Given.read(config_dict={**asked, **changes}))
         path = Path(trainer.saved_model_file)
         if getattr(trainer, "triple_log", None) is None:
             reason = getattr(trainer, "no_log", None) or "it was not fitted by one of our trainers, with saved=True"

@@ -193,6 +193,11 @@ class _Logging(Trainer):
             self.log_negatives = logged
 
     @property
+    def seconds(self) -> float:
+        """That an epoch took, on average."""
+        return sum(self._seconds) / max(len(self._seconds), 1)
+
+    @property
     def _logs(self):
         return self.log_negatives and not self.no_log
 
@@ -220,7 +225,7 @@ class _Logging(Trainer):
 
     def _begin_log(self, train_data, users, items, static):
         dataset = train_data._dataset
-        if self.optimizer.state:
+        if any(each.get("step", 1) > 0 for each in self.optimizer.state.values()):  # Adagrad's state is there before
             self._give_up("its optimiser had taken steps before, by a fit that saved nothing for instance")
             return
         training = Training(
@@ -368,7 +373,7 @@ class _Logging(Trainer):
         state = checkpoint_state(self, epoch)
         if self.triple_log:
             tie = {"run_id": self.triple_log.run_id, "epochs": self.triple_log.n_epochs}
-            state["triple_log"] = tie | {"seconds": sum(self._seconds) / max(len(self._seconds), 1)}  # of an epoch
+            state["triple_log"] = tie | {"seconds": self.seconds}
         elif reason := self.no_log or refusal(self.config):
             state["triple_log"] = {"missing": reason}
         save(path, state)

@@ -6,10 +6,14 @@ import numpy as np
 import pytest
 import torch
 
+from recbole_unlearn.data.split import Split
 from recbole_unlearn.errors import InputError
 from recbole_unlearn.methods import METHODS, chosen, settings_of
+from recbole_unlearn.methods.base import Task
 from recbole_unlearn.methods.certified import UserProblem
 from recbole_unlearn.methods.triples import last_epochs, logged_triples
+from recbole_unlearn.storage import checkpoints
+from recbole_unlearn.training.fit import train
 
 KEYS = {"regularisation": 0.4, "sigma": 0.2, "log_epochs": 3}
 
@@ -41,8 +45,23 @@ def test_the_original_is_at_each_users_minimum(task):
         H = torch.autograd.functional.hessian(value, P[user])
         assert torch.linalg.eigvalsh(H).min() >= 0.39  # convex, by the regularisation at least
         assert torch.linalg.solve(H, gradient).norm() < 1e-5 * P[user].norm()
-    never = np.setdiff1d(np.arange(len(P)), task.log.users)
-    assert torch.equal(method.original().user_embedding.weight[never], task.model().user_embedding.weight[never])
+    assert torch.equal(P[0], task.model().user_embedding.weight[0].double())  # of the padding
+
+
+def test_a_user_who_was_never_there_and_one_who_is_gone_have_one_law(task):
+    """Of the same noise they are even the same vector: what `populations` compares a forgotten user with."""
+    user, split = 7, task.split
+    gone = np.flatnonzero(split.users == user)
+    forgotten = METHODS["certified"](task, settings_of("certified", KEYS)).forget(gone).model
+    path = task.path.with_name("never.pth")
+    train(task.config, split, path, gone, task.seed)
+    stored, log = checkpoints.load(path)
+    rest = Split.of(task.config, split.remaining(gone), split.valid, split.test)
+    never = METHODS["certified"](
+        Task(task.config, rest, task.seed, stored, log, path, task.folder), settings_of("certified", KEYS)
+    )
+    both = [model.user_embedding.weight[user] for model in (forgotten, never.original())]
+    assert torch.allclose(*both, atol=1e-6) and both[0].norm() > 0
 
 
 def test_a_request_is_one_newton_step_on_what_remains(task, rows, run):
