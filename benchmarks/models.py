@@ -48,6 +48,7 @@ SMALL_TRANSFORMER = {"hidden_size": 16, "inner_size": 64}
 SMALLER = {  # than RecBole's defaults, of models that two cores would train for longer still
     # it compares all pairs of the graph's 34,000 entities in every batch, most of which stand in one fact
     "MCCLK": {"entity_kg_num_interval": "[5,inf)"},
+    "NCL": {"num_clusters": 100},  # of 1,000, more than ml-100k has users
     "ConvNCF": {"cnn_channels": [1, 8, 8, 8, 8]},
     "NextItNet": {"embedding_size": 16, "block_num": 1},
     "SINE": {"embedding_size": 16},
@@ -425,6 +426,7 @@ ONLY_BPR = ("FPMC", "TransRec", *VECTORS)  # or no cross entropy, which is the d
 CE = [name for name in SEQUENTIAL.split() if name not in ONLY_BPR]
 TRAINED = [*(name for name in KINDS if name not in ONLY_CE), *POINTWISE.split(), *(f"{name} (CE)" for name in CE)]
 EVERY = [*TRAINED, "NCEPLRec", "ENMF", "MKR", "CDAE", "DiffRec", "LDiffRec"]
+PAIRS_ALWAYS = ("SINE",)  # has negatives drawn, whatever its loss, as RecBole trains it
 DRAWS_WHEN_VALIDATED = ("KTUP",)  # its training cannot be run again without its validations
 LONGER = 50  # items of a history: RecBole's default
 
@@ -436,7 +438,7 @@ def full_settings(name, epochs, device, items=LONGER):
     if model in KINDS:
         chosen = settings(model, epochs, {} if device == "cuda" and model != "MCCLK" else None, items)
         if loss:
-            chosen |= {"loss_type": "CE", "train_neg_sample_args": None}
+            chosen |= {"loss_type": "CE"} | ({} if model in PAIRS_ALWAYS else {"train_neg_sample_args": None})
         if model not in DRAWS_WHEN_VALIDATED:
             del chosen["eval_step"]
     return model, chosen | {"gpu_id": "0" if device == "cuda" else ""}
@@ -646,7 +648,7 @@ def exact(options):
         "the stored weights, over the training's way: 0 is bit by bit. After so few epochs the AUC says that something "
         "was forgotten, no more. Seconds of training are with validation, of two epochs: a request's constant parts "
         "weigh more than in a whole training.\n\n"
-        f"`{common.command(options)}`\n\n"
+        f"`python benchmarks/models.py exact --dataset={options.dataset} --epochs={options.epochs}`\n\n"
     )
     title = f"# Training again, every model of RecBole, on {options.dataset}: {works} of {len(runs)}\n\n"
     common.write(title + note + text, options.output, name)
