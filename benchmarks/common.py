@@ -263,8 +263,8 @@ def apart(file, *arguments, timeout=None, threads=None):
             if done.returncode:
                 print(done.stderr, file=sys.stderr)
                 failed = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
-            if done.returncode < 0:  # by 9 where memory ran out
-                failed = f"ended by signal {-done.returncode}"
+                if done.returncode < 0:  # by 9 where memory ran out
+                    failed = f"ended by signal {-done.returncode}"
         except subprocess.TimeoutExpired as late:
             printed, failed = (late.stdout or b"").decode(), f"not done in {timeout:.0f} s"
     lines = [line for line in printed.splitlines() if line.startswith(TOLD)]

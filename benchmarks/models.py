@@ -503,9 +503,8 @@ def one(options):
         exact.warm_up()
         result = exact.unlearn(rows)
         truth = judge(result.state_dict)
-        found["exact"] = {"seconds": result.seconds, "unlearned": float((before + truth).mean())}
-        if options.only_exact:
-            found["exact"]["kernels"] = type(model) in COMPILED
+        unlearned, kernels = float((before + truth).mean()), type(model) in COMPILED
+        found["exact"] = {"seconds": result.seconds, "unlearned": unlearned, "kernels": kernels}
         for step, change in changes.items():
             found["steps"][step] |= common.toward(change, truth)
         common.tell(found)
@@ -602,13 +601,13 @@ def carried_out(options, file, jobs, flags=()):
 
 def exact_table(runs):
     """(how many models work, Markdown) of what has run: model -> seed -> figures."""
+    from recbole_unlearn.training.fit import LIMIT
+
     lines = [
         "| model | trained again by | guard | forget-set AUC: original | exact | exact, seconds / training's "
         "| or why not |",
         "|:--|:--|--:|--:|--:|--:|:--|",
     ]
-    from recbole_unlearn.training.fit import LIMIT
-
     works = 0
     for name in filter(runs.get, EVERY):
         found = runs[name][str(SEED)]

@@ -56,14 +56,14 @@ def table(each: dict[str, Any], columns: dict[str, str]) -> pd.DataFrame:
     floors, rows = each["floors"], {}
     first = next(iter(floors.values()))
     columns = {key: title for key, title in columns.items() if key in first}
-    own, before = set(each.get("against", {}).values()), {}  # own floors stand before what they are the floor of
-    for name, floor in each.get("against", {}).items():
-        before.setdefault(floor, name)
-    shared = {n: floor for n, floor in floors.items() if n not in own}
+    against = each.get("against", {})
+    shared = {n: floor for n, floor in floors.items() if n not in against.values()}
     found = {"retrained" + (f", n = {n}" if f is not first else ""): (f, f) for n, f in shared.items()}
     for name, figures in each["figures"].items():
         floor = floor_of(each, name)
-        found |= {key: (floor, floor) for key, way in before.items() if way == name} | {name: (figures, floor)}
+        if name in against:  # its own floor stands before the first that it is the floor of
+            found.setdefault(against[name], (floor, floor))
+        found[name] = figures, floor
     for name, (figures, floor) in found.items():
         cells = {title: cell(key, figures, floor) for key, title in columns.items()}
         rows[name] = {"n": str(figures["n"])} | cells
