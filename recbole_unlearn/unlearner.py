@@ -33,7 +33,7 @@ from recbole_unlearn.training.trained import Checkpoint, Trained
 from recbole_unlearn.unlearners import guard
 from recbole_unlearn.unlearners.base import NewTraining, Unlearned, Way
 from recbole_unlearn.unlearners.choose import Auto, choose, problem_of, wanted
-from recbole_unlearn.unlearners.influence import Influence
+from recbole_unlearn.unlearners.influence import Influence, Undone
 from recbole_unlearn.unlearners.replay import Replay
 
 
@@ -171,18 +171,30 @@ class InfluenceUnlearner:
         way = self.way
         if isinstance(way, Replay):  # decided once for all ranks
             way = replace(way, rows="all" if way.exact(problem, rows) else "touched")
-        return self.carry_out(way, rows, show_progress)
+        try:
+            return self.carry_out(way, rows, show_progress)
+        except Undone as failed:
+            if not isinstance(way, Replay) and not self._train_again(f"auto: {failed.reason}"):
+                raise
+            assert isinstance(self.way, Replay)
+            self.check(show_progress)
+            return self.carry_out(replace(self.way, rows="all"), rows, show_progress)
 
     def expect(self, rows: np.ndarray) -> None:
         """Have `auto` train again, whatever that takes, where a step would have to forget more than `COHORT` of all."""
         share = len(np.union1d(rows, self.forgotten)) / self.split.n_rows
-        if share <= COHORT or not (self.auto and isinstance(self.way, Influence)):
-            return
+        if share > COHORT:
+            self._train_again(f"auto: a step is no way to forget {share:.0%} of the interactions")
+
+    def _train_again(self, why):
+        """Train again from now on, whatever that takes, where `auto` would take steps; whether that is done."""
+        if not (self.auto and isinstance(self.way, Influence)):
+            return False
         replay = replace(self.auto.replay, rows="all")
         if replay.refuses(self.problem):
-            return
-        self.way, self.method, self.guard = replay, replay.name, None
-        self.chosen = f"auto: a step is no way to forget {share:.0%} of the interactions"
+            return False
+        self.way, self.method, self.guard, self.chosen = replay, replay.name, None, why
+        return True
 
     def will_be_exact(self, rows: np.ndarray) -> bool:
         """Whether `unlearn` is going to train again on all other rows, as far as that is known before the guard."""

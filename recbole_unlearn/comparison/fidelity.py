@@ -16,7 +16,7 @@ from recbole_unlearn.devices import read
 from recbole_unlearn.evaluation.churn import shared
 from recbole_unlearn.evaluation.forgetting import scores
 from recbole_unlearn.evaluation.ranking import evaluate
-from recbole_unlearn.settings.config import PAPER, changed
+from recbole_unlearn.settings.config import PAPER, UNLIMITED, changed
 from recbole_unlearn.settings.conflicts import DERIVED_FORMS
 from recbole_unlearn.storage import checkpoints
 from recbole_unlearn.training.fit import new_model
@@ -28,7 +28,7 @@ from recbole_unlearn.unlearner import InfluenceUnlearner
 METHODS = {
     "nothing done": None,
     "paper's step": {"paper": True, **PAPER},
-    "influence": {"method": "influence"},
+    "influence": {"method": "influence", "undone_limit": UNLIMITED},
     "touched rows": {"method": "replay", "replay_rows": "touched"},
     "exact, paired": {"method": "replay", "replay_rows": "all"},
     "exact, fresh": {"method": "replay", "replay_rows": "all", "coupling": "fresh"},

@@ -27,7 +27,7 @@ from recbole_unlearn.evaluation.per_example import auc, effect_left, klom, log_r
 from recbole_unlearn.methods import METHODS, all_settings, names_in
 from recbole_unlearn.methods.base import Method, Task
 from recbole_unlearn.methods.shards import Sharded
-from recbole_unlearn.settings.config import changed
+from recbole_unlearn.settings.config import UNLIMITED, changed
 from recbole_unlearn.storage import checkpoints
 from recbole_unlearn.storage.files import replacing, scratch_folder
 from recbole_unlearn.training.fit import LIMIT, train, training_settings
@@ -35,7 +35,7 @@ from recbole_unlearn.training.fit import LIMIT, train, training_settings
 ORIGINAL, ORACLE = "nothing done", "retrained"
 # Ours is audited way by way; of other methods the settings of properties/method hold.
 OURS = {
-    "one corrected step": {"method": "influence"},
+    "one corrected step": {"method": "influence", "undone_limit": UNLIMITED},
     "touched rows": {"method": "replay", "replay_rows": "touched"},
     "exact, paired": {"method": "replay", "replay_rows": "all", "coupling": "paired"},
     "exact, fresh": {"method": "replay", "replay_rows": "all", "coupling": "fresh"},

@@ -174,6 +174,7 @@ class UnlearnConfig(Config):
         return self.external_config_dict.get(key) if key not in self._checkpoint_config else None
 
 
+UNLIMITED = 1e9  # undone_limit of steps that are measured as they are
 # UBPR, equation (7): nothing of design beyond the paper.
 PAPER = {
     "method": "influence",

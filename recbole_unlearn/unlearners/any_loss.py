@@ -252,6 +252,19 @@ class AnyLoss(Problem):
     def norm(self, v: torch.Tensor) -> float:
         return float(v.norm())
 
+    def _changed_by_steps(self):
+        return list(self.view.named)
+
+    def _gone(self, after):
+        return after.rows
+
+    def _mean_loss(self, after, rows, state):
+        view, epoch = after.view, [self.epochs - 1]
+        view.load(state)
+        batches = view.batches(rows, self._one_epoch_each(rows, epoch), np.full(len(rows), 1 / len(rows)))
+        with torch.no_grad():
+            return float(sum(view.loss(batch) for batch in batches))
+
     def details(self, after: After, step: torch.Tensor) -> dict[str, Any]:
         """What is to be known of a step, beyond how it was found."""
         return {
@@ -291,6 +304,7 @@ class AnyLoss(Problem):
             z = self._lost(before, after, epochs, way)
             pull = z + metric * change
             change, report = self._descended(after.view, epochs, way, pull, metric + self._l2, show_progress)
+            change, shortened = self.shortened(change)
             if stop != self.epochs:
                 moved = weights | self._moved(weights, change)
                 snapshots[stop] = np.concatenate([np.ravel(value) for value in moved.values()]).astype(np.float32)
@@ -299,6 +313,7 @@ class AnyLoss(Problem):
             found |= asdict(report) | {"gradient_norm": float(z.norm())}
         found["curvature_triples"] = self._triples_of(after.view, found["iterations"], self._step_triples)
         details = {**self.details(after, change), "step_norm": float(change.norm())}
+        details |= {"rows_shortened": shortened} if shortened else {}
         return Change(change, {**details, **found}, snapshots)
 
     def _descended(self, view, epochs, way, pull, damping, show_progress):

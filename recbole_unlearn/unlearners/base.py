@@ -8,6 +8,7 @@ serves which problem, `choose` says.
 import secrets
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
@@ -15,13 +16,19 @@ import torch
 from recbole.model.abstract_recommender import AbstractRecommender
 
 from recbole_unlearn.data.sampling import PoolDraw
+from recbole_unlearn.devices import copies
 from recbole_unlearn.errors import InputError
 from recbole_unlearn.influence.coupling import Coupling, Fresh, Paired
 from recbole_unlearn.influence.recorded import Recorded
 from recbole_unlearn.influence.sharding import Shard
+from recbole_unlearn.models.losses import fixed_randomness
 from recbole_unlearn.storage.triple_log import snapshot_due
-from recbole_unlearn.training.fit import Again, Beginning, trained_again
+from recbole_unlearn.training.fit import Again, Beginning, new_model, trained_again
 from recbole_unlearn.training.trained import Trained
+
+SEEN = 8192  # rows whose loss tells whether a step holds
+# Back to where it began, and as far beyond: of what was tried (docs/method.md), training again moved no row farther.
+FARTHEST = 2.0
 
 
 @dataclass
@@ -220,6 +227,55 @@ class Problem(ABC):
 
     @abstractmethod
     def _metric(self, way) -> Any: ...
+
+    def shortened(self, step: torch.Tensor) -> tuple[torch.Tensor, int]:
+        """A flat change of the weights in which no row of a parameter goes farther than `FARTHEST`, and how many did.
+
+        Measured in the way that training moved the row that it moved most, of the same parameter.
+        """
+        state, names = self.state_dict, self._changed_by_steps()
+        parts, count = [], 0
+        for name, part in zip(names, step.split([state[name].numel() for name in names]), strict=True):
+            now, new = state[name].double(), self._new[name].double()
+            rows = part.view(len(now) if now.dim() else 1, -1)
+            farthest = FARTHEST * (now - new).view_as(rows).norm(dim=1).max()
+            lengths = rows.norm(dim=1)
+            far = lengths > farthest
+            count += int(far.sum())
+            parts.append(torch.where(far[:, None], rows * (farthest / lengths)[:, None], rows).view(-1))
+        return torch.cat(parts), count
+
+    @abstractmethod
+    def _changed_by_steps(self) -> list[str]:
+        """Names of the parameters that a step changes, in its order."""
+
+    def undone(self, after: Any, step: np.ndarray | torch.Tensor) -> float:
+        """How much of what training had gained on what remains a change of the weights takes back.
+
+        By the mean loss of at most `SEEN` of the remaining rows, of `without`: 0 where it is as before, 1 where it is
+        as that of weights that were never trained. nan where training had gained nothing.
+        """
+        kept = np.flatnonzero(~self.absent)
+        kept = kept[~np.isin(kept, self._gone(after))]
+        rows = kept[np.linspace(0, len(kept) - 1, min(SEEN, len(kept))).round().astype(int)]
+        now, then, new = (self._mean_loss(after, rows, each) for each in (self.state_dict, self.moved(step), self._new))
+        return (then - now) / (new - now) if new > now else np.nan
+
+    @cached_property
+    def _new(self):
+        """Weights that were never trained, by name."""
+        if self.trained.initial:
+            return {**self.state_dict, **{n: torch.as_tensor(value) for n, value in self.trained.initial.items()}}
+        with fixed_randomness(0):  # building a model sets and uses the random streams of the process
+            return copies(new_model(self.config, self.split, 0).state_dict())
+
+    @abstractmethod
+    def _gone(self, after) -> np.ndarray:
+        """The rows that `without` was asked about."""
+
+    @abstractmethod
+    def _mean_loss(self, after, rows, state) -> float:
+        """Mean loss of remaining rows, with negatives of the last epoch, at weights given by name."""
 
     def moments(self) -> dict[int, dict[str, torch.Tensor]]:
         """Adam's state as if it had seen nothing but what remains, with the weights as they are; empty: of others."""

@@ -27,6 +27,7 @@ STEP = (
     "pool_return",
     "log_epochs",
     "curvature_triples",
+    "undone_limit",
     "cg_tolerance",
     "cg_max_iterations",
 )

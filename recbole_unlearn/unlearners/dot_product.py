@@ -408,6 +408,26 @@ class DotProduct(Problem):
         """The rows themselves: nothing else has to be built."""
         return rows
 
+    def _changed_by_steps(self):
+        return ["user_embedding.weight", "item_embedding.weight"]
+
+    def _gone(self, after):
+        return after
+
+    def _mean_loss(self, after, rows, state):
+        E = self._embedded(
+            np.concatenate([state[f"{field}_embedding.weight"].numpy() for field in ("user", "item")]), after
+        )
+        users, items = E[: len(self.P)], E[len(self.P) :]
+        negatives = np.asarray(self.log.epoch(self.epochs - 1)[rows], np.int64)
+        ways = items[np.asarray(self.log.items[rows], np.int64)][:, None] - items[negatives]
+        margins = np.einsum("rk,rmk->rm", users[np.asarray(self.log.users[rows], np.int64)], ways)
+        return float(np.logaddexp(0, -margins.astype(np.float64)).mean())
+
+    def _embedded(self, weights, without):
+        """Embeddings that are multiplied, without some rows: of BPR the weights themselves."""
+        return weights
+
     def stops(self, way: Influence) -> list[int]:
         """None: one step, at the last weights."""
         return []

@@ -1,7 +1,7 @@
 """One influence-function step: the weights where the loss of what remains would be flat, to first order."""
 
 import logging
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -15,6 +15,17 @@ from recbole_unlearn.settings.config import PAPER as EQUATION_7
 from recbole_unlearn.unlearners.base import Change, Problem
 
 
+class Undone(InputError):
+    """A step after which what remains is far worse predicted than training had left it; ``reason`` in words."""
+
+    def __init__(self, undone: float, limit: float) -> None:
+        self.reason = (
+            f"one influence step would undo {undone:.0%} of what training gained on what remains, more than "
+            f"undone_limit, {limit:.0%}: the loss is no quadratic so far out"
+        )
+        super().__init__(f"{self.reason}; use method: replay, or raise damping_strength")
+
+
 @dataclass(frozen=True)
 class Influence:
     """``theta* = theta + (H + D)^-1 z`` (UBPR, equation (7), corrected).
@@ -22,6 +33,10 @@ class Influence:
     H is the curvature of the loss summed over the remaining triples, D the damping, and z the gradient of what
     retraining removes (the forgotten rows' triples and their share of the L2 term) minus what it adds (forgotten items
     drawn as negatives).
+
+    A linear prediction may be far off: of rows whose gradients have died out, nothing but a vanishing damping holds the
+    step. Rows go no farther than training could have moved them (`Problem.shortened`), and what the step should hardly
+    change, the loss of what remains, tells whether it is one at all (`Problem.undone`).
 
     Attributes: as the keys of properties/overall.yaml; ``params`` is ``unlearn_params``.
         forgotten_stay: whether the forgotten triples stay in H, and their edges in the graph, as in equation (7).
@@ -37,6 +52,7 @@ class Influence:
     params: tuple[str, ...] | None = None
     cg_tolerance: float = 1e-3
     cg_max_iterations: int = 200
+    undone_limit: float = 0.05
     forgotten_stay: bool = False
 
     @property
@@ -52,12 +68,22 @@ class Influence:
         problem.warm_up_step(self)
 
     def forget(self, problem: Any, rows: np.ndarray, show_progress: bool = False) -> Change:
+        """Raises Undone where the step is none that training without ``rows`` could have made."""
         after = problem.without(rows, self)
+        change = self._change(problem, after, show_progress)
+        undone = problem.undone(after, change.step)
+        if undone > self.undone_limit and not self.forgotten_stay:  # equation (7) is shown as it is
+            raise Undone(undone, self.undone_limit)
+        return replace(change, details={**change.details, "undone": undone})
+
+    def _change(self, problem, after, show_progress):
         if stops := problem.stops(self):
             return problem.follow(stops, after, self, show_progress)
         z = problem.lost(after, self)
         step, report, n_triples = problem.solve(after, z, self, show_progress)
+        step, shortened = (step, 0) if self.forgotten_stay else problem.shortened(step)
         details = {"curvature_triples": n_triples, "step_norm": float(step.norm()), "gradient_norm": problem.norm(z)}
+        details |= {"rows_shortened": shortened} if shortened else {}
         return Change(step, {**problem.details(after, step), **details, **asdict(report)})
 
 

@@ -96,6 +96,9 @@ class Propagated(DotProduct):
         )
         return super()._metric(way) + torch.from_numpy(np.repeat(factors, self.P.shape[1]))
 
+    def _embedded(self, weights, without):
+        return self._graph(without).propagate(weights)
+
     def _at(self, triples, graph, way):
         """Curvature of triples at the weights propagated over a graph."""
         E = graph.propagate(np.concatenate([self.P, self.Q]))

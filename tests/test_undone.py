@@ -1,0 +1,164 @@
+"""A step that undoes what training gained on what remains is no result: it is measured, refused, and not taken."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from recbole.data.interaction import Interaction
+
+from recbole_unlearn.data.split import Split
+from recbole_unlearn.devices import copies
+from recbole_unlearn.errors import InputError
+from recbole_unlearn.quick_start import run_unlearn
+from recbole_unlearn.training.fit import new_model, train
+from recbole_unlearn.training.trained import same_weights
+from recbole_unlearn.unlearner import load
+from recbole_unlearn.unlearners.influence import PAPER, Influence
+
+SEQUENTIAL = {
+    "loss_type": "BPR",
+    "MAX_ITEM_LIST_LENGTH": 6,
+    "load_col": {"inter": ["user_id", "item_id", "timestamp"]},
+    "train_neg_sample_args": {"distribution": "uniform", "sample_num": 1},
+}
+MODELS = {"BPR": {}, "LightGCN": {"n_layers": 2}, "NGCF": {"hidden_size_list": [8]}, "FPMC": SEQUENTIAL}
+FAR = Influence(damping="scalar", damping_strength=1e-8)  # hardly damped: far beyond what the quadratic says
+NOT_FAR = Influence(undone_limit=1e9)
+
+
+@pytest.fixture(scope="module")
+def original(make_config, data_path, tmp_path_factory):
+    """Function name of `MODELS` -> checkpoint, trained once."""
+    made = {}
+
+    def make(name):
+        if name not in made:
+            folder = tmp_path_factory.mktemp("undone")
+            keys = {"epochs": 6, "eval_step": 0, "data_path": data_path, "checkpoint_dir": str(folder)}
+            config = make_config(name, **keys | MODELS[name])
+            train(config, Split.seeded(config), folder / "model.pth")
+            made[name] = folder / "model.pth"
+        return made[name]
+
+    return make
+
+
+def some(split):
+    return np.arange(0, split.n_rows, 15)
+
+
+@pytest.mark.parametrize("name", ["BPR", "LightGCN"])
+def test_it_is_the_share_of_the_training_s_gain_by_recbole_s_own_loss(original, name):
+    """Of what remains, on the graph of what remains, with the negatives of the last epoch."""
+    with load(original(name), way=NOT_FAR) as unlearner:
+        split, rows = unlearner.split, some(unlearner.split)
+        before = copies(unlearner.state_dict)
+        found = unlearner.forget(rows=rows)
+        kept = np.setdiff1d(np.arange(split.n_rows), rows)
+        model = new_model(unlearner.config, split, data=split.remaining_dataset(rows))
+        initial = copies(new_model(unlearner.config, split, unlearner.config["seed"]).state_dict())
+        columns = {
+            "user_id": split.users[kept],
+            "item_id": split.items[kept],
+            "neg_item_id": unlearner.log.epoch(5)[kept, 0],
+        }
+        batch = Interaction({key: torch.as_tensor(np.asarray(value, np.int64)) for key, value in columns.items()})
+
+    def loss(state):
+        model.load_state_dict(state)
+        model.reg_weight = 0.0  # of LightGCN; what is predicted matters
+        with torch.no_grad():
+            return float(model.calculate_loss(batch))
+
+    now, then, new = loss(before), loss(found.state_dict), loss(initial)
+    assert new > now
+    assert found.details["undone"] == pytest.approx((then - now) / (new - now), rel=1e-3, abs=1e-5)
+    assert abs(found.details["undone"]) < 0.1
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_it_grows_with_the_step_from_nothing_to_all(original, name):
+    with load(original(name), way=NOT_FAR) as unlearner:
+        problem, way = unlearner.problem, unlearner.way
+        after = problem.without(some(unlearner.split), way)
+        now, new = problem.state_dict, problem._new
+        back = [(new[n] - now[n]).double().flatten() for n, _ in unlearner.model.named_parameters()]
+        back = torch.cat(back)
+        shares = [problem.undone(after, share * back) for share in (0.0, 0.5, 1.0)]
+    assert shares[0] == 0 and shares[2] == pytest.approx(1) and 0 < shares[1] < 1
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_step_that_goes_too_far_is_refused_and_nothing_has_changed(original, name):
+    with load(original(name), way=FAR) as unlearner:
+        before = copies(unlearner.state_dict)
+        with pytest.raises(InputError, match=r"would undo \d+% of what training gained.*use method: replay, or raise"):
+            unlearner.forget(rows=some(unlearner.split))
+        assert same_weights(unlearner.state_dict, before) and not len(unlearner.forgotten)
+
+
+@pytest.mark.parametrize("name", ["NGCF", "FPMC"])
+def test_auto_trains_again_in_its_place_and_says_why(original, name):
+    keys = {"damping": "scalar", "damping_strength": 1e-8, "exact_seconds": 0.0}
+    with load(original(name), config_dict=keys) as unlearner:
+        assert unlearner.method == "influence"
+        rows = some(unlearner.split)
+        found = unlearner.forget(rows=rows)
+        assert found.details["exact"] and found.method == unlearner.method == "replay"
+        assert "auto: one influence step would undo" in found.why and unlearner.guard.distance < 1e-3
+    with load(original(name), config_dict={"method": "replay"}) as unlearner:
+        assert same_weights(unlearner.forget(rows=rows).state_dict, found.state_dict)
+
+
+def test_a_request_of_the_command_line_says_so_and_writes_no_model(original, tmp_path):
+    keys = {
+        "checkpoint": str(original("BPR")),
+        "forget_count": 30,
+        "compare": "none",
+        "output_dir": str(tmp_path / "new"),
+    }
+    far = {"method": "influence", "damping": "scalar", "damping_strength": 1e-8}
+    with pytest.raises(InputError, match="would undo"):
+        run_unlearn(config_dict={**keys, **far})
+    assert not (tmp_path / "new" / "unlearned.pth").exists()
+    limited = run_unlearn(config_dict={**keys, **far, "undone_limit": 1e9})
+    assert limited["unlearning"]["undone"] > 0.1
+
+
+def test_the_published_step_is_shown_as_it_is(original):
+    with load(original("BPR"), way=PAPER) as unlearner:
+        assert "undone" in unlearner.forget(rows=some(unlearner.split)).details
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_no_row_goes_farther_than_twice_what_training_moved_any_of_its_parameter(original, name):
+    with load(original(name), way=NOT_FAR) as unlearner:
+        problem, named = unlearner.problem, dict(unlearner.model.named_parameters())
+        ways = {n: (value.detach().double() - problem._new[n].double()) for n, value in named.items()}
+        sizes = [value.numel() for value in named.values()]
+        rng = torch.Generator().manual_seed(1)
+        step = 1e-3 * torch.randn(sum(sizes), generator=rng, dtype=torch.float64)
+        assert torch.equal(problem.shortened(step)[0], step) and problem.shortened(step)[1] == 0
+        first = next(iter(named))
+        far = step.clone()
+        far[: named[first][0].numel()] *= 1e9  # the first row of the first parameter
+        found, count = problem.shortened(far)
+        row = found[: named[first][0].numel()]
+        assert count == 1 and float(row.norm()) == pytest.approx(2 * float(ways[first].flatten(1).norm(dim=1).max()))
+        assert torch.equal(found[len(row) :], far[len(row) :])
+        assert torch.allclose(row / row.norm(), far[: len(row)] / far[: len(row)].norm())
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_rows_that_hardly_anything_damps_are_held_and_counted(original, name):
+    with load(original(name), way=replace(FAR, undone_limit=1e9)) as unlearner:
+        problem, before = unlearner.problem, unlearner.state_dict
+        found = unlearner.unlearn(some(unlearner.split))
+        longest, held = {}, 0
+        for n, _ in unlearner.model.named_parameters():
+            way, moved = ((v[n] - before[n]).double().view(len(v[n]), -1) for v in (problem._new, found.state_dict))
+            longest[n] = float(moved.norm(dim=1).max() / (2 * way.norm(dim=1).max()))
+            held += int((moved.norm(dim=1) > (1 - 1e-5) * 2 * way.norm(dim=1).max()).sum())
+    assert held == found.details["rows_shortened"] > 0
+    assert max(longest.values()) == pytest.approx(1, abs=1e-5)
