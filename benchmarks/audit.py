@@ -57,6 +57,8 @@ def _audit(options, methods):
 @takes(
     **OPTIONS,
     settings=option(help="JSON that `tune` wrote: methods take the settings chosen there; else their own defaults"),
+    ways=option(help="of all methods' populations these alone, separated by commas"),
+    add=option(False, "add to the page that is there, or renew, what is measured; all else of it stays"),
     name=option(help="more of the files' name"),
     output=RESULTS / "audit",
 )
@@ -64,16 +66,35 @@ def audit(options):
     start, sets = perf_counter(), set_names(options.sets)
     names = chosen(options.methods, options.model)
     settings = json.loads(Path(options.settings).read_text("utf-8")) if options.settings else {}
-    found = _audit(options, audited(names, {name: settings[name] for name in names if name in settings}))
+    ways = audited(names, {name: settings[name] for name in names if name in settings})
+    if options.ways:
+        ways = {way: ways[way] for way in options.ways.split(",")}
+    found = _audit(options, ways)
     results = found.run(sets)
     title = f"{options.model} on {options.dataset}, {setting(options)}, pair by pair, {options.models} models each"
     name = f"{options.dataset}-{options.model}-{setting(options)}"
     if settings:
         title, name = f"{title}, methods' settings by one rule", f"{name}-tuned"
     name += f"-{options.name}" if options.name else ""
+    if options.add:
+        results = _added(json.loads((options.output / f"{name}.json").read_text("utf-8"))["sets"], results)
     options.output.mkdir(parents=True, exist_ok=True)
     print(per_example.write(results, title, found.agreement, options.output, name))
     print(f"{common.command(options)}: {(perf_counter() - start) / 60:.0f} minutes; {common.load()}")
+
+
+def _added(before, results):
+    """What was found before, with what is new. The originals and retrained models must be the same."""
+    for name, new in results.items():
+        old = before[name]
+        for part, way in (("figures", ORIGINAL), *(("floors", n) for n in new["floors"])):
+            then, now = (each[part][way]["ndcg"]["median"] if way in each[part] else None for each in (old, new))
+            if then is not None and not np.isclose(then, now, rtol=1e-5):  # others would differ by some 1e-3
+                raise SystemExit(f"{name}: models of {way} are not those of the page; measure all of it anew")
+        new["figures"].pop(ORIGINAL)
+        for part in ("figures", "floors", "against"):
+            old[part] = {**old.get(part, {}), **new[part]}
+    return before
 
 
 @takes(**OPTIONS, kept=option("0 .02 .05 .1", "shares of the effect that are kept, separated by spaces"))

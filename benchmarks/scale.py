@@ -34,6 +34,7 @@ from common import DATA, RESULTS, ROOT, option, ratios, takes
 GROUPS, LOYAL = 8, 0.7  # groups of taste, and the share of interactions within one's own
 ROUNDS = 4
 POPULARITY, FIRST = 0.9, 10  # item r is drawn as often as 1 / (r + FIRST) ** POPULARITY
+BESIDE = "beside it: matrix product alone"
 KEYS = {
     "model": "BPR",
     "embedding_size": "64",
@@ -181,7 +182,7 @@ def _beside(parts, loader):
             each.weight.detach() for each in (self.trainer.model.user_embedding, self.trainer.model.item_embedding)
         )
         users = users[self.loader.uid_list]
-        with parts.part("beside it: matrix product alone"):
+        with parts.part(BESIDE):
             for start in range(0, len(users), 256):
                 users[start : start + 256] @ items.T
         return hits
@@ -301,6 +302,48 @@ def table(found):
     return "\n".join([*lines, ""])
 
 
+# What is drawn: a part of which command, and its name there.
+DRAWN = {
+    "all of the data, RecBole's own": ("stock RecBole", "all of the data"),
+    "all of the data": ("request", "all of the data"),
+    "an epoch with its log": ("train and forget", "an epoch with its log"),
+    "validation": ("train and forget", "validation"),
+    "matrix product alone": ("train and forget", BESIDE),
+    "opening a session": ("session", "opening a session"),
+    "an exact request": ("request", "the request"),
+    "saving model and log": ("request", "saving model and log"),
+}
+
+
+def picture(found, path):
+    """Time and peak memory of the parts over the size, as SVG."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    matplotlib.rcParams |= {"svg.hashsalt": "scale", "svg.fonttype": "none"}
+    figure, axes = plt.subplots(1, 2, figsize=(12.5, 4.2), sharex=True, constrained_layout=True)
+    for label, (command, part) in DRAWN.items():
+        cells = {float(size): parts[command][part] for size, parts in found.items() if part in parts.get(command, {})}
+        sizes = sorted(cells)
+        style = "o--" if label.endswith(("own", "alone")) else "o-"
+        seconds = [cells[size]["seconds"] / cells[size]["calls"] for size in sizes]
+        (line,) = axes[0].loglog(sizes, seconds, style, label=label, markersize=4)
+        if part != BESIDE:  # which has that of the command it stands beside
+            axes[1].loglog(sizes, [cells[size]["GiB"] for size in sizes], style, markersize=4, color=line.get_color())
+    for ax, title in zip(axes, ("seconds", "peak memory of the process, GiB"), strict=True):
+        ax.set(title=title, xlabel="million interactions", xticks=sorted(map(float, found)))
+        ax.xaxis.set_major_formatter(matplotlib.ticker.FormatStrFormatter("%g"))
+        ax.xaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())
+        ax.grid(alpha=0.3)
+    axes[1].yaxis.set_major_formatter(matplotlib.ticker.FormatStrFormatter("%g"))
+    axes[1].yaxis.set_minor_formatter(matplotlib.ticker.FormatStrFormatter("%g"))
+    figure.legend(frameon=False, fontsize="small", loc="outside right center")
+    figure.savefig(path, metadata={"Date": None})
+    plt.close(figure)
+
+
 @takes(
     folder=option(
         help="for the data sets (0.3 GB at 10 million) and the runs",
@@ -318,6 +361,7 @@ def scale(options):
         for command, parts in size(millions, options):
             found.setdefault(f"{millions:g}", {})[command] = parts
             common.write(table(found), options.output, "scale", found)
+    picture(found, options.output / "scale.svg")
 
 
 # A request from the command line

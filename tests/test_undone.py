@@ -82,7 +82,7 @@ def test_it_grows_with_the_step_from_nothing_to_all(original, name):
     with load(original(name), way=NOT_FAR) as unlearner:
         problem, way = unlearner.problem, unlearner.way
         after = problem.without(some(unlearner.split), way)
-        now, new = problem.state_dict, problem._new
+        now, new = problem.state_dict, problem.untrained
         back = [(new[n] - now[n]).double().flatten() for n, _ in unlearner.model.named_parameters()]
         back = torch.cat(back)
         shares = [problem.undone(after, share * back) for share in (0.0, 0.5, 1.0)]
@@ -135,7 +135,7 @@ def test_the_published_step_is_shown_as_it_is(original):
 def test_no_row_goes_farther_than_twice_what_training_moved_any_of_its_parameter(original, name):
     with load(original(name), way=NOT_FAR) as unlearner:
         problem, named = unlearner.problem, dict(unlearner.model.named_parameters())
-        ways = {n: (value.detach().double() - problem._new[n].double()) for n, value in named.items()}
+        ways = {n: (value.detach().double() - problem.untrained[n].double()) for n, value in named.items()}
         sizes = [value.numel() for value in named.values()]
         rng = torch.Generator().manual_seed(1)
         step = 1e-3 * torch.randn(sum(sizes), generator=rng, dtype=torch.float64)
@@ -157,7 +157,9 @@ def test_rows_that_hardly_anything_damps_are_held_and_counted(original, name):
         found = unlearner.unlearn(some(unlearner.split))
         longest, held = {}, 0
         for n, _ in unlearner.model.named_parameters():
-            way, moved = ((v[n] - before[n]).double().view(len(v[n]), -1) for v in (problem._new, found.state_dict))
+            way, moved = (
+                (v[n] - before[n]).double().view(len(v[n]), -1) for v in (problem.untrained, found.state_dict)
+            )
             longest[n] = float(moved.norm(dim=1).max() / (2 * way.norm(dim=1).max()))
             held += int((moved.norm(dim=1) > (1 - 1e-5) * 2 * way.norm(dim=1).max()).sum())
     assert held == found.details["rows_shortened"] > 0

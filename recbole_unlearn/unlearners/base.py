@@ -236,7 +236,7 @@ class Problem(ABC):
         state, names = self.state_dict, self._changed_by_steps()
         parts, count = [], 0
         for name, part in zip(names, step.split([state[name].numel() for name in names]), strict=True):
-            now, new = state[name].double(), self._new[name].double()
+            now, new = state[name].double(), self.untrained[name].double()
             rows = part.view(len(now) if now.dim() else 1, -1)
             farthest = FARTHEST * (now - new).view_as(rows).norm(dim=1).max()
             lengths = rows.norm(dim=1)
@@ -258,11 +258,13 @@ class Problem(ABC):
         kept = np.flatnonzero(~self.absent)
         kept = kept[~np.isin(kept, self._gone(after))]
         rows = kept[np.linspace(0, len(kept) - 1, min(SEEN, len(kept))).round().astype(int)]
-        now, then, new = (self._mean_loss(after, rows, each) for each in (self.state_dict, self.moved(step), self._new))
+        now, then, new = (
+            self._mean_loss(after, rows, each) for each in (self.state_dict, self.moved(step), self.untrained)
+        )
         return (then - now) / (new - now) if new > now else np.nan
 
     @cached_property
-    def _new(self):
+    def untrained(self) -> dict[str, torch.Tensor]:
         """Weights that were never trained, by name."""
         if self.trained.initial:
             return {**self.state_dict, **{n: torch.as_tensor(value) for n, value in self.trained.initial.items()}}

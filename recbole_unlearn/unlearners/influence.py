@@ -52,7 +52,7 @@ class Influence:
     params: tuple[str, ...] | None = None
     cg_tolerance: float = 1e-3
     cg_max_iterations: int = 200
-    undone_limit: float = 0.05
+    undone_limit: float = 0.25
     forgotten_stay: bool = False
 
     @property
