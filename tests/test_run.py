@@ -553,9 +553,10 @@ def test_another_data_set_than_the_checkpoints_is_refused(trained, write_data, i
     assert written() == set()
 
 
-def test_an_unsupported_model_is_refused(make_options):
-    with pytest.raises(InputError, match="MultiDAE is not supported"):
-        run_unlearn("MultiDAE", "tiny", None, make_options(output_dir="out", train_neg_sample_args=None))
+@pytest.mark.parametrize("model", ["MultiDAE", "CDAE"])  # the latter's default loss_type is one that no other has
+def test_an_unsupported_model_is_refused(make_options, model):
+    with pytest.raises(InputError, match=f"{model} is not supported"):
+        run_unlearn(model, "tiny", None, make_options(output_dir="out", train_neg_sample_args=None))
     assert written() == set()
 
 

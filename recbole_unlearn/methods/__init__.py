@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Iterable
+from numbers import Real
 from typing import Any
 
 import yaml
@@ -23,6 +24,7 @@ from recbole_unlearn.methods.sisa import SISA
 from recbole_unlearn.methods.ubpr import UBPR
 from recbole_unlearn.methods.ultrare import UltraRE
 from recbole_unlearn.settings.keys import properties_dir
+from recbole_unlearn.settings.recbole_keys import check_choice, is_a
 
 METHODS: dict[str, type[Method]] = {
     "retrain": Retrain,
@@ -91,11 +93,22 @@ def settings_of(name: str, changes: dict[str, Any] | None = None) -> dict[str, A
             fits = default is None or isinstance(value, type(default))
         if not fits:
             raise InputError(f"method_args: {name}: {key} must be of the kind of {default!r}, not {value!r}")
-    settings |= changes or {}
-    for key in METHODS[name].positive:
-        if not settings[key] > 0:
-            raise InputError(f"method_args: {name}: {key} must be above 0, not {settings[key]!r}")
-    return settings
+    _check_ranges(name, changes or {})
+    return settings | (changes or {})
+
+
+def _check_ranges(name, changes):
+    """Raises InputError where a value is of the right type, but none that the method can work with."""
+    method = METHODS[name]
+    for key, value in changes.items():
+        what, (low, high) = f"method_args: {name}: {key} must be", method.limits.get(key, (0, float("inf")))
+        if key in method.positive and not value > 0:
+            raise InputError(f"{what} above 0, not {value!r}")
+        if key in method.limits and value is not None and not (is_a(Real, value) and low <= value <= high):
+            limit = f"from {low:g} to {high:g}" if high < float("inf") else f"of at least {low:g}"
+            raise InputError(f"{what} a number {limit}, not {value!r}")
+        if key in method.choices:
+            check_choice(what.removesuffix(" must be"), value, method.choices[key])
 
 
 def all_settings(

@@ -78,12 +78,16 @@ class Method(ABC):
     Attributes:
         models: names of the models that it is for; None: any.
         positive: settings that must be above 0; all numbers must be at least 0.
+        limits: settings that must be numbers from one to another, both included; None may be a default.
+        choices: settings that must be one of some words.
         candidates: the setting that says how far it goes, and five values of it, among which `comparison.tuned` chooses
             one by a rule that is the same for all; empty: it has none.
     """
 
     models: tuple[str, ...] | None = None
     positive: tuple[str, ...] = ()
+    limits: Mapping[str, tuple[float, float]] = {}
+    choices: Mapping[str, Sequence[str]] = {}
     candidates: Mapping[str, Sequence[Any]] = {}
 
     def __init__(self, task: Task, settings: dict[str, Any]) -> None:

@@ -13,7 +13,6 @@ from recbole.utils import init_seed
 from torch import nn
 
 from recbole_unlearn.errors import InputError
-from recbole_unlearn.methods.base import Task
 from recbole_unlearn.methods.shards import Sharded, ShardEnsemble, derived_seed, fit
 from recbole_unlearn.settings.config import changed
 
@@ -112,14 +111,9 @@ class Clustered(Sharded):
     The request leaves the partition as it is, as published: what it took from the forget set is not forgotten.
     """
 
+    positive = ("shards", "rounds")
+    choices = {"partition": ("interaction", "user", "item")}
     uses_model = True
-
-    def __init__(self, task: Task, settings: dict[str, Any]) -> None:
-        super().__init__(task, settings)
-        if settings["partition"] not in ("interaction", "user", "item"):
-            kind = settings["partition"]
-            raise InputError(f"{self.name}: partition must be 'interaction', 'user' or 'item', not {kind!r}")
-        self.check("rounds", int, 1)
 
     def cluster(self, points: Points, rng: np.random.Generator) -> np.ndarray:
         """Cluster of each point, int64 ``[points]``."""
@@ -223,16 +217,8 @@ class RecEraser(Clustered):
     """Shards by balanced greedy clustering, aggregated by attention, which is trained anew after every request."""
 
     name = "receraser"
-
-    def __init__(self, task: Task, settings: dict[str, Any]) -> None:
-        super().__init__(task, settings)
-        self.check("capacity", float, 1)
-        self.check("epochs", int, 1)
-        self.check("patience", int, 0)
-        self.check("dropout", float, 0, 1)
-        self.check("regularisation", float, 0)
-        if settings["learning_rate"] is not None:
-            self.check("learning_rate", float, 0)
+    positive = ("shards", "rounds", "epochs")
+    limits = {"capacity": (1, float("inf")), "dropout": (0, 1), "learning_rate": (0, 1)}
 
     def cluster(self, points: Points, rng: np.random.Generator) -> np.ndarray:
         return cluster(points, self.shards, self.settings["capacity"], self.settings["rounds"], rng)

@@ -297,9 +297,6 @@ class Sharded(Method):
         slice: slice of each row in its shard, int64 ``[rows]``.
         folder (Path): of the checkpoints.
         pretrained: embeddings of the task's own model, where the partition is made from them.
-
-    Raises:
-        InputError: a model or setting that does not fit.
     """
 
     models = MODELS
@@ -311,23 +308,8 @@ class Sharded(Method):
 
     def __init__(self, task: Task, settings: dict[str, Any]) -> None:
         super().__init__(task, settings)
-        if task.config["model"] not in MODELS:
-            model = task.config["model"]
-            raise InputError(f"{self.name} is for {' and '.join(MODELS)}, not {model}; choose another method")
-        self.check("shards", int, 1)
-        if not isinstance(settings["ideal"], bool):
-            raise InputError(f"{self.name}: ideal must be True or False, not {settings['ideal']!r}")
         self.shards = settings["shards"]
         self.pretrained: tuple = ()
-
-    def check(self, key: str, kind: type, low: float, high: float = float("inf")) -> None:
-        """Raises InputError unless a setting is a number of a kind (int, or float for any) in a range."""
-        value = self.settings[key]
-        kinds = (int,) if kind is int else (int, float)
-        if not isinstance(value, kinds) or isinstance(value, bool) or not low <= value <= high:
-            what = "a whole number" if kind is int else "a number"
-            range_ = f"at least {low}" if high == float("inf") else f"between {low} and {high}"
-            raise InputError(f"{self.name}: {key} must be {what}, {range_}, not {value!r}")
 
     def partition(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """Divide ``task.split``'s rows.

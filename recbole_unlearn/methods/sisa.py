@@ -28,7 +28,6 @@ class SISA(Sharded):
 
     def __init__(self, task: Task, settings: dict[str, Any]) -> None:
         super().__init__(task, settings)
-        self.check("slices", int, 1)
         self.slices = settings["slices"]
 
     def partition(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:

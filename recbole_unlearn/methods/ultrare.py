@@ -8,7 +8,6 @@ import numpy as np
 import torch
 
 from recbole_unlearn.data.sampling import NegativeDraw
-from recbole_unlearn.methods.base import Task
 from recbole_unlearn.methods.receraser import Clustered, Points, assign
 from recbole_unlearn.methods.shards import ScoreEnsemble, ShardEnsemble, derived_seed
 
@@ -135,10 +134,7 @@ class UltraRE(Clustered):
     name = "ultrare"
     ensemble = WeightedScore
 
-    def __init__(self, task: Task, settings: dict[str, Any]) -> None:
-        super().__init__(task, settings)
-        self.check("entropy", float, 1e-4)
-        self.check("ridge", float, 0)
+    limits = {"entropy": (1e-4, float("inf"))}
 
     def cluster(self, points: Points, rng: np.random.Generator) -> np.ndarray:
         return transport_clusters(points, self.shards, self.settings["entropy"], self.settings["rounds"], rng)

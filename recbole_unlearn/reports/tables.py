@@ -182,8 +182,11 @@ def _how(unlearning):
     else:
         solve = f"{unlearning['iterations']} batches, {unlearning['change']:.0%} from the mean of its last iterates"
     taken = f"steps along {len(unlearning['stops'])} snapshots of the training" if "stops" in unlearning else "step"
-    return f"Method: influence {taken}; linear solve: {solve}" + (
-        f"; approximated: {'; '.join(unlearning['approximated'])}" if unlearning.get("approximated") else ""
+    held = unlearning.get("rows_shortened", 0)
+    return (
+        f"Method: influence {taken}; linear solve: {solve}"
+        + (f"; {held} rows were held where they went farther than training could have moved them" if held else "")
+        + (f"; approximated: {'; '.join(unlearning['approximated'])}" if unlearning.get("approximated") else "")
     )
 
 

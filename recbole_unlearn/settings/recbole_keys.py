@@ -209,7 +209,9 @@ def check_values(config):
         if key in final and not (key == "loss_decimal_place" and final[key] is None):
             check_whole(key, final[key], low, high)
     for key, allowed in CHOICES.items():
-        if key in final and not (key == "state" and final[key] is None):
+        # a model may have a loss of its own by default; whether it is served is said later
+        own = config.internal_config_dict.get(key)
+        if key in final and final[key] != own and not (key == "state" and final[key] is None):
             check_choice(key, final[key], allowed)
     for key in (*TEXT, *OPTIONAL_TEXT):
         _check_text(key, final)

@@ -256,20 +256,6 @@ def test_another_model_makes_another_partition_in_another_folder(make_shard_task
     assert again.folder != method.folder and not np.array_equal(again.shard, method.shard)
 
 
-@pytest.mark.parametrize(
-    "changes, message",
-    [
-        ({"partition": "users"}, "partition must be"),
-        ({"capacity": 0.9}, "capacity must be"),
-        ({"dropout": 1.5}, "dropout must be"),
-        ({"learning_rate": "fast"}, "learning_rate must be"),
-    ],
-)
-def test_bad_settings_are_refused(changes, message, make_shard_task, make_settings):
-    with pytest.raises(InputError, match=message):
-        RecEraser(make_shard_task(), make_settings("receraser", **changes))
-
-
 def test_more_shards_than_users_are_refused(make_shard_task, make_settings):
     method = RecEraser(make_shard_task(), make_settings("receraser", shards=99, partition="user"))
     with pytest.raises(InputError, match="99 shards of 37 users; lower shards"):

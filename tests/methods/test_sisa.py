@@ -10,7 +10,7 @@ from recbole_unlearn.errors import InputError
 from recbole_unlearn.evaluation import ranking
 from recbole_unlearn.evaluation.forgetting import percentiles, scores
 from recbole_unlearn.evaluation.ranks import RankedLoader
-from recbole_unlearn.methods import shards
+from recbole_unlearn.methods import chosen, shards
 from recbole_unlearn.methods.sisa import SISA, MeanScore
 from recbole_unlearn.training.trainer import BPRTrainer
 
@@ -315,29 +315,12 @@ def test_a_shard_that_loses_everything_drops_out(make_shard_task, make_settings)
     assert torch.isfinite(model.full_sort_predict(Interaction({"user_id": torch.arange(1, 9)}))).all()
 
 
-@pytest.mark.parametrize(
-    "changes, message",
-    [({"shards": 0}, "shards must be"), ({"slices": 1.5}, "slices must be"), ({"ideal": 3}, "ideal must be")],
-)
-def test_bad_settings_are_refused(changes, message, make_shard_task, make_settings):
-    task = make_shard_task()
-    with pytest.raises(InputError, match=message):
-        SISA(task, make_settings("sisa", **changes))
-    assert not task.folder.exists()
-
-
 def test_other_models_and_damaged_files_are_refused(make_shard_task, make_settings, tmp_path):
-    with pytest.raises(InputError, match="BPR and LightGCN"):
-        SISA(make_shard_task_named(make_shard_task), make_settings("sisa"))
+    with pytest.raises(InputError, match="sisa is for BPR and LightGCN, not NeuMF"):
+        chosen("sisa", "NeuMF")
     method = prepared(make_shard_task(epochs=1), make_settings("sisa", shards=2))
     (method.folder / "shard-1-slice-0.pth").write_bytes(b"nonsense")
     with pytest.raises(InputError, match="shard-1-slice-0.pth cannot be read.*delete it"):
         method.prepare()
     with pytest.raises(InputError, match="no MeanScore ensemble"):
         MeanScore.load(method.folder / "partition.pth", method.task.config)
-
-
-def make_shard_task_named(make_shard_task):
-    task = make_shard_task()
-    task.config.final_config_dict["model"] = "NeuMF"
-    return task

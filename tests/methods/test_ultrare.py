@@ -5,7 +5,6 @@ import pytest
 import torch
 from scipy.optimize import minimize
 
-from recbole_unlearn.errors import InputError
 from recbole_unlearn.evaluation import ranking
 from recbole_unlearn.evaluation.forgetting import scores
 from recbole_unlearn.methods.receraser import Points
@@ -128,12 +127,3 @@ def test_a_user_who_lost_everything_is_ranked_by_popularity(make_shard_task, mak
     ((_, row),) = scores(method.forget(rows).model, np.array([5]), "user_id")
     count = np.bincount(np.delete(split.items, rows), minlength=split.n_items)
     assert (np.diff(count[1 + np.argsort(-row[0, 1:], kind="stable")]) <= 0).all()
-
-
-@pytest.mark.parametrize(
-    "changes, message",
-    [({"entropy": 0}, "entropy must be"), ({"ridge": -1.0}, "ridge must be"), ({"rounds": 0}, "rounds")],
-)
-def test_bad_settings_are_refused(changes, message, make_shard_task, make_settings):
-    with pytest.raises(InputError, match=message):
-        UltraRE(make_shard_task(), make_settings("ultrare", **changes))
