@@ -52,6 +52,7 @@ TRAININGS = {
     "dropout": ("NGCF", {"hidden_size_list": [8], "message_dropout": 0.2}),
     "own": ("Mine", {}),
 }
+REFUSED = {"descent": ("BPR", {"learner": "sgd", "learning_rate": 0.5})}
 
 
 class Mine(BPR):
@@ -62,7 +63,7 @@ class Mine(BPR):
 def stock_files(tmp_path_factory, make_options, linked_path):
     """Folder of checkpoints of RecBole's own. No test may change it."""
     folder = tmp_path_factory.mktemp("stock")
-    given = {name: (model, {**make_options(seed=7), **keys}) for name, (model, keys) in TRAININGS.items()}
+    given = {name: (model, {**make_options(seed=7), **keys}) for name, (model, keys) in (TRAININGS | REFUSED).items()}
     given["facts"][1]["data_path"] = linked_path
     script = [sys.executable, str(Path(__file__).with_name("stock_recbole.py")), str(folder)]
     done = subprocess.run(script, input=json.dumps(given), cwd=folder, capture_output=True, text=True, check=False)
@@ -111,6 +112,12 @@ def refusal(path, **keys):
 
 
 # -- adopted
+
+
+@pytest.mark.parametrize("keys", [{}, {"method": "influence"}])
+def test_what_cannot_forget_when_it_is_adopted_is_not_trained_again(stock, keys, monkeypatch):
+    monkeypatch.setattr(adoption, "adopt", None)
+    assert "damping: adam does not fit learner: sgd; use damping: scalar" in refusal(stock("descent"), **keys)
 
 
 @pytest.mark.parametrize("name", TRAININGS)

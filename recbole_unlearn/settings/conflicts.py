@@ -78,10 +78,10 @@ def ranks(given: Given) -> dict[str, Any]:
 
 def to_train(given: Given) -> UnlearnConfig:
     """The configuration of a request that trains its own model. InputError where that could not forget."""
-    return _trainable(supported(UnlearnConfig(*given.arguments)))
+    return trainable(supported(UnlearnConfig(*given.arguments)))
 
 
-def _trainable(config):
+def trainable(config: UnlearnConfig) -> UnlearnConfig:
     """The configuration. InputError where training would end in nothing that can be unlearned from."""
     if not config["log_negatives"]:
         raise InputError("log_negatives: False leaves nothing to unlearn from; leave it out")

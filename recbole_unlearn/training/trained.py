@@ -24,7 +24,7 @@ from recbole_unlearn.influence.recorded import Recorded
 from recbole_unlearn.models.losses import fixed_randomness
 from recbole_unlearn.settings import keys, recbole_keys
 from recbole_unlearn.settings.config import UnlearnConfig, extended
-from recbole_unlearn.settings.conflicts import check_open, supported
+from recbole_unlearn.settings.conflicts import check_open, supported, trainable
 from recbole_unlearn.settings.given import Given
 from recbole_unlearn.settings.shown import hidden, plain
 from recbole_unlearn.storage import checkpoints, purging
@@ -80,6 +80,8 @@ class Checkpoint:
             log = checkpoints.log_of(path, stored, verify)
             stock = adoption.origin(path, stored)
         config = supported(config_of(named, stored, log, given))
+        if log is None:  # to be adopted, by training again
+            trainable(config)
         if config["purge"] and stock and stock.is_file():
             raise InputError(
                 f"purge: True would leave {stock}, which RecBole wrote and which knows what is to be forgotten too; "
