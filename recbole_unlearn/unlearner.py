@@ -163,6 +163,9 @@ class InfluenceUnlearner:
 
         Args:
             rows: sorted ints; empty: the weights come back unchanged.
+
+        Raises:
+            InputError: a step that was asked for is none (`Undone`), or the result is not finite.
         """
         rows, problem = np.asarray(rows, np.int64), self.problem
         if len(rows) == 0:
@@ -176,8 +179,9 @@ class InfluenceUnlearner:
         except Undone as failed:
             if not isinstance(way, Replay) and not self._train_again(f"auto: {failed.reason}"):
                 raise
-            assert isinstance(self.way, Replay)
             self.check(show_progress)
+            if not isinstance(self.way, Replay):  # since the log does not tell its training
+                raise
             return self.carry_out(replace(self.way, rows="all"), rows, show_progress)
 
     def expect(self, rows: np.ndarray) -> None:

@@ -111,6 +111,17 @@ def test_auto_trains_again_in_its_place_and_says_why(original, name):
         assert same_weights(unlearner.forget(rows=rows).state_dict, found.state_dict)
 
 
+def test_where_training_cannot_be_run_again_either_the_step_is_refused(original, monkeypatch):
+    keys = {"damping": "scalar", "damping_strength": 1e-8, "exact_seconds": 0.0}
+    with load(original("FPMC"), config_dict=keys) as unlearner:
+        (unlearner.log.path / "guard.json").unlink(missing_ok=True)  # what was found before
+        monkeypatch.setattr(unlearner.problem, "reproduction", lambda *_: (1.0, 0.0))
+        before = copies(unlearner.state_dict)
+        with pytest.raises(InputError, match="would undo"):
+            unlearner.forget(rows=some(unlearner.split))
+        assert unlearner.method == "influence" and same_weights(unlearner.state_dict, before)
+
+
 def test_a_request_of_the_command_line_says_so_and_writes_no_model(original, tmp_path):
     keys = {
         "checkpoint": str(original("BPR")),

@@ -249,11 +249,11 @@ class Problem(ABC):
     def _changed_by_steps(self) -> list[str]:
         """Names of the parameters that a step changes, in its order."""
 
-    def undone(self, after: Any, step: np.ndarray | torch.Tensor) -> float:
+    def undone(self, after: Any, step: np.ndarray | torch.Tensor) -> float | None:
         """How much of what training had gained on what remains a change of the weights takes back.
 
         By the mean loss of at most `SEEN` of the remaining rows, of `without`: 0 where it is as before, 1 where it is
-        as that of weights that were never trained. nan where training had gained nothing.
+        as that of weights that were never trained. None where training had gained nothing.
         """
         kept = np.flatnonzero(~self.absent)
         kept = kept[~np.isin(kept, self._gone(after))]
@@ -261,7 +261,7 @@ class Problem(ABC):
         now, then, new = (
             self._mean_loss(after, rows, each) for each in (self.state_dict, self.moved(step), self.untrained)
         )
-        return (then - now) / (new - now) if new > now else np.nan
+        return (then - now) / (new - now) if new > now else None
 
     @cached_property
     def untrained(self) -> dict[str, torch.Tensor]:

@@ -72,7 +72,7 @@ class Influence:
         after = problem.without(rows, self)
         change = self._change(problem, after, show_progress)
         undone = problem.undone(after, change.step)
-        if undone > self.undone_limit and not self.forgotten_stay:  # equation (7) is shown as it is
+        if undone is not None and undone > self.undone_limit and not self.forgotten_stay:  # which is shown as it is
             raise Undone(undone, self.undone_limit)
         return replace(change, details={**change.details, "undone": undone})
 
