@@ -11,6 +11,7 @@ import yaml
 
 from recbole_unlearn.errors import InputError
 from recbole_unlearn.settings.config import UnlearnConfig
+from recbole_unlearn.settings.conflicts import check_sizes
 from recbole_unlearn.settings.keys import KEYS, OWN, properties_dir
 
 OWN_KEYS = list(KEYS)
@@ -383,3 +384,10 @@ def test_the_configuration_reference_is_up_to_date():
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     assert (docs / "configuration.md").read_text("utf-8") == module.page(), "run: python docs/configuration.py"
+
+
+def test_more_clusters_than_users_are_refused(make_config, make_split):
+    """NCL's default is a thousand; faiss would end in its own words, after an epoch."""
+    with pytest.raises(InputError, match="num_clusters: 1000 is more than 38 users or items; lower it"):
+        check_sizes(make_config("NCL"), make_split())
+    check_sizes(make_config("NCL", num_clusters=38), make_split())

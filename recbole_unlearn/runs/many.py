@@ -20,7 +20,7 @@ from recbole_unlearn.reports import per_example, tables
 from recbole_unlearn.runs import output
 from recbole_unlearn.runs.result import Result
 from recbole_unlearn.settings.config import UnlearnConfig
-from recbole_unlearn.settings.conflicts import check_cutoffs, to_train
+from recbole_unlearn.settings.conflicts import check_sizes, to_train
 from recbole_unlearn.settings.given import Given
 from recbole_unlearn.settings.shown import hidden
 from recbole_unlearn.storage.files import in_one_line
@@ -34,7 +34,7 @@ def measured(given: Given, held: ExitStack, saved: bool) -> Result:
     output.check_paths(config, folder, given.files, saved)
     split = Split.seeded(config)
     rows = request.rows(split)
-    check_cutoffs(config, split)
+    check_sizes(config, split)
     held.enter_context(in_one_line(folder))
     with hidden(config):
         init_logger(config)

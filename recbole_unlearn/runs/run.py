@@ -24,7 +24,7 @@ from recbole_unlearn.reports import tables
 from recbole_unlearn.runs import output
 from recbole_unlearn.runs.result import Result
 from recbole_unlearn.runs.stream import Served, serve
-from recbole_unlearn.settings.conflicts import check_cutoffs, to_train
+from recbole_unlearn.settings.conflicts import check_sizes, to_train
 from recbole_unlearn.settings.given import Given
 from recbole_unlearn.settings.shown import hidden, plain, public
 from recbole_unlearn.storage.files import in_one_line, scratch_folder
@@ -55,7 +55,7 @@ class Run:
         output.check_paths(config, self.output, given.files, saved)
         self.split = checkpoint.split() if checkpoint else Split.seeded(config)
         self.rows = self.request.rows(self.split)
-        check_cutoffs(config, self.split)
+        check_sizes(config, self.split)
         arguments = (given.model, given.dataset, None, plain(given.values))
         distributed.order("open", arguments=arguments, fingerprint=self.split.fingerprint)
         self.checkpoint = checkpoint

@@ -174,8 +174,10 @@ def _check_influence_only(config):
         raise InputError(f"evaluate: {config['evaluate']} is not for sequential models such as {name}")
 
 
-def check_cutoffs(config: UnlearnConfig, split: Split) -> None:
-    """Raises InputError where a metric's cutoff, or the length of lists, is beyond the catalogue."""
+def check_sizes(config: UnlearnConfig, split: Split) -> None:
+    """Raises InputError for more than the data have: a metric's cutoff, the length of lists, clusters."""
     for key, most in (("topk", max(config["topk"])), ("changed_lists", config["changed_lists"])):
         if most >= split.n_items:
             raise InputError(f"{key}: {most} is more than the {split.n_items - 1} items of {config['dataset']}")
+    if config["model"] == "NCL" and config["num_clusters"] > (most := min(split.n_users, split.n_items)):
+        raise InputError(f"num_clusters: {config['num_clusters']} is more than {most} users or items; lower it")
