@@ -92,7 +92,8 @@ def _added(before, results):
             if then is not None and not np.isclose(then, now, rtol=1e-5):  # others would differ by some 1e-3
                 raise SystemExit(f"{name}: models of {way} are not those of the page; measure all of it anew")
         new["figures"].pop(ORIGINAL)
-        for part in ("figures", "floors", "against"):
+        old["floors"] |= {n: floor for n, floor in new["floors"].items() if n not in old["floors"]}
+        for part in ("figures", "against"):
             old[part] = {**old.get(part, {}), **new[part]}
     return before
 
