@@ -175,3 +175,28 @@ def test_rows_that_hardly_anything_damps_are_held_and_counted(original, name):
             held += int((moved.norm(dim=1) > (1 - 1e-5) * 2 * way.norm(dim=1).max()).sum())
     assert held == found.details["rows_shortened"] > 0
     assert max(longest.values()) == pytest.approx(1, abs=1e-5)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_user_with_nothing_left_is_as_new_and_others_are_not(original, name):
+    """What a step leaves of their rows would tell what they liked."""
+    table = "UI_emb.weight" if name == "FPMC" else "user_embedding.weight"
+    with load(original(name), way=NOT_FAR) as unlearner:
+        split, log = unlearner.split, unlearner.log
+        gone, other = np.unique(split.users)[[3, 8]].astype(np.int64), int(np.unique(split.users)[5])
+        rows = np.flatnonzero(np.isin(split.users, gone) | (split.users == other))
+        rows = np.setdiff1d(rows, np.flatnonzero(split.users == other)[:1])  # one is left of this user
+        before, start = copies(unlearner.state_dict), copies(unlearner.problem.untrained)
+        found = unlearner.forget(rows=rows)
+        after = found.state_dict[table]
+        moved = (after - before[table]).norm(dim=1)
+        assert found.details["users_renewed"] == len(gone)
+        # of the law of new rows, neither the trained ones nor those that training began with
+        assert not torch.allclose(after[gone], start[table][gone]) and bool((moved[gone] > 0.5 * moved.max()).all())
+        size = start[table].norm(dim=1).mean()
+        assert 0.3 * size < after[gone].norm(dim=1).min() and after[gone].norm(dim=1).max() < 3 * size
+        for number, weights in unlearner.problem.snapshots.items() if name == "FPMC" else ():
+            assert np.allclose(log.named(np.array(weights, np.float32))[table][gone], after[gone]), number
+        again = unlearner.unlearn(np.flatnonzero(split.users == other)[:1])  # nobody is renewed twice
+        assert again.details["users_renewed"] == 1
+        assert torch.allclose(again.state_dict[table][gone], after[gone], atol=1e-3)

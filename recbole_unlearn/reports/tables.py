@@ -182,10 +182,11 @@ def _how(unlearning):
     else:
         solve = f"{unlearning['iterations']} batches, {unlearning['change']:.0%} from the mean of its last iterates"
     taken = f"steps along {len(unlearning['stops'])} snapshots of the training" if "stops" in unlearning else "step"
-    held = unlearning.get("rows_shortened", 0)
+    held, renewed = (unlearning.get(key, 0) for key in ("rows_shortened", "users_renewed"))
     return (
         f"Method: influence {taken}; linear solve: {solve}"
         + (f"; {held} rows were held where they went farther than training could have moved them" if held else "")
+        + (f"; {renewed} users with nothing left are as new" if renewed else "")
         + (f"; approximated: {'; '.join(unlearning['approximated'])}" if unlearning.get("approximated") else "")
     )
 

@@ -16,7 +16,7 @@ import torch
 from recbole.model.abstract_recommender import AbstractRecommender
 
 from recbole_unlearn.data.sampling import PoolDraw
-from recbole_unlearn.devices import copies
+from recbole_unlearn.devices import array, copies
 from recbole_unlearn.errors import InputError
 from recbole_unlearn.influence.coupling import Coupling, Fresh, Paired
 from recbole_unlearn.influence.recorded import Recorded
@@ -244,6 +244,40 @@ class Problem(ABC):
             count += int(far.sum())
             parts.append(torch.where(far[:, None], rows * (farthest / lengths)[:, None], rows).view(-1))
         return torch.cat(parts), count
+
+    def renewed(self, after: Any, change: Change) -> Change:
+        """A flat change of the weights after which users with nothing left are as new, rows of their own.
+
+        They were never trained, had the request been known; a step leaves much of what their rows had learnt. The rows
+        that they began with would not do: every item that was sampled against them has moved along these.
+        """
+        rows, kept = self._gone(after), ~self.absent
+        kept[rows] = False
+        users = np.setdiff1d(self.log.users[rows], self.log.users[kept]).astype(np.int64)
+        names, state = self._changed_by_steps(), self.state_dict
+        tables = [name for name in names if name in self._user_tables]
+        if not len(users) or not tables:
+            return change
+        seed = int(np.random.SeedSequence(self.trained.redraws[0]).generate_state(1)[0])  # not that of the training
+        with fixed_randomness(seed):
+            drawn = copies(new_model(self.config, self.split, seed).state_dict())
+        step = torch.as_tensor(change.step).clone()
+        for name, part in zip(names, step.split([state[name].numel() for name in names]), strict=True):
+            if name in tables:
+                part.view(state[name].shape)[users] = (drawn[name][users] - state[name][users]).double()
+        for weights in change.snapshots.values():
+            for name in tables:
+                self.log.named(weights)[name][users] = array(drawn[name][users])
+        return replace(change, step=step, details={**change.details, "users_renewed": len(users)})
+
+    @cached_property
+    def _user_tables(self):
+        """Names of parameters with a row for each user."""
+        model, n_users = self.trained.model, self.split.n_users
+        embeddings = {f"{name}.weight" for name, each in model.named_modules() if isinstance(each, torch.nn.Embedding)}
+        embeddings = embeddings if n_users != self.split.n_items else set()  # whose are they?
+        found = [name for name, value in model.named_parameters() if value.dim() == 2 and len(value) == n_users]
+        return {name for name in found if name in embeddings or "user" in name.lower()}
 
     @abstractmethod
     def _changed_by_steps(self) -> list[str]:

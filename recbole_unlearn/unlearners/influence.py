@@ -72,9 +72,12 @@ class Influence:
         after = problem.without(rows, self)
         change = self._change(problem, after, show_progress)
         undone = problem.undone(after, change.step)
-        if undone is not None and undone > self.undone_limit and not self.forgotten_stay:  # which is shown as it is
+        change = replace(change, details={**change.details, "undone": undone})
+        if self.forgotten_stay:  # equation (7) is shown as it is
+            return change
+        if undone is not None and undone > self.undone_limit:
             raise Undone(undone, self.undone_limit)
-        return replace(change, details={**change.details, "undone": undone})
+        return problem.renewed(after, change)
 
     def _change(self, problem, after, show_progress):
         if stops := problem.stops(self):
