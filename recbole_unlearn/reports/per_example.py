@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from recbole_unlearn.reports.pictures.described import pair_histograms
@@ -84,8 +85,9 @@ def cell(key: str, found: dict[str, Any], floor: dict[str, Any]) -> str:
 
 
 def outside(key: str, found: dict[str, Any], floor: dict[str, Any]) -> bool:
-    """Whether a method's figure lies outside the interval of retrained models."""
-    return not floor[key]["low"] <= found[key]["median"] <= floor[key]["high"]
+    """Whether a method's figure lies outside the interval of retrained models, by more than rounding."""
+    low, median, high = floor[key]["low"], found[key]["median"], floor[key]["high"]
+    return not (low <= median <= high or np.isclose(median, low, 1e-9) or np.isclose(median, high, 1e-9))
 
 
 def verdict(each: dict[str, Any]) -> str:
