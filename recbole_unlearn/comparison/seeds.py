@@ -4,10 +4,12 @@ import json
 import logging
 import multiprocessing
 import os
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing.connection import wait
 from pathlib import Path
 
 import numba
@@ -143,7 +145,7 @@ def in_processes(
 ) -> None:
     """Call a function with each of some arguments, in new processes that begin with another call; order is any."""
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(processes, len(calls)), context, begin, arguments) as pool:
+    with ProcessPoolExecutor(min(processes, len(calls)), context, _begin, (begin, arguments)) as pool:
         waiting = [pool.submit(work, *call) for call in calls]
         try:
             for done in tqdm(as_completed(waiting), title, len(waiting), ncols=100, disable=not show_progress):
@@ -151,6 +153,19 @@ def in_processes(
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
+
+
+def _begin(begin, arguments):
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    begin(*arguments)
+
+
+def _end_with_parent():
+    """Who is killed cannot tell the processes that work for it, which would wait for more for ever."""
+    parent = multiprocessing.parent_process()
+    assert parent
+    wait([parent.sentinel])
+    os._exit(1)
 
 
 def opened(arguments):
