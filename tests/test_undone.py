@@ -81,11 +81,12 @@ def test_it_is_the_share_of_the_training_s_gain_by_recbole_s_own_loss(original, 
 def test_it_grows_with_the_step_from_nothing_to_all(original, name):
     with load(original(name), way=NOT_FAR) as unlearner:
         problem, way = unlearner.problem, unlearner.way
-        after = problem.without(some(unlearner.split), way)
+        rows = some(unlearner.split)
+        after = problem.without(rows, way)
         now, new = problem.state_dict, problem.untrained
         back = [(new[n] - now[n]).double().flatten() for n, _ in unlearner.model.named_parameters()]
         back = torch.cat(back)
-        shares = [problem.undone(after, share * back) for share in (0.0, 0.5, 1.0)]
+        shares = [problem.undone(rows, after, share * back) for share in (0.0, 0.5, 1.0)]
     assert shares[0] == 0 and shares[2] == pytest.approx(1) and 0 < shares[1] < 1
 
 

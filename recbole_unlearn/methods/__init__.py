@@ -101,14 +101,14 @@ def _check_ranges(name, changes):
     """Raises InputError where a value is of the right type, but none that the method can work with."""
     method = METHODS[name]
     for key, value in changes.items():
-        what, (low, high) = f"method_args: {name}: {key} must be", method.limits.get(key, (0, float("inf")))
+        what, (low, high) = f"method_args: {name}: {key}", method.limits.get(key, (0, float("inf")))
         if key in method.positive and not value > 0:
-            raise InputError(f"{what} above 0, not {value!r}")
+            raise InputError(f"{what} must be above 0, not {value!r}")
         if key in method.limits and value is not None and not (is_a(Real, value) and low <= value <= high):
             limit = f"from {low:g} to {high:g}" if high < float("inf") else f"of at least {low:g}"
-            raise InputError(f"{what} a number {limit}, not {value!r}")
+            raise InputError(f"{what} must be a number {limit}, not {value!r}")
         if key in method.choices:
-            check_choice(what.removesuffix(" must be"), value, method.choices[key])
+            check_choice(what, value, method.choices[key])
 
 
 def all_settings(

@@ -24,7 +24,7 @@ from recbole_unlearn.storage.checkpoints import check_finite
 from recbole_unlearn.training import compiled
 from recbole_unlearn.training.fit import Beginning, new_model
 from recbole_unlearn.training.trained import Trained
-from recbole_unlearn.unlearners.base import Change, NewTraining, Problem, Unlearned
+from recbole_unlearn.unlearners.base import Change, NewTraining, Problem, Unlearned, spread
 from recbole_unlearn.unlearners.influence import Influence, conjugate, descended, warn_unless_converged
 
 CURVATURE_TRIPLES = {True: "all", False: 65_536}  # of sequential and of other models
@@ -255,9 +255,6 @@ class AnyLoss(Problem):
     def _changed_by_steps(self):
         return list(self.view.named)
 
-    def _gone(self, after):
-        return after.rows
-
     def _mean_loss(self, after, rows, state):
         view, epoch = after.view, [self.epochs - 1]
         view.load(state)
@@ -483,7 +480,7 @@ class AnyLoss(Problem):
         negatives = log.gather(rows, chosen).reshape(count * len(rows), log.negatives)
         z += self._gradient(before, np.tile(rows, count), negatives, np.full(len(negatives), 1 / count))
         if len(changed):
-            some = _spread(changed, limit)
+            some = spread(changed, limit)
             negatives, weight = self._one_epoch_each(some, epochs), np.full(len(some), len(changed) / len(some))
             z += self._gradient(before, some, negatives, weight) - self._gradient(after, some, negatives, weight)
         theta = _joined(before.parameters)
@@ -505,7 +502,7 @@ class AnyLoss(Problem):
         kept = np.concatenate([empty, *(np.tile(present[k], len(back)) for _, k, back, _ in found)]).astype(np.int64)
         item = np.concatenate([empty, *(np.repeat(back, len(k)) for _, k, back, _ in found)]).astype(np.int64)
         weight = np.concatenate([np.empty(0), *(np.repeat(log.negatives * share, len(k)) for _, k, _, share in found)])
-        some = _spread(np.arange(len(kept)), self._gradient_rows())
+        some = spread(np.arange(len(kept)), self._gradient_rows())
         kept, item, weight = kept[some], item[some], weight[some] * (len(kept) / max(len(some), 1))
         drawn = self._one_epoch_each(kept, epochs)
         returned = drawn.copy()
@@ -531,9 +528,9 @@ class AnyLoss(Problem):
         others, items = kept[~own], np.asarray(self.log.items)
         near = (np.isin(items[others], items[each]) for each in (rows, kept[own]))
         tried = [others, *(others[each] for each in near)]
-        if self._differ(after, np.unique(np.concatenate([_spread(each, PROBE) for each in tried])), epochs):
+        if self._differ(after, np.unique(np.concatenate([spread(each, PROBE) for each in tried])), epochs):
             return kept
-        return kept[own] if self._differ(after, _spread(kept[own], PROBE), epochs) else kept[:0]
+        return kept[own] if self._differ(after, spread(kept[own], PROBE), epochs) else kept[:0]
 
     def _differ(self, after, rows, epochs):
         if not len(rows):
@@ -592,7 +589,7 @@ class AnyLoss(Problem):
         wanted = max(int(self.curvature_triples(way)) // self.split.terms, 1)
         kept = np.flatnonzero(view.position >= 0)
         own = np.isin(self.log.users[kept], np.unique(self.log.users[rows]))
-        concerned, others = _spread(kept[own], max(wanted // 2, 1)), _spread(kept[~own], wanted - wanted // 2)
+        concerned, others = spread(kept[own], max(wanted // 2, 1)), spread(kept[~own], wanted - wanted // 2)
         weight = np.concatenate(
             [
                 np.full(len(part), len(whole) / max(len(part), 1))
@@ -614,10 +611,3 @@ def _flat(model):
 def _joined(values):
     """Flat vector of all values, float64."""
     return torch.cat([value.detach().cpu().double().view(-1) for value in values])
-
-
-def _spread(rows, count):
-    """At most ``count`` of the rows, evenly spaced."""
-    if len(rows) <= count:
-        return rows
-    return rows[np.linspace(0, len(rows) - 1, count).round().astype(int)]

@@ -233,38 +233,32 @@ class Problem(ABC):
 
         Measured in the way that training moved the row that it moved most, of the same parameter.
         """
-        state, names = self.state_dict, self._changed_by_steps()
         parts, count = [], 0
-        for name, part in zip(names, step.split([state[name].numel() for name in names]), strict=True):
-            now, new = state[name].double(), self.untrained[name].double()
+        for name, now, part in self._parts(step):
             rows = part.view(len(now) if now.dim() else 1, -1)
-            farthest = FARTHEST * (now - new).view_as(rows).norm(dim=1).max()
+            farthest = FARTHEST * (now.double() - self.untrained[name].double()).view_as(rows).norm(dim=1).max()
             lengths = rows.norm(dim=1)
             far = lengths > farthest
             count += int(far.sum())
             parts.append(torch.where(far[:, None], rows * (farthest / lengths)[:, None], rows).view(-1))
         return torch.cat(parts), count
 
-    def renewed(self, after: Any, change: Change) -> Change:
+    def renewed(self, rows: np.ndarray, change: Change) -> Change:
         """A flat change of the weights after which users with nothing left are as new, rows of their own.
 
         They were never trained, had the request been known; a step leaves much of what their rows had learnt. The rows
         that they began with would not do: every item that was sampled against them has moved along these.
         """
-        rows, kept = self._gone(after), ~self.absent
-        kept[rows] = False
-        users = np.setdiff1d(self.log.users[rows], self.log.users[kept]).astype(np.int64)
-        names, state = self._changed_by_steps(), self.state_dict
-        tables = [name for name in names if name in self._user_tables]
+        users = np.setdiff1d(self.log.users[rows], self.log.users[self._kept(rows)]).astype(np.int64)
+        tables = [name for name in self._changed_by_steps() if name in self._user_tables]
         if not len(users) or not tables:
             return change
-        seed = int(np.random.SeedSequence(self.trained.redraws[0]).generate_state(1)[0])  # not that of the training
-        with fixed_randomness(seed):
-            drawn = copies(new_model(self.config, self.split, seed).state_dict())
+        # not the seed of the training
+        drawn = self._drawn(int(np.random.SeedSequence(self.trained.redraws[0]).generate_state(1)[0]))
         step = torch.as_tensor(change.step).clone()
-        for name, part in zip(names, step.split([state[name].numel() for name in names]), strict=True):
+        for name, now, part in self._parts(step):
             if name in tables:
-                part.view(state[name].shape)[users] = (drawn[name][users] - state[name][users]).double()
+                part[users] = (drawn[name][users] - now[users]).double()
         for weights in change.snapshots.values():
             for name in tables:
                 self.log.named(weights)[name][users] = array(drawn[name][users])
@@ -283,17 +277,32 @@ class Problem(ABC):
     def _changed_by_steps(self) -> list[str]:
         """Names of the parameters that a step changes, in its order."""
 
-    def undone(self, after: Any, step: np.ndarray | torch.Tensor) -> float | None:
+    def _parts(self, step):
+        """Of each parameter that a flat step changes: name, weights, and the step's view of it."""
+        state, names = self.state_dict, self._changed_by_steps()
+        parts = step.split([state[name].numel() for name in names])
+        return [(name, state[name], part.view(state[name].shape)) for name, part in zip(names, parts, strict=True)]
+
+    def _kept(self, rows):
+        """Rows that are left without some, and what earlier requests have taken away: int64."""
+        kept = ~self.absent
+        kept[rows] = False
+        return np.flatnonzero(kept)
+
+    def undone(self, rows: np.ndarray, after: Any, step: np.ndarray | torch.Tensor) -> float | None:
         """How much of what training had gained on what remains a change of the weights takes back.
 
-        By the mean loss of at most `SEEN` of the remaining rows, of `without`: 0 where it is as before, 1 where it is
-        as that of weights that were never trained. None where training had gained nothing.
+        By the mean loss of at most `SEEN` of the remaining rows: 0 where it is as before, 1 where it is as that of
+        weights that were never trained. None where training had gained nothing.
+
+        Args:
+            rows: that go.
+            after: what `without` made of them.
+            step: the change.
         """
-        kept = np.flatnonzero(~self.absent)
-        kept = kept[~np.isin(kept, self._gone(after))]
-        rows = kept[np.linspace(0, len(kept) - 1, min(SEEN, len(kept))).round().astype(int)]
+        some = spread(self._kept(rows), SEEN)
         now, then, new = (
-            self._mean_loss(after, rows, each) for each in (self.state_dict, self.moved(step), self.untrained)
+            self._mean_loss(after, some, each) for each in (self.state_dict, self.moved(step), self.untrained)
         )
         return (then - now) / (new - now) if new > now else None
 
@@ -302,12 +311,12 @@ class Problem(ABC):
         """Weights that were never trained, by name."""
         if self.trained.initial:
             return {**self.state_dict, **{n: torch.as_tensor(value) for n, value in self.trained.initial.items()}}
-        with fixed_randomness(0):  # building a model sets and uses the random streams of the process
-            return copies(new_model(self.config, self.split, 0).state_dict())
+        return self._drawn(0)
 
-    @abstractmethod
-    def _gone(self, after) -> np.ndarray:
-        """The rows that `without` was asked about."""
+    def _drawn(self, seed):
+        """New initial weights, by name; they do not depend on the data."""
+        with fixed_randomness(seed):  # building a model sets and uses the random streams of the process
+            return copies(new_model(self.config, self.split, seed).state_dict())
 
     @abstractmethod
     def _mean_loss(self, after, rows, state) -> float:
@@ -355,3 +364,10 @@ class Problem(ABC):
         """Numbers of the epochs that the forgotten triples come from: the last ``way.log_epochs``."""
         last = way.log_epochs
         return np.arange(0 if last == "all" else max(self.epochs - last, 0), self.epochs)
+
+
+def spread(rows: np.ndarray, count: int) -> np.ndarray:
+    """At most ``count`` of the rows, evenly spaced."""
+    if len(rows) <= count:
+        return rows
+    return rows[np.linspace(0, len(rows) - 1, count).round().astype(int)]

@@ -21,10 +21,8 @@ from recbole_unlearn.influence.recorded import Recorded, Trajectory, single
 from recbole_unlearn.influence.replay import replay, touching
 from recbole_unlearn.influence.sharding import Shard
 from recbole_unlearn.influence.solver import preconditioner
-from recbole_unlearn.models.losses import fixed_randomness
 from recbole_unlearn.storage.checkpoints import check_finite
 from recbole_unlearn.training.compiled import adam_states, seconds, training_of
-from recbole_unlearn.training.fit import new_model
 from recbole_unlearn.training.trained import Trained
 from recbole_unlearn.unlearners.base import Change, NewTraining, Problem, Unlearned
 from recbole_unlearn.unlearners.influence import Influence, conjugate, warn_unless_converged
@@ -255,10 +253,8 @@ class DotProduct(Problem):
 
     def _drawn_start(self):
         """New initial weights, float32 ``[n_users + n_items, K]``; they do not depend on the data."""
-        initial = secrets.randbits(32)  # tells nothing of the rest
-        with fixed_randomness(initial):
-            model = new_model(self.config, self.split, initial)
-        return np.concatenate([array(value) for value in model.parameters()]).astype(np.float32)
+        drawn = self._drawn(secrets.randbits(32))  # tells nothing of the rest
+        return np.concatenate([drawn[name] for name in self._changed_by_steps()]).astype(np.float32)
 
     def moments(self) -> dict[int, dict[str, torch.Tensor]]:
         states, group = self.trained.optimizer["state"], self.trained.optimizer["param_groups"][0]
@@ -410,9 +406,6 @@ class DotProduct(Problem):
 
     def _changed_by_steps(self):
         return ["user_embedding.weight", "item_embedding.weight"]
-
-    def _gone(self, after):
-        return after
 
     def _mean_loss(self, after, rows, state):
         E = self._embedded(

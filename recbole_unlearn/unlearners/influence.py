@@ -71,13 +71,13 @@ class Influence:
         """Raises Undone where the step is none that training without ``rows`` could have made."""
         after = problem.without(rows, self)
         change = self._change(problem, after, show_progress)
-        undone = problem.undone(after, change.step)
+        undone = problem.undone(rows, after, change.step)
         change = replace(change, details={**change.details, "undone": undone})
         if self.forgotten_stay:  # equation (7) is shown as it is
             return change
         if undone is not None and undone > self.undone_limit:
             raise Undone(undone, self.undone_limit)
-        return problem.renewed(after, change)
+        return problem.renewed(rows, change)
 
     def _change(self, problem, after, show_progress):
         if stops := problem.stops(self):
