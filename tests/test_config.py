@@ -8,6 +8,7 @@ import sys
 
 import pytest
 import yaml
+from recbole.config import Config
 
 from recbole_unlearn.errors import InputError
 from recbole_unlearn.settings.config import UnlearnConfig
@@ -391,3 +392,11 @@ def test_more_clusters_than_users_are_refused(make_config, make_split):
     with pytest.raises(InputError, match="num_clusters: 1000 is more than 38 users or items; lower it"):
         check_sizes(make_config("NCL"), make_split())
     check_sizes(make_config("NCL", num_clusters=38), make_split())
+
+
+@pytest.mark.parametrize("model", ["ConvNCF", "NeuMF", "NNCF", "CFKG", "KTUP"])
+def test_models_that_score_single_pairs_are_evaluated_by_recboles_batches(model):
+    """All scores of a full ranking at once are rows of a network: 26 GB of ConvNCF on ml-100k."""
+    assert UnlearnConfig(model, "tiny", None, {})["eval_batch_size"] == Config(model, "tiny")["eval_batch_size"]
+    assert UnlearnConfig(model, "tiny", None, {"eval_batch_size": 77})["eval_batch_size"] == 77
+    assert build()["eval_batch_size"] > 10**6

@@ -11,6 +11,7 @@ from recbole.model.abstract_recommender import AbstractRecommender
 from recbole_unlearn.compat.recbole_models import clear_caches
 from recbole_unlearn.data.split import Split
 from recbole_unlearn.devices import array
+from recbole_unlearn.evaluation.ranks import DEFAULT_BATCH
 from recbole_unlearn.models.losses import fixed_randomness
 
 
@@ -44,7 +45,7 @@ def query_scores(
         yield part, array(found).reshape(part.stop - part.start, -1)
 
 
-def _by_pairs(model, interaction, pairs=32_768):
+def _by_pairs(model, interaction, pairs=DEFAULT_BATCH):
     """Scores ``[users, n_items]`` of a model without ``full_sort_predict``."""
     rows, step = [], max(pairs // model.n_items, 1)
     for start in range(0, len(interaction), step):

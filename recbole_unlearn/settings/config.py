@@ -134,7 +134,11 @@ class UnlearnConfig(Config):
     def _load_internal_config_dict(self, model, model_class, dataset):
         # a class of the user's own has the defaults of RecBole's that it is derived from
         super()._load_internal_config_dict(recbole_keys.recbole_name(model_class), model_class, dataset)
+        of_recbole = self.internal_config_dict["eval_batch_size"]
         self._update_internal_config_dict(keys.properties_dir() / "overall.yaml")
+        if model_class.full_sort_predict is AbstractRecommender.full_sort_predict:
+            # every score is a row of the network's: ConvNCF would take 26 GB for all of ml-100k's
+            self.internal_config_dict["eval_batch_size"] = of_recbole
 
     def _check_own(self):
         given = self.external_config_dict
