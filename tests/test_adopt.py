@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy.sparse
 import torch
 from recbole.model.general_recommender.bpr import BPR
 from recbole.quick_start import load_data_and_model
@@ -466,6 +467,16 @@ def test_a_hostile_file_is_refused_and_nothing_in_it_runs(stock, what):
         checkpoints.read(path, logged=False)
     assert "\n" not in str(refused.value)
     assert not Path("ran").exists()
+
+
+def test_a_model_that_recbole_computes_is_refused_for_what_it_is(stock):
+    """Its checkpoint holds what was computed: EASE's a sparse matrix of scipy's."""
+    path = stock("bpr")
+    state = torch.load(path, weights_only=False)
+    state["other_parameter"] = {"item_similarity": scipy.sparse.csr_matrix(np.eye(3))}
+    torch.save(state, path, pickle_protocol=4)
+    with pytest.raises(InputError, match=r"csr_matrix.*\(EASE, ItemKNN\).*build them anew"):
+        checkpoints.read(path, logged=False)
 
 
 def test_the_traps_work(stock):

@@ -57,7 +57,16 @@ def read(path: Path | str) -> dict[str, Any]:
             raise pickle.UnpicklingError("it was written on a machine of another byte order")
         _check_opcodes(content)
         reader = _Reader(content, file, root)
-        state = reader.load()
+        try:
+            state = reader.load()
+        except pickle.UnpicklingError as error:
+            made = sorted(str(each) for each in reader.unknown if not str(each).startswith("recbole."))
+            if not (made and str(error).startswith("NEWOBJ")):  # of a name, which is no class here
+                raise
+            raise pickle.UnpicklingError(
+                f"it holds objects such as {made[-1]}, as those of models do that RecBole computes and does not train "
+                "(EASE, ItemKNN): these cannot be unlearned from, build them anew on the data that remain"
+            ) from None
     config = state.get("config") if isinstance(state, dict) else None
     if not isinstance(config, _Config):
         raise pickle.UnpicklingError("it holds no configuration of RecBole")
