@@ -144,8 +144,7 @@ def in_processes(
     title: str = "Train",
 ) -> None:
     """Call a function with each of some arguments, in new processes that begin with another call; order is any."""
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(processes, len(calls)), context, _begin, (begin, arguments)) as pool:
+    with ProcessPoolExecutor(min(processes, len(calls)), _context(), _begin, (begin, arguments)) as pool:
         waiting = [pool.submit(work, *call) for call in calls]
         try:
             for done in tqdm(as_completed(waiting), title, len(waiting), ncols=100, disable=not show_progress):
@@ -153,6 +152,16 @@ def in_processes(
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
+
+
+def _context():
+    """How processes start: forked from one that has imported what they all need, which takes seconds each; no thread
+    of this one is in it. Where the system cannot, each by itself."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():  # Windows
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    return context
 
 
 def _begin(begin, arguments):
