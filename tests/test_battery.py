@@ -11,7 +11,8 @@ from recbole_unlearn.unlearners.replay import Replay
 
 NO_MINIMUM = {"reoptimise": "is not for"}
 # To a minimum, of which re-optimisation and the paper's Hessian are.
-CONVERGED = {"negatives": "static", "weight_decay": 6e-3, "learning_rate": 0.05, "epochs": 300}
+CONVERGED = {"negatives": "static", "weight_decay": 6e-3, "learning_rate": 0.05, "epochs": 300, "eval_step": 0}
+COMPILED = {**CONVERGED, "compiled": True}
 SEQUENTIAL = {
     "loss_type": "BPR",
     "MAX_ITEM_LIST_LENGTH": 6,
@@ -47,12 +48,12 @@ class TestBPRInfluence(OfBPR):
 
 
 class TestBPRReoptimise(Battery):
-    way, keys = Reoptimise(), CONVERGED
+    way, keys = Reoptimise(), COMPILED
     left, apart = 0.01, 1e-3
 
 
 class TestBPRPaper(Battery):
-    way, keys = PAPER, {**CONVERGED, "embedding_size": 8}
+    way, keys = PAPER, {**COMPILED, "embedding_size": 8}
     left = 0.6
 
 
@@ -72,7 +73,7 @@ class TestLightGCNInfluence(OfLightGCN):
 
 
 class TestLightGCNPaper(Battery):
-    model, way, keys = "LightGCN", PAPER, {**CONVERGED, "n_layers": 2}
+    model, way, keys = "LightGCN", PAPER, {**COMPILED, "n_layers": 2}
     refused: ClassVar = {"reoptimise": "it is for BPR only"}
 
 

@@ -354,7 +354,8 @@ class TripleLog:
 
     def _write_metadata(self):
         self.metadata["crc32"]["metadata.json"] = self._metadata_crc()
-        write_atomically(self.path / "metadata.json", json.dumps(self.metadata, indent=1).encode())
+        # not indented, which json does in Python: at each of many epochs, of all before
+        write_atomically(self.path / "metadata.json", json.dumps(self.metadata).encode())
 
     def append(
         self,
@@ -373,6 +374,11 @@ class TripleLog:
             steps: batch of each row, ``[rows]``, where nothing tells the order.
             stream: where numpy's stream stood before, uint32 ``[625]``: kept instead of the negatives if it gives them.
         """
+        self._append(negatives, order, rates, steps, stream)
+        self._write_metadata()
+
+    def _append(self, negatives, order=None, rates=None, steps=None, stream=None):
+        """`append`, but for the metadata's file."""
         negatives = np.ascontiguousarray(negatives, dtype=self.dtype)
         if negatives.shape != (self.n_rows, self.negatives) or (negatives.size and negatives.min() == 0):
             raise ValueError(f"an epoch must hold {self.n_rows} x {self.negatives} negatives, all of them drawn")
@@ -392,7 +398,6 @@ class TripleLog:
             file, kind = self._steps_file(self.n_epochs), smallest_uint(max(steps.max(initial=0), 0))
             self._save(file, steps.astype(kind))
         self.metadata["n_epochs"] += 1
-        self._write_metadata()
 
     def _keep_rates(self, rates):
         """Entry of the metadata for an epoch's learning rates; several go to a file of their own."""
@@ -444,6 +449,11 @@ class TripleLog:
         Args:
             parameters: by name, in the order of the flat vector.
         """
+        self._add_snapshot(n_epochs, parameters)
+        self._write_metadata()
+
+    def _add_snapshot(self, n_epochs, parameters):
+        """`add_snapshot`, but for the metadata's file."""
         shapes = [[name, list(value.shape)] for name, value in parameters.items()]
         if self.metadata["parameters"] not in (None, shapes):
             raise ValueError("a snapshot must hold the same parameters as the ones before")
@@ -452,7 +462,6 @@ class TripleLog:
         flat = flat.astype(np.float16 if n_epochs else np.float32)  # all of training follows from the start
         self._save(self._weights_file(n_epochs), flat)
         self.metadata["snapshots"] = sorted({*self.metadata["snapshots"], n_epochs})
-        self._write_metadata()
 
     def snapshot(self, n_epochs: int) -> np.ndarray:
         """Weights after ``n_epochs`` epochs, memory-mapped, ``[size]``: float16, float32 of the start (from 1.1 on)."""
@@ -635,9 +644,10 @@ class TripleLog:
             for number, epoch in enumerate(epochs):
                 steps = epoch.steps(self.n_rows)[keep] if ordered else None
                 rates = None if self.rates(min(number, last)) is None else epoch.rates
-                copy.append(epoch.negatives[keep], None, rates, steps)
+                copy._append(epoch.negatives[keep], None, rates, steps)
             for n_epochs, flat in (snapshots or {}).items():
-                copy.add_snapshot(n_epochs, self.named(flat))
+                copy._add_snapshot(n_epochs, self.named(flat))
+            copy._write_metadata()
             remove(path)
             os.rename(building, path)
             sync_folder(path.parent)

@@ -1,5 +1,6 @@
 """The triple log on disk: it keeps what training drew, survives a kill, and refuses what is damaged."""
 
+import itertools
 import json
 import os
 import pickle
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from logs import without
+from logs import paired, without
 
 from recbole_unlearn.errors import InputError
 from recbole_unlearn.storage import triple_log
@@ -706,18 +707,15 @@ def test_without_of_a_static_log_is_static(tmp_path):
     assert_kept_or_returned(new.epoch(2), drawn[0], users, items, ~np.isin(np.arange(11), [2, 3]))
 
 
-def test_an_interrupted_without_leaves_no_half_log(tmp_path, monkeypatch):
+def test_an_interrupted_without_leaves_no_half_log(tmp_path):
     log, *_ = make(tmp_path / "log")
-    append = TripleLog.append
 
-    def killed(self, *epoch):
-        if self.n_epochs == 2:
-            raise KeyboardInterrupt
-        append(self, *epoch)
+    def killed():
+        yield from itertools.islice(paired(log, [1]), 2)
+        raise KeyboardInterrupt
 
-    monkeypatch.setattr(TripleLog, "append", killed)
     with pytest.raises(KeyboardInterrupt):
-        without(log, [1], tmp_path / "new", "run-2", PRINT)
+        log.without([1], tmp_path / "new", "run-2", PRINT, killed())
     assert {entry.name for entry in tmp_path.iterdir()} == {"log", "cwd"}
 
 
