@@ -142,12 +142,11 @@ class TestAgainstDenseMatrix:
         seed=st.integers(0, 2**32 - 1),
         n_users=st.integers(1, 9),
         n_items=st.integers(2, 12),
-        K=st.sampled_from([1, 3, 8]),
-        m=st.integers(1, 4),
+        shape=st.sampled_from([(1, 3), (3, 2), (3, 3), (8, 3), (8, 1)]),  # each is compiled
         rows=st.integers(1, 30),
     )
-    def test_random_sizes(self, exact, seed, n_users, n_items, K, m, rows):
-        problem = random_problem(seed, n_users, n_items, K, m, rows)
+    def test_random_sizes(self, exact, seed, n_users, n_items, shape, rows):
+        problem = random_problem(seed, n_users, n_items, *shape, rows)
         matrix = dense(problem, exact)
         v = torch.from_numpy(np.random.default_rng(seed + 1).normal(size=len(matrix)))
         scale = np.abs(matrix).max() * v.norm()

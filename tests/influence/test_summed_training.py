@@ -147,7 +147,7 @@ def test_it_trains_as_torch_does(kind, case):
 
 @pytest.mark.parametrize("kind", [Product, Distance])
 def test_how_many_rows_are_arranged_at_once_does_not_show(monkeypatch, kind):
-    problem, found = kind(m=2), []
+    problem, found = kind(m=3), []
     for block in (1 << 20, 100, 1):
         monkeypatch.setattr(module, "BLOCK", block)
         training = SummedTraining(problem.parts(), problem.adam)
@@ -253,7 +253,7 @@ def test_of_single_scores_it_trains_as_torch_does_and_leaves_alone_what_a_batch_
 
 
 def test_of_single_scores_neither_blocks_nor_threads_show(monkeypatch):
-    problem, found = Pointwise(m=2, K=32), []
+    problem, found = Pointwise(m=1, K=32), []
     for block, threads in ((1 << 20, 1), (1 << 20, 2), (100, 2)):
         monkeypatch.setattr(module, "BLOCK", block)
         training = problem.training(threads)
