@@ -4,6 +4,7 @@ import json
 import logging
 import multiprocessing
 import os
+import sys
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -156,8 +157,8 @@ def in_processes(
 
 def _context():
     """How processes start: forked from one that has imported what they all need, which takes seconds each; no thread
-    of this one is in it. Where the system cannot, each by itself."""
-    if "forkserver" not in multiprocessing.get_all_start_methods():  # Windows
+    of this one is in it. Each by itself where the system cannot (Windows), or its libraries may not be (macOS)."""
+    if sys.platform != "linux":
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
