@@ -11,7 +11,7 @@ from recbole_unlearn.unlearners.replay import Replay
 
 NO_MINIMUM = {"reoptimise": "is not for"}
 # To a minimum, of which re-optimisation and the paper's Hessian are.
-CONVERGED = {"negatives": "static", "weight_decay": 6e-3, "learning_rate": 0.05, "epochs": 300, "eval_step": 0}
+CONVERGED = {"negatives": "static", "weight_decay": 6e-3, "learning_rate": 0.05, "epochs": 300}
 COMPILED = {**CONVERGED, "compiled": True}
 SEQUENTIAL = {
     "loss_type": "BPR",

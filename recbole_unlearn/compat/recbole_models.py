@@ -60,6 +60,11 @@ def checkpoint_state(trainer: "Trainer", epoch: int) -> dict[str, Any]:
     }
 
 
+def scores_all_items(model_class: type[AbstractRecommender]) -> bool:
+    """Whether a class scores all items of a user at once; of others RecBole asks for the score of each pair."""
+    return model_class.full_sort_predict is not AbstractRecommender.full_sort_predict
+
+
 CACHES = ("restore_user_e", "restore_item_e", "restore_entity_e")
 
 

@@ -45,9 +45,9 @@ def query_scores(
         yield part, array(found).reshape(part.stop - part.start, -1)
 
 
-def _by_pairs(model, interaction, pairs=DEFAULT_BATCH):
+def _by_pairs(model, interaction):
     """Scores ``[users, n_items]`` of a model without ``full_sort_predict``."""
-    rows, step = [], max(pairs // model.n_items, 1)
+    rows, step = [], max(DEFAULT_BATCH // model.n_items, 1)
     for start in range(0, len(interaction), step):
         some = interaction[start : start + step]
         each = some.repeat_interleave(model.n_items)

@@ -15,13 +15,13 @@ import numpy as np
 import torch
 from recbole.data.dataloader import FullSortEvalDataLoader, NegSampleEvalDataLoader
 from recbole.data.interaction import Interaction
-from recbole.model.abstract_recommender import AbstractRecommender
 from recbole.model.general_recommender import BPR
 from recbole.sampler import Sampler
 from recbole.utils import EvaluatorType, ModelType
 from torch.utils.data.distributed import DistributedSampler
 from tqdm import tqdm
 
+from recbole_unlearn.compat.recbole_models import scores_all_items
 from recbole_unlearn.data.dataset import Ragged
 from recbole_unlearn.data.sampling import NegativeDraw
 from recbole_unlearn.data.split import EvalLoader
@@ -70,7 +70,7 @@ class RankedLoader:
         ):
             return False
         if type(loader) is FullSortEvalDataLoader:
-            return type(model).full_sort_predict is not AbstractRecommender.full_sort_predict
+            return scores_all_items(type(model))
         return (
             type(loader) is NegSampleEvalDataLoader
             and loader.neg_sample_args["distribution"] == "uniform"

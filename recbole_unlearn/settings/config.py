@@ -12,6 +12,7 @@ from recbole.model.abstract_recommender import AbstractRecommender
 from recbole.utils import get_model
 
 from recbole_unlearn import distributed
+from recbole_unlearn.compat.recbole_models import scores_all_items
 from recbole_unlearn.data.knowledge import KEY
 from recbole_unlearn.errors import InputError
 from recbole_unlearn.settings import keys, recbole_keys
@@ -136,7 +137,7 @@ class UnlearnConfig(Config):
         super()._load_internal_config_dict(recbole_keys.recbole_name(model_class), model_class, dataset)
         of_recbole = self.internal_config_dict["eval_batch_size"]
         self._update_internal_config_dict(keys.properties_dir() / "overall.yaml")
-        if model_class.full_sort_predict is AbstractRecommender.full_sort_predict:
+        if not scores_all_items(model_class):
             # every score is a row of the network's: ConvNCF would take 26 GB for all of ml-100k's
             self.internal_config_dict["eval_batch_size"] = of_recbole
 
