@@ -32,7 +32,7 @@ from recbole_unlearn.methods.base import Method, Task
 from recbole_unlearn.reports import per_example
 from recbole_unlearn.reports.pictures.described import pair_histograms
 from recbole_unlearn.reports.pictures.drawn import svg
-from recbole_unlearn.settings.conflicts import DERIVED_FORMS
+from recbole_unlearn.settings.config import UnlearnConfig
 from recbole_unlearn.storage import checkpoints
 from recbole_unlearn.storage.files import scratch_folder
 
@@ -47,17 +47,22 @@ OPTIONS = {
 }
 
 
-def _audit(options, methods):
+def _audit(options, names, method_args=None, ways=None):
+    """An audit of methods by name; ``ways``: of their populations these alone."""
     logging.getLogger().setLevel(logging.ERROR)
     given = {"data_path": options.data_path, **changed_keys(options)}
     arguments = options.model, options.dataset, options.config_files, given
+    methods = audited(names, UnlearnConfig(*arguments), method_args)
+    if ways and (unknown := set(ways) - set(methods)):
+        raise SystemExit(f"there are no ways {', '.join(sorted(unknown))}; there are {', '.join(methods)}")
+    methods = {way: methods[way] for way in ways or methods}
     return Audit(arguments, options.cache, methods, options.models, options.processes)
 
 
 @takes(
     **OPTIONS,
     settings=option(help="JSON that `tune` wrote: methods take the settings chosen there; else their own defaults"),
-    ways=option(help="of all methods' populations these alone, separated by commas"),
+    ways=option(help="of all methods' populations these alone, separated by semicolons"),
     add=option(False, "add to the page that is there, or renew, what is measured; all else of it stays"),
     name=option(help="more of the files' name"),
     output=RESULTS / "audit",
@@ -66,10 +71,8 @@ def audit(options):
     start, sets = perf_counter(), set_names(options.sets)
     names = chosen(options.methods, options.model)
     settings = json.loads(Path(options.settings).read_text("utf-8")) if options.settings else {}
-    ways = audited(names, {name: settings[name] for name in names if name in settings})
-    if options.ways:
-        ways = {way: ways[way] for way in options.ways.split(",")}
-    found = _audit(options, ways)
+    own = {name: settings[name] for name in names if name in settings}
+    found = _audit(options, names, own, options.ways and options.ways.split("; "))
     results = found.run(sets)
     title = f"{options.model} on {options.dataset}, {setting(options)}, pair by pair, {options.models} models each"
     name = f"{options.dataset}-{options.model}-{setting(options)}"
@@ -101,7 +104,7 @@ def _added(before, results):
 @takes(**OPTIONS, kept=option("0 .02 .05 .1", "shares of the effect that are kept, separated by spaces"))
 def planted(options):
     """Exact models that secretly keep a share of what the forgotten pairs had meant: from which share on it shows."""
-    found = _audit(options, audited(["ours"]))
+    found = _audit(options, ["ours"])
     for name in set_names(options.sets):
         found.run([name])
         panel = found.panel(name, found.rows(name))
@@ -134,16 +137,13 @@ def lds(options):
     Paired training is `training.train_paired`'s law by `exact, paired`, which results/exact.md compares with RecBole's;
     of models without closed forms it is the model's own trainer's, and touched rows are no way of theirs.
     """
-    ways = audited(["ours", *chosen(options.methods, options.model)])
-    if options.model not in DERIVED_FORMS:
-        del ways["touched rows"]
-    found = _audit(options, ways)
+    found = _audit(options, ["ours", *chosen(options.methods, options.model)])
     split, rng, margins = found.split, np.random.default_rng(1), {}
     panel = Panel(split, [])
     with scratch_folder() as folder, quiet():
         path, model = found.trained(folder, [], found.config["seed"], True)
         task = Task(found.config, split, found.config["seed"], *checkpoints.load(path), path, folder)
-        before = panel.margins(model)
+        before = panel.view(model)["margin"]
         for _ in tqdm(range(options.sets), "Forget sets", ncols=100):
             rows = np.sort(rng.choice(split.n_rows, int(options.share * split.n_rows), replace=False))
             for way, (name, settings) in found.methods.items():
@@ -151,8 +151,9 @@ def lds(options):
                 if name != "ours":  # whose preparation loads kernels
                     method.prepare(rows)
                 own = type(method).original is not Method.original
-                start = panel.margins(method.original()) if own else before
-                margins.setdefault(way, []).append(panel.margins(method.forget(rows).model) - start)
+                start = panel.view(method.original())["margin"] if own else before
+                found_by = panel.view(method.forget(rows).model)["margin"]
+                margins.setdefault(way, []).append(found_by - start)
     truth, rows = np.stack(margins.pop("exact, paired")), []
     for way, predicted in margins.items():
         scores = {

@@ -6,12 +6,17 @@ import numpy as np
 import pytest
 
 from recbole_unlearn.comparison.panel import TOP, Panel
-from recbole_unlearn.comparison.populations import audited, set_names
+from recbole_unlearn.comparison.populations import Audit, audited, set_names
 from recbole_unlearn.errors import InputError
 from recbole_unlearn.quick_start import run_unlearn
+from recbole_unlearn.settings.config import UnlearnConfig
 from recbole_unlearn.training.fit import new_model
 
 EXACT = ("exact, paired", "exact, fresh")
+IN_ORDER = {
+    "load_col": {"inter": ["user_id", "item_id", "timestamp"]},
+    "eval_args": {"split": {"LS": "valid_and_test"}, "order": "TO", "group_by": "user", "mode": "full"},
+}
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +80,6 @@ def test_a_panel_sees_margins_and_lists(make_split, make_model):
         others = np.setdiff1d(np.arange(1, split.n_items), seen(user))
         assert view["margin"][pair] == pytest.approx(scores[user, item] - scores[user, others].mean(), abs=1e-5)
     np.testing.assert_array_equal(panel.users[panel.groups["forgotten"]], split.users[rows])
-    np.testing.assert_array_equal(panel.margins(model), view["margin"])
     kept = np.setdiff1d(np.arange(split.n_rows), rows)
     for user in (1, 5, 9):
         trained = split.items[kept[split.users[kept] == user]]
@@ -105,8 +109,12 @@ def test_bad_input_is_refused_before_anything_is_trained(make_options, tmp_path,
     assert not (tmp_path / "cache").exists()
 
 
-def test_ours_is_four_ways_and_the_default_set_is_mixed():
-    assert set(EXACT) < set(audited(["ours", "retrain"])) and "retrain" not in audited(["ours", "retrain"])
+def test_ours_is_the_ways_that_a_model_has_and_the_default_set_is_mixed(make_split):
+    whole, labels = (make_split(model).config for model in ("BPR", "NeuMF"))
+    factorised = make_split("FPMC", **IN_ORDER).config
+    assert set(audited(["ours", "retrain"], whole)) == {"one corrected step", "touched rows", *EXACT}
+    assert set(audited(["ours"], factorised)) == {"one corrected step", *EXACT}
+    assert set(audited(["ours"], labels)) == set(EXACT)
     assert set_names(None) == ["mixed:200"]
 
 
@@ -121,19 +129,57 @@ def test_a_panel_tells_active_users_from_others(make_split, make_model):
     assert not (panel.active & panel.inactive).any() and panel.active.sum() < panel.inactive.sum()
 
 
-def test_a_panel_asks_sequential_models_with_the_history_before_each_pair(make_split):
-    columns, held_out = ["user_id", "item_id", "timestamp"], {"split": {"LS": "valid_and_test"}, "order": "TO"}
-    held_out |= {"group_by": "user", "mode": "full"}
-    split = make_split("FPMC", load_col={"inter": columns}, eval_args=held_out)
-    model, panel = new_model(split.config, split), Panel(split, np.arange(0, 40, 7))
-    found, data = panel.margins(model), split.train.dataset
-    pair = panel.groups["retained, other users"].start + 3
-    (row,) = np.flatnonzero((split.users == panel.users[pair]) & (split.items == panel.items[pair]))[:1]
-    query = split.test.transform(data, data.inter_feat[split.data_row[[row]]])
-    scores = model.full_sort_predict(query).detach().numpy().ravel().astype(float)
-    others = np.setdiff1d(np.arange(1, split.n_items), split.seen()(panel.users[pair]))
-    assert found[pair] == pytest.approx(scores[panel.items[pair]] - scores[others].mean(), abs=1e-5)
-    assert len(found) == len(panel.users)
+def test_a_panel_asks_sequential_models_by_histories_without_what_is_forgotten(make_split):
+    split = make_split("FPMC", **IN_ORDER)
+    rows = np.arange(0, split.n_rows, 3)
+    model, panel, seen = new_model(split.config, split), Panel(split, rows), split.seen()
+    view, rest, judged = panel.view(model), split.remaining_dataset(rows), split.judged_without(rows)
+
+    def asked(queries, user, item):
+        """(scores, margin) of a pair."""
+        scores = model.full_sort_predict(queries).detach().numpy().ravel()
+        others = np.setdiff1d(np.arange(1, split.n_items), seen(user))
+        return scores, scores[item] - scores[others].mean(dtype=float)
+
+    def pairs(data):
+        return data.inter_feat[data.uid_field].numpy(), data.inter_feat[data.iid_field].numpy()
+
+    for group, data in (("retained, touched users", rest), ("held out", judged.test._dataset)):
+        users, items = pairs(data)
+        for pair in range(panel.groups[group].start, panel.groups[group].stop, 7):
+            user, item = panel.users[pair], panel.items[pair]
+            (place,) = np.flatnonzero((users == user) & (items == item))[:1]
+            scores, margin = asked(split.test.transform(data, data.inter_feat[[place]]), user, item)
+            assert view["margin"][pair] == pytest.approx(margin, abs=1e-5), group
+            if group == "held out":
+                had = np.concatenate([of[1][of[0] == user] for of in map(pairs, (rest, judged.valid._dataset))])
+                best, free = view["top"][user], np.setdiff1d(np.arange(1, split.n_items), had)
+                assert scores[best[0]] == scores[free].max() and not np.isin(best, had).any()
+                assert (np.diff(scores[best]) <= 0).all()
+    queries = split.queries(rows)
+    for pair, (row, history) in enumerate(zip(rows, queries["item_id_list"].numpy(), strict=True)):
+        user = split.users[row]
+        assert not np.isin(history, split.items[rows][split.users[rows] == user]).any()
+        _, margin = asked(queries[[pair]], user, split.items[row])
+        assert view["margin"][pair] == pytest.approx(margin, abs=1e-5)
+
+
+def test_an_audit_of_a_sequential_model(make_options, tmp_path):
+    options = make_options(epochs=8, learning_rate=0.02, eval_step=0, loss_type="BPR", **IN_ORDER)
+    arguments = "FPMC", "tiny", [], options
+    ways = audited(["fine_tune", "ours"], UnlearnConfig(*arguments))
+    assert ways.pop("one corrected step")  # dear
+    audit = Audit(arguments, tmp_path, ways, 16, show_progress=False)
+    (each,) = audit.run(["users:3"]).values()
+    figures = each["figures"]
+    assert set(figures) == {"nothing done", "fine_tune", *EXACT}
+    for way in EXACT:
+        assert abs(figures[way]["effect left"]["median"]) < 0.3 < figures["nothing done"]["effect left"]["median"]
+    assert figures["nothing done"]["churn"]["median"] == 0 < figures["exact, fresh"]["churn"]["median"]
+    audit.scout(0)  # of which 48 find what is vulnerable
+    with np.load(next(tmp_path.glob("scout-*"))) as found:
+        assert np.isfinite(found["margin"]).all() and 0 < found["hidden"].mean() < 0.5
+        assert found["margin"][~found["hidden"]].mean() > found["margin"][found["hidden"]].mean()
 
 
 def test_methods_that_train_their_own_models_are_compared_with_their_own_training(make_options, tmp_path):
@@ -155,6 +201,6 @@ def test_methods_that_train_their_own_models_are_compared_with_their_own_trainin
     assert first[at : at + 3] == ["sisa, retrained", "sisa, nothing done", "sisa"]
 
 
-def test_no_oracle_has_an_ideal_partition():
+def test_no_oracle_has_an_ideal_partition(make_split):
     with pytest.raises(InputError, match="leave ideal out"):
-        audited(["sisa"], {"sisa": {"ideal": True}})
+        audited(["sisa"], make_split().config, {"sisa": {"ideal": True}})

@@ -11,12 +11,14 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
+from recbole_unlearn.comparison.asked import asked, listable
 from recbole_unlearn.comparison.seeds import SeedRun, quiet
+from recbole_unlearn.comparison.ways import STEP, WAYS, ways_of
 from recbole_unlearn.devices import read
 from recbole_unlearn.evaluation.churn import shared
-from recbole_unlearn.evaluation.forgetting import scores
+from recbole_unlearn.evaluation.forgetting import query_scores
 from recbole_unlearn.evaluation.ranking import evaluate
-from recbole_unlearn.settings.config import PAPER, UNLIMITED, changed
+from recbole_unlearn.settings.config import PAPER, changed
 from recbole_unlearn.settings.conflicts import DERIVED_FORMS
 from recbole_unlearn.storage import checkpoints
 from recbole_unlearn.training.fit import new_model
@@ -28,10 +30,8 @@ from recbole_unlearn.unlearner import InfluenceUnlearner
 METHODS = {
     "nothing done": None,
     "paper's step": {"paper": True, **PAPER},
-    "influence": {"method": "influence", "undone_limit": UNLIMITED},
-    "touched rows": {"method": "replay", "replay_rows": "touched"},
-    "exact, paired": {"method": "replay", "replay_rows": "all"},
-    "exact, fresh": {"method": "replay", "replay_rows": "all", "coupling": "fresh"},
+    "influence": WAYS[STEP],
+    **{name: settings for name, settings in WAYS.items() if name != STEP},
 }
 TOP_K = 10
 UNAFFECTED_USERS = 500
@@ -39,9 +39,8 @@ UNAFFECTED_USERS = 500
 
 def methods_for(config):
     """`METHODS` that a configuration's model has."""
-    if config["model"] in DERIVED_FORMS:
-        return METHODS
-    return {name: METHODS[name] for name in ("nothing done", "influence")}
+    has = ["nothing done", *(["paper's step"] if config["model"] in DERIVED_FORMS else []), *ways_of(config)]
+    return {name: settings for name, settings in METHODS.items() if (STEP if name == "influence" else name) in has}
 
 
 @dataclass
@@ -80,13 +79,15 @@ class Observer:
     """Looks at models of one split and forget set, always at the same pairs and users."""
 
     def __init__(self, config, split, rows, seed=0):
-        self.config, self.split = config, split
+        self.config, self.split, self.judged = config, split, split.judged_without(rows)
         self.users, self.items = split.users[rows], split.items[rows]
         rng = np.random.default_rng(seed)
-        self.unique, self.inverse = np.unique(self.users, return_inverse=True)
-        others = np.setdiff1d(np.unique(split.users), self.unique)
+        affected = np.unique(self.users)
+        others = np.setdiff1d(np.intersect1d(split.users, listable(split)), affected)
+        self.affected = np.intersect1d(affected, listable(split))
         self.others = np.sort(rng.choice(others, min(UNAFFECTED_USERS, len(others)), replace=False))
-        self.held_out = self._matched(rng)
+        held_out, self.held_items = self._matched(rng)
+        self.asked = asked(split, rows, held_out, np.concatenate([self.affected, self.others]), rows)
         self.seen = split.seen()
         keep = np.ones(split.n_rows, bool)
         keep[rows] = False
@@ -97,51 +98,45 @@ class Observer:
         self.trainer.eval_collector.data_collect(split.train)
 
     def _matched(self, rng):
-        """A held-out pair for each forgotten one: of the same user if possible, of the nearest item popularity."""
+        """A held-out pair for each forgotten one: of the same user if possible, of the nearest item popularity.
+
+        Returns:
+            (its number among the validation and test interactions, its item) of each.
+        """
         split = self.split
         popularity = np.bincount(split.items, minlength=split.n_items)
         held = [loader._dataset.inter_feat for loader in (split.valid, split.test)]
         data = split.test._dataset
         users = np.concatenate([h[data.uid_field].numpy() for h in held])
         items = np.concatenate([h[data.iid_field].numpy() for h in held])
-        pairs = []
-        for user, item in zip(self.users, self.items, strict=True):
+        found = np.empty(len(self.users), np.int64)
+        for pair, (user, item) in enumerate(zip(self.users, self.items, strict=True)):
             own = np.flatnonzero(users == user)
             pool = own if len(own) else rng.integers(0, len(users), 50)
-            best = pool[np.argmin(np.abs(np.log1p(popularity[items[pool]]) - np.log1p(popularity[item])))]
-            pairs.append((users[best], items[best]))
-        return np.array(pairs)
+            found[pair] = pool[np.argmin(np.abs(np.log1p(popularity[items[pool]]) - np.log1p(popularity[item])))]
+        return found, items[found]
 
     def view(self, model):
         """Look at a model."""
-        split, field = self.split, self.split.train._dataset.uid_field
-        percentile, margin = np.empty(len(self.users)), np.empty(len(self.users))
-        held = np.empty(len(self.users))
-        everyone, where = np.unique(
-            np.concatenate([self.unique, self.others, self.held_out[:, 0]]), return_inverse=True
-        )
-        top = np.empty((len(everyone), TOP_K), np.int64)
-        at_forgotten = np.searchsorted(everyone, self.users)
-        at_held = np.searchsorted(everyone, self.held_out[:, 0])
-        for part, batch in scores(model, everyone, field):
-            for position, row in zip(range(part.start, part.stop), batch, strict=True):
-                user = everyone[position]
+        split, n, m = self.split, len(self.users), len(self.affected)
+        percentile, margin, items = np.empty(2 * n), np.empty(2 * n), np.concatenate([self.items, self.held_items])
+        top = np.empty((m + len(self.others), TOP_K), np.int64)
+        for part, batch in query_scores(model, self.asked.queries):
+            (pairs, of_pairs), (lists, of_lists) = self.asked.pairs_in(part), self.asked.lists_in(part)
+            for place, (user, row) in enumerate(zip(self.asked.users[part], batch, strict=True)):
                 unseen = np.ones(split.n_items, bool)
                 unseen[0] = False
                 unseen[self.seen(user)] = False
                 others = np.sort(row[unseen].astype(np.float64))
-                pairs = np.flatnonzero(at_forgotten == position)
-                percentile[pairs] = _rank(others, row[self.items[pairs]])
-                margin[pairs] = row[self.items[pairs]] - others.mean()
-                pairs = np.flatnonzero(at_held == position)
-                held[pairs] = _rank(others, row[self.held_out[pairs, 1]])
+                own = pairs[of_pairs == place]
+                percentile[own] = _rank(others, row[items[own]])
+                margin[own] = row[items[own]] - others.mean()
                 row = row.copy()
                 row[0] = -np.inf
                 row[self.trained(user)] = -np.inf
-                top[position] = np.argpartition(-row, TOP_K)[:TOP_K]
-        n, m = len(self.unique), len(self.others)
-        metrics = evaluate(self.trainer, model, split, self.config["seed"], protocols={"full": 0})["full"]
-        return Seen(percentile, margin, held, top[where[:n]], top[where[n : n + m]], metrics)
+                top[lists[of_lists == place]] = np.argpartition(-row, TOP_K)[:TOP_K]
+        metrics = evaluate(self.trainer, model, self.judged, self.config["seed"], protocols={"full": 0})["full"]
+        return Seen(percentile[:n], margin[:n], percentile[n:], top[:m], top[m:], metrics)
 
 
 def _rank(others, own):

@@ -7,9 +7,10 @@ from functools import cached_property
 import numpy as np
 import scipy.sparse
 
+from recbole_unlearn.comparison.asked import asked, listable
 from recbole_unlearn.data.split import Split
 from recbole_unlearn.evaluation.churn import shared
-from recbole_unlearn.evaluation.forgetting import query_scores, scores
+from recbole_unlearn.evaluation.forgetting import query_scores
 from recbole_unlearn.evaluation.ranking import activity
 
 TOP = 10
@@ -34,11 +35,15 @@ class Views:
 class Panel:
     """Looks at models of one split and forget set, always at the same pairs and users.
 
+    Sequential models are asked for each pair by the history before it, and for recommendations by each user's last test
+    history, both without the forget set.
+
     Attributes:
         users, items: of the pairs, in the order of ``groups``.
         groups (dict): name -> slice of the pairs: ``forgotten``, ``retained, touched users``, ``retained, other
             users`` and ``held out``.
-        test: users and items of test interactions, of users who keep something, ``[2, n]``.
+        test: users and items of test interactions, of users who keep something, ``[2, n]``; of sequential models, of
+            each user the last.
         touched: bool ``[n_users]``.
     """
 
@@ -51,7 +56,11 @@ class Panel:
         near = self.touched[split.users[kept]]
         held = [loader._dataset for loader in (split.valid, split.test)]
         pairs = [np.stack([d.inter_feat[d.uid_field].numpy(), d.inter_feat[d.iid_field].numpy()]) for d in held]
-        self.test = pairs[1][:, np.isin(pairs[1][0], split.users[kept])]
+        self._listed = listable(split)
+        judged = pairs[1]
+        if split.sequential:
+            judged = judged[:, judged.shape[1] - 1 - np.unique(judged[0, ::-1], return_index=True)[1]]
+        self.test = judged[:, np.isin(judged[0], split.users[kept])]
         own = np.stack([split.users, split.items])
         trained = {
             "forgotten": self.rows,
@@ -59,15 +68,14 @@ class Panel:
             "retained, other users": _some(rng, kept[~near]),
         }
         held_out = _some(rng, np.arange(pairs[1].shape[1]))
-        data_rows = split.data_row[np.concatenate(list(trained.values()))]
-        self._histories = [(split.train._dataset, data_rows), (held[1], held_out)]
+        asked_for = np.concatenate(list(trained.values())), len(held[0]) + held_out, self._listed
+        self._asked = asked(split, *asked_for, gone=self.rows)
         chosen = {name: own[:, some] for name, some in trained.items()} | {"held out": pairs[1][:, held_out]}
         self.users, self.items = np.concatenate(list(chosen.values()), axis=1)
         ends = np.cumsum([0, *(each.shape[1] for each in chosen.values())])
         self.groups = {name: slice(a, b) for name, a, b in zip(chosen, ends, ends[1:], strict=False)}
         self._seen = _matrix(split, np.concatenate([own, *pairs], axis=1))
         self._masked = _matrix(split, np.concatenate([own[:, kept], pairs[0]], axis=1))
-        self._at = np.argsort(self.users, kind="stable")
         counts = np.bincount(split.users, minlength=split.n_users)
         there = np.unique(split.users)
         by_count = there[np.argsort(counts[there], kind="stable")]
@@ -91,18 +99,17 @@ class Panel:
         """``margin`` of the pairs, float32, each a score minus the mean of the items that its user never had; and
         ``top`` of every user, training and validation items left out.
         """
-        split, everyone = self.split, np.arange(self.split.n_users)
+        split, asked = self.split, self._asked
         margin, top = np.empty(len(self.users), np.float32), np.zeros((split.n_users, TOP), np.int32)
-        ordered = self.users[self._at]
-        for part, found in scores(model, everyone[1:], split.train._dataset.uid_field):
-            users = everyone[1:][part]
+        for part, found in query_scores(model, asked.queries):
             found = found[:, : split.n_items].astype(np.float64)
-            seen = self._seen[users].toarray() > 0
+            seen = self._seen[asked.users[part]].toarray() > 0
             seen[:, 0] = True
             mean = np.where(seen, 0, found).sum(1) / np.maximum((~seen).sum(1), 1)
-            pairs = self._at[slice(*np.searchsorted(ordered, [users[0], users[-1] + 1]))]
-            own = self.users[pairs] - users[0]
+            pairs, own = asked.pairs_in(part)
             margin[pairs] = found[own, self.items[pairs]] - mean[own]
+            listed, own = asked.lists_in(part)
+            users, found = self._listed[listed], found[own]
             found[self._masked[users].toarray() > 0] = -np.inf
             found[:, 0] = -np.inf
             some = np.argpartition(-found, TOP, axis=1)[:, :TOP]
@@ -110,25 +117,13 @@ class Panel:
             top[users] = np.take_along_axis(some, best, 1)
         return {"margin": margin, "top": top}
 
-    def margins(self, model) -> np.ndarray:
-        """Those of `view`; a sequential model is asked for each pair with the history before it."""
-        if not self.split.sequential:
-            return self.view(model)["margin"]
-        asked = [self.split.test.transform(data, data.inter_feat[rows]) for data, rows in self._histories if len(rows)]
-        found = np.concatenate([each for queries in asked for _, each in query_scores(model, queries)])
-        found = found[:, : self.split.n_items].astype(np.float64)
-        seen = self._seen[self.users].toarray() > 0
-        seen[:, 0] = True
-        mean = np.where(seen, 0, found).sum(1) / np.maximum((~seen).sum(1), 1)
-        return (found[np.arange(len(found)), self.items] - mean).astype(np.float32)
-
     def churn(self, before: np.ndarray, after: np.ndarray) -> np.ndarray:
         """Share of the top items of users who asked for nothing that changed, of each pair of models.
 
         Args:
             before, after: ``[models, users, TOP]``.
         """
-        others = np.flatnonzero(~self.touched)[1:]
+        others = self._listed[~self.touched[self._listed]]
         return np.array([1 - shared(one[others], other[others]) for one, other in zip(before, after, strict=True)])
 
     def usefulness(self, top: np.ndarray) -> dict[str, np.ndarray]:

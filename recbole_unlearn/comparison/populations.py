@@ -14,35 +14,32 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from recbole.config import Config
 
+from recbole_unlearn.comparison.asked import asked
 from recbole_unlearn.comparison.figures import SETS, kind_and_number
 from recbole_unlearn.comparison.kept import measured_by, named, sources
 from recbole_unlearn.comparison.panel import Panel, Views
 from recbole_unlearn.comparison.seeds import agreement, available_cores, begin_worker, in_processes, opened, quiet
+from recbole_unlearn.comparison.ways import ways_of
 from recbole_unlearn.data.forget import ForgetRequest
 from recbole_unlearn.data.split import Split
 from recbole_unlearn.errors import InputError
-from recbole_unlearn.evaluation.forgetting import scores
+from recbole_unlearn.evaluation.forgetting import query_scores
 from recbole_unlearn.evaluation.per_example import auc, effect_left, klom, log_ratios, told_apart
 from recbole_unlearn.methods import METHODS, all_settings, names_in
 from recbole_unlearn.methods.base import Method, Task
 from recbole_unlearn.methods.shards import Sharded
-from recbole_unlearn.settings.config import UNLIMITED, changed
+from recbole_unlearn.settings.config import changed
 from recbole_unlearn.storage import checkpoints
 from recbole_unlearn.storage.files import replacing, scratch_folder
 from recbole_unlearn.training.fit import LIMIT, train, training_settings
 
 ORIGINAL, ORACLE = "nothing done", "retrained"
-# Ours is audited way by way; of other methods the settings of properties/method hold.
-OURS = {
-    "one corrected step": {"method": "influence", "undone_limit": UNLIMITED},
-    "touched rows": {"method": "replay", "replay_rows": "touched"},
-    "exact, paired": {"method": "replay", "replay_rows": "all", "coupling": "paired"},
-    "exact, fresh": {"method": "replay", "replay_rows": "all", "coupling": "fresh"},
-}
 AUDITED = ["ubpr", "scif", "ifru", "rrl", "gradient_ascent", "fine_tune", "ours"]  # unless others are asked for
 FEWER, FEW = 8, 16  # times fewer models of methods that train many beforehand; but so many, where there are
 OTHERS = 1_000_000  # seeds of oracles, and of the models that find what is vulnerable, are so far from the originals'
+SCOUTED = 1 << 15  # rows that these are asked for at once
 SCOUTS, HIDDEN = 48, 0.2  # models that find what is vulnerable; share of the interactions that each never sees
 HALVES = 100  # random choices of n models of each population
 INTERVAL = (0.025, 0.975)
@@ -53,8 +50,9 @@ def _own(name):
     return METHODS[name].original is not Method.original
 
 
-def audited(names: list[str], method_args: dict | None = None) -> dict[str, tuple[str, dict]]:
-    """What is audited: name in the tables -> (name of the method, its settings). Ours is four ways.
+def audited(names: list[str], config: Config, method_args: dict | None = None) -> dict[str, tuple[str, dict]]:
+    """What is audited: name in the tables -> (name of the method, its settings). Of ours each of `ways_of` a model; of
+    other methods the settings of properties/method hold.
 
     Raises:
         InputError: settings that no model can have which never saw the forget set.
@@ -63,7 +61,8 @@ def audited(names: list[str], method_args: dict | None = None) -> dict[str, tupl
     for name, settings in all_settings([name for name in names if name != "retrain"], method_args).items():
         if settings.get("ideal"):
             raise InputError(f"{name}: an audit has models that never saw what is forgotten; leave ideal out")
-        found |= {way: (name, keys) for way, keys in OURS.items()} if name == "ours" else {name: (name, settings)}
+        own = ways_of(config) if name == "ours" else {name: settings}
+        found |= {way: (name, keys) for way, keys in own.items()}
     return found
 
 
@@ -298,10 +297,13 @@ class Audit:
         with scratch_folder() as folder:
             _, model = self.trained(folder, np.flatnonzero(hidden), self.config["seed"] + 2 * OTHERS + seed, False)
         margin = np.empty(split.n_rows, np.float32)
-        for part, found in scores(model, np.arange(1, split.n_users), split.train._dataset.uid_field):
-            first, last = np.searchsorted(split.users, [part.start + 1, part.stop + 1])
-            own = split.users[first:last] - part.start - 1
-            margin[first:last] = found[own, split.items[first:last]] - found[own].mean(1)
+        size = SCOUTED if split.sequential else split.n_rows  # of sequential models, each row has a history
+        for start in range(0, split.n_rows, size):
+            rows = np.arange(start, min(start + size, split.n_rows))
+            questions = asked(split, rows)
+            for part, found in query_scores(model, questions.queries):
+                pairs, own = questions.pairs_in(part)
+                margin[rows[pairs]] = found[own, split.items[rows[pairs]]] - found.mean(1)[own]
         with replacing(self._scout(seed)) as file:
             np.savez(file, margin=margin, hidden=hidden)
 

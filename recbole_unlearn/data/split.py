@@ -332,8 +332,11 @@ class Split:
             return np.empty(0, np.int64), np.empty(0, np.int64)
         return _firsts(self.whole_dataset())
 
-    def queries(self, rows: np.ndarray) -> Interaction:
+    def queries(self, rows: np.ndarray, without: np.ndarray | None = None) -> Interaction:
         """Interactions to score some rows by, had they never been: the users, with what else is in their histories.
+
+        Args:
+            without: rows that are in no history; default: these.
 
         Returns:
             As many rows.
@@ -342,7 +345,7 @@ class Split:
         if not self.sequential:
             return Interaction({data.uid_field: torch.from_numpy(self.users[rows])})
         gone = np.zeros(len(data), bool)
-        gone[self.data_row[rows]] = True
+        gone[self.data_row[rows if without is None else without]] = True
         part, order = np.unique(self.data_row[rows], return_inverse=True)
         part = self._part(part, gone)
         return self.test.transform(part, part[order])

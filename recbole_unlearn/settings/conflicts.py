@@ -170,8 +170,6 @@ def _check_influence_only(config):
         raise InputError(f"embeddings is for {' and '.join(DERIVED_FORMS)} only, not for {name}; leave it out")
     if config["forget_spam"] is not None and config["MODEL_TYPE"] != ModelType.GENERAL:
         raise InputError(f"forget_spam is for general models only, not for {name}")
-    if config["evaluate"] in ("fidelity", "audit") and config["MODEL_TYPE"] == ModelType.SEQUENTIAL:
-        raise InputError(f"evaluate: {config['evaluate']} is not for sequential models such as {name}")
 
 
 def check_sizes(config: UnlearnConfig, split: Split) -> None:

@@ -11,9 +11,15 @@ from recbole_unlearn.comparison.seeds import SeedRun, TrainedSeeds, agreement
 from recbole_unlearn.data.forget import ForgetRequest
 from recbole_unlearn.devices import read
 from recbole_unlearn.errors import InputError
+from recbole_unlearn.evaluation.forgetting import percentiles
 from recbole_unlearn.quick_start import run_unlearn
 from recbole_unlearn.training import compiled
 from recbole_unlearn.training.fit import new_model
+
+IN_ORDER = {
+    "load_col": {"inter": ["user_id", "item_id", "timestamp"]},
+    "eval_args": {"split": {"LS": "valid_and_test"}, "order": "TO", "group_by": "user", "mode": "full"},
+}
 
 
 def view(rng, shift=0.0, pairs=60):
@@ -119,10 +125,11 @@ def test_what_the_kernels_cannot_train_has_no_agreement(make_split, tmp_path):
     assert agreement(split.config, split, tmp_path) is None
 
 
-def test_each_model_is_unlearned_by_the_draws_of_its_own_seed(make_options, tmp_path):
+@pytest.mark.parametrize(("name", "keys"), [("BPR", {"compiled": True}), ("FPMC", {"loss_type": "BPR", **IN_ORDER})])
+def test_each_model_is_unlearned_by_the_draws_of_its_own_seed(make_options, tmp_path, name, keys):
     """Exact, paired: as each seed's original is trained again by RecBole's trainer, returned draws included."""
-    options = make_options(epochs=6, eval_step=0, compiled=True)
-    trained = TrainedSeeds(("BPR", "tiny", [], options), tmp_path / "cache", 1)
+    options = make_options(epochs=6, eval_step=0, **keys)
+    trained = TrainedSeeds((name, "tiny", [], options), tmp_path / "cache", 1)
     config, split = trained.config, trained.split
     rows = ForgetRequest("count", 40, 2020).rows(split)
     found = module.fidelity(trained, rows, 3, {"exact, paired": module.METHODS["exact, paired"]}, False)
@@ -136,3 +143,20 @@ def test_each_model_is_unlearned_by_the_draws_of_its_own_seed(make_options, tmp_
             margins.append(Observer(config, split, rows).view(model.eval()).margin.mean())
         changes.append(margins[1] - margins[0])
     assert found["exact, paired"]["mean_change"] == pytest.approx(np.mean(changes), rel=1e-4)
+
+
+def test_other_models_are_compared_in_the_ways_that_they_have(make_split):
+    ways = {name: list(module.methods_for(make_split(name).config)) for name in ("BPR", "NGCF", "NeuMF")}
+    exact = ["exact, paired", "exact, fresh"]
+    assert ways["BPR"] == list(module.METHODS) and ways["NGCF"] == ["nothing done", "influence", *exact]
+    assert ways["NeuMF"] == ["nothing done", *exact]
+
+
+def test_sequential_models_are_asked_by_histories_without_what_is_forgotten(make_split):
+    split = make_split("FPMC", **IN_ORDER)
+    rows = ForgetRequest("count", 40, 2020).rows(split)
+    model, observer = new_model(split.config, split).eval(), Observer(split.config, split, rows)
+    seen = observer.view(model)
+    np.testing.assert_allclose(seen.percentile, percentiles(model, split, rows))
+    assert len(seen.affected) == len(np.unique(split.users[rows])) and len(seen.unaffected)
+    assert seen.metrics == observer.view(model).metrics and 0 <= seen.metrics["hit@10"] <= 1
