@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Iterable
 
 import numpy as np
+import pandas as pd
 from recbole.data.dataset import Dataset
 
 
@@ -22,6 +23,21 @@ def fingerprint(dataset: Dataset) -> dict[str, str]:
         "items": tokens_checksum(dataset.field2id_token[dataset.iid_field]),
         "rows": rows_checksum(users[order], items[order]),
     }
+
+
+def marks(dataset: Dataset) -> np.ndarray | None:
+    """What tells repeated interactions of a user and an item apart: a checksum of what else is loaded of each.
+
+    Returns:
+        uint64 ``[rows of the data set]``; None where no interaction is repeated.
+    """
+    own = set(dataset.field2type) - {getattr(dataset, "item_list_length_field", None)}  # others make the history
+    columns = dataset.inter_feat.interaction.items()
+    columns = {name: column.numpy() for name, column in columns if name in own and column.ndim == 1}
+    keys = [dataset.uid_field, dataset.iid_field]
+    if not pd.DataFrame({key: columns[key] for key in keys}).duplicated().any():
+        return None
+    return pd.util.hash_pandas_object(pd.DataFrame(columns), index=False).to_numpy()
 
 
 def rows_checksum(users: np.ndarray, items: np.ndarray) -> str:

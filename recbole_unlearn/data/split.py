@@ -24,7 +24,7 @@ from recbole.sampler.sampler import AbstractSampler
 from recbole.utils import ModelType, init_seed
 
 from recbole_unlearn.data.dataset import faster
-from recbole_unlearn.data.fingerprint import fingerprint, rows_checksum
+from recbole_unlearn.data.fingerprint import fingerprint, marks, rows_checksum
 from recbole_unlearn.data.forget import spammers
 from recbole_unlearn.data.frozen_data import frozen_dataset, is_frozen
 from recbole_unlearn.data.knowledge import KEY, LinkedDataset, drop_facts
@@ -460,15 +460,32 @@ class Split:
         return lambda user: items[ptr[user] : ptr[user + 1]]
 
 
-def _match(part, whole):
-    """Row of ``whole`` for each row of ``part``, pairing equal interactions in order of occurrence; -1: none."""
+def _match(log, whole):
+    """Row of ``whole`` for each row of a log, pairing equal interactions; -1: none.
 
-    def frame(rows):
+    Raises:
+        InputError: of interactions that are repeated some are gone, and nothing tells which.
+    """
+    repeated = None if log.marks is None else marks(whole.train._dataset)
+
+    def frame(rows, found):
         pairs = pd.DataFrame({"user": np.asarray(rows.users, np.int64), "item": np.asarray(rows.items, np.int64)})
-        pairs["occurrence"] = pairs.groupby(["user", "item"]).cumcount()
-        return pairs
+        return pairs if found is None else pairs.assign(mark=found)
 
-    found = frame(part).merge(frame(whole).reset_index(), how="left", on=["user", "item", "occurrence"])
+    theirs = frame(log, None if repeated is None else np.array(log.marks))
+    ours = frame(whole, None if repeated is None else repeated[whole.data_row])
+    same = list(ours)
+    counts = ours.groupby(same).size().rename("ours").to_frame()
+    counts["theirs"] = theirs.groupby(same).size()
+    # of a model without histories, interactions that nothing tells apart are one as good as the other
+    if (counts["theirs"] < counts["ours"]).any() and (repeated is None or whole.sequential):
+        raise InputError(
+            f"the triple log {log.path} lacks one of several interactions of the same user and item, and nothing that is "
+            "loaded of them tells which; train again, with their time in load_col, or set rm_dup_inter: first"
+        )
+    for pairs in (ours, theirs):
+        pairs["occurrence"] = pairs.groupby(same).cumcount()
+    found = theirs.merge(ours.reset_index(), how="left", on=[*same, "occurrence"])
     return found["index"].fillna(-1).to_numpy(np.int64)
 
 

@@ -38,6 +38,7 @@ from recbole_unlearn.storage.files import read_whole, remove, replacing, sync_fo
 FORMAT = "recbole_unlearn triple log"
 VERSION = 1
 MAX_METADATA_BYTES = 16 << 20
+MARKS = "marks.npy"
 SALT, SALT_BYTES = "salt", 32
 MAX_EPOCHS = 1_000_000
 DAMAGED = (OSError, ValueError, EOFError, SyntaxError, tokenize.TokenError)  # what np.load raises on bad files
@@ -212,6 +213,7 @@ class TripleLog:
 
     Attributes:
         users, items: anchors, memory-mapped, shape ``[rows]``; ``users`` is non-decreasing.
+        marks: what tells repeated anchors apart (`data.fingerprint.marks`), uint64 ``[rows]``; None: nothing does.
         n_epochs (int): complete epochs.
         negatives (int): negatives per row and epoch; 0 where the loss has none, but a softmax over all items.
         again: draws the negatives of an epoch, ``[rows, negatives]``, from where numpy's stream stood before it
@@ -232,9 +234,12 @@ class TripleLog:
         self._kept: dict[int, np.ndarray] = {}
         self.users = _load(self.path / "users.npy", [self.n_rows], np.dtype(metadata["user_dtype"]))
         self.items = _load(self.path / "items.npy", [self.n_rows], np.dtype(metadata["item_dtype"]))
+        self.marks = _load(self.path / MARKS, [self.n_rows], np.dtype("<u8")) if MARKS in metadata["crc32"] else None
 
     @classmethod
-    def create(cls, path: Path | str, users: ArrayLike, items: ArrayLike, training: Training) -> "TripleLog":
+    def create(
+        cls, path: Path | str, users: ArrayLike, items: ArrayLike, training: Training, marks: ArrayLike | None = None
+    ) -> "TripleLog":
         """Start an empty log. ``users`` and ``items`` (ids, ``[rows]``) must be grouped by user, ascending."""
         path, users, items = Path(path), np.asarray(users), np.asarray(items)
         if (np.diff(users.astype(np.int64)) < 0).any():
@@ -243,10 +248,12 @@ class TripleLog:
         for kind in ("epoch", "stream", "weights", "rates", "steps"):
             for old in path.glob(f"{kind}-*.npy"):
                 old.unlink()
+        (path / MARKS).unlink(missing_ok=True)
         if training.salt:
             write_atomically(path / SALT, training.salt)
         user_dtype, item_dtype = smallest_uint(training.n_users - 1), smallest_uint(training.n_items - 1)
         columns = {"users.npy": users.astype(user_dtype), "items.npy": items.astype(item_dtype)}
+        columns |= {} if marks is None else {MARKS: np.asarray(marks, "<u8")}
         metadata = {
             "format": FORMAT,
             "version": VERSION,
@@ -492,7 +499,7 @@ class TripleLog:
         """Keep the first ``n_epochs`` only (training continued past the epoch that the checkpoint holds)."""
         kept = {self._held(epoch).name for epoch in range(min(n_epochs, self.n_epochs))}
         self.metadata["snapshots"] = [n for n in self.snapshots if n <= n_epochs]
-        kept |= {"users.npy", "items.npy", "metadata.json", *(self._weights_file(n).name for n in self.snapshots)}
+        kept |= {"users.npy", "items.npy", MARKS, "metadata.json", *(self._weights_file(n).name for n in self.snapshots)}
         kept |= {name(epoch).name for epoch in range(n_epochs) for name in (self._rates_file, self._steps_file)}
         if "drawn" in self.metadata:
             self.metadata["drawn"] = self.drawn[:n_epochs]
@@ -593,7 +600,7 @@ class TripleLog:
                 if not np.isfinite(column).all():
                     raise InputError(f"triple log: {file} holds NaN or infinite {name.split('-')[0]}; train again")
                 continue
-            if name.startswith(("steps-", "stream-")):
+            if name.startswith(("steps-", "stream-")) or name == MARKS:
                 continue
             largest = self.metadata["n_users" if name == "users.npy" else "n_items"]
             if column.size and (column.min() < 1 or column.max() >= largest):
@@ -639,7 +646,8 @@ class TripleLog:
                 run_id, fingerprint, *sizes, self.static, None, self.optimizer,
                 salt=secrets.token_bytes(SALT_BYTES),
             )  # fmt: skip
-            copy = TripleLog.create(building, users[keep], items[keep], training)
+            marks = None if self.marks is None else np.array(self.marks)[keep]
+            copy = TripleLog.create(building, users[keep], items[keep], training, marks)
             last = self.n_epochs - 1  # there may be more now
             for number, epoch in enumerate(epochs):
                 steps = epoch.steps(self.n_rows)[keep] if ordered else None

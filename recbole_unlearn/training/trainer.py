@@ -19,7 +19,7 @@ from torch.utils.data.distributed import DistributedSampler
 
 from recbole_unlearn import distributed
 from recbole_unlearn.compat.recbole_models import checkpoint_state, class_named, replaced
-from recbole_unlearn.data.fingerprint import fingerprint
+from recbole_unlearn.data.fingerprint import fingerprint, marks
 from recbole_unlearn.data.orders import OrderNote
 from recbole_unlearn.data.sampling import (
     ROW,
@@ -218,12 +218,12 @@ class _Logging(Trainer):
             self._table = np.asarray(self.triple_log.epoch(0), np.int64)[self._position]
         self.equip(train_data, static)
         if self._logs and not self.triple_log and distributed.leads():
-            self._begin_log(train_data, users[order], items[order], static)
+            self._begin_log(train_data, order, static)
         if self.triple_log:
             size = max(self.config["train_batch_size"] // train_data.times, 1)
             self.triple_log.again = DrawnAgain(self.triple_log, train_data, order, size)
 
-    def _begin_log(self, train_data, users, items, static):
+    def _begin_log(self, train_data, order, static):
         dataset = train_data._dataset
         if any(each.get("step", 1) > 0 for each in self.optimizer.state.values()):  # Adagrad's state is there before
             self._give_up("its optimiser had taken steps before, by a fit that saved nothing for instance")
@@ -239,7 +239,10 @@ class _Logging(Trainer):
             optimizer=type(self.optimizer).__name__,
             start=start_of(self._weights()),
         )
-        self.triple_log = TripleLog.create(log_path(self.saved_model_file), users, items, training)
+        users, items = (dataset.inter_feat[field].numpy()[order] for field in (dataset.uid_field, dataset.iid_field))
+        repeated = marks(dataset)
+        own = None if repeated is None else repeated[order]
+        self.triple_log = TripleLog.create(log_path(self.saved_model_file), users, items, training, own)
         self._snapshot()
 
     def equip(self, loader: TrainDataLoader, static: bool) -> None:
