@@ -49,6 +49,7 @@ MODELS = {
     "GRU4Rec, CE": {**SOFTMAX, "dropout_prob": 0.3},
     "SASRec, CE": SOFTMAX,
     "GRU4Rec, CE, no dropout": {**SOFTMAX, "dropout_prob": 0.0},
+    "GRU4Rec, CE, in order": {**SOFTMAX, "dropout_prob": 0.0, "shuffle": False},
     "BERT4Rec, CE": {**SOFTMAX, "mask_ratio": 0.4},
     "NeuMF": {"mlp_hidden_size": [8], **TWO},
     "NeuMF, static": {"mlp_hidden_size": [8], "negatives": "static", "dropout_prob": 0.0, **TWO},
@@ -112,7 +113,7 @@ def test_with_nothing_forgotten_it_ends_in_the_weights_to_the_last_bit(original,
         assert unlearner.guard.seconds == 0 and unlearner.guard.distance == 0
 
 
-@pytest.mark.parametrize("name", LOGGED)
+@pytest.mark.parametrize("name", [*LOGGED, "FPMC, popularity"])
 def test_kernels_end_where_recboles_trainer_does_but_for_rounding(original, name, tmp_path):
     """The guard, a request, and what is made of it; by RecBole's trainer it is the weights to the last bit."""
     with load(original(name)) as unlearner:
@@ -208,6 +209,22 @@ def test_it_ends_where_a_loop_over_the_log_without_the_rows_does(original, name)
             optimizer.step()
     assert same_weights(model.state_dict(), found.state_dict)
     assert found.details["exact"] and found.details["epochs"] == 3 and found.details["coupling"] == "paired"
+
+
+@pytest.mark.parametrize("coupling", ["paired", "fresh"])
+def test_rows_that_are_not_shuffled_stay_in_their_order(original, coupling, tmp_path):
+    """RecBole's ``shuffle: False``: but for the weights that it begins with, nothing of this training is random."""
+    name = "GRU4Rec, CE, in order"
+    with load(original(name), way=Replay(coupling=coupling)) as unlearner:
+        config, split, rows = unlearner.config, unlearner.split, some(unlearner.split)
+        found = unlearner.forget(rows=rows)
+    if coupling == "paired":
+        model, _, _ = train(config, split, tmp_path / "retrained.pth", rows, config["seed"], False)
+        assert same_weights(model.state_dict(), found.state_dict)
+    (epoch, *others) = found.training.epochs
+    left = split.data_row[epoch.order]
+    assert (np.diff(left) > 0).all() and len(left) == split.n_rows - len(rows)
+    assert all(np.array_equal(each.order, epoch.order) for each in others)
 
 
 @pytest.mark.parametrize("name", ["GRU4Rec", "GRU4Rec, CE"])
@@ -407,7 +424,6 @@ def test_what_cannot_be_repeated_is_not_called_exact(original, monkeypatch):
     [
         ("FPMC", Replay("touched"), "as a whole"),
         ("FPMC", {"method": "replay", "unlearn_params": "item*"}, "unlearn_params"),
-        ("FPMC, popularity", Replay(), "by popularity"),
     ],
 )
 def test_what_training_again_cannot_do_is_refused(original, name, way, said):

@@ -53,10 +53,6 @@ def test_one_step_goes_another_way_and_a_retraining_is_no_judge_of_pairs(judged)
     [
         ({"evaluate": "none"}, "judges no model"),
         ({"methods": "ours"}, "leave compare: paired out"),
-        (
-            {"loss_type": "BPR", "train_neg_sample_args": {"distribution": "popularity", "sample_num": 1}},
-            "negatives by popularity",
-        ),
     ],
 )
 def test_what_paired_training_cannot_judge_is_refused_before_any_work(judged, keys, said):

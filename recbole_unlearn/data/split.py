@@ -246,7 +246,8 @@ class Split:
             built = [rest, self.valid._dataset, self.test._dataset]
             sampler = Sampler(["train", "valid", "test"], built, args["distribution"], args["alpha"]).set_phase("train")
         elif args["distribution"] == "popularity":
-            sampler = RepeatableSampler(["train"], rest, args["distribution"], args["alpha"]).set_phase("train")
+            counted = _joined([rest, self.valid._dataset, self.test._dataset])
+            sampler = RepeatableSampler(["train"], counted, args["distribution"], args["alpha"]).set_phase("train")
         facts = getattr(self.train, "kg_dataloader", None)
         samplers = (sampler, KGSampler(rest) if len(self.unlinked) else facts._sampler) if facts else (sampler,)
         return get_dataloader(config, "train")(config, rest, *samplers, shuffle=config["shuffle"])
@@ -289,9 +290,7 @@ class Split:
 
     def whole_dataset(self) -> Dataset:
         """One RecBole data set of all interactions: training, validation, test."""
-        parts = [loader._dataset for loader in (self.train, self.valid, self.test)]
-        columns = [part.inter_feat.interaction for part in parts]
-        return parts[0].copy(Interaction({name: torch.cat([each[name] for each in columns]) for name in columns[1]}))
+        return _joined([loader._dataset for loader in (self.train, self.valid, self.test)])
 
     @faster()
     def judged_without(self, forgotten: np.ndarray, held_out: Mapping[str, np.ndarray] | None = None) -> "Split":
@@ -460,6 +459,12 @@ class Split:
         return lambda user: items[ptr[user] : ptr[user + 1]]
 
 
+def _joined(parts):
+    """One RecBole data set of the interactions of several, one after the other, in the columns of the last."""
+    columns = [part.inter_feat.interaction for part in parts]
+    return parts[0].copy(Interaction({name: torch.cat([each[name] for each in columns]) for name in columns[-1]}))
+
+
 def _match(log, whole):
     """Row of ``whole`` for each row of a log, pairing equal interactions; -1: none.
 
@@ -480,8 +485,8 @@ def _match(log, whole):
     # of a model without histories, interactions that nothing tells apart are one as good as the other
     if (counts["theirs"] < counts["ours"]).any() and (repeated is None or whole.sequential):
         raise InputError(
-            f"the triple log {log.path} lacks one of several interactions of the same user and item, and nothing that is "
-            "loaded of them tells which; train again, with their time in load_col, or set rm_dup_inter: first"
+            f"the triple log {log.path} lacks one of several interactions of the same user and item, and nothing that "
+            "is loaded of them tells which; train again, with their time in load_col, or set rm_dup_inter: first"
         )
     for pairs in (ours, theirs):
         pairs["occurrence"] = pairs.groupby(same).cumcount()

@@ -6,9 +6,11 @@ negatives, each drawn from the pool of its row's user. `Paired` takes them from 
 - the initial weights are the same;
 - the order is the original's, with the places of F taken by rows from its end; whatever is done with the places of F
   alone, the remaining rows are in a uniformly random order again, since none of them is treated otherwise than another.
-  It is cut into batches as training does, so that only the last ones become smaller;
+  It is cut into batches as training does, so that only the last ones become smaller. Where no order is drawn, the
+  remaining rows stay in theirs;
 - a negative of user u becomes one of the items that F gives back to u's pool as often as these are in the new pool,
   and else stays. Where items are drawn by popularity, F's own count less too, in the pools of all users: see `Redraw`.
+  Where a user's own items are drawn too (RecBole's ``repeatable``), none is given back.
 
 So its law is retraining's, and what it does not have to change it does not change: other users keep what they were
 recommended. Nothing else of this training is random. `Fresh` draws all of it anew.
@@ -74,9 +76,14 @@ class Coupling(ABC):
 
     def epoch(self, number: int) -> Epoch:
         """One of them."""
-        order, size = self._order(number), self.recorded.batch_rows
+        order, size = self.order(number), self.recorded.batch_rows
         bounds = np.append(np.arange(0, len(order), size), len(order))
         return Epoch(order, bounds, self.negatives(number), self.recorded.rates_of(number, len(bounds) - 1))
+
+    def order(self, number: int) -> np.ndarray:
+        """An epoch's order alone."""
+        fixed = self.recorded.fixed_order
+        return self._order(number) if fixed is None else fixed[self.kept[fixed]]
 
     def negatives(self, number: int) -> np.ndarray:
         """An epoch's negatives alone."""
@@ -98,9 +105,11 @@ class Paired(Coupling):
     def __init__(self, recorded: Recorded, gone: np.ndarray, seed: int | tuple[int, ...] = 0) -> None:
         super().__init__(recorded, gone, seed)
         self.redraw = None
-        if recorded.returns:
+        if recorded.returns or recorded.popularity is not None:
             there = np.flatnonzero(self.lost | self.kept)
-            data = np.asarray(recorded.users)[there], np.asarray(recorded.pos)[there], self.lost[there]
+            # where a user's own items are drawn too, but for that of the row itself, each row has a pool of its own
+            owners = np.asarray(recorded.users)[there] if recorded.returns else np.arange(len(there))
+            data = owners, np.asarray(recorded.pos)[there], self.lost[there]
             weights = recorded.weights, recorded.counted_without(self.lost).weights
             self.redraw = Redraw(*data, recorded.n_items, *weights)
             self.redraw.rows = there[self.redraw.rows]
@@ -165,7 +174,7 @@ class Fresh(Coupling):
     def recorded_anew(self) -> Recorded:
         """What would be recorded of this training: another one can be coupled to it."""
         counted = self.recorded.counted_without(self.lost)
-        return replace(counted, negatives=_Drawn(self), order=self._order, absent=~self.kept, drawn=self.kept)
+        return replace(counted, negatives=_Drawn(self), order=self.order, absent=~self.kept, drawn=self.kept)
 
 
 class _Drawn(Sequence[np.ndarray]):

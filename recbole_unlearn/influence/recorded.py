@@ -52,6 +52,7 @@ class Recorded:
         drawn: rows that were there when the negatives were drawn, bool ``[rows]``; default: all.
         order: epoch -> all rows, absent ones too, in the order in which they were trained on, or None; default: not
             known.
+        fixed_order: rows in the order in which every epoch takes those that are there; None: each epoch draws an order.
         rates: epoch -> learning rate of each of its steps, float64 ``[steps]``; default: the optimiser's, always.
             Where there are more steps than rates, the last one holds on.
         static: whether all epochs have the same negatives.
@@ -73,6 +74,7 @@ class Recorded:
     static: bool = False
     returns: bool = True
     alpha: float = 1.0
+    fixed_order: np.ndarray | None = None
 
     @cached_property  # negatives may be drawn when they are asked for
     def m(self) -> int:

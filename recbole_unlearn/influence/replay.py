@@ -411,7 +411,7 @@ class _Selection:
     def returns(self) -> "Returns":
         """`Returns` of the rows that are present."""
         recorded, some = self.recorded, slice(None) if self.n_present == len(self.gone) else self.present
-        rows = recorded.users[some], recorded.pos[some], self.gone[some]
+        rows = recorded.users[some], recorded.pos[some], self.gone[some] & recorded.returns
         return Returns(*rows, recorded.n_items, recorded.m, recorded.weights)
 
     def bare_users(self) -> np.ndarray:

@@ -114,8 +114,6 @@ def supported(config: UnlearnConfig) -> UnlearnConfig:
     if config["model"] not in DERIVED_FORMS or config["unlearn_params"]:
         _check_influence_only(config)
     sequential = config["MODEL_TYPE"] == ModelType.SEQUENTIAL
-    if config["compare"] == "paired" and sequential and config["train_neg_sample_args"]["distribution"] == "popularity":
-        raise InputError("compare: paired is not for sequential models' negatives by popularity; give compare: retrain")
     if config["changed_lists"] and sequential:
         raise InputError(f"changed_lists is not for sequential models such as {config['model']}; leave it out")
     if config["purge_dataset"] and not config["purge"]:

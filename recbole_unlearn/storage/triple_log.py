@@ -499,7 +499,13 @@ class TripleLog:
         """Keep the first ``n_epochs`` only (training continued past the epoch that the checkpoint holds)."""
         kept = {self._held(epoch).name for epoch in range(min(n_epochs, self.n_epochs))}
         self.metadata["snapshots"] = [n for n in self.snapshots if n <= n_epochs]
-        kept |= {"users.npy", "items.npy", MARKS, "metadata.json", *(self._weights_file(n).name for n in self.snapshots)}
+        kept |= {
+            "users.npy",
+            "items.npy",
+            MARKS,
+            "metadata.json",
+            *(self._weights_file(n).name for n in self.snapshots),
+        }
         kept |= {name(epoch).name for epoch in range(n_epochs) for name in (self._rates_file, self._steps_file)}
         if "drawn" in self.metadata:
             self.metadata["drawn"] = self.drawn[:n_epochs]

@@ -409,6 +409,7 @@ def recorded(config, split, stored, log):
         rates=None if any(log.rates(epoch) is None for epoch in range(epochs)) else log.rates,
         static=log.static,
         returns=not split.repeatable,
+        fixed_order=None if config["shuffle"] else np.argsort(split.data_row),
     )
 
 

@@ -118,8 +118,6 @@ class AnyLoss(Problem):
             return f"{self.name} is trained again as a whole, not in its touched rows"
         if self.log.optimizer is None:
             return "the triple log is of an earlier version"
-        if self.recorded.popularity is not None and not self.recorded.returns:
-            return "negatives were drawn by popularity, which is another without what is forgotten"
         return None
 
     def warm_up_replay(self) -> None:

@@ -192,6 +192,19 @@ def test_popularity_weighs_items_as_the_sampler_does(make_split, distribution):
     np.testing.assert_allclose(frequency, weights / weights.sum(), atol=0.004)
 
 
+def test_popularity_is_counted_anew_where_a_users_own_items_are_drawn_too(make_split):
+    """RecBole's ``repeatable``: by all interactions, held-out ones too, but for the forgotten."""
+    split = make_split(train_neg_sample_args={"distribution": "popularity", "sample_num": 1}, repeatable=True)
+    item = np.bincount(split.items).argmax()
+    rows = np.flatnonzero(split.items == item)
+    expected = split.popularity().astype(float)
+    expected[item] -= len(rows)
+    np.random.seed(5)
+    drawn = split.remaining(rows)._sampler.sampling(60_000)
+    frequency = np.bincount(drawn, minlength=split.n_items) / len(drawn)
+    np.testing.assert_allclose(frequency, expected / expected.sum(), atol=0.004)
+
+
 # -- align
 
 

@@ -1,5 +1,7 @@
 """The random numbers of retraining: their law, by enumeration, and how little the paired ones change."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -83,6 +85,31 @@ def test_each_negative_is_drawn_from_the_new_pool(kind, alpha):
 
 
 @pytest.mark.parametrize("alpha", ALPHAS.values(), ids=ALPHAS)
+def test_where_own_items_are_drawn_too_nothing_comes_back_and_popularity_is_counted_anew(alpha):
+    """RecBole's ``repeatable``: of a row's pool its own item alone is missing."""
+
+    def pool_of(row, weight):
+        free = weight * (np.arange(N_ITEMS) > 0) * (np.arange(N_ITEMS) != ITEMS[row])
+        return free / free.sum()
+
+    rng, before, after = np.random.default_rng(3), weighed(EVERYTHING, alpha), weighed(~GONE, alpha)
+    rows = range(len(USERS))
+    drawn = np.stack([rng.choice(N_ITEMS, (4000, M), p=pool_of(row, before)) for row in rows], 1).astype(np.uint16)
+    training = recorded(1, alpha, returns=False, order=None)
+    training = replace(training, negatives=list(drawn))
+    found = np.array([epoch.negatives for epoch in Paired(training, GONE, 1)])
+    for row in np.flatnonzero(~GONE):
+        expected = pool_of(row, after)
+        error = np.sqrt(expected * (1 - expected) / len(found))
+        for k in range(M):
+            share = np.bincount(found[:, row, k], minlength=N_ITEMS) / len(found)
+            assert (np.abs(share - expected) <= 5 * error).all()
+        distance = np.abs(pool_of(row, before) - expected).sum() / 2
+        changed = (found[:, row] != drawn[:, row]).mean()
+        assert abs(changed - distance) <= 5 * np.sqrt(distance * (1 - distance) / drawn[:, row].size) + 1e-12
+
+
+@pytest.mark.parametrize("alpha", ALPHAS.values(), ids=ALPHAS)
 def test_a_paired_negative_changes_as_rarely_as_it_can(alpha):
     """By the total variation between the old pool and the new one."""
     training = recorded(4000, alpha)
@@ -115,6 +142,15 @@ def test_with_nothing_forgotten_it_is_the_training():
     for number, epoch in enumerate(Paired(training, np.zeros(len(USERS), bool), 3)):
         assert np.array_equal(epoch.order, training.order(number))
         assert np.array_equal(epoch.negatives, training.negatives[number])
+
+
+@pytest.mark.parametrize("kind", ["paired", "fresh"])
+def test_an_order_that_is_not_drawn_stays(kind):
+    fixed = np.random.default_rng(2).permutation(len(USERS))
+    training = recorded(order=lambda number: fixed, fixed_order=fixed)
+    epochs = Paired(training, GONE, 4) if kind == "paired" else Fresh(training, GONE, 4, own_draw(np.ones(N_ITEMS)))
+    for epoch in epochs:
+        assert epoch.order.tolist() == [row for row in fixed if not GONE[row]]
 
 
 @pytest.mark.parametrize("kind", ["paired", "fresh"])
