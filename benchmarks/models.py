@@ -427,7 +427,6 @@ CE = [name for name in SEQUENTIAL.split() if name not in ONLY_BPR]
 TRAINED = [*(name for name in KINDS if name not in ONLY_CE), *POINTWISE.split(), *(f"{name} (CE)" for name in CE)]
 EVERY = [*TRAINED, "NCEPLRec", "ENMF", "MKR", "DiffRec", "LDiffRec"]
 PAIRS_ALWAYS = ("SINE",)  # has negatives drawn, whatever its loss, as RecBole trains it
-DRAWS_WHEN_VALIDATED = ("KTUP",)  # its training cannot be run again without its validations
 LONGER = 50  # items of a history: RecBole's default
 
 
@@ -439,8 +438,7 @@ def full_settings(name, epochs, device, items=LONGER):
         chosen = settings(model, epochs, {} if device == "cuda" and model != "MCCLK" else None, items)
         if loss:
             chosen |= {"loss_type": "CE"} | ({} if model in PAIRS_ALWAYS else {"train_neg_sample_args": None})
-        if model not in DRAWS_WHEN_VALIDATED:
-            del chosen["eval_step"]
+        del chosen["eval_step"]
     return model, chosen | {"gpu_id": "0" if device == "cuda" else ""}
 
 

@@ -51,6 +51,7 @@ MODELS = {
     "GRU4Rec, CE, no dropout": {**SOFTMAX, "dropout_prob": 0.0},
     "GRU4Rec, CE, in order": {**SOFTMAX, "dropout_prob": 0.0, "shuffle": False},
     "BERT4Rec, CE": {**SOFTMAX, "mask_ratio": 0.4},
+    "BERT4Rec, CE, validated": {**SOFTMAX, "mask_ratio": 0.4, "eval_step": 1},  # masks of validation are drawn too
     "NeuMF": {"mlp_hidden_size": [8], **TWO},
     "NeuMF, static": {"mlp_hidden_size": [8], "negatives": "static", "dropout_prob": 0.0, **TWO},
     "NCL": {"num_clusters": 5, "warm_up_step": 1, "n_layers": 1, **ONE},
@@ -70,6 +71,7 @@ MODELS = {
     "CFKG, two negatives, decay": {**GRAPH, "weight_decay": 1e-3},
     "CFKG, distances": {**GRAPH, "loss_function": "transe"},
     "KTUP": {**GRAPH, "train_rec_step": 1, "train_kg_step": 1},  # every second epoch is of facts alone
+    "KTUP, validated": {**GRAPH, "eval_step": 1},
     "SimpleX": {"history_len": 5, **TWO},
     "KGCN": {**GRAPH, "neighbor_sample_size": 2},
     "DMF": {"user_hidden_size_list": [8], "item_hidden_size_list": [8], **ONE},

@@ -409,6 +409,13 @@ def streams() -> Callable[[], None]:
     return back
 
 
+def positions() -> tuple[bytes, ...]:
+    """Where all random streams stand, to be compared."""
+    gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+    python, numpy = repr(random.getstate()).encode(), numpy_stream().tobytes()
+    return python, numpy, *(state.numpy().tobytes() for state in (torch.get_rng_state(), *gpus))
+
+
 def numpy_stream() -> np.ndarray:
     """Where numpy's stream stands, uint32 ``[625]``; what only normal numbers are drawn from is left out."""
     _, key, place, *_ = np.random.get_state()

@@ -20,7 +20,7 @@ from recbole_unlearn import distributed
 from recbole_unlearn.compat.patches import NoTensorboard
 from recbole_unlearn.compat.recbole_models import checkpoint_state, clear_caches, replaced
 from recbole_unlearn.data.orders import BatchOrder
-from recbole_unlearn.data.sampling import Played, streams
+from recbole_unlearn.data.sampling import Played, positions, streams
 from recbole_unlearn.data.split import Split, pairwise_loader
 from recbole_unlearn.devices import array, read
 from recbole_unlearn.errors import InputError
@@ -249,12 +249,34 @@ def trained_again(
             epochs = epochs.first(_validated(trainer, rest, valid, train_epoch, bar is not None))
             kept = {number: weights for number, weights in kept.items() if number <= len(epochs)}
         else:
+            repeats = isinstance(epochs, Paired) and not by_kernels
+            between = _Validations(trainer, rest, lambda: split.judged_without(gone).valid, repeats)
             for number in tqdm(range(len(epochs)), bar, ncols=100, disable=bar is None):
                 trainer.begin_epoch(number)
                 train_epoch(number)
+                if number + 1 < len(epochs):
+                    between(number)
         played = len(trainer.train_loss_dict) if validated else len(epochs)
         seconds = perf_counter() - start
         return Again(trainer, torch.from_numpy(initial).double(), seconds, kept, epochs, played)
+
+
+class _Validations:
+    """Validates between epochs, as training did, where that draws: what comes after would be drawn otherwise."""
+
+    def __init__(self, trainer, loader, valid, repeats):
+        self.trainer, self.loader, self.made, self.valid = trainer, loader, valid, None
+        self.wanted = repeats and trainer.eval_step > 0
+
+    def __call__(self, number):
+        if not self.wanted or (number + 1) % self.trainer.eval_step:
+            return
+        if self.valid is None:
+            self.valid = self.made()
+            self.trainer.eval_collector.data_collect(self.loader)
+        before = positions()
+        self.trainer._valid_epoch(self.valid)
+        self.wanted = positions() != before
 
 
 def _validated(trainer, loader, valid, train_epoch, verbose):
