@@ -55,12 +55,14 @@ def audited(names: list[str], config: Config, method_args: dict | None = None) -
     other methods the settings of properties/method hold.
 
     Raises:
-        InputError: settings that no model can have which never saw the forget set.
+        InputError: settings that no model can have which never saw the forget set, or settings of ours.
     """
     found = {}
     for name, settings in all_settings([name for name in names if name != "retrain"], method_args).items():
         if settings.get("ideal"):
             raise InputError(f"{name}: an audit has models that never saw what is forgotten; leave ideal out")
+        if name == "ours" and (method_args or {}).get(name):
+            raise InputError("method_args: an audit has ours in each way that the model has; leave ours out")
         own = ways_of(config) if name == "ours" else {name: settings}
         found |= {way: (name, keys) for way, keys in own.items()}
     return found

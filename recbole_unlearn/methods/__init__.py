@@ -1,7 +1,7 @@
 """The methods of a comparison, by name. A new one: its file here, its YAML in properties/method/, its line below."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Collection
 from numbers import Real
 from typing import Any
 
@@ -112,7 +112,7 @@ def _check_ranges(name, changes):
 
 
 def all_settings(
-    names: Iterable[str], method_args: dict[str, dict[str, Any] | None] | None = None
+    names: Collection[str], method_args: dict[str, dict[str, Any] | None] | None = None
 ) -> dict[str, dict[str, Any]]:
     """Settings of several methods.
 
@@ -127,4 +127,8 @@ def all_settings(
     for name, changes in (method_args or {}).items():
         chosen([name])
         settings_of(name, changes)
+        if name not in names:
+            raise InputError(
+                f"method_args: {name} is not among the methods {', '.join(names)}; leave it out, or add it"
+            )
     return {name: settings_of(name, (method_args or {}).get(name)) for name in names}
