@@ -27,7 +27,7 @@ from recbole_unlearn.comparison.panel import Panel, Views
 from recbole_unlearn.comparison.populations import AUDITED, ORACLE, ORIGINAL, Audit, audited, compared, set_names
 from recbole_unlearn.comparison.seeds import quiet
 from recbole_unlearn.comparison.tuned import MOST_LOST, SEEDS, best, tuned
-from recbole_unlearn.methods import METHODS, chosen, settings_of
+from recbole_unlearn.methods import METHODS, chosen, settings_of, suited
 from recbole_unlearn.methods.base import Method, Task
 from recbole_unlearn.reports import per_example
 from recbole_unlearn.reports.pictures.described import pair_histograms
@@ -42,17 +42,20 @@ OPTIONS = {
     "cache": option("saved/audit", "folder of what is kept of each model"),
     "models": option(128, "of each population"),
     "sets": option("mixed:200", "forget sets, KIND:NUMBER, separated by commas"),
-    "methods": option(",".join(AUDITED), "separated by commas"),
+    "methods": option(help=f"separated by commas; default: those of {', '.join(AUDITED)} that are for the model"),
     "changes": CHANGES,
 }
 
 
-def _audit(options, names, method_args=None, ways=None):
-    """An audit of methods by name; ``ways``: of their populations these alone."""
+def _audit(options, names, method_args=None, ways=None, also=()):
+    """An audit of methods, and ``also`` of others by name; ``ways``: of their populations these alone."""
     logging.getLogger().setLevel(logging.ERROR)
     given = {"data_path": options.data_path, **changed_keys(options)}
     arguments = options.model, options.dataset, options.config_files, given
-    methods = audited(names, UnlearnConfig(*arguments), method_args)
+    config = UnlearnConfig(*arguments)
+    names = [*also, *(suited(AUDITED, config) if names is None else chosen(names, config))]
+    own = {name: settings for name, settings in (method_args or {}).items() if name in names}
+    methods = audited(names, config, own)
     if ways and (unknown := set(ways) - set(methods)):
         raise SystemExit(f"there are no ways {', '.join(sorted(unknown))}; there are {', '.join(methods)}")
     methods = {way: methods[way] for way in ways or methods}
@@ -69,10 +72,8 @@ def _audit(options, names, method_args=None, ways=None):
 )
 def audit(options):
     start, sets = perf_counter(), set_names(options.sets)
-    names = chosen(options.methods, options.model)
     settings = json.loads(Path(options.settings).read_text("utf-8")) if options.settings else {}
-    own = {name: settings[name] for name in names if name in settings}
-    found = _audit(options, names, own, options.ways and options.ways.split("; "))
+    found = _audit(options, options.methods, settings, options.ways and options.ways.split("; "))
     results = found.run(sets)
     title = f"{options.model} on {options.dataset}, {setting(options)}, pair by pair, {options.models} models each"
     name = f"{options.dataset}-{options.model}-{setting(options)}"
@@ -101,7 +102,10 @@ def _added(before, results):
     return before
 
 
-@takes(**OPTIONS, kept=option("0 .02 .05 .1", "shares of the effect that are kept, separated by spaces"))
+@takes(
+    **{name: each for name, each in OPTIONS.items() if name != "methods"},
+    kept=option("0 .02 .05 .1", "shares of the effect that are kept, separated by spaces"),
+)
 def planted(options):
     """Exact models that secretly keep a share of what the forgotten pairs had meant: from which share on it shows."""
     found = _audit(options, ["ours"])
@@ -137,7 +141,7 @@ def lds(options):
     Paired training is `training.train_paired`'s law by `exact, paired`, which results/exact.md compares with RecBole's;
     of models without closed forms it is the model's own trainer's, and touched rows are no way of theirs.
     """
-    found = _audit(options, ["ours", *chosen(options.methods, options.model)])
+    found = _audit(options, options.methods, also=["ours"])
     split, rng, margins = found.split, np.random.default_rng(1), {}
     panel = Panel(split, [])
     with scratch_folder() as folder, quiet():
@@ -188,7 +192,7 @@ def tune(options):
     Of the sets, given in `comparison_sets` of a comparison, as many other rows are forgotten, at random.
     """
     trained = common.trained_seeds(options, options.model, comparison_sets=options.sets, **changed_keys(options))
-    names = chosen(options.methods, options.model)
+    names = chosen(options.methods, trained.config)
     evaluated = np.unique(np.concatenate(list(forget_sets(trained.config, trained.split).values())))
     trials, nothing = tuned(trained, names, evaluated, options.seeds)
     rows = [{"method": "nothing done", "setting": "", "gap": f"{nothing.gap:+.4f}", "lost": "0.0%", "": ""}]

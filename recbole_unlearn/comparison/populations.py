@@ -36,7 +36,7 @@ from recbole_unlearn.storage.files import replacing, scratch_folder
 from recbole_unlearn.training.fit import LIMIT, train, training_settings
 
 ORIGINAL, ORACLE = "nothing done", "retrained"
-AUDITED = ["ubpr", "scif", "ifru", "rrl", "gradient_ascent", "fine_tune", "ours"]  # unless others are asked for
+AUDITED = ["ubpr", "scif", "ifru", "rrl", "gradient_ascent", "fine_tune", "ours"]  # those for the model, by default
 FEWER, FEW = 8, 16  # times fewer models of methods that train many beforehand; but so many, where there are
 OTHERS = 1_000_000  # seeds of oracles, and of the models that find what is vulnerable, are so far from the originals'
 SCOUTED = 1 << 15  # rows that these are asked for at once

@@ -58,7 +58,7 @@ def measured(given: Given, held: ExitStack, saved: bool) -> Result:
 def compared(given: Given, held: ExitStack, saved: bool) -> Result:
     """Train originals and retrained models, measure methods and models, write the tables."""
     config = to_train(given)
-    names = methods.chosen(config["methods"], config["model"]) if config["methods"] is not None else ["ours"]
+    names = methods.chosen(["ours"] if config["methods"] is None else config["methods"], config)
     settings = methods.all_settings(names, config["method_args"])
     models = other_models(config["compare_models"], *given.arguments)
     requests(config)
@@ -84,7 +84,7 @@ def compared(given: Given, held: ExitStack, saved: bool) -> Result:
 def audited(given: Given, held: ExitStack, saved: bool) -> Result:
     """Train populations of models, tell each method's from retrained ones pair by pair, write tables and pictures."""
     config = to_train(given)
-    names = methods.chosen(AUDITED if config["methods"] is None else config["methods"], config["model"])
+    names = methods.suited(AUDITED, config) if config["methods"] is None else methods.chosen(config["methods"], config)
     chosen, sets = audit_methods(names, config, config["method_args"]), set_names(config["comparison_sets"])
     folder = output.output_folder(config)
     output.check_paths(config, folder, given.files, saved)
@@ -109,7 +109,7 @@ def paper(given: Given, held: ExitStack, saved: bool) -> Result:
     quick = given.get("quick") is True
     arguments = paper_arguments(given, quick)
     config = UnlearnConfig(*arguments)
-    names = methods.chosen("all" if config["methods"] is None else config["methods"], config["model"])
+    names = methods.chosen("all" if config["methods"] is None else config["methods"], config)
     changes = config["method_args"]
     if given.get("method_args") is None:  # the experiment's own are for all methods
         changes = {name: changes[name] for name in names if name in changes}
