@@ -31,6 +31,7 @@ from recbole_unlearn.methods import METHODS, all_settings, names_in
 from recbole_unlearn.methods.base import Method, Task
 from recbole_unlearn.methods.shards import Sharded
 from recbole_unlearn.settings.config import changed
+from recbole_unlearn.settings.keys import KEYS
 from recbole_unlearn.storage import checkpoints
 from recbole_unlearn.storage.files import replacing, scratch_folder
 from recbole_unlearn.training.fit import LIMIT, train, training_settings
@@ -123,7 +124,11 @@ class Audit:
             original where it has one; ``floors``, of the oracles for each n (as text) that occurs there, the greatest
             first, and of a method's own oracles under their name; ``against``, which of these is the floor of a method
             that has its own, or of its original.
+
+        Raises:
+            InputError: too few models for the figures.
         """
+        KEYS["audit_models"].checked(self.models)
         with quiet():
             found = agreement(self.config, self.split, self.folder)
             self.compiled = self.data[-1] = found is not None and found <= LIMIT
