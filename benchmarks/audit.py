@@ -7,18 +7,16 @@
     python benchmarks/audit.py tune               # settings of the methods, by one rule for all
 
 What the panel saw of each model is kept in --cache; a run that was cut off goes on. Writes Markdown, JSON and a picture
-of each forget set to --output.
+of each forget set to --output; a page that is there is not replaced unless --again is given.
 """
 
-import json
 import logging
 from dataclasses import replace
-from pathlib import Path
 from time import perf_counter
 
 import common
 import numpy as np
-from common import CACHED, CHANGES, RESULTS, ROOT, changed_keys, option, setting, takes
+from common import AGAIN, CACHED, CHANGES, RESULTS, ROOT, changed_keys, option, read_json, setting, shown, takes
 from scipy.stats import spearmanr
 from tqdm import tqdm
 
@@ -27,7 +25,8 @@ from recbole_unlearn.comparison.panel import Panel, Views
 from recbole_unlearn.comparison.populations import AUDITED, ORACLE, ORIGINAL, Audit, audited, compared, set_names
 from recbole_unlearn.comparison.seeds import quiet
 from recbole_unlearn.comparison.tuned import MOST_LOST, SEEDS, best, tuned
-from recbole_unlearn.methods import METHODS, chosen, settings_of
+from recbole_unlearn.errors import InputError
+from recbole_unlearn.methods import METHODS, chosen, settings_of, suited
 from recbole_unlearn.methods.base import Method, Task
 from recbole_unlearn.reports import per_example
 from recbole_unlearn.reports.pictures.described import pair_histograms
@@ -42,19 +41,22 @@ OPTIONS = {
     "cache": option("saved/audit", "folder of what is kept of each model"),
     "models": option(128, "of each population"),
     "sets": option("mixed:200", "forget sets, KIND:NUMBER, separated by commas"),
-    "methods": option(",".join(AUDITED), "separated by commas"),
+    "methods": option(help=f"separated by commas; default: those of {', '.join(AUDITED)} that are for the model"),
     "changes": CHANGES,
 }
 
 
-def _audit(options, names, method_args=None, ways=None):
-    """An audit of methods by name; ``ways``: of their populations these alone."""
+def _audit(options, names, method_args=None, ways=None, also=()):
+    """An audit of methods, and ``also`` of others by name; ``ways``: of their populations these alone."""
     logging.getLogger().setLevel(logging.ERROR)
     given = {"data_path": options.data_path, **changed_keys(options)}
     arguments = options.model, options.dataset, options.config_files, given
-    methods = audited(names, UnlearnConfig(*arguments), method_args)
+    config = UnlearnConfig(*arguments)
+    names = [*also, *(suited(AUDITED, config) if names is None else chosen(names, config))]
+    own = {name: settings for name, settings in (method_args or {}).items() if name in names}
+    methods = audited(names, config, own)
     if ways and (unknown := set(ways) - set(methods)):
-        raise SystemExit(f"there are no ways {', '.join(sorted(unknown))}; there are {', '.join(methods)}")
+        raise InputError(f"there are no ways {', '.join(sorted(unknown))}; there are {', '.join(methods)}")
     methods = {way: methods[way] for way in ways or methods}
     return Audit(arguments, options.cache, methods, options.models, options.processes)
 
@@ -66,21 +68,22 @@ def _audit(options, names, method_args=None, ways=None):
     add=option(False, "add to the page that is there, or renew, what is measured; all else of it stays"),
     name=option(help="more of the files' name"),
     output=RESULTS / "audit",
+    again=AGAIN,
 )
 def audit(options):
     start, sets = perf_counter(), set_names(options.sets)
-    names = chosen(options.methods, options.model)
-    settings = json.loads(Path(options.settings).read_text("utf-8")) if options.settings else {}
-    own = {name: settings[name] for name in names if name in settings}
-    found = _audit(options, names, own, options.ways and options.ways.split("; "))
-    results = found.run(sets)
-    title = f"{options.model} on {options.dataset}, {setting(options)}, pair by pair, {options.models} models each"
+    settings = read_json(options.settings) if options.settings else {}
+    title = f"{options.model} on {options.dataset}, {shown(options)}, pair by pair, {options.models} models each"
     name = f"{options.dataset}-{options.model}-{setting(options)}"
     if settings:
         title, name = f"{title}, methods' settings by one rule", f"{name}-tuned"
     name += f"-{options.name}" if options.name else ""
-    if options.add:
-        results = _added(json.loads((options.output / f"{name}.json").read_text("utf-8"))["sets"], results)
+    before = read_json(options.output / f"{name}.json")["sets"] if options.add else {}
+    if not options.add:
+        common.check_new(options, name)
+    found = _audit(options, options.methods, settings, options.ways and options.ways.split("; "))
+    results = found.run(sets)
+    results = _added(before, results)
     options.output.mkdir(parents=True, exist_ok=True)
     print(per_example.write(results, title, found.agreement, options.output, name))
     print(f"{common.command(options)}: {(perf_counter() - start) / 60:.0f} minutes; {common.load()}")
@@ -89,11 +92,13 @@ def audit(options):
 def _added(before, results):
     """What was found before, with what is new. The originals and retrained models must be the same."""
     for name, new in results.items():
-        old = before[name]
+        old = before.setdefault(name, new)
+        if old is new:
+            continue
         for part, way in (("figures", ORIGINAL), *(("floors", n) for n in new["floors"])):
             then, now = (each[part][way]["ndcg"]["median"] if way in each[part] else None for each in (old, new))
             if then is not None and not np.isclose(then, now, rtol=1e-5):  # others would differ by some 1e-3
-                raise SystemExit(f"{name}: models of {way} are not those of the page; measure all of it anew")
+                raise InputError(f"{name}: models of {way} are not those of the page; measure all of it anew")
         new["figures"].pop(ORIGINAL)
         old["floors"] |= {n: floor for n, floor in new["floors"].items() if n not in old["floors"]}
         for part in ("figures", "against"):
@@ -101,7 +106,10 @@ def _added(before, results):
     return before
 
 
-@takes(**OPTIONS, kept=option("0 .02 .05 .1", "shares of the effect that are kept, separated by spaces"))
+@takes(
+    **{name: each for name, each in OPTIONS.items() if name != "methods"},
+    kept=option([0.0, 0.02, 0.05, 0.1], "shares of the effect that are kept", nargs="+", type=float),
+)
 def planted(options):
     """Exact models that secretly keep a share of what the forgotten pairs had meant: from which share on it shows."""
     found = _audit(options, ["ours"])
@@ -111,7 +119,7 @@ def planted(options):
         originals, oracles, exact = (found.views(panel, way) for way in (ORIGINAL, ORACLE, "exact, fresh"))
         floor, rows = compared(panel, originals, oracles), []
         paired = found.views(panel, "exact, paired")
-        for share in map(float, options.kept.split()):
+        for share in options.kept:
             effect = (originals.margin - paired.margin) * np.float32(share)  # of that model: random numbers cancel
             cheating = Views(exact.margin + effect, exact.top)
             figures = compared(panel, originals, oracles, cheating)
@@ -129,6 +137,7 @@ def planted(options):
     },
     share=option(0.005, "of the interactions, in each"),
     output=RESULTS / "lds",
+    again=AGAIN,
 )
 def lds(options):
     """Linear datamodeling score: over forget sets, how predicted changes of a pair's margin follow those of paired
@@ -137,7 +146,8 @@ def lds(options):
     Paired training is `training.train_paired`'s law by `exact, paired`, which results/exact.md compares with RecBole's;
     of models without closed forms it is the model's own trainer's, and touched rows are no way of theirs.
     """
-    found = _audit(options, ["ours", *chosen(options.methods, options.model)])
+    common.check_new(options, stem := f"{options.dataset}-{options.model}-{setting(options)}")
+    found = _audit(options, options.methods, also=["ours"])
     split, rng, margins = found.split, np.random.default_rng(1), {}
     panel = Panel(split, [])
     with scratch_folder() as folder, quiet():
@@ -161,9 +171,9 @@ def lds(options):
             for name, group in panel.groups.items()
         }
         rows.append({"way": way} | {name: common.mean_sd(each, 3) for name, each in scores.items() if each})
-    title = f"{options.model} on {options.dataset}: linear datamodeling score"
+    title = f"{options.model} on {options.dataset}, {shown(options)}: linear datamodeling score"
     page = f"## {title}\n\n{common.markdown(rows)}\n\n`{common.command(options)}`\n"
-    common.write(page, options.output, f"{options.dataset}-{options.model}-{setting(options)}", rows)
+    common.write(page, options.output, stem, rows)
 
 
 def _alike(true, predicted):
@@ -181,34 +191,36 @@ def _alike(true, predicted):
     },
     seeds=option(SEEDS, "models to choose on, none of which is evaluated"),
     output=RESULTS / "tuned",
+    again=AGAIN,
 )
 def tune(options):
     """Choose the settings of methods by one rule for all (docs/comparison.md): no retrained model is looked at.
 
     Of the sets, given in `comparison_sets` of a comparison, as many other rows are forgotten, at random.
     """
+    common.check_new(options, stem := f"{options.dataset}-{options.model}-{setting(options)}")
     trained = common.trained_seeds(options, options.model, comparison_sets=options.sets, **changed_keys(options))
-    names = chosen(options.methods, options.model)
+    names = chosen(options.methods, trained.config)
     evaluated = np.unique(np.concatenate(list(forget_sets(trained.config, trained.split).values())))
     trials, nothing = tuned(trained, names, evaluated, options.seeds)
     rows = [{"method": "nothing done", "setting": "", "gap": f"{nothing.gap:+.4f}", "lost": "0.0%", "": ""}]
     for name, each in trials.items():
         default, found = settings_of(name), best(each)
         for trial in each:
-            (shown,) = (f"{key}: {value:g}" for key, value in trial.settings.items())
+            (changed,) = (f"{key}: {value:g}" for key, value in trial.settings.items())
             marks = {"default": trial.settings.items() <= default.items(), "**chosen**": trial is found}
             notes = ", ".join(mark for mark, holds in marks.items() if holds)
             done = np.isfinite(trial.gap)
             figures = {"gap": f"{trial.gap:+.4f}" if done else "refused", "lost": f"{trial.lost:.1%}" if done else ""}
-            rows.append({"method": name, "setting": shown, **figures, "": notes})
-    title = f"{options.model} on {options.dataset}, {setting(options)}: settings by one rule, {options.seeds} models"
+            rows.append({"method": name, "setting": changed, **figures, "": notes})
+    title = f"{options.model} on {options.dataset}, {shown(options)}: settings by one rule, {options.seeds} models"
     read = (
         "Gap: forget-set AUC minus the AUC of the validation interactions; lost: share of the validation metric. "
         f"Chosen: the smallest gap of those that lose at most {MOST_LOST:.0%}; where all lose more, the least loss."
     )
     page = f"## {title}\n\n{read}\n\n{common.markdown(rows)}\n\n`{common.command(options)}`\n"
     figures = {name: dict(best(each).settings) for name, each in trials.items()}
-    common.write(page, options.output, f"{options.dataset}-{options.model}-{setting(options)}", figures)
+    common.write(page, options.output, stem, figures)
 
 
 SHOWN = ("nothing done", "ubpr", "one corrected step", "touched rows", "exact, paired", "exact, fresh")
@@ -217,7 +229,7 @@ SHOWN = ("nothing done", "ubpr", "one corrected step", "touched rows", "exact, p
 @takes(results=RESULTS / "audit", stem="ml-100k-BPR-default", output=ROOT / "docs" / "audit.svg")
 def picture(options):
     """Draw docs/audit.svg: the first forget set of an audit, some of the methods."""
-    each = next(iter(json.loads((options.results / f"{options.stem}.json").read_text())["sets"].values()))
+    each = next(iter(read_json(options.results / f"{options.stem}.json")["sets"].values()))
     pairs = {name: found["pairs"] for name, found in each["figures"].items() if name in SHOWN}
     drawn = pair_histograms(pairs, {name: per_example.floor_of(each, name)["pairs"] for name in pairs})
     options.output.write_text(svg(drawn), "utf-8")

@@ -45,6 +45,7 @@ CACHED = {
     "processes": option(type=int, help="trainings at once"),
 }
 CHANGES = option("", "keys of the configuration, KEY=VALUE, separated by spaces")
+AGAIN = option(False, "replace the page that is there, whatever it was measured with")
 CLOCK = option("wall", "cpu: for a busy machine, with 1 thread", choices=CLOCKS)
 
 
@@ -79,7 +80,14 @@ def run(doc, commands, inner=()):
         words = [own, *words]
     options = parser.parse_args(words)
     sys.argv[1:] = []  # RecBole would read them
-    options.function(options)
+    try:
+        options.function(options)
+    except ValueError as error:
+        errors = sys.modules.get("recbole_unlearn.errors")
+        if not errors or not isinstance(error, errors.InputError):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
 
 
 def _add(parser, name, keys):
@@ -109,7 +117,7 @@ def words(options, *names):
 
 def command(options):
     """The command line, with what differs from the defaults but for places on this machine."""
-    places = ("data_path", "cache", "processes", "minutes", "output", "picture", "folder")
+    places = ("data_path", "cache", "processes", "minutes", "output", "picture", "folder", "again")
     parser = options.parser
     names = [name for name in options.function.arguments if name not in places]
     changed = [name for name in names if getattr(options, name) != parser.get_default(name)]
@@ -309,7 +317,36 @@ def setting(options):
 
 def changed_keys(options):
     """What `CHANGES` says."""
-    return dict(change.split("=", 1) for change in options.changes.split())
+    from recbole_unlearn.settings.given import read_arguments
+
+    return read_arguments([f"--{change}" for change in options.changes.split()])
+
+
+def shown(options):
+    """`setting`, and what `CHANGES` says."""
+    return " ".join([setting(options), *options.changes.split()])
+
+
+def read_json(file):
+    """The dict that a JSON file holds; InputError where there is none."""
+    from recbole_unlearn.errors import InputError
+
+    try:
+        found = json.loads(Path(file).read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot read {file}: {error}") from None
+    if not isinstance(found, dict):
+        raise InputError(f"{file} must hold an object, not {type(found).__name__}")
+    return found
+
+
+def check_new(options, *names):
+    """InputError where a page is there already: hours went into it, and its name does not tell every option."""
+    from recbole_unlearn.errors import InputError
+
+    for file in (options.output / f"{name}.md" for name in names):
+        if file.exists() and not options.again:
+            raise InputError(f"{file} is there; give --again to replace it, or --output for another folder")
 
 
 def markdown(rows):

@@ -5,10 +5,10 @@
         --sets=ratio:0.0001
     python benchmarks/fidelity.py COMMAND --help            # ablation, reoptimise, paper-ratios, picture
 
-Trained models are cached in --cache; a run that was cut off goes on. Writes Markdown, CSV, LaTeX and JSON to --output.
+Trained models are cached in --cache; a run that was cut off goes on. Writes Markdown, CSV, LaTeX and JSON to --output,
+where a page that is there is not replaced unless --again is given.
 """
 
-import json
 import logging
 import tempfile
 from dataclasses import replace
@@ -19,14 +19,15 @@ import common
 import numpy as np
 import pandas as pd
 import torch
-from common import CACHED, CHANGES, RESULTS, ROOT, changed_keys, mean_sd, option, setting, takes
+from common import AGAIN, CACHED, CHANGES, RESULTS, ROOT, changed_keys, mean_sd, option, read_json, setting, takes
 from scipy.optimize import minimize
 
 from recbole_unlearn.comparison.fidelity import METHODS
 from recbole_unlearn.comparison.fidelity import fidelity as measured
-from recbole_unlearn.comparison.figures import kind_and_number
+from recbole_unlearn.comparison.figures import SETS, kind_and_number
 from recbole_unlearn.comparison.seeds import opened
 from recbole_unlearn.data.forget import ForgetRequest
+from recbole_unlearn.errors import InputError
 from recbole_unlearn.influence.newton import Objective, flat, minimise, nearest_rotation
 from recbole_unlearn.influence.objective import pool_return
 from recbole_unlearn.influence.operators import UserTriples
@@ -48,38 +49,57 @@ def forget_rows(split, kind, size, seed=2020):
     return np.flatnonzero(np.isin(split.users, users) if kind == "users" else np.isin(split.items, items))
 
 
-def report(trained, options, methods, setting, stem):
-    """Measure the methods on each of the forget sets; print the tables and write them."""
-    options.output.mkdir(parents=True, exist_ok=True)
+def wanted(options, stem):
+    """The forget sets, each with its (kind, number) and the name of its page, which must not be there yet."""
+    found = {}
     for text in options.sets.split():
-        rows = forget_rows(trained.split, *kind_and_number(text))
+        try:
+            kind, number = kind_and_number(text)
+            if kind not in (*SETS, "users", "items"):
+                raise ValueError
+        except ValueError:
+            kinds = ", ".join((*SETS, "users", "items"))
+            raise InputError(f"sets: {text!r} must be KIND:NUMBER with a kind among {kinds}") from None
+        found[text] = (kind, number), f"{stem}-{text.replace(':', '-')}"
+    common.check_new(options, *(name for _, name in found.values()))
+    return found
+
+
+def report(trained, options, methods, setting, sets):
+    """Measure the methods on each of the `wanted` forget sets; print the tables and write them."""
+    options.output.mkdir(parents=True, exist_ok=True)
+    for text, (chosen, name) in sets.items():
+        rows = forget_rows(trained.split, *chosen)
         results = measured(trained, rows, options.seeds, methods)
         what = f"{options.dataset}, {setting} {options.model}, forget {text} ({len(rows)} interactions)"
         title = f"{what}, {options.seeds} seeds"
-        print(write_fidelity(results, title, options.output, f"{stem}-{text.replace(':', '-')}"), flush=True)
+        print(write_fidelity(results, title, options.output, name), flush=True)
 
 
-SETS = "forget sets, KIND:SIZE, separated by spaces; also popular_items, core_users, ..."
+OF_SETS = "forget sets, KIND:SIZE, separated by spaces; also popular_items, core_users, ..."
 COMPILED = option(False, "train by the compiled kernels, after they were compared with RecBole's trainer")
 
 
 @takes(
     model="BPR",
     **CACHED,
-    sets=option("count:200 users:20 items:20", SETS),
+    sets=option("count:200 users:20 items:20", OF_SETS),
     methods=option("", f"separated by semicolons; default all: {'; '.join(METHODS)}"),
     seeds=6,
     changes=CHANGES,
     compiled=COMPILED,
     output=RESULTS / "fidelity",
+    again=AGAIN,
 )
 def fidelity(options):
-    changes = changed_keys(options)
-    trained = common.trained_seeds(options, options.model, compiled=options.compiled, **changes)
-    methods = {name: METHODS[name] for name in options.methods.split("; ")} if options.methods else None
+    changes, names = changed_keys(options), options.methods.split("; ") if options.methods else []
+    if unknown := set(names) - set(METHODS):
+        raise InputError(f"there are no methods {', '.join(sorted(unknown))}; there are {'; '.join(METHODS)}")
     words = "-".join([setting(options), *(f"{key}={value}" for key, value in changes.items())])
     model = "" if options.model == "BPR" else f"{options.model}-"
-    report(trained, options, methods, words, f"{options.dataset}-{model}{words}")
+    sets = wanted(options, f"{options.dataset}-{model}{words}")
+    trained = common.trained_seeds(options, options.model, compiled=options.compiled, **changes)
+    report(trained, options, {name: METHODS[name] for name in names} or None, words, sets)
 
 
 # Ablation
@@ -100,15 +120,17 @@ VARIANTS = {
 @takes(
     model="BPR",
     **CACHED,
-    sets=option("count:200", SETS),
+    sets=option("count:200", OF_SETS),
     seeds=6,
     compiled=COMPILED,
     output=RESULTS / "ablation",
+    again=AGAIN,
 )
 def ablation(options):
     """What each part of the influence step contributes, beside the replay that needs none of it tuned."""
+    sets = wanted(options, options.dataset)
     trained = common.trained_seeds(options, options.model, compiled=options.compiled)
-    report(trained, options, VARIANTS, setting(options), options.dataset)
+    report(trained, options, VARIANTS, setting(options), sets)
 
 
 # Re-optimisation
@@ -267,6 +289,7 @@ PAPER_FILE = option([str(ROOT / "properties/paper.yaml")], nargs="+", type=CACHE
     seeds=3,
     retrain_epochs=3,
     output=RESULTS,
+    again=AGAIN,
 )
 def paper_ratios(options):
     """The paper's six forget ratios: original, unlearned and retrained under both protocols.
@@ -274,6 +297,7 @@ def paper_ratios(options):
     Training times in the cache were taken while other trainings ran beside; the last line therefore times one Retrain
     with stock RecBole (--retrain_epochs epochs of it) and the unlearning again, alone, one after the other.
     """
+    common.check_new(options, name := f"paper_ratios-{options.dataset}")
     trained = common.trained_seeds(options)
     config, split = trained.config, trained.split
     requests = {ratio: ForgetRequest("ratio", ratio).rows(split) for ratio in options.ratios}
@@ -314,7 +338,7 @@ def paper_ratios(options):
         f"for {config['epochs']} epochs; unlearning {unlearning:.3f} s (median of all): "
         f"{total / unlearning:.0f} times faster.\n"
     )
-    common.write(page, options.output, f"paper_ratios-{options.dataset}")
+    common.write(page, options.output, name)
 
 
 # The picture
@@ -336,7 +360,7 @@ def picture(options):
 
     figure, axes = plt.subplots(1, len(TITLES), figsize=(11, 2.9), sharey=True)
     for axis, (kind, title) in zip(axes, TITLES.items(), strict=True):
-        results = json.loads((options.results / f"{options.stem}-{kind}.json").read_text())
+        results = read_json(options.results / f"{options.stem}-{kind}.json")
         target = results["retrained"]
         axis.axvspan(
             target["forget_auc"] - 2 * target["forget_auc_sd"], target["forget_auc"] + 2 * target["forget_auc_sd"],

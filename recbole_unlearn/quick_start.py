@@ -44,14 +44,8 @@ def run_unlearn(
         sweep_scratch()
         check_dry_run(given)
         check_purge(given, saved)
-        if given.experiment:
-            return many.paper(given)
         check_many(given)
-        if given.get("evaluate") == "audit":
-            return many.audited(given, held, saved)
-        if given.get("methods") is not None or given.get("compare_models") is not None:
-            return many.compared(given, held, saved)
         if given.many:
-            return many.measured(given, held, saved)
+            return many.run(given, held, saved)
         run = Run(given, held, saved)
         return planned(run) if run.config["dry_run"] else run.run()

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from recbole_unlearn.comparison.panel import TOP, Panel
-from recbole_unlearn.comparison.populations import Audit, audited, set_names
+from recbole_unlearn.comparison.populations import AUDITED, Audit, audited, set_names
 from recbole_unlearn.errors import InputError
+from recbole_unlearn.methods import suited
 from recbole_unlearn.quick_start import run_unlearn
 from recbole_unlearn.settings.config import UnlearnConfig
 from recbole_unlearn.training.fit import new_model
@@ -95,7 +96,9 @@ def test_a_panel_sees_margins_and_lists(make_split, make_model):
         ({"audit_models": 4}, "at least 16"),
         ({"compare_models": "Pop"}, "leave compare_models out"),
         ({"methods": "magic"}, "unknown method"),
-        ({"methods": "sisa", "model": "NeuMF"}, "sisa is for BPR and LightGCN"),
+        ({"methods": "sisa", "model": "NeuMF"}, "sisa is not for NeuMF: it is for BPR and LightGCN"),
+        ({"methods": "scif,ours", "model": "DMF"}, "scif is not for DMF"),
+        ({"methods": "ubpr", "model": "DMF"}, "ubpr is not for DMF: it is trained on labels"),
         ({"methods": "ultrare", "method_args": {"ultrare": {"shards": 0}}}, "shards must be above 0"),
         ({"methods": "sisa", "method_args": {"sisa": {"slices": 0}}}, "slices must be above 0"),
         ({"checkpoint": "model.pth"}, "leave checkpoint out"),
@@ -115,6 +118,7 @@ def test_ours_is_the_ways_that_a_model_has_and_the_default_set_is_mixed(make_spl
     assert set(audited(["ours", "retrain"], whole)) == {"one corrected step", "touched rows", *EXACT}
     assert set(audited(["ours"], factorised)) == {"one corrected step", *EXACT}
     assert set(audited(["ours"], labels)) == set(EXACT)
+    assert suited(AUDITED, whole) == AUDITED and suited(AUDITED, labels) == ["fine_tune", "ours"]
     assert set_names(None) == ["mixed:200"]
 
 

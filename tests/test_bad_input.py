@@ -18,6 +18,7 @@ from conftest import SECRET_USER, inside
 
 import run_unlearn as command_line
 from recbole_unlearn.errors import InputError
+from recbole_unlearn.quick_start import run_unlearn
 from recbole_unlearn.storage import checkpoints as checkpoint
 from recbole_unlearn.storage import inter_file, triple_log
 from recbole_unlearn.storage import purging as purge
@@ -227,7 +228,14 @@ def requests(*lines):
 
 SERVED = ["--requests=requests.csv"]
 TIMES = "--load_col={'inter':['user_id','item_id','timestamp']}"
-TRAINED = ["--checkpoint=None", "--epochs=1", "--train_batch_size=97", "--model=BPR", "--dataset=tiny"]
+TRAINED = [
+    "--checkpoint=None",
+    "--compare=None",
+    "--epochs=1",
+    "--train_batch_size=97",
+    "--model=BPR",
+    "--dataset=tiny",
+]
 COMPARED = [*TRAINED, "--methods=retrain"]
 AUDITED = ["--audit=./audit.jsonl"]
 
@@ -464,9 +472,13 @@ CASES = {
     "setting of another kind": (nothing, [*COMPARED, "--method_args={'fine_tune':{'epochs':'few'}}"], "epochs"),
     "models to compare that are unknown": (nothing, [*TRAINED, "--compare_models=LihgtGCN"], "LihgtGCN"),
     "comparison of a checkpoint": (nothing, ["--methods=all"], "leave checkpoint out"),
-    "sets of a comparison that name nobody": (nothing, [*COMPARED, "--comparison_sets=users:5"], "comparison_sets"),
+    "sets of a comparison that name nobody": (
+        nothing, [*COMPARED, "--forget_count=None", "--comparison_sets=users:5"], "KIND:VALUE",
+    ),
     "seeds of a comparison that are none": (nothing, [*COMPARED, "--comparison_seeds=0"], "comparison_seeds"),
-    "experiment that is unknown": (nothing, ["--experiment=papre"], "paper"),
+    "experiment that is unknown": (
+        nothing, [*TRAINED, "--forget_count=None", "--experiment=papre"], "did you mean 'paper'",
+    ),
     "experiment with a forget set": (nothing, [*TRAINED, "--experiment=paper"], "forget_count"),
     "training with an embedding of no numbers": (nothing, [*TRAINED, "--embedding_size=0"], "embedding_size"),
     "training with an embedding of text": (nothing, [*TRAINED, "--embedding_size=big"], "embedding_size"),
@@ -606,6 +618,54 @@ def forgotten_pairs(scene):
             if token not in tokens[field]:
                 tokens[field].append(token)
     Path("pairs.tsv").write_text(f"{tokens['user_id'][user - 1]}\t{tokens['item_id'][item - 1]}\n")
+
+
+IN_AUDIT, IN_FIDELITY, IN_PAPER = {"evaluate": "audit"}, {"evaluate": "fidelity"}, {"experiment": "paper"}
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        (
+            {**IN_AUDIT, "forget_users": ["u17"]},
+            "forget_users is for .*; leave forget_users out, and give comparison_sets",
+        ),
+        ({**IN_AUDIT, "forget_ratio": 0.0025}, "leave forget_ratio out"),
+        ({**IN_AUDIT, "forget_seed": 3}, "leave forget_seed out"),
+        ({**IN_AUDIT, "comparison_seeds": 3}, "not for evaluate: audit; leave comparison_seeds out"),
+        ({**IN_AUDIT, "coupling": "fresh"}, "leave coupling out"),
+        ({**IN_AUDIT, "compare": "none"}, "leave compare out"),
+        ({**IN_AUDIT, "methods": "ours", "method_args": {"ours": {"method": "influence"}}}, "leave ours out"),
+        (
+            {**IN_AUDIT, "methods": "rrl", "method_args": {"scif": {"damping": 1.0}}},
+            "scif is not among the methods rrl",
+        ),
+        ({**IN_FIDELITY, "methods": "rrl"}, "methods is for .*, not for evaluate: fidelity; leave methods out"),
+        ({**IN_FIDELITY, "compare_models": "Pop"}, "leave compare_models out"),
+        ({**IN_FIDELITY, "comparison_sets": "count:9"}, "leave comparison_sets out"),
+        ({**IN_FIDELITY, "method_args": {"rrl": {}}}, "leave method_args out"),
+        ({**IN_FIDELITY, "paper": True}, "leave paper out"),
+        ({**IN_FIDELITY, "method": "replay"}, "leave method out"),
+        ({**IN_FIDELITY, "audit_models": 16}, "audit_models is for evaluate: audit, not for evaluate: fidelity"),
+        ({"methods": "ours", "method": "influence"}, "not for methods; leave method out, and give method_args"),
+        ({"methods": "ours", "fidelity_seeds": 4}, "leave fidelity_seeds out"),
+        ({"methods": "ours", "comparison_sets": "count:9", "forget_users": ["u17"]}, "leave it out, or forget_users"),
+        ({"compare_models": "Pop", "changed_lists": 3}, "not for compare_models; leave changed_lists out"),
+        ({"compare_models": "Pop", "drift_every": 3}, "leave drift_every out"),
+        ({"compare_models": "Pop", "audit": "record.jsonl"}, "leave audit out"),
+        ({**IN_PAPER, "forget_items": ["i3"]}, "leave forget_items out"),
+        ({**IN_PAPER, **IN_FIDELITY}, "leave evaluate out"),
+        ({**IN_PAPER, "embeddings": True}, "leave embeddings out"),
+        ({"forget_count": 9, "comparison_sets": "count:9"}, "not for a run of one model; leave comparison_sets out"),
+        ({"forget_count": 9, "fidelity_seeds": 4}, "leave fidelity_seeds out"),
+        ({"forget_count": 9, "method_args": {"ours": {}}}, "leave method_args out"),
+    ],
+)
+def test_what_a_run_does_nothing_with_is_refused_before_any_work(make_options, tmp_path, keys, said):
+    cache = {"comparison_cache": str(tmp_path / "cache"), "fidelity_cache": str(tmp_path / "cache")}
+    with pytest.raises(InputError, match=said) as refused:
+        run_unlearn("BPR", "tiny", config_dict=make_options(output_dir=str(tmp_path / "out"), **cache, **keys))
+    assert "\n" not in str(refused.value) and not list(tmp_path.glob("*/*"))
 
 
 def test_there_are_more_cases_than_were_promised():

@@ -197,13 +197,15 @@ def test_forget_sets_that_would_name_somebody_or_nothing_are_refused(make_config
         ({"compare_models": "LightGNC"}, "did you mean 'LightGCN'"),
         ({"compare_models": "SASRec"}, "SASRec is sequential and has the held-out"),
         ({"methods": "ours", "comparison_seeds": 0}, "comparison_seeds must be"),
-        ({"methods": "ours", "comparison_sets": "users:3"}, "comparison_sets"),
+        ({"methods": "ours", "forget_count": None, "comparison_sets": "users:3"}, "'users:3' is not KIND:VALUE"),
         ({"methods": "ours", "checkpoint": "model.pth"}, "leave checkpoint out"),
+        ({"methods": "ours", "method_args": {"rrl": {"steps": 3}}}, "rrl is not among the methods ours"),
+        ({"methods": "ours", "comparison_sets": "count:9"}, "leave it out, or forget_count"),
     ],
 )
 def test_bad_input_is_refused_in_one_line_before_anything_is_written(make_options, keys, message):
     with pytest.raises(InputError, match=message) as refused:
-        run_unlearn(dataset="tiny", config_dict=make_options(forget_count=10, output_dir="out", **keys))
+        run_unlearn(dataset="tiny", config_dict=make_options(**{"forget_count": 10, "output_dir": "out", **keys}))
     assert "\n" not in str(refused.value) and not Path("out").exists() and not Path("saved").exists()
     assert not torch.is_anomaly_enabled()
 

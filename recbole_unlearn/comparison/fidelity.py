@@ -15,6 +15,7 @@ from recbole_unlearn.comparison.asked import asked, listable
 from recbole_unlearn.comparison.seeds import SeedRun, quiet
 from recbole_unlearn.comparison.ways import STEP, WAYS, ways_of
 from recbole_unlearn.devices import read
+from recbole_unlearn.errors import InputError
 from recbole_unlearn.evaluation.churn import shared
 from recbole_unlearn.evaluation.forgetting import query_scores
 from recbole_unlearn.evaluation.ranking import evaluate
@@ -240,7 +241,7 @@ def fidelity(trained, rows, seeds=6, methods=None, show_progress=True):
         the ``agreement`` of compiled training with RecBole's (`TrainedSeeds`).
     """
     if seeds < 3:
-        raise ValueError("fidelity needs at least 3 seeds")
+        raise InputError(f"fidelity needs at least 3 seeds, not {seeds}")
     config, split = trained.config, trained.split
     first, forgotten = config["seed"], tuple(int(r) for r in rows)
     originals = [SeedRun(first + n, (), True) for n in range(seeds)]

@@ -19,9 +19,8 @@ import yaml
 from recbole_unlearn.comparison.figures import DISTANCE, ORIGINAL, RETRAIN, Comparison, summary
 from recbole_unlearn.comparison.published import METRICS, PROTOCOL, PUBLISHED, from_retrain, sentences
 from recbole_unlearn.comparison.seeds import SeedRun, TrainedSeeds, quiet
-from recbole_unlearn.data.forget import KINDS, ForgetRequest
+from recbole_unlearn.data.forget import ForgetRequest
 from recbole_unlearn.data.sampling import Played
-from recbole_unlearn.errors import InputError
 from recbole_unlearn.evaluation.geometry import embeddings, geometry, scores, turned, weight_distance
 from recbole_unlearn.methods import METHODS
 from recbole_unlearn.methods.shards import MODELS as INNER_PRODUCTS
@@ -102,14 +101,7 @@ def paper_arguments(given, quick):
     """``arguments`` of the paper's setting; the user's files and keys come after it.
 
     ``method_args``, unless given, put all interactions to forget into one shard, as the paper does: `METHOD_ARGS`.
-
-    Raises:
-        InputError: keys that the experiment sets itself.
     """
-    own = ("checkpoint", "compare_models", "comparison_sets", *(f"forget_{kind}" for kind in KINDS))
-    for key in own:
-        if given.get(key) is not None:
-            raise InputError(f"experiment: paper says itself what is trained and forgotten; leave {key} out")
     changes = {**_defaults(quick), **given.options}
     return given.model or "BPR", given.dataset or "ml-100k", ["properties/paper.yaml", *given.files], changes
 

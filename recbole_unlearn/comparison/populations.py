@@ -31,12 +31,13 @@ from recbole_unlearn.methods import METHODS, all_settings, names_in
 from recbole_unlearn.methods.base import Method, Task
 from recbole_unlearn.methods.shards import Sharded
 from recbole_unlearn.settings.config import changed
+from recbole_unlearn.settings.keys import KEYS
 from recbole_unlearn.storage import checkpoints
 from recbole_unlearn.storage.files import replacing, scratch_folder
 from recbole_unlearn.training.fit import LIMIT, train, training_settings
 
 ORIGINAL, ORACLE = "nothing done", "retrained"
-AUDITED = ["ubpr", "scif", "ifru", "rrl", "gradient_ascent", "fine_tune", "ours"]  # unless others are asked for
+AUDITED = ["ubpr", "scif", "ifru", "rrl", "gradient_ascent", "fine_tune", "ours"]  # those for the model, by default
 FEWER, FEW = 8, 16  # times fewer models of methods that train many beforehand; but so many, where there are
 OTHERS = 1_000_000  # seeds of oracles, and of the models that find what is vulnerable, are so far from the originals'
 SCOUTED = 1 << 15  # rows that these are asked for at once
@@ -55,12 +56,14 @@ def audited(names: list[str], config: Config, method_args: dict | None = None) -
     other methods the settings of properties/method hold.
 
     Raises:
-        InputError: settings that no model can have which never saw the forget set.
+        InputError: settings that no model can have which never saw the forget set, or settings of ours.
     """
     found = {}
     for name, settings in all_settings([name for name in names if name != "retrain"], method_args).items():
         if settings.get("ideal"):
             raise InputError(f"{name}: an audit has models that never saw what is forgotten; leave ideal out")
+        if name == "ours" and (method_args or {}).get(name):
+            raise InputError("method_args: an audit has ours in each way that the model has; leave ours out")
         own = ways_of(config) if name == "ours" else {name: settings}
         found |= {way: (name, keys) for way, keys in own.items()}
     return found
@@ -121,7 +124,11 @@ class Audit:
             original where it has one; ``floors``, of the oracles for each n (as text) that occurs there, the greatest
             first, and of a method's own oracles under their name; ``against``, which of these is the floor of a method
             that has its own, or of its original.
+
+        Raises:
+            InputError: too few models for the figures.
         """
+        KEYS["audit_models"].checked(self.models)
         with quiet():
             found = agreement(self.config, self.split, self.folder)
             self.compiled = self.data[-1] = found is not None and found <= LIMIT

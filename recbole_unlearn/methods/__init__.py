@@ -1,11 +1,12 @@
 """The methods of a comparison, by name. A new one: its file here, its YAML in properties/method/, its line below."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from numbers import Real
 from typing import Any
 
 import yaml
+from recbole.config import Config
 
 from recbole_unlearn.errors import InputError
 from recbole_unlearn.methods.base import Method
@@ -44,21 +45,29 @@ METHODS: dict[str, type[Method]] = {
 }
 
 
-def chosen(value: object, model: str | None = None) -> list[str]:
+def suited(names: Iterable[str], config: Config) -> list[str]:
+    """Those of some methods that are for a configuration's model."""
+    return [name for name in names if METHODS[name].refuses(config) is None]
+
+
+def chosen(value: object, config: Config | None = None) -> list[str]:
     """Names of methods as the user gives them: ``all`` that are for a model, names separated by commas, or a list.
+
+    Args:
+        config: of the model; default: whatever it is.
 
     Raises:
         InputError: a name that no method has, or a method that is not for the model.
     """
     names = names_in(value, "methods")
     if names == ["all"]:
-        return [name for name, method in METHODS.items() if model is None or model in (method.models or [model])]
+        return list(METHODS) if config is None else suited(METHODS, config)
     for name in names:
         if name not in METHODS:
             near = difflib.get_close_matches(name.lower(), METHODS, n=1, cutoff=0)
             raise InputError(f"unknown method {name!r}; did you mean {near[0]!r}? methods: {', '.join(METHODS)}")
-        if model and (models := METHODS[name].models) and model not in models:
-            raise InputError(f"{name} is for {' and '.join(models)}, not {model}; choose another method")
+        if config and (reason := METHODS[name].refuses(config)):
+            raise InputError(f"method {name} is not for {config['model']}: {reason}; choose another method")
     return names
 
 
@@ -112,7 +121,7 @@ def _check_ranges(name, changes):
 
 
 def all_settings(
-    names: Iterable[str], method_args: dict[str, dict[str, Any] | None] | None = None
+    names: Collection[str], method_args: dict[str, dict[str, Any] | None] | None = None
 ) -> dict[str, dict[str, Any]]:
     """Settings of several methods.
 
@@ -127,4 +136,8 @@ def all_settings(
     for name, changes in (method_args or {}).items():
         chosen([name])
         settings_of(name, changes)
+        if name not in names:
+            raise InputError(
+                f"method_args: {name} is not among the methods {', '.join(names)}; leave it out, or add it"
+            )
     return {name: settings_of(name, (method_args or {}).get(name)) for name in names}

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from recbole.config import Config
 from recbole.data.dataset import Dataset
 from recbole.model.abstract_recommender import AbstractRecommender
 
@@ -76,7 +77,7 @@ class Method(ABC):
         settings: of ``properties/method/<name>.yaml``, with the user's changes.
 
     Attributes:
-        models: names of the models that it is for; None: any.
+        models: names of the models that it is for; None: any that `refuses` has nothing against.
         positive: settings that must be above 0; all numbers must be at least 0.
         limits: settings that must be numbers from one to another, both included; None may be a default.
         choices: settings that must be one of some words.
@@ -92,6 +93,12 @@ class Method(ABC):
 
     def __init__(self, task: Task, settings: dict[str, Any]) -> None:
         self.task, self.settings = task, settings
+
+    @classmethod
+    def refuses(cls, config: Config) -> str | None:
+        """In words, why it is not for a configuration's model; None: it is."""
+        known = cls.models is None or config["model"] in cls.models
+        return None if known else f"it is for {' and '.join(cls.models or ())}"
 
     def prepare(self, rows: np.ndarray | None = None) -> float:
         """Train what the method needs before any request beside the model itself, or find it in ``task.folder``.

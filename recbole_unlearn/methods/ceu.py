@@ -8,7 +8,15 @@ import torch
 
 from recbole_unlearn.methods.base import Forgotten, Method
 from recbole_unlearn.methods.certified import certified_epsilon
-from recbole_unlearn.methods.triples import add_to, curvature, last_epochs, load_kernels, lost_gradient, solve_on
+from recbole_unlearn.methods.triples import (
+    WITH_MARGINS,
+    add_to,
+    curvature,
+    last_epochs,
+    load_kernels,
+    lost_gradient,
+    solve_on,
+)
 
 
 class CEU(Method):
@@ -23,6 +31,7 @@ class CEU(Method):
     H is the Gauss-Newton matrix, which is the paper's Hessian where the scores are linear, as in its theory.
     """
 
+    models = WITH_MARGINS
     positive = ("damping", "delta")
     candidates = {"damping": (1e-7, 1e-6, 1e-5, 1e-4, 1e-3)}
 

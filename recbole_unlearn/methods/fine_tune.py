@@ -6,7 +6,7 @@ from time import perf_counter
 import numpy as np
 
 from recbole_unlearn.methods.base import Forgotten, Method
-from recbole_unlearn.training.trainer import BPRTrainer
+from recbole_unlearn.training.trainer import make_trainer
 
 
 class FineTune(Method):
@@ -22,7 +22,7 @@ class FineTune(Method):
         start, task = perf_counter(), self.task
         loader = task.split.remaining(rows, task.seed)
         model = task.model(loader._dataset)
-        trainer = BPRTrainer(task.config, model)
+        trainer = make_trainer(task.config, model)
         trainer.log_negatives = False
         trainer.optimizer.load_state_dict(copy.deepcopy(task.stored["optimizer"]))  # torch would go on in our tensors
         for epoch in range(self.settings["epochs"]):

@@ -9,7 +9,7 @@ import torch
 from recbole_unlearn.errors import InputError
 from recbole_unlearn.influence.operators import Curvature, Damped
 from recbole_unlearn.methods.base import Forgotten, Method
-from recbole_unlearn.methods.triples import add_to, curvature, last_epochs, load_kernels, lost_gradient
+from recbole_unlearn.methods.triples import WITH_MARGINS, add_to, curvature, last_epochs, load_kernels, lost_gradient
 
 
 class GIF(Method):
@@ -23,6 +23,7 @@ class GIF(Method):
     stopped early: the series then grows in those directions).
     """
 
+    models = WITH_MARGINS
     positive = ("scale",)
     candidates = {"scale": (3e-4, 1e-3, 3e-3, 1e-2, 0.1)}
 

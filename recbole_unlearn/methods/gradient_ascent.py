@@ -9,7 +9,7 @@ from recbole.model.abstract_recommender import AbstractRecommender
 from recbole_unlearn.devices import placed
 from recbole_unlearn.influence.objective import Triples
 from recbole_unlearn.methods.base import Forgotten, Method
-from recbole_unlearn.methods.triples import last_epochs, logged_triples, margins
+from recbole_unlearn.methods.triples import WITH_MARGINS, last_epochs, logged_triples, margins
 
 
 class GradientAscent(Method):
@@ -20,6 +20,7 @@ class GradientAscent(Method):
     how far it goes.
     """
 
+    models = WITH_MARGINS
     candidates = {"steps": (3, 10, 30, 100, 300)}
 
     def forget(self, rows: np.ndarray, show_progress: bool = False) -> Forgotten:

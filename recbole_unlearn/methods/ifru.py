@@ -7,6 +7,7 @@ import numpy as np
 
 from recbole_unlearn.methods.base import Forgotten, Method
 from recbole_unlearn.methods.triples import (
+    WITH_ROWS,
     add_to,
     curvature,
     embedding_mask,
@@ -30,6 +31,7 @@ class IFRU(Method):
     weight decay's share and ``damping``, per triple.
     """
 
+    models = WITH_ROWS
     candidates = {"damping": (1e-6, 1e-5, 1e-4, 1e-3, 1e-2)}
 
     def prepare(self, rows: np.ndarray | None = None) -> float:

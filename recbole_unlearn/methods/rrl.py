@@ -10,7 +10,7 @@ from recbole_unlearn.devices import placed
 from recbole_unlearn.influence.objective import Triples
 from recbole_unlearn.influence.operators import AutogradCurvature, DotProductCurvature
 from recbole_unlearn.methods.base import Forgotten, Method
-from recbole_unlearn.methods.triples import curvature, last_epochs, load_kernels, logged_triples, margins
+from recbole_unlearn.methods.triples import WITH_MARGINS, curvature, last_epochs, load_kernels, logged_triples, margins
 
 
 class RRL(Method):
@@ -23,6 +23,7 @@ class RRL(Method):
     but for what lies off the diagonal. Negatives of F are those that training logged in its last epochs.
     """
 
+    models = WITH_MARGINS
     candidates = {"steps": (3, 10, 30, 100, 300)}
 
     def prepare(self, rows: np.ndarray | None = None) -> float:

@@ -9,7 +9,15 @@ from recbole.model.abstract_recommender import AbstractRecommender
 
 from recbole_unlearn.devices import array
 from recbole_unlearn.methods.base import Forgotten, Method
-from recbole_unlearn.methods.triples import add_to, curvature, embedding_mask, last_epochs, logged_triples, solve_on
+from recbole_unlearn.methods.triples import (
+    WITH_ROWS,
+    add_to,
+    curvature,
+    embedding_mask,
+    last_epochs,
+    logged_triples,
+    solve_on,
+)
 from recbole_unlearn.storage.triple_log import TripleLog
 
 
@@ -23,6 +31,7 @@ class SCIF(Method):
     paper has pointwise labels; sums over triples on both sides; no forgotten item returns to the negative pool.
     """
 
+    models = WITH_ROWS
     candidates = {"damping": (1e-4, 1e-2, 0.1, 1.0, 10.0)}
 
     def forget(self, rows: np.ndarray, show_progress: bool = False) -> Forgotten:

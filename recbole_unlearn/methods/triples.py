@@ -24,6 +24,9 @@ from recbole_unlearn.influence.solver import SolveReport, conjugate_gradient, pr
 from recbole_unlearn.methods.base import Task
 from recbole_unlearn.storage.triple_log import TripleLog
 
+# Models whose loss holds one BPRLoss, of triples of a user and two items; and of these, those with a row for each.
+WITH_ROWS = ("BPR", "LightGCN", "NGCF", "SpectralCF", "DGCF", "KTUP")
+WITH_MARGINS = (*WITH_ROWS, "KGIN")
 BATCH = 2**17  # triples that automatic differentiation takes at once
 
 

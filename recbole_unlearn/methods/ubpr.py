@@ -1,6 +1,7 @@
 """UBPR's one step, equation (7), as published."""
 
 from recbole_unlearn.methods.ours import Ours
+from recbole_unlearn.models.support import no_step
 from recbole_unlearn.settings.config import PAPER
 
 
@@ -11,6 +12,10 @@ class UBPR(Ours):
     stopped early, this Hessian is indefinite; conjugate gradient then stops at the first direction of negative
     curvature, which ``details`` say.
     """
+
+    @classmethod
+    def refuses(cls, config):
+        return super().refuses(config) or no_step(config)
 
     def changes(self):
         return {"paper": True, **PAPER, **self.settings}

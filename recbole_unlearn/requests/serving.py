@@ -68,7 +68,7 @@ def serve(
     """
     keys = {"compare": "none", **(keys or {})}
     given = Given.read(config_dict=keys)
-    taken = [key for key in given.values if key in OURS] + given.many + ["experiment"] * given.experiment
+    taken = [key for key in given.values if key in OURS] + given.many
     if taken:
         raise InputError(f"a queue is not served with {taken[0]}; leave it out")
     if given.get("dry_run"):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from recbole.utils import init_logger
 
-from recbole_unlearn import distributed, methods
+from recbole_unlearn import methods
 from recbole_unlearn.comparison.fidelity import fidelity
 from recbole_unlearn.comparison.figures import Comparison, forget_sets, requests, summary
 from recbole_unlearn.comparison.other_models import other_models
@@ -15,15 +15,20 @@ from recbole_unlearn.comparison.populations import audited as audit_methods
 from recbole_unlearn.comparison.seeds import TrainedSeeds
 from recbole_unlearn.data.forget import ForgetRequest
 from recbole_unlearn.data.split import Split
-from recbole_unlearn.errors import InputError
 from recbole_unlearn.reports import per_example, tables
 from recbole_unlearn.runs import output
 from recbole_unlearn.runs.result import Result
 from recbole_unlearn.settings.config import UnlearnConfig
-from recbole_unlearn.settings.conflicts import check_sizes, to_train
+from recbole_unlearn.settings.conflicts import AUDIT, EXPERIMENT, FIDELITY, check_sizes, to_train
 from recbole_unlearn.settings.given import Given
 from recbole_unlearn.settings.shown import hidden
 from recbole_unlearn.storage.files import in_one_line
+
+
+def run(given: Given, held: ExitStack, saved: bool) -> Result:
+    """The run that is asked for."""
+    runs = {EXPERIMENT: paper, AUDIT: audited, FIDELITY: measured}
+    return runs.get(given.many[0], compared)(given, held, saved)
 
 
 def measured(given: Given, held: ExitStack, saved: bool) -> Result:
@@ -53,7 +58,7 @@ def measured(given: Given, held: ExitStack, saved: bool) -> Result:
 def compared(given: Given, held: ExitStack, saved: bool) -> Result:
     """Train originals and retrained models, measure methods and models, write the tables."""
     config = to_train(given)
-    names = methods.chosen(config["methods"], config["model"]) if config["methods"] is not None else ["ours"]
+    names = methods.chosen(["ours"] if config["methods"] is None else config["methods"], config)
     settings = methods.all_settings(names, config["method_args"])
     models = other_models(config["compare_models"], *given.arguments)
     requests(config)
@@ -79,9 +84,7 @@ def compared(given: Given, held: ExitStack, saved: bool) -> Result:
 def audited(given: Given, held: ExitStack, saved: bool) -> Result:
     """Train populations of models, tell each method's from retrained ones pair by pair, write tables and pictures."""
     config = to_train(given)
-    if given.get("compare_models") is not None:
-        raise InputError("evaluate: audit judges methods of one model; leave compare_models out")
-    names = methods.chosen(AUDITED if config["methods"] is None else config["methods"], config["model"])
+    names = methods.suited(AUDITED, config) if config["methods"] is None else methods.chosen(config["methods"], config)
     chosen, sets = audit_methods(names, config, config["method_args"]), set_names(config["comparison_sets"])
     folder = output.output_folder(config)
     output.check_paths(config, folder, given.files, saved)
@@ -101,15 +104,16 @@ def audited(given: Given, held: ExitStack, saved: bool) -> Result:
     return Result("audit", values, page)
 
 
-def paper(given: Given) -> Result:
-    """The paper's tables and figures."""
-    if distributed.shared():
-        raise InputError("experiment trains its models in processes of its own; leave torchrun and nproc out")
+def paper(given: Given, held: ExitStack, saved: bool) -> Result:
+    """The paper's tables and figures, which are always written."""
     quick = given.get("quick") is True
     arguments = paper_arguments(given, quick)
     config = UnlearnConfig(*arguments)
-    names = methods.chosen("all" if config["methods"] is None else config["methods"], config["model"])
-    settings = methods.all_settings(names, config["method_args"])
+    names = methods.chosen("all" if config["methods"] is None else config["methods"], config)
+    changes = config["method_args"]
+    if given.get("method_args") is None:  # the experiment's own are for all methods
+        changes = {name: changes[name] for name in names if name in changes}
+    settings = methods.all_settings(names, changes)
     folder, dataset = Path(config["output_dir"] or "results"), config["dataset"]
     with in_one_line(folder):
         trained = TrainedSeeds(arguments, output.cache_folder(config, "comparison"))

@@ -19,19 +19,58 @@ DERIVED_FORMS = ("BPR", "LightGCN")  # models that are forgotten by replay and i
 RECOMPUTED = (*DERIVED_FORMS, "FPMC", "TransRec")  # models that kernels train again on what their log holds alone
 BY_KERNELS = (*RECOMPUTED, "LINE", "CFKG")  # models that are trained again by kernels
 
+# Runs, by what asks for them, and the keys that only some runs do anything with; all others serve every run.
+ONE, EXPERIMENT, AUDIT, FIDELITY = "a run of one model", "experiment", "evaluate: audit", "evaluate: fidelity"
+COMPARED = ("methods", "compare_models")
+ONE_ALONE = (
+    *("checkpoint", "method", "replay_rows", "replay_epochs", "paper", "compare", "request_batch", "drift_every"),
+    *("changed_lists", "embeddings", "everywhere", "audit", "audit_key"),
+)
+OF_AUTO = ("exact_seconds", "coupling", "undone_limit", "reoptimise_tolerance", "reoptimise_max_iterations")
+TAKEN: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(ONE_ALONE, (ONE,)),
+    **dict.fromkeys(OF_AUTO, (ONE, *COMPARED, EXPERIMENT)),  # elsewhere ours goes each of its ways, as `WAYS` say
+    **dict.fromkeys(keys.FORGET, (ONE, *COMPARED, FIDELITY)),
+    "forget_seed": (ONE, *COMPARED, FIDELITY, EXPERIMENT),
+    "evaluate": (ONE, *COMPARED, FIDELITY, AUDIT),
+    "fidelity_seeds": (FIDELITY,),
+    "audit_models": (AUDIT,),
+    "quick": (EXPERIMENT,),
+    "methods": (*COMPARED, AUDIT, EXPERIMENT),
+    "method_args": (*COMPARED, AUDIT, EXPERIMENT),
+    "compare_models": COMPARED,
+    "comparison_seeds": (*COMPARED, EXPERIMENT),
+    "comparison_sets": (*COMPARED, AUDIT),
+}
+INSTEAD = {  # (run, key) -> the key that says it there
+    **{(AUDIT, key): "comparison_sets" for key in keys.FORGET},
+    **{(run, key): "method_args" for run in (*COMPARED, EXPERIMENT) for key in ("method", "replay_rows")},
+}
+
 
 def check_many(given: Given) -> None:
-    """Raises InputError where what trains many models is asked for together with what it cannot be."""
-    if not (many := given.many):
+    """Raises InputError where a run is asked for what it does nothing with, or many models for what they cannot be."""
+    run = given.many[0] if given.many else ONE
+    for key, runs in TAKEN.items():
+        if run not in runs and _asked(given, key):
+            instead = f", and give {INSTEAD[run, key]}" if (run, key) in INSTEAD else ""
+            raise InputError(f"{key} is for {', '.join(runs)}, not for {run}; leave {key} out{instead}")
+    if run == ONE:
         return
+    if _asked(given, "comparison_sets") and (asked := [key for key in keys.FORGET if _asked(given, key)]):
+        raise InputError(f"comparison_sets says what is forgotten; leave it out, or {asked[0]}")
     if distributed.shared():
-        raise InputError(f"{many[0]} trains its models in processes of its own; leave torchrun and nproc out")
+        raise InputError(f"{run} trains its models in processes of its own; leave torchrun and nproc out")
     if isinstance(given.model, type):
-        raise InputError(f"{many[0]} trains models by name, in other processes; give the name of a RecBole model")
-    if given.get("checkpoint") is not None:
-        raise InputError(f"{many[0]} trains its own models; leave checkpoint out")
-    if given.get("compare") == "paired":
-        raise InputError(f"{many[0]} compares with retrained models of its own; leave compare: paired out")
+        raise InputError(f"{run} trains models by name, in other processes; give the name of a RecBole model")
+
+
+def _asked(given, key):
+    """Whether a key is given a value that asks for something."""
+    value, default = given.get(key), keys.KEYS[key].default
+    if value is None and key in given.values and "none" in keys.KEYS[key].parts:
+        value = "none"
+    return value is not None and (value != default or key in keys.FORGET)
 
 
 def check_purge(given: Given, saved: bool) -> None:
@@ -39,8 +78,7 @@ def check_purge(given: Given, saved: bool) -> None:
     asked = [key for key in ("purge", "purge_dataset") if given.get(key) is True]
     if not asked:
         return
-    many = ["experiment"] * given.experiment + given.many
-    if many:
+    if many := given.many:
         raise InputError(f"{many[0]} purges nothing; leave {' and '.join(asked)} out, or {many[0]}")
     if not saved:
         raise InputError(
@@ -54,7 +92,7 @@ def check_open(given: Given) -> None:
     if asked:
         raise InputError(f"an open unlearner is told by its forget() what to forget; leave {asked[0]} out")
     acts = ("purge", "purge_dataset", "everywhere", "dry_run", "changed_lists", "embeddings")
-    asked = [key for key in acts if given.get(key)] + ["experiment"] * given.experiment + given.many
+    asked = [key for key in acts if given.get(key)] + given.many
     if asked:
         raise InputError(f"{asked[0]} is for run_unlearn; an open unlearner writes its model alone: leave it out")
 
@@ -63,7 +101,7 @@ def check_dry_run(given: Given) -> None:
     """Raises InputError where a dry run is asked for of what cannot be told beforehand."""
     if given.get("dry_run") is not True:
         return
-    if many := ["experiment"] * given.experiment + given.many:
+    if many := given.many:
         raise InputError(f"dry_run tells of requests to one model; leave it out, or {many[0]}")
     if given.get("checkpoint") is None:
         raise InputError("dry_run tells of a request to a model that is there; give its checkpoint")

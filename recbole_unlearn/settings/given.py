@@ -65,16 +65,13 @@ class Given:
 
     @cached_property
     def many(self) -> list[str]:
-        """What is asked for that trains many models, none of which is an original to replace."""
-        way = self.get("evaluate")
-        return [f"evaluate: {way}"] * (way in ("fidelity", "audit")) + [
-            key for key in ("methods", "compare_models") if self.get(key) is not None
-        ]
-
-    @property
-    def experiment(self) -> bool:
-        """Whether an experiment is asked for."""
-        return self.get("experiment") not in (None, "none")
+        """What is asked for that trains many models, none of which is an original to replace; the first is the run."""
+        experiment, way = self.get("experiment") not in (None, "none"), self.get("evaluate")
+        return (
+            ["experiment"] * experiment
+            + [f"evaluate: {way}"] * (way in ("fidelity", "audit"))
+            + [key for key in ("methods", "compare_models") if self.get(key) is not None]
+        )
 
     @property
     def arguments(self) -> tuple:

@@ -117,9 +117,9 @@ def test_newton_reaches_the_minimum_from_far_away():
     assert np.linalg.norm(problem.derivatives(found[0])[0]) < 1e-8
 
 
-def test_it_is_for_models_whose_users_are_convex_problems(graph_task):
-    with pytest.raises(InputError, match="certified is for BPR, not LightGCN"):
-        chosen("scif,certified", "LightGCN")
-    assert "certified" not in chosen("all", "LightGCN") and chosen("all", "BPR") == list(METHODS)
+def test_it_is_for_models_whose_users_are_convex_problems(graph_task, make_config):
+    with pytest.raises(InputError, match="certified is not for LightGCN: it is for BPR"):
+        chosen("scif,certified", graph_task.config)
+    assert "certified" not in chosen("all", graph_task.config) and chosen("all", make_config()) == list(METHODS)
     with pytest.raises(InputError, match="certified: regularisation must be above 0"):
         settings_of("certified", {"regularisation": 0})

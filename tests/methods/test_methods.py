@@ -94,6 +94,42 @@ def test_what_is_no_list_of_names_is_refused(value):
         chosen(value)
 
 
+SEQUENTIAL = {
+    "load_col": {"inter": ["user_id", "item_id", "timestamp"]},
+    "eval_args": {"split": {"LS": "valid_and_test"}, "order": "TO", "group_by": "user", "mode": "full"},
+}
+KINDS = {
+    "of pairs": ("NGCF", {}),
+    "of a loss of its own": ("LINE", {}),
+    "of labels": ("NeuMF", {}),
+    "of histories": ("FPMC", {"loss_type": "BPR", **SEQUENTIAL}),
+    "of a softmax": ("GRU4Rec", {"loss_type": "CE", "train_neg_sample_args": None, **SEQUENTIAL}),
+    "of a knowledge graph": ("CFKG", {}),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_all_methods_that_are_for_a_model_can_forget_and_others_are_refused(kind, make_trained_task, linked_path, run):
+    """With fewer of what is slow; the shards are for two models, of which their own tests tell."""
+    model, keys = KINDS[kind]
+    task = make_trained_task(
+        model, **{"epochs": 2, "data_path": linked_path, "eval_step": 0, "cg_max_iterations": 2, **keys}
+    )
+    for name in METHODS:
+        if name in chosen("all", task.config):
+            changes = {"steps": 2} if name in ("rrl", "gradient_ascent") else {}
+            changes |= {"cg_max_iterations": 2} if name in ("scif", "ifru", "ceu") else {}
+            changes |= {"iterations": 2, "scale": 1.0} if name == "gif" else {}
+            forgotten = run(name, task, np.arange(0, 30, 3), **changes)
+            assert not forgotten.model.training and forgotten.seconds > 0, name
+        else:
+            with pytest.raises(InputError, match=f"method {name} is not for {model}: .*; choose another method"):
+                chosen(f"ours,{name}", task.config)
+    found = set(chosen("all", task.config))
+    assert {"retrain", "fine_tune", "ours"} <= found
+    assert found >= {"gif", "scif"} if kind == "of pairs" else not found & {"gif", "scif"}
+
+
 def test_every_method_has_a_yaml_file_that_explains_each_setting():
     folder = properties_dir() / "method"
     assert {file.stem for file in folder.glob("*.yaml")} >= set(METHODS)

@@ -315,9 +315,9 @@ def test_a_shard_that_loses_everything_drops_out(make_shard_task, make_settings)
     assert torch.isfinite(model.full_sort_predict(Interaction({"user_id": torch.arange(1, 9)}))).all()
 
 
-def test_other_models_and_damaged_files_are_refused(make_shard_task, make_settings, tmp_path):
-    with pytest.raises(InputError, match="sisa is for BPR and LightGCN, not NeuMF"):
-        chosen("sisa", "NeuMF")
+def test_other_models_and_damaged_files_are_refused(make_shard_task, make_settings, make_config, tmp_path):
+    with pytest.raises(InputError, match="sisa is not for NeuMF: it is for BPR and LightGCN"):
+        chosen("sisa", make_config("NeuMF"))
     method = prepared(make_shard_task(epochs=1), make_settings("sisa", shards=2))
     (method.folder / "shard-1-slice-0.pth").write_bytes(b"nonsense")
     with pytest.raises(InputError, match="shard-1-slice-0.pth cannot be read.*delete it"):
