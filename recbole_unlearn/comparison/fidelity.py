@@ -210,14 +210,13 @@ def compare(retrained, originals, unlearned):
     after = np.array([v.margin for v in retrained])
     predicted = np.array([v.margin for v in unlearned]) - before
     change = after - before
-    true = change.mean(0)
     limit = ceiling(before, after)
-    # a retraining is compared with the others: it would agree with itself
-    others = [np.delete(change, k, 0).mean(0) if unlearned is retrained else true for k in range(len(predicted))]
+    # with the others' change: its own original is in what a model changed, and would make it agree by its noise alone
+    others = [np.delete(change, k, 0).mean(0) for k in range(len(predicted))]
     single = [np.corrcoef(p, t)[0, 1] if p.std() else float("nan") for p, t in zip(predicted, others, strict=True)]
     result |= {
         "mean_change": float(predicted.mean()),
-        "true_mean_change": float(true.mean()),
+        "true_mean_change": float(change.mean()),
         "correlation": float(np.mean(single)),
         "correlation_sd": float(np.std(single, ddof=1)),
         "ceiling": limit,

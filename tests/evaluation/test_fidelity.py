@@ -59,6 +59,17 @@ def test_doing_nothing_is_farther_from_retraining_than_the_seeds_are():
     assert own["forget_auc_z"] == 0 and own["ks_ratio"] == pytest.approx(1, abs=0.5)
 
 
+def test_without_an_effect_nothing_agrees_with_the_truth():
+    """Neither a retraining nor another model of the same law, by the noise of its own original."""
+    found = []
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        before, after, unlearned = ([view(rng, pairs=200) for _ in range(6)] for _ in range(3))
+        found.append([compare(after, before, each)["correlation"] for each in (after, unlearned)])
+    mean, error = np.mean(found, 0), np.std(found, 0) / np.sqrt(len(found))
+    assert (np.abs(mean) < 4 * error).all()
+
+
 def test_a_cut_off_run_goes_on_and_the_tables_are_written(make_options, tmp_path):
     keys = make_options(evaluate="fidelity", fidelity_seeds=3, forget_count=20, fidelity_cache=str(tmp_path / "cache"))
     first = run_unlearn(dataset="tiny", config_dict={**keys, "output_dir": str(tmp_path / "one")})
