@@ -180,6 +180,36 @@ def test_without_it_the_output_says_what_is_left_of_a_history(scene):
     assert len([line for line in Path("data/tiny/tiny.inter").read_text().splitlines() if SECRET_USER in line]) == 3
 
 
+@pytest.mark.parametrize("by", ["items", "requests"])
+def test_an_item_whose_interactions_went_before_leaves_the_knowledge_graph_too(scene, by):
+    """By training again: the model was trained on its facts."""
+    scene("CKE")
+    forget(forget_items=[LINKED], everywhere=False)
+    Path("r.csv").write_text(f"user,item\n,{LINKED}\n")
+    asked = {"forget_requests": "r.csv"} if by == "requests" else {"forget_items": [LINKED]}
+    result = forget(checkpoint="out/unlearned.pth", output_dir="next", **asked)
+    Path("r.csv").unlink()
+    assert result["forget_set"]["interactions"] == 0 and result["unlearning"]["exact"]
+    assert holders(LINKED, PART, KIND) == [] and "unchanged" not in result["unlearning"]
+    with load("next/unlearned.pth") as opened:
+        assert opened.forget(count=3).training
+
+
+def test_who_has_a_line_of_features_alone_is_erased(tmp_path, make_options):
+    with inside(tmp_path):
+        write_all("data/tiny")
+        with Path("data/tiny/tiny.user").open("a") as file:
+            file.write(f"SECRETALONE\t3\t{KIND}\n")
+        keys = make_options(data_path="data", epochs=2, compare="none", evaluate="none", audit=None)
+        run_unlearn("NGCF", "tiny", None, {**keys, **MODELS["NGCF"], "forget_count": 3, "output_dir": "live"})
+        shutil.rmtree("live/unlearned.triples")
+        Path("live/unlearned.pth").unlink()
+        forget(forget_users=["SECRETALONE"])
+        assert holders("SECRETALONE") == [] and holders(KIND) == ["data/tiny/tiny.kg"]
+        with load("out/unlearned.pth") as opened:
+            assert opened.forget(count=3).training
+
+
 @pytest.mark.parametrize("model", GRAPHS)
 def test_an_item_leaves_the_knowledge_graph(scene, model):
     """Its facts, whichever end it is, and what no other fact names; entities that others name too stay."""

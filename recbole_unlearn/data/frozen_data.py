@@ -46,15 +46,15 @@ class Frozen:
 
     Args:
         rows: the training rows to leave out, sorted; in histories neither.
-        held_out: rows of the validation and test data to leave out too, see `Split.held_out`.
+        whole: ids of users and items, by ``user`` and ``item``, of whom nothing held out, and no name, is left either.
 
     Attributes:
         fingerprint (dict): of the training data, as the frozen data set gives it.
         tokens (dict): by field, of each id from 1 on.
     """
 
-    def __init__(self, split: "Split", rows: np.ndarray, held_out: Mapping[str, np.ndarray] | None = None) -> None:
-        self.split, self.data, out = split, split.train._dataset, held_out or {}
+    def __init__(self, split: "Split", rows: np.ndarray, whole: Mapping[str, np.ndarray] | None = None) -> None:
+        self.split, self.data, out = split, split.train._dataset, split.held_out(whole) if whole else {}
         rest, places = split.remaining_dataset(rows), split.positions_without(rows)
         judged = split.judged_without(rows, out)
         # in the log's order, so that reading it gives the log's rows again
@@ -62,7 +62,10 @@ class Frozen:
         for name in PARTS[1:]:
             part = getattr(judged, name)._dataset
             self.tables[name] = _columns(part.inter_feat, np.delete(np.arange(len(part)), out.get(name, [])))
-        nameless = {field: self._nameless(field) for field in (self.data.uid_field, self.data.iid_field)}
+        nameless = {
+            field: np.union1d(self._nameless(field), (whole or {}).get(part, []))
+            for part, field in (("user", self.data.uid_field), ("item", self.data.iid_field))
+        }
         self.tokens = {
             field: [str(token) for token in tokens[1:]] for field, tokens in self.data.field2id_token.items()
         }
