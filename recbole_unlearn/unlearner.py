@@ -36,6 +36,8 @@ from recbole_unlearn.unlearners.choose import Auto, choose, problem_of, wanted
 from recbole_unlearn.unlearners.influence import Influence, Undone
 from recbole_unlearn.unlearners.replay import Replay
 
+UNTRAINED = "nothing of it was trained on"
+
 
 class InfluenceUnlearner:
     """Changes a model's weights to what they would be had some interactions never been there (docs/method.md).
@@ -162,14 +164,14 @@ class InfluenceUnlearner:
         """What forgetting some rows of the log would give; nothing changes before `apply`.
 
         Args:
-            rows: sorted ints; empty: the weights come back unchanged.
+            rows: sorted ints; empty: the weights come back unchanged, but where facts are to go.
 
         Raises:
             InputError: a step that was asked for is none (`Undone`), or the result is not finite.
         """
         rows, problem = np.asarray(rows, np.int64), self.problem
-        if len(rows) == 0:
-            details = {"chosen": self.chosen}
+        if len(rows) == 0 and not (len(self.split.unlinked) and self.will_be_exact(rows)):
+            details = {"chosen": UNTRAINED, "unchanged": True, "exact": self.settled}
             return Unlearned(dict(problem.state_dict), self.method, 0.0, details, problem.snapshots, self.training)
         way = self.way
         if isinstance(way, Replay):  # decided once for all ranks
@@ -262,7 +264,7 @@ class InfluenceUnlearner:
     @property
     def settled(self) -> bool:
         """Whether the weights are those of training without all that was forgotten, exactly."""
-        return self.training is not None or not len(self.forgotten)
+        return self.training is not None or not (len(self.forgotten) or len(self.split.unlinked))
 
     def apply(self, rows: np.ndarray, unlearned: Unlearned) -> None:
         """Go on from the result of a request: the next one starts where it ended, on what it left of the log."""

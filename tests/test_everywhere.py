@@ -9,14 +9,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from conftest import SECRET_ITEM, SECRET_USER, tiny_interactions
 from test_crash import KILLED, Dying, forked
 
 from recbole_unlearn.errors import InputError
 from recbole_unlearn.quick_start import run_unlearn
-from recbole_unlearn.storage import inter_file, purging
+from recbole_unlearn.storage import checkpoints as checkpoint
+from recbole_unlearn.storage import inter_file, purging, suppression
 from recbole_unlearn.storage.files import locked
 from recbole_unlearn.unlearner import load
+from recbole_unlearn.verify import main
 
 FILES = ("inter", "user", "item", "link", "kg")
 ENTITY, SHARED = "m.SECRETENTITY", "m.SHAREDENTITY"
@@ -154,6 +157,33 @@ def test_without_it_the_output_says_what_is_left(scene, trained, make_split):
     with np.load(frozen / "arrays.npz") as kept:
         parts = [int((kept[f"{name}/user_id"] == user).sum()) for name in ("train", "valid", "test")]
     assert parts[0] == 0 and min(parts[1:]) > 0 and sum(parts) == held_out
+
+
+@pytest.mark.parametrize("keys", [{}, {"evaluate": "none"}, {"compare": "retrain"}, {"by": "requests"}])
+def test_who_is_held_out_alone_is_erased_without_a_training(scene, keys):
+    """Their training interactions went before, in a request that left the rest."""
+    forget(forget_users=[SECRET_USER], everywhere=False)
+    before = checkpoint.load("out/unlearned.pth")[0]["state_dict"]
+    asked = {"forget_users": [SECRET_USER]}
+    if "by" in keys:
+        Path("r.csv").write_text(f"user,item\n{SECRET_USER},\n")
+        asked = {"forget_requests": "r.csv"}
+    given = {"checkpoint": "out/unlearned.pth", "output_dir": "b", "suppression": "gone.jsonl"}
+    given |= asked | {key: value for key, value in keys.items() if key != "by"}
+    with pytest.raises(InputError, match="forget set is empty.*everywhere") as refused:
+        forget(**given | {"everywhere": False, "suppression": None})
+    assert "\n" not in str(refused.value)
+    plan = forget(**given, dry_run=True)
+    assert plan["way"]["exact"] and plan["way"]["seconds"] == 0 and holders(SECRET_USER, root="out")
+    result = forget(**given)
+    Path("r.csv").unlink(missing_ok=True)
+    assert holders(SECRET_USER) == [] and "left" not in result and result["unlearning"]["exact"]
+    assert "No training interaction was among" in result.page and set(result["models"]) == {"original", "unlearned"}
+    assert suppression.lists("gone.jsonl", "user", [SECRET_USER])
+    after = checkpoint.load("b/unlearned.pth")[0]["state_dict"]
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert main(["b/unlearned.pth"]) == 0
+    assert forget(checkpoint="b/unlearned.pth", output_dir="next", forget_items=[SECRET_ITEM])["unlearning"]["exact"]
 
 
 def test_of_an_item_all_files_are_counted(scene):

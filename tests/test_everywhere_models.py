@@ -36,6 +36,7 @@ GRAPHS = {
     "KTUP": {"train_rec_step": 1, "train_kg_step": 1, "load_col": GRAPH},
     "KGCN": {"neighbor_sample_size": 2, "load_col": GRAPH},
 }
+ONCE = "SECRETONCE"  # a user of one interaction
 LINKED, PART, KIND = "i1939", "SECRETPART", "SECRETKIND"  # an item, and what its facts alone name
 
 
@@ -152,6 +153,84 @@ def test_of_those_who_are_gone_features_are_blank(scene):
         assert data.field2id_token["town"][town] == f"[forgotten {town}]"
 
 
+@pytest.fixture(scope="module")
+def noted(make_options, tmp_path_factory):
+    """Function (model) -> folder with a trained model whose interactions have a session of their own, and words."""
+    made = {}
+
+    def train(model):
+        if model not in made:
+            with inside(tmp_path_factory.mktemp("noted")) as folder:
+                rows = [*tiny_interactions(), (ONCE, "i3", 880000000)]
+                columns = ["user_id:token", "item_id:token", "timestamp:float", "session:token", "review:token_seq"]
+                lines = [f"{u}\t{i}\t{t}\tat-{u}-{i}\tall by-{u} of-{n % 40}" for n, (u, i, t) in enumerate(rows)]
+                Path("data/tiny").mkdir(parents=True)
+                Path("data/tiny/tiny.inter").write_text("\n".join(["\t".join(columns), *lines]) + "\n")
+                keys = make_options(data_path="data", epochs=2, compare="none", evaluate="none", audit=None)
+                keys |= MODELS.get(model, {}) | {"load_col": None, "forget_count": 3, "output_dir": "live"}
+                run_unlearn(model, "tiny", None, keys)
+                for extra in ("log", "log_tensorboard", "live/unlearned.triples"):
+                    shutil.rmtree(extra, ignore_errors=True)
+                for file in [*Path("live").glob("re*"), Path("live/unlearned.pth")]:
+                    file.unlink()
+                made[model] = folder
+        return made[model]
+
+    return train
+
+
+def said_of(split):
+    """(session, words) of each interaction that is left, by its user and item, as tokens."""
+    data, found = pairwise_loader(split.train).dataset, {}
+    for part in (pairwise_loader(each).dataset.inter_feat for each in (split.train, split.valid, split.test)):
+        columns = ("user_id", "item_id", "session", "review")
+        for user, item, session, words in zip(*(data.id2token(name, part[name]) for name in columns), strict=True):
+            found[user, item] = session, [word for word in words if word != "[PAD]"]
+    return found, {name: len(tokens) for name, tokens in data.field2id_token.items()}
+
+
+@pytest.mark.parametrize("model", ["BPR", "GRU4Rec"])
+@pytest.mark.parametrize("user, everywhere", [(SECRET_USER, True), (SECRET_USER, False), (ONCE, True)])
+def test_tokens_that_no_interaction_has_any_more_have_no_names(noted, tmp_path, model, user, everywhere):
+    """Those of what is left, held-out interactions included, keep theirs, and all keep their ids."""
+    shutil.copytree(noted(model), tmp_path / "scene")
+    with inside(tmp_path / "scene"):
+        with load("live/model.pth") as opened:
+            before, sizes = said_of(opened.split)
+        forget(forget_users=[user], everywhere=everywhere)
+        with load("out/unlearned.pth") as opened:
+            after, sizes_after = said_of(opened.split)
+        held_out = {pair for pair in after if pair[0] == user}
+        assert sizes_after == sizes and after == {pair: before[pair] for pair in after}
+        assert set(before) - set(after) == {pair for pair in before if pair[0] == user} - held_out
+        tokens = json.loads(Path("out/unlearned.triples/data/tiny/tokens.json").read_text())
+        if model == "BPR":
+            assert {each for each in tokens["session"] if each[0] != "["} == {session for session, _ in after.values()}
+        assert bool(held_out) is not everywhere and (f"by-{user}" in tokens["review"]) is not everywhere
+        if everywhere:
+            assert holders(user) == []
+        forget(checkpoint="out/unlearned.pth", output_dir="next", forget_users=["u20"])
+        assert holders("at-u20-", '"by-u20"') == [] and (everywhere or holders(f"by-{user}", root="next"))
+
+
+def test_a_token_that_a_column_of_the_same_numbering_has_keeps_its_name(tmp_path, make_options):
+    with inside(tmp_path):
+        write_all("data/tiny")
+        lines = Path("data/tiny/tiny.item").read_text().splitlines()
+        made = [f"{line}\t{PART if line.startswith('i3' + chr(9)) else 't1'}" for line in lines[1:]]
+        Path("data/tiny/tiny.item").write_text("\n".join([f"{lines[0]}\tmaker:token", *made]) + "\n")
+        keys = make_options(data_path="data", epochs=2, compare="none", evaluate="none", audit=None)
+        keys |= MODELS["CKE"] | {"load_col": GRAPH | {"item": ["item_id", "maker"]}, "alias_of_entity_id": ["maker"]}
+        run_unlearn("CKE", "tiny", None, {**keys, "forget_count": 3, "output_dir": "live"})
+        forget(forget_items=[LINKED])
+        tokens = json.loads(Path("out/unlearned.triples/data/tiny/tokens.json").read_text())
+        for name in ("maker", "head_id", "entity_id"):
+            assert PART in tokens[name] and f"m.{LINKED}" not in tokens[name]
+        assert KIND not in tokens["relation_id"] and "[UI-Relation]" in tokens["relation_id"]
+        with load("out/unlearned.pth") as opened:
+            assert opened.forget(count=3).training
+
+
 def test_an_item_leaves_every_history(scene):
     """Of held-out rows too, that are of other items."""
     scene("GRU4Rec")
@@ -178,6 +257,36 @@ def test_without_it_the_output_says_what_is_left_of_a_history(scene):
     left = forget(forget_users=[SECRET_USER], everywhere=False)["left"]
     assert "2 held-out interactions, 1 interaction that histories begin with, 1 line of tiny.user; " in left
     assert len([line for line in Path("data/tiny/tiny.inter").read_text().splitlines() if SECRET_USER in line]) == 3
+
+
+@pytest.mark.parametrize("by", ["items", "requests"])
+def test_an_item_whose_interactions_went_before_leaves_the_knowledge_graph_too(scene, by):
+    """By training again: the model was trained on its facts."""
+    scene("CKE")
+    forget(forget_items=[LINKED], everywhere=False)
+    Path("r.csv").write_text(f"user,item\n,{LINKED}\n")
+    asked = {"forget_requests": "r.csv"} if by == "requests" else {"forget_items": [LINKED]}
+    result = forget(checkpoint="out/unlearned.pth", output_dir="next", **asked)
+    Path("r.csv").unlink()
+    assert result["forget_set"]["interactions"] == 0 and result["unlearning"]["exact"]
+    assert holders(LINKED, PART, KIND) == [] and "unchanged" not in result["unlearning"]
+    with load("next/unlearned.pth") as opened:
+        assert opened.forget(count=3).training
+
+
+def test_who_has_a_line_of_features_alone_is_erased(tmp_path, make_options):
+    with inside(tmp_path):
+        write_all("data/tiny")
+        with Path("data/tiny/tiny.user").open("a") as file:
+            file.write(f"SECRETALONE\t3\t{KIND}\n")
+        keys = make_options(data_path="data", epochs=2, compare="none", evaluate="none", audit=None)
+        run_unlearn("NGCF", "tiny", None, {**keys, **MODELS["NGCF"], "forget_count": 3, "output_dir": "live"})
+        shutil.rmtree("live/unlearned.triples")
+        Path("live/unlearned.pth").unlink()
+        forget(forget_users=["SECRETALONE"])
+        assert holders("SECRETALONE") == [] and holders(KIND) == ["data/tiny/tiny.kg"]
+        with load("out/unlearned.pth") as opened:
+            assert opened.forget(count=3).training
 
 
 @pytest.mark.parametrize("model", GRAPHS)

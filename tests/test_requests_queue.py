@@ -27,7 +27,7 @@ from recbole_unlearn.requests import serving
 from recbole_unlearn.requests.__main__ import main
 from recbole_unlearn.requests.queue import APPLICATION, SCHEMA, Queue
 from recbole_unlearn.settings.config import UnlearnConfig
-from recbole_unlearn.storage import audit, purging, secret
+from recbole_unlearn.storage import audit, purging, secret, suppression
 from recbole_unlearn.storage import checkpoints as checkpoint
 from recbole_unlearn.storage.files import now
 
@@ -262,6 +262,59 @@ def test_a_second_request_after_a_purge_of_the_data_is_done_and_an_unknown_one_i
     assert SECRET_USER.encode() not in in_queue(db)
     assert "nothing of it was left" in command("list", db)
     assert json.loads(command("receipt", db, "again"))["receipt"]["request"]["interactions"] == 0
+
+
+EVERYWHERE = [*PURGE, "--everywhere=True", "--suppression=gone.list"]
+
+
+@pytest.mark.parametrize("alone", [True, False])
+@pytest.mark.parametrize("keys", [EVERYWHERE, EVERYWHERE[-1:]], ids=["everywhere", "suppression"])
+def test_whose_training_rows_went_before_is_erased_and_listed_too(here, command, alone, keys):
+    """What is held out of them would come back by a later training with another split."""
+    command("add", "q.db", "--user", SECRET_USER, "--id", "before")
+    command(*SERVE, *PURGE)
+    command("add", "q.db", "--user", SECRET_USER, "--id", "again")
+    if not alone:
+        command("add", "q.db", "--user", "u20", "--id", "other")
+    said = command(*SERVE, *keys)
+    model = said.splitlines()[-1].removeprefix("serve ")
+    assert "again: done, 0 interactions" in said and audit.verify("q.db.audit.jsonl", [Path(model)])
+    assert suppression.lists("gone.list", "user", [SECRET_USER]) and state_of("again") == "done"
+    if "--everywhere=True" in keys:
+        files = [file for file in Path(".").rglob("*") if file.is_file() and SECRET_USER.encode() in file.read_bytes()]
+        assert not files
+    command("add", "q.db", "--user", SECRET_USER, "--id", "twice")
+    assert "twice: done, nothing" in command(*SERVE, *keys)
+    assert json.loads(command("receipt", "q.db", "again"))["receipt"]["exact"]
+
+
+def test_who_is_unknown_by_now_is_not_done_while_a_file_names_them(here, command):
+    Path("data/tiny/tiny.user").write_text(f"user_id:token\tage:float\n{SECRET_USER}\t3\nu20\t4\n")
+    command("add", "q.db", "--user", SECRET_USER, "--id", "first")
+    command(*SERVE, *EVERYWHERE[:-1])
+    with Path("data/tiny/tiny.user").open("a") as file:
+        file.write(f"{SECRET_USER}\t3\n")
+    for state in ("failed", "done"):
+        command("add", "q.db", "--user", SECRET_USER, "--id", "again")
+        said = command(*SERVE, *EVERYWHERE)
+        assert said.startswith(f"again: {state}, ") and ("tiny.user" in said) == (state == "failed")
+        assert suppression.lists("gone.list", "user", [SECRET_USER]) == (state == "done")
+        Path("data/tiny/tiny.user").write_text("user_id:token\tage:float\nu20\t4\n")
+
+
+def test_an_unfinished_purge_of_who_is_held_out_alone_is_made_up_for(here, command, monkeypatch):
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    command("add", "q.db", "--user", SECRET_USER, "--id", "before")
+    command(*SERVE, *PURGE)
+    command("add", "q.db", "--user", SECRET_USER, "--id", "again")
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(purging, "purge", stop)
+        main([*SERVE, *EVERYWHERE])
+    assert SECRET_USER in Path("data/tiny/tiny.inter").read_text()
+    assert "cut off is finished" in command(*SERVE)
+    assert SECRET_USER not in Path("data/tiny/tiny.inter").read_text() and state_of("again") == "done"
 
 
 def test_a_batch_names_the_users_whose_lists_are_out_of_date_and_writes_the_embeddings_that_are_left(here, command):
@@ -513,7 +566,7 @@ def test_only_who_has_the_token_gets_it_into_a_receipt(served, command):
 def test_a_receipt_escapes_what_it_names(here, command):
     command("add", "q.db", "--user", token := "<script>alert(1)</script>", "--id", "a")
     with Queue("q.db") as queue:
-        queue.begin({"id": "0" * 16, "checkpoint": "model.pth"}, "model.pth", {"a": 0}, {})
+        queue.begin({"id": "0" * 16, "checkpoint": "model.pth"}, "model.pth", {}, {}, {"a": None})
     command("receipt", "q.db", "a", "--user", token, "--out", "a.html")
     assert "<script" not in Path("a.html").read_text() and "&lt;script&gt;alert(1)" in Path("a.html").read_text()
     assert "nothing" in Path("a.html").read_text()

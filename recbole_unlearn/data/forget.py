@@ -79,8 +79,11 @@ class ForgetRequest:
             raise InputError(f"forget_seed must be a whole number of at least 0; got {seed!r}")
         return cls(kind, value, seed)
 
-    def rows(self, split: "Split") -> np.ndarray:
+    def rows(self, split: "Split", beyond: bool = False) -> np.ndarray:
         """Rows of ``split.users`` / ``split.items`` to forget: int64, sorted.
+
+        Args:
+            beyond: whether more is done for users and items as a whole, so that these may have no row.
 
         Raises:
             InputError: unknown tokens, pairs that are not training interactions, an empty set, or one that leaves
@@ -88,8 +91,10 @@ class ForgetRequest:
         """
         _, select = STRATEGIES[self.kind]
         rows = select(split, self.value, np.random.default_rng(self.seed))
-        if len(rows) == 0:
-            raise InputError("the forget set is empty: no training interaction matches the request")
+        whole = any(map(len, self.whole(split).values()))
+        if len(rows) == 0 and not (whole and beyond):
+            advice = "; what else names users or items goes with purge, purge_dataset and everywhere: True" * whole
+            raise InputError(f"the forget set is empty: no training interaction matches the request{advice}")
         if len(rows) >= split.n_rows:
             raise InputError(
                 f"the forget set is all {split.n_rows} training interactions; nothing would be left to model"

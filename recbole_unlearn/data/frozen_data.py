@@ -3,7 +3,7 @@
 RecBole numbers users, items and all other tokens in the order in which the files name them, and splits interactions by
 their number. After lines were removed, ids and split would be others, and the model's rows would belong to other users.
 So the built data set is kept: its columns in ``arrays.npz``, what they are in ``tables.json``, and the numbering in
-``tokens.json``, in which users and items of whom nothing is left have lost their names.
+``tokens.json``, in which users and items of whom nothing is left, and tokens that no row has, have lost their names.
 """
 
 import json
@@ -33,6 +33,8 @@ CLASSES = {
     ModelType.KNOWLEDGE: KnowledgeBasedDataset,
     ModelType.SEQUENTIAL: SequentialDataset,
 }
+INTERACTS = "[UI-Relation]"  # RecBole's own relation, which is in no row
+NOBODY = np.empty(0, np.int64)
 PAIRED = ("item2entity", "entity2item")  # attributes that name tokens
 
 
@@ -46,15 +48,15 @@ class Frozen:
 
     Args:
         rows: the training rows to leave out, sorted; in histories neither.
-        held_out: rows of the validation and test data to leave out too, see `Split.held_out`.
+        whole: ids of users and items, by ``user`` and ``item``, of whom nothing held out, and no name, is left either.
 
     Attributes:
         fingerprint (dict): of the training data, as the frozen data set gives it.
         tokens (dict): by field, of each id from 1 on.
     """
 
-    def __init__(self, split: "Split", rows: np.ndarray, held_out: Mapping[str, np.ndarray] | None = None) -> None:
-        self.split, self.data, out = split, split.train._dataset, held_out or {}
+    def __init__(self, split: "Split", rows: np.ndarray, whole: Mapping[str, np.ndarray] | None = None) -> None:
+        self.split, self.data, out = split, split.train._dataset, split.held_out(whole) if whole else {}
         rest, places = split.remaining_dataset(rows), split.positions_without(rows)
         judged = split.judged_without(rows, out)
         # in the log's order, so that reading it gives the log's rows again
@@ -62,20 +64,21 @@ class Frozen:
         for name in PARTS[1:]:
             part = getattr(judged, name)._dataset
             self.tables[name] = _columns(part.inter_feat, np.delete(np.arange(len(part)), out.get(name, [])))
-        nameless = {field: self._nameless(field) for field in (self.data.uid_field, self.data.iid_field)}
+        nameless = {
+            field: np.union1d(self._nameless(field), (whole or {}).get(part, NOBODY))
+            for part, field in (("user", self.data.uid_field), ("item", self.data.iid_field))
+        }
         self.tokens = {
             field: [str(token) for token in tokens[1:]] for field, tokens in self.data.field2id_token.items()
         }
         for name in self.data.feat_name_list:
             if name != "inter_feat":
                 self._take_table(name, rest, nameless)
-        items = nameless[self.data.iid_field]
-        # of knowledge graphs items are entities too, by the same ids
-        nameless |= {field: items for field in self.data.alias.get("entity_id", ())}
-        nameless |= {field: items for field in [getattr(self.data, "entity_field", None)] if field}
-        for field, ids in nameless.items():
-            for n in ids:
-                self.tokens[field][n - 1] = f"[forgotten {n}]"
+        for fields in self._numberings():
+            gone = self._unnamed(fields, nameless)
+            for field in fields:
+                for n in gone[gone <= len(self.tokens[field])]:
+                    self.tokens[field][n - 1] = f"[forgotten {n}]"
         named = {
             part: tokens_checksum(["[PAD]", *self.tokens[field]])
             for part, field in (("users", self.data.uid_field), ("items", self.data.iid_field))
@@ -85,43 +88,44 @@ class Frozen:
     def _nameless(self, field):
         """Ids of which there was something in the interactions and nothing is left, in histories neither."""
         parts = [getattr(self.split, name)._dataset.inter_feat.interaction for name in PARTS]
-        columns = [field, getattr(self.data, f"{field}_list_field", field)]
-        before, left = (
-            [np.ravel(part[column]) for part in tables for column in columns if column in part]
-            for tables in (parts, self.tables.values())
-        )
-        gone = np.setdiff1d(np.concatenate(before), np.concatenate(left))
-        return gone[gone > 0]
+        return np.setdiff1d(self._ids([field], parts), self._ids([field], self.tables.values()))
+
+    def _ids(self, fields, tables):
+        """What tables have in some columns, and in the histories of these: ids, without padding."""
+        columns = {*fields, *(getattr(self.data, f"{field}_list_field", field) for field in fields)}
+        found = [np.ravel(table[column]) for table in tables for column in columns if column in table]
+        return np.setdiff1d(np.concatenate([NOBODY, *found]), [0])
+
+    def _numberings(self):
+        """Fields that have tokens, those of one numbering together."""
+        shared = [{*map(str, fields)} for fields in self.data.alias.values()]
+        for fields in shared:
+            if getattr(self.data, "head_entity_field", None) in fields:
+                fields.add(self.data.entity_field)
+        alone = self.tokens.keys() - set().union(*shared)
+        return [fields & self.tokens.keys() for fields in (*shared, *({field} for field in alone))]
+
+    def _unnamed(self, fields, nameless):
+        """Ids of a numbering that lose their names: no row that is left has them in any of its fields."""
+        data = self.data
+        for owner in fields & nameless.keys():
+            return np.setdiff1d(nameless[owner], self._ids(fields - {owner}, self.tables.values()))
+        size = max((len(self.tokens[field]) for field in fields), default=0)
+        gone = np.setdiff1d(np.arange(1, size + 1), self._ids(fields, self.tables.values()))
+        if getattr(data, "relation_field", None) in fields:
+            return gone[np.array(self.tokens[data.relation_field])[gone - 1] != INTERACTS]
+        if getattr(data, "head_entity_field", None) in fields:  # items are entities too, by the same ids
+            return np.union1d(gone[gone >= data.item_num], nameless[data.iid_field])
+        return gone
 
     def _take_table(self, name, rest, nameless):
         """A table of users, items or facts; of those who have lost their names it says nothing."""
         columns = _columns(getattr(rest, name), slice(None))
-        if name == "kg_feat":
-            self._forget_facts(columns)
         owner = {"user_feat": self.data.uid_field, "item_feat": self.data.iid_field}.get(name)
         for field, values in columns.items() if owner else ():
-            if field == owner:
-                continue
-            gone = np.unique(values[nameless[owner]]) if field in self.tokens else ()
-            values[nameless[owner]] = 0
-            for n in np.setdiff1d(gone, [0, *np.unique(values)]) if len(gone) else ():
-                self.tokens[field][n - 1] = f"[forgotten {n}]"
+            if field != owner:
+                values[nameless[owner]] = 0
         self.tables[name] = columns
-
-    def _forget_facts(self, columns):
-        """Take the names of entities and relations that only facts which are gone had."""
-        data = self.data
-        ends, all_ends = data.head_entity_field, (data.head_entity_field, data.tail_entity_field)
-        linked = [data.field2token_id[ends].get(entity, 0) for entity in data.item2entity.values()]
-        for fields, named, kept in (
-            (all_ends, {data.entity_field, *data.alias.get("entity_id", ())}, linked),
-            ((data.relation_field,), {data.relation_field, *data.alias.get("relation_id", ())}, []),
-        ):
-            before = np.concatenate([data.kg_feat[field].numpy() for field in fields])
-            gone = np.setdiff1d(before, [*np.concatenate([columns[field] for field in fields]), *kept])
-            for field in named & self.tokens.keys():
-                for n in gone[gone > 0]:
-                    self.tokens[field][n - 1] = f"[forgotten {n}]"
 
     def write(self, log: Path | str) -> None:
         """Write the data set into a log's folder."""

@@ -273,7 +273,7 @@ class Split:
         users, items = (len(np.unique(ids[rows])) for ids in (self.users, self.items))
         return {"interactions": len(rows), "of": self.n_rows, "users": users, "items": items}
 
-    def held_out(self, whole: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def held_out(self, whole: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Rows of the validation and test data sets that are of some users or items, by ``valid`` and ``test``.
 
         Args:

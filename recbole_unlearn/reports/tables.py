@@ -60,6 +60,7 @@ NOT_KEPT = (
     "The original is purged: figures of the models were shown when this ran, and are not kept, since they could be "
     "compared with those of candidates."
 )
+UNTRAINED = "No training interaction was among what was asked for."
 SPAM_EXPOSURE = "Spam exposure@K: share of the users, without the spam's own, with a promoted item in their top K."
 
 
@@ -94,6 +95,8 @@ def markdown(result: dict) -> str:
 
 
 def _untold(result):
+    if not result["forget_set"]["interactions"]:
+        return UNTRAINED
     if html_report.judged(result):
         return ""
     return NOT_JUDGED if result["settings"].get("evaluate") == "none" else NOT_KEPT
@@ -154,6 +157,8 @@ def _how(unlearning):
             + ("and at the end" if unlearning.get("exact") else "approximate at the end")
             + _chosen(unlearning)
         )
+    if unlearning.get("unchanged"):
+        return f"Method: none: {unlearning['chosen']}"
     if unlearning.get("exact"):
         return (
             f"Method: exact: training of {unlearning['epochs']} epochs again without the forget set "

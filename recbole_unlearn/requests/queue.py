@@ -5,7 +5,7 @@ import os
 import re
 import secrets
 import sqlite3
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import date, datetime, timedelta, timezone
 from pathlib import Path
@@ -252,30 +252,28 @@ class Queue:
         self,
         batch: dict[str, str],
         origin: str,
-        found: dict[str, int],
+        served: dict[str, int],
         refused: dict[str, str],
-        gone: Collection[str] = (),
+        done: dict[str, str | None],
     ) -> None:
         """Write down, before any work, what is about to be served.
 
         Args:
             batch: columns of the table, but for its facts.
             origin: the checkpoint that the queue began with.
-            found: number of interactions of each request; of 0 there is nothing to be forgotten: it is done.
+            served: number of interactions of each request of the batch.
             refused: why others cannot be served.
-            gone: those of ``found`` whose tokens the data do not know any more: they had been forgotten.
+            done: others, for which there is nothing to do, and why, where that is to be told.
         """
         with self.transaction():
             for name, reason in refused.items():
                 self._run("UPDATE requests SET state = 'failed', reason = ? WHERE id = ?", reason, name)
-            for name, count in found.items():
-                done = "state = 'done', tokens = NULL, done = ?," if count == 0 else "batch = ?,"
-                value = now() if count == 0 else batch["id"]
-                reason = NOTHING_LEFT if name in gone else None
-                self._run(
-                    f"UPDATE requests SET {done} interactions = ?, reason = ? WHERE id = ?", value, count, reason, name
-                )
-            if any(found.values()):
+            finished = "state = 'done', tokens = NULL, interactions = 0, done = ?, reason = ?"
+            for name, reason in done.items():
+                self._run(f"UPDATE requests SET {finished} WHERE id = ?", now(), reason, name)
+            for name, count in served.items():
+                self._run("UPDATE requests SET batch = ?, interactions = ? WHERE id = ?", batch["id"], count, name)
+            if served:
                 names = ", ".join(batch)
                 values = ", ".join("?" * len(batch))
                 self._run(f"INSERT INTO batches ({names}) VALUES ({values})", *batch.values())

@@ -19,7 +19,6 @@ import pandas as pd
 
 from recbole_unlearn.data.forget import ForgetRequest
 from recbole_unlearn.data.requests import rows_of
-from recbole_unlearn.data.split import Split
 from recbole_unlearn.data.tokens import ids
 from recbole_unlearn.errors import InputError
 from recbole_unlearn.quick_start import run_unlearn
@@ -27,7 +26,7 @@ from recbole_unlearn.requests.queue import NOTHING_LEFT, Queue
 from recbole_unlearn.runs import output
 from recbole_unlearn.settings.given import Given, parse_value
 from recbole_unlearn.settings.keys import FORGET, PERSONAL
-from recbole_unlearn.storage import audit, purging, suppression
+from recbole_unlearn.storage import audit, inter_file, purging, suppression
 from recbole_unlearn.storage.files import (
     in_one_line,
     locked,
@@ -112,53 +111,60 @@ def _batch(queue, origin, checkpoint, output_dir, trail, keys):
     with ExitStack() as held:
         opened = Checkpoint.open(Given.read(config_dict={**keys, "checkpoint": checkpoint}), held)
         assert opened
-        found, refused, gone = _looked_up(queue, opened.split(), pending, keys.get("suppression"))
+        served, refused, done = _looked_up(queue, opened, pending)
     name = secrets.token_hex(8)
     folder = output_dir / name
     batch = {"id": name, "started": now(), "checkpoint": checkpoint, "folder": str(folder), "audit": str(trail)}
     batch |= {"before": queue.secret.checksum(checkpoint), "keys": json.dumps(keys)}
-    queue.begin(batch, origin, found, refused, gone)
+    queue.begin(batch, origin, served, refused, done)
     said = [f"{each}: failed, {reason}" for each, reason in refused.items()]
-    said += [
-        f"{each}: done, {NOTHING_LEFT if each in gone else 'nothing to forget'}"
-        for each, count in found.items()
-        if not count
-    ]
-    served = [each for each, count in found.items() if count]
+    said += [f"{each}: done, {reason or 'nothing to forget'}" for each, reason in done.items()]
     if served:
         _forget(queue, name, {**keys, "checkpoint": checkpoint, "output_dir": str(folder), "audit": str(trail)})
         if not _finish(queue, queue.open_batch()):
             raise InputError(f"{folder} holds no unlearned model that {trail} records; it was changed meanwhile")
-        said += [f"{each}: done, {found[each]} interactions" for each in served] + [f"serve {queue.checkpoints[1]}"]
+        said += [f"{each}: done, {count} interactions" for each, count in served.items()]
+        said += [f"serve {queue.checkpoints[1]}"]
     return "\n".join(said) or f"nothing is pending; the queue goes on from {checkpoint}"
 
 
 def _looked_up(
-    queue: Queue, split: Split, pending: Sequence[sqlite3.Row], listed: Any = None
-) -> tuple[dict[str, int], dict[str, str], set[str]]:
-    """Number of training interactions of each request, why others cannot be served, and of whom nothing is left.
+    queue: Queue, opened: Checkpoint, pending: Sequence[sqlite3.Row]
+) -> tuple[dict[str, int], dict[str, str], dict[str, str | None]]:
+    """Number of training interactions of each request to serve, why others cannot be, and for which nothing is to do.
 
-    Without naming anybody. ``listed``: path of a suppression list.
+    Without naming anybody.
     """
-    found, refused, gone = {}, {}, set()
+    served, refused, done, forgotten = {}, {}, {}, []
+    config, split, listed = opened.config, opened.split(), output.suppression_list(opened.config)
+    inter = output.data_file(config, opened.stored)
     for request in pending:
-        table = _table([request])
-        unknown = [
-            field for field in ("user", "item") if (token := table[field][0]) and not _known(split, field, token)
-        ]
-        if unknown and _forgotten(queue, request, listed):
-            found[request["id"]] = 0
-            gone.add(request["id"])
+        name, kind, tokens = request["id"], request["kind"], json.loads(request["tokens"])
+        table, whole = _table([request]), {} if kind == "pair" else {kind: tokens}
+        unknown = [field for field in ("user", "item") if table[field][0] and not _known(split, field, table[field][0])]
+        if unknown and not _forgotten(queue, kind, tokens, listed):
+            refused[name] = f"unknown {unknown[0]} token"
+        elif unknown and config["everywhere"] and (files := inter_file.naming(inter, config, whole)):
+            refused[name] = f"the data do not know it any more, but {', '.join(files)} still does: edit that yourself"
         elif unknown:
-            refused[request["id"]] = f"unknown {unknown[0]} token"
+            done[name] = NOTHING_LEFT
+            forgotten.append((kind, *tokens))
+        elif (count := len(rows_of(split, table)[0])) or _beyond(config, whole, listed):
+            served[name] = count
         else:
-            found[request["id"]] = len(rows_of(split, table)[0])
-    return found, refused, gone
+            done[name] = None
+    if listed and forgotten:
+        suppression.add(listed, forgotten)
+    return served, refused, done
 
 
-def _forgotten(queue, request, listed):
+def _beyond(config, whole, listed):
+    """Whether more is to be done for users and items as a whole, see `output.beyond_rows`, which is not done yet."""
+    return any(config["everywhere"] or (listed and not suppression.lists(listed, *each)) for each in whole.items())
+
+
+def _forgotten(queue, kind, tokens, listed):
     """Whether the queue, or a suppression list, knows that this, or whom it is of, was forgotten as a whole."""
-    kind, tokens = request["kind"], json.loads(request["tokens"])
     covered = [(kind, tokens)] + ([("user", tokens[:1]), ("item", tokens[1:])] if kind == "pair" else [])
     return any(queue.forgotten(*each) or (listed and suppression.lists(listed, *each)) for each in covered)
 
@@ -237,7 +243,8 @@ def _purge(queue, batch, name):
             split = opened.split()
             request = ForgetRequest("requests", _table(queue.requests(batch=batch["id"])))
             whole = output.whole_of(opened.config, split, request)
-            erasure = output.erasure_of(opened.config, split, request.rows(split), opened.stored, whole)
+            rows = request.rows(split, output.beyond_rows(opened.config))
+            erasure = output.erasure_of(opened.config, split, rows, opened.stored, whole)
             result = {"files": {"original": str(path)}, "audit": {"request": name}}
             output.purge(result, opened.config, path, erasure, trail)
 

@@ -135,7 +135,7 @@ def save_unlearned(
     rows: np.ndarray,
     inter=None,
     guarded: guard.Guard | None = None,
-    held_out: Mapping[str, np.ndarray] | None = None,
+    whole: Mapping[str, np.ndarray] | None = None,
     moments: dict[int, dict[str, torch.Tensor]] | None = None,
 ) -> None:
     """The new checkpoint and its log, in neither of which the forgotten rows occur.
@@ -143,19 +143,20 @@ def save_unlearned(
     Args:
         inter: the user's interactions file if it loses lines; ids and split are kept with the log then, see `Frozen`.
         guarded: what is known of the original's log.
-        held_out: of validation and test data, what is not kept either.
+        whole: of `whole_of`, of whom nothing is kept.
         moments: state of the optimiser that is kept instead of the original's, where no new training has one.
     """
     config, split, stored, log = trained.config, trained.split, trained.stored, trained.log
     run_id = secrets.token_hex(8)
     inter = str(inter) if inter else (stored.get("data") or {}).get("inter")
-    frozen = Frozen(split, rows, held_out) if inter else None
+    frozen = Frozen(split, rows, whole) if inter else None
     new = unlearned.training
     epochs = new.epochs if new else _approximate(trained, rows)
     fingerprint = frozen.fingerprint if frozen else split.fingerprint_without(rows)
 
     def write_log(folder):
-        ordered = isinstance(epochs, Fresh) or not config["purge"]
+        # where no row goes, batches tell of none
+        ordered = isinstance(epochs, Fresh) or not config["purge"] or (not len(rows) and trained.recorded().ordered())
         log.without(rows, folder, run_id, fingerprint, epochs, unlearned.snapshots, ordered=ordered)
         guard.inherit(guarded, folder, unlearned.state_dict)
         if frozen:
@@ -224,6 +225,11 @@ def _approximate(trained, rows):
     gone[rows] = True
     # by secret random numbers: with the seed, returned items could be told from drawn ones
     return Paired(trained.recorded(), gone, secrets.randbits(128))
+
+
+def beyond_rows(config) -> bool:
+    """Whether a run does more for users and items as a whole than to forget what was trained on."""
+    return bool(config["everywhere"] or config["suppression"])
 
 
 def whole_of(config, split, request):

@@ -9,7 +9,7 @@ from recbole_unlearn.data.requests import batches
 from recbole_unlearn.runs import output
 from recbole_unlearn.runs.result import Result
 from recbole_unlearn.storage.triple_log import log_path
-from recbole_unlearn.unlearner import InfluenceUnlearner
+from recbole_unlearn.unlearner import UNTRAINED, InfluenceUnlearner
 from recbole_unlearn.unlearners import guard
 from recbole_unlearn.unlearners.replay import Replay
 
@@ -50,7 +50,7 @@ def _way(run, unlearner: InfluenceUnlearner) -> dict[str, Any]:
     if validated:  # stops at the latest
         seconds, epochs = seconds * run.config["epochs"] / epochs, run.config["epochs"]
     found = guard.known(unlearner, way)
-    return {
+    told = {
         "method": way.name,
         "chosen": unlearner.chosen,
         "exact": at_once or settled,
@@ -61,6 +61,10 @@ def _way(run, unlearner: InfluenceUnlearner) -> dict[str, Any]:
         "memory": None,
         "guard": found.sentence if found else None,
     }
+    if len(run.rows) or len(run.unlinked):
+        return told
+    stays = {"chosen": UNTRAINED, "exact": True, "coupling": None, "epochs": None, "validated": False, "seconds": 0.0}
+    return told | stays
 
 
 def _adopted(run):

@@ -54,7 +54,7 @@ class Run:
         self.output = output.output_folder(config, looks=config["dry_run"])
         output.check_paths(config, self.output, given.files, saved)
         self.split = checkpoint.split() if checkpoint else Split.seeded(config)
-        self.rows = self.request.rows(self.split)
+        self.rows = self.request.rows(self.split, saved and output.beyond_rows(config))
         check_sizes(config, self.split)
         arguments = (given.model, given.dataset, None, plain(given.values))
         distributed.order("open", arguments=arguments, fingerprint=self.split.fingerprint)
@@ -171,13 +171,18 @@ class Run:
         return setup_seconds, unlearned, served
 
     def _models(self, unlearner, unlearned, folder, seconds):
-        """Original, unlearned and, if wanted, retrained model, and the seconds that each took."""
+        """Original, unlearned and, if wanted, retrained model, and the seconds that each took.
+
+        Where no row goes there is nothing to compare with: the original is what retraining would give.
+        """
         models = {
             "original": unlearner.trained.model,
             "unlearned": unlearner.served(new_model(self.config, self.split)),
         }
         times = {"original": seconds, "unlearned": unlearned.seconds}
         path, trained = folder / "retrained.pth", unlearner.trained
+        if not len(self.rows):
+            return models, times
         if self.paired:
             seed = self.config["seed"] if trained.seed is None else trained.seed
             arguments = self.config, self.split, path, trained.path, self.rows, seed
@@ -194,10 +199,12 @@ class Run:
         judges, judged = config["evaluate"] != "none", split.judged_without(rows)
         evaluated, ranks = {name: {"seconds": seconds[name]} for name in models}, {}
         for name, model in models.items() if judges else ():
-            ranks[name] = forgetting.percentiles(model, split, rows)
+            if len(rows):
+                ranks[name] = forgetting.percentiles(model, split, rows)
+                evaluated[name] |= {"forget_auc": float(ranks[name].mean())}
             data = split if name == "original" else judged
             figures = ranking.evaluate(trainer, model, data, config["seed"], config["show_progress"])
-            evaluated[name] = {"ranking": figures, "forget_auc": float(ranks[name].mean()), **evaluated[name]}
+            evaluated[name] |= {"ranking": figures}
             if len(split.spam):
                 evaluated[name]["exposure"] = exposure(model, split, config["topk"])
         sentence, figures, paired = None, None, None
@@ -234,8 +241,8 @@ class Run:
         """The new model last of all: whatever fails before leaves none."""
         trained, trail, path = unlearner.trained, self.trail, folder / "unlearned.pth"
         with output.recorded_or_gone(path):
-            inter, held_out = self.erasure.get("inter"), self.split.held_out(self.whole) if self.whole else None
-            more = {"guarded": unlearner.guard, "held_out": held_out, "moments": unlearner.moments()}
+            inter = self.erasure.get("inter")
+            more = {"guarded": unlearner.guard, "whole": self.whole, "moments": unlearner.moments()}
             output.save_unlearned(path, trained, unlearned, self.rows, inter, **more)
             if trail:
                 result["audit"] = {"file": str(trail), "request": secrets.token_hex(8)}

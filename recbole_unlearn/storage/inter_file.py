@@ -70,6 +70,13 @@ def others(inter: Path, config: Config, whole: Whole) -> dict[str, dict[str, Any
     return found
 
 
+def naming(inter: Path, config: Config, whole: Whole) -> list[str]:
+    """Names of the data set's files that have lines of users or items, the ``.inter`` file included."""
+    form = reading(config, whole)
+    own = [inter] if form["whole"] and inter.is_file() and names_any(inter, form, ()) else []
+    return [path.name for path in (*own, *(beside(inter, ending) for ending in others(inter, config, whole)))]
+
+
 def beside(inter: Path, ending: str) -> Path:
     """The data set's file with another ending."""
     return inter.with_suffix(f".{ending}")
