@@ -68,6 +68,21 @@ def test_an_audit_goes_on_where_it_stopped(found):
     assert paired[0] == paired[1]  # of which nothing is drawn anew
 
 
+def test_another_key_has_methods_measured_anew_and_nothing_else(make_options, tmp_path):
+    def views(**changes):
+        arguments = "BPR", "tiny", [], make_options(epochs=3, learning_rate=0.02, eval_step=0, **changes)
+        way = "one corrected step"
+        ways = {way: audited(["ours"], UnlearnConfig(*arguments))[way]}
+        audit = Audit(arguments, tmp_path, ways, 16, show_progress=False)
+        audit.run(["users:3"])
+        return audit.views(audit.panel("users:3", audit.rows("users:3")), way).margin
+
+    first, before = views(), {file: file.stat().st_mtime_ns for file in tmp_path.glob("*.npz")}
+    assert np.abs(views(damping_strength=1000.0) - first).max() > 0.01
+    assert len(list(tmp_path.glob("*.npz"))) == len(before) + 16
+    assert all(file.stat().st_mtime_ns == then for file, then in before.items())
+
+
 def test_a_panel_sees_margins_and_lists(make_split, make_model):
     split = make_split()
     rows, model = np.arange(0, 40, 3), make_model(split, 1)

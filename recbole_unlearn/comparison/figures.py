@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 import recbole_unlearn
 from recbole_unlearn.comparison.beside import Beside, beside, first_rows
-from recbole_unlearn.comparison.kept import measured_by, prepared_by
+from recbole_unlearn.comparison.kept import measured_by, own_keys, prepared_by
 from recbole_unlearn.comparison.other_models import model_arguments, train_any
 from recbole_unlearn.comparison.seeds import SeedRun, TrainedSeeds, opened, quiet
 from recbole_unlearn.data.forget import ForgetRequest
@@ -27,7 +27,6 @@ from recbole_unlearn.evaluation.geometry import models_distance
 from recbole_unlearn.methods import METHODS, names_in, settings_of
 from recbole_unlearn.methods.base import Forgotten, Method, Task
 from recbole_unlearn.models.support import refusal
-from recbole_unlearn.settings import keys
 from recbole_unlearn.settings.config import UnlearnConfig
 from recbole_unlearn.settings.shown import plain
 from recbole_unlearn.storage import checkpoints
@@ -152,9 +151,8 @@ class Comparison:
 
     def _evaluated_by(self):
         """Everything beside model and method that a figure depends on."""
-        own = {key: self.config[key] for key in keys.KEYS if key not in keys.OF_RUNS}
         others = {key: self.config[key] for key in ("seed", "metrics", "topk", "metric_decimal_place")}
-        return plain({**own, **others, "version": recbole_unlearn.__version__})
+        return {**own_keys(self.config), **plain(others), "version": recbole_unlearn.__version__}
 
     # -- methods
 

@@ -9,7 +9,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from recbole.config import Config
+
 from recbole_unlearn.methods.base import Method
+from recbole_unlearn.settings import keys
+from recbole_unlearn.settings.shown import plain
 
 PACKAGE = Path(__file__).parents[1]
 JUDGES = ("evaluation.ranking", "evaluation.forgetting", "evaluation.geometry", "comparison.beside")
@@ -33,6 +37,11 @@ def sources(*modules: str, root: Path = PACKAGE) -> str:
     for name, source in sorted(found.items()):
         checksum.update(f"{name}\0".encode() + source + b"\0")
     return checksum.hexdigest()
+
+
+def own_keys(config: Config) -> dict[str, Any]:
+    """This package's keys that what a method makes of a trained model may depend on; plain values."""
+    return plain({key: config[key] for key in keys.KEYS if key not in keys.OF_RUNS})
 
 
 def named(what: Any) -> str:

@@ -18,7 +18,7 @@ from recbole.config import Config
 
 from recbole_unlearn.comparison.asked import asked
 from recbole_unlearn.comparison.figures import SETS, kind_and_number
-from recbole_unlearn.comparison.kept import measured_by, named, sources
+from recbole_unlearn.comparison.kept import measured_by, named, own_keys, sources
 from recbole_unlearn.comparison.panel import Panel, Views
 from recbole_unlearn.comparison.seeds import agreement, available_cores, begin_worker, in_processes, opened, quiet
 from recbole_unlearn.comparison.ways import ways_of
@@ -200,9 +200,9 @@ class Audit:
     def _file(self, panel, way, seed):
         """Where a view is kept."""
         name, settings = self.methods.get(self._way.get(way, way), (None, None))
-        method = METHODS[name] if name else None
+        method = [measured_by(METHODS[name]), own_keys(self.config)] if name else None
         judge = sources("comparison.panel", "evaluation.forgetting", "training.fit")
-        what = [*self.data, panel.checksum, way, settings, judge, measured_by(method) if method else None]
+        what = [*self.data, panel.checksum, way, settings, judge, method]
         return self.folder / f"{named(what)}-{seed}.npz"
 
     def _work(self, jobs, title):
