@@ -8,6 +8,8 @@ import pytest
 from recbole_unlearn.comparison.panel import TOP, Panel
 from recbole_unlearn.comparison.populations import Audit, audited, set_names
 from recbole_unlearn.errors import InputError
+from recbole_unlearn.methods import METHODS
+from recbole_unlearn.methods.base import Forgotten, Method
 from recbole_unlearn.quick_start import run_unlearn
 from recbole_unlearn.settings.config import UnlearnConfig
 from recbole_unlearn.training.fit import new_model
@@ -81,6 +83,29 @@ def test_another_key_has_methods_measured_anew_and_nothing_else(make_options, tm
     assert np.abs(views(damping_strength=1000.0) - first).max() > 0.01
     assert len(list(tmp_path.glob("*.npz"))) == len(before) + 16
     assert all(file.stat().st_mtime_ns == then for file, then in before.items())
+
+
+class Careless(Method):
+    """Changes in place what it was given."""
+
+    def forget(self, rows, show_progress=False):
+        for value in self.task.stored["state_dict"].values():
+            value.zero_()
+        return Forgotten(self.task.model(), 1.0)
+
+
+def test_no_method_of_an_audit_spoils_what_the_next_one_starts_from(make_options, rows, tmp_path, monkeypatch):
+    monkeypatch.setitem(METHODS, "careless", Careless)
+    ways, found = {"careless": ("careless", {}), "fine_tune": ("fine_tune", {"epochs": 1})}, []
+    arguments = "BPR", "tiny", [], make_options(epochs=2)
+    for wanted in (["fine_tune"], ["careless", "fine_tune"]):
+        folder = tmp_path / str(len(wanted))
+        folder.mkdir()
+        Audit(arguments, folder, ways, 16).unlearn(0, {"some": rows}, [("some", way) for way in wanted])
+        found.append({file.name: np.load(file)["margin"] for file in folder.glob("*.npz")})
+    ((name, margin),) = found[0].items()
+    assert len(found[1]) == 2
+    np.testing.assert_array_equal(found[1][name], margin)
 
 
 def test_a_panel_sees_margins_and_lists(make_split, make_model):

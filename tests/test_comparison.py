@@ -15,8 +15,10 @@ from recbole_unlearn.comparison import kept
 from recbole_unlearn.comparison.beside import beside
 from recbole_unlearn.comparison.figures import Comparison, forget_sets, summary
 from recbole_unlearn.comparison.other_models import model_arguments, other_models, train_any
-from recbole_unlearn.comparison.seeds import opened
+from recbole_unlearn.comparison.seeds import SeedRun, TrainedSeeds, opened
 from recbole_unlearn.errors import InputError
+from recbole_unlearn.methods import METHODS, settings_of
+from recbole_unlearn.methods.base import Forgotten, Method
 from recbole_unlearn.quick_start import run_unlearn
 
 SECRET_USER, SECRET_ITEM = "SECRETUSER-93", "SECRETITEM-41"
@@ -136,6 +138,37 @@ def test_the_command_line_prints_the_table(compared, capsys):
     given = [f"--{key}={value}" for key, value in {**keys, "output_dir": folder / "command"}.items()]
     assert command_line.main(["--dataset=tiny", *given]) == 0
     assert result["page"] in capsys.readouterr().out
+
+
+class Careless(Method):
+    """Changes in place what it was given."""
+
+    def forget(self, rows, show_progress=False):
+        model, stored, log = self.task.model(), self.task.stored, self.task.log
+        stored["triple_log"]["epochs"] = self.task.config["learning_rate"] = 0
+        optimizer = torch.optim.Adam(model.parameters())
+        optimizer.load_state_dict(stored["optimizer"])  # torch goes on in these tensors
+        for state in (*stored["state_dict"].values(), *optimizer.state[model.item_embedding.weight].values()):
+            state.zero_()
+        log.order.clear()
+        log.snapshots.clear()
+        return Forgotten(model, 1.0)
+
+
+def test_no_method_spoils_what_the_next_one_starts_from(make_options, rows, tmp_path, monkeypatch):
+    monkeypatch.setitem(METHODS, "careless", Careless)
+    settings = {"careless": {}, "fine_tune": {"epochs": 2}, "ours": settings_of("ours")}
+    trained = TrainedSeeds(("BPR", "tiny", [], make_options(epochs=2)), tmp_path, 1)
+    comparison, seed = Comparison(trained, settings), trained.config["seed"]
+    trained.train([comparison.retrain_run(seed, rows), SeedRun(seed, (), True)], False)
+
+    def measured(name):
+        figures = comparison.measure(name, seed, rows)
+        return [figures[key] for key in ("ranking", "forget_auc", "weight_distance")]
+
+    before = measured("fine_tune"), measured("ours")
+    measured("careless")
+    assert (measured("fine_tune"), measured("ours")) == before
 
 
 # -- figures
