@@ -108,6 +108,26 @@ def test_no_method_of_an_audit_spoils_what_the_next_one_starts_from(make_options
     np.testing.assert_array_equal(found[1][name], margin)
 
 
+class Broken(Method):
+    """Gives a model that has no scores of some item."""
+
+    def forget(self, rows, show_progress=False):
+        model = self.task.model()
+        model.item_embedding.weight.data[3] = self.settings["value"]
+        return Forgotten(model, 1.0)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_model_without_finite_scores_is_refused_and_nothing_of_it_kept(
+    make_options, rows, tmp_path, monkeypatch, value
+):
+    monkeypatch.setitem(METHODS, "broken", Broken)
+    audit = Audit(("BPR", "tiny", [], make_options(epochs=1)), tmp_path, {"broken": ("broken", {"value": value})}, 16)
+    with pytest.raises(InputError, match="^broken: the model's scores are not finite"):
+        audit.unlearn(0, {"some": rows}, [("some", "nothing done"), ("some", "broken")])
+    assert len(list(tmp_path.glob("*.npz"))) == 1  # of the original
+
+
 def test_a_panel_sees_margins_and_lists(make_split, make_model):
     split = make_split()
     rows, model = np.arange(0, 40, 3), make_model(split, 1)

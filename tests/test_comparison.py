@@ -171,6 +171,25 @@ def test_no_method_spoils_what_the_next_one_starts_from(make_options, rows, tmp_
     assert (measured("fine_tune"), measured("ours")) == before
 
 
+class Broken(Method):
+    """Gives a model that has no scores of a user who asked for nothing."""
+
+    def forget(self, rows, show_progress=False):
+        model, users = self.task.model(), self.task.split.users
+        model.user_embedding.weight.data[np.setdiff1d(users, users[rows])[0]] = torch.nan
+        return Forgotten(model, 1.0)
+
+
+def test_a_model_without_finite_scores_is_refused_and_nothing_of_it_kept(make_options, rows, tmp_path, monkeypatch):
+    monkeypatch.setitem(METHODS, "broken", Broken)
+    trained = TrainedSeeds(("BPR", "tiny", [], make_options(epochs=1)), tmp_path, 1)
+    comparison = Comparison(trained, {"broken": {}})
+    with pytest.raises(InputError, match="^broken: the model's scores are not finite") as refused:
+        comparison.run({"some": rows})
+    assert "\n" not in str(refused.value)
+    assert len(list((tmp_path / "results").iterdir())) == 2  # of the original and the retrained model
+
+
 # -- figures
 
 

@@ -21,7 +21,7 @@ from recbole_unlearn.comparison.other_models import model_arguments, train_any
 from recbole_unlearn.comparison.seeds import SeedRun, TrainedSeeds, opened, quiet
 from recbole_unlearn.data.forget import ForgetRequest
 from recbole_unlearn.devices import read
-from recbole_unlearn.errors import InputError
+from recbole_unlearn.errors import InputError, about
 from recbole_unlearn.evaluation import ranking
 from recbole_unlearn.evaluation.geometry import models_distance
 from recbole_unlearn.methods import METHODS, names_in, settings_of
@@ -164,7 +164,8 @@ class Comparison:
         what = [original, retrained, name, settings, self._evaluated_by(), measured_by(method), DISTANCE]
         if settings and settings.get("ideal"):
             what.append(self._wanted.tolist())
-        return self._kept(what, lambda: self.measure(name, seed, rows))
+        with about(name):
+            return self._kept(what, lambda: self.measure(name, seed, rows))
 
     def measure(self, name, seed, rows):
         """Figures of one method on one original and forget set."""
@@ -238,7 +239,8 @@ class Comparison:
         what = ["model", name, settings, data, self.split.fingerprint, seed, self._evaluated_by(), measured_by(ours)]
         if ours:
             what += ["retrained", settings_of("ours")]
-        return self._kept(what, lambda: self.measure_model(name, arguments, seed, rows))
+        with about(f"compare_models: {name}"):
+            return self._kept(what, lambda: self.measure_model(name, arguments, seed, rows))
 
     def measure_model(self, name, arguments, seed, rows):
         if refusal(UnlearnConfig(*arguments)) is None:

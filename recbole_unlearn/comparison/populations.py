@@ -24,7 +24,7 @@ from recbole_unlearn.comparison.seeds import agreement, available_cores, begin_w
 from recbole_unlearn.comparison.ways import ways_of
 from recbole_unlearn.data.forget import ForgetRequest
 from recbole_unlearn.data.split import Split
-from recbole_unlearn.errors import InputError
+from recbole_unlearn.errors import InputError, about
 from recbole_unlearn.evaluation.forgetting import query_scores
 from recbole_unlearn.evaluation.per_example import auc, effect_left, klom, log_ratios, told_apart
 from recbole_unlearn.methods import METHODS, all_settings, names_in
@@ -261,11 +261,12 @@ class Audit:
                 if way == ORIGINAL:
                     self._keep(panel, way, seed, model)
                     continue
-                method = self._method(way, self.split, seed_of_model, stored, log, path, folder)
-                if self.methods[self._way[way]][0] != "ours":  # whose preparation loads kernels
-                    method.prepare(sets[name])
-                found = method.forget(sets[name]).model if way in self.methods else method.original()
-                self._keep(panel, way, seed, found)
+                with about(way):
+                    method = self._method(way, self.split, seed_of_model, stored, log, path, folder)
+                    if self.methods[self._way[way]][0] != "ours":  # whose preparation loads kernels
+                        method.prepare(sets[name])
+                    found = method.forget(sets[name]).model if way in self.methods else method.original()
+                    self._keep(panel, way, seed, found)
 
     def retrain(self, seed, sets, wanted):
         """Train oracles of one forget set, with random numbers of their own."""
@@ -280,9 +281,10 @@ class Audit:
                 stored, log = checkpoints.load(path)
                 rest = Split.of(self.config, self.split.remaining(rows), self.split.valid, self.split.test)
             for way in own:
-                method = self._method(way, rest, seed_of_model, stored, log, path, folder)
-                method.prepare(rows[:0])
-                self._keep(panel, way, seed, method.original())
+                with about(way):
+                    method = self._method(way, rest, seed_of_model, stored, log, path, folder)
+                    method.prepare(rows[:0])
+                    self._keep(panel, way, seed, method.original())
 
     def _method(self, way, split, seed, stored, log, path, folder):
         """The method of a population, about to forget; one with models of its own trains them as the original was."""
