@@ -235,6 +235,35 @@ def test_a_changed_source_is_another_key(tmp_path):
             assert (kept.sources(f"methods.{method}", root=other) == before) == (file == unused), file
 
 
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "from .helping import helper",
+        "from . import helping",
+        "from .helping import *",
+        "from ..methods import helping",
+        "from ..methods.helping import helper as other",
+        "import recbole_unlearn.methods.helping as other",
+        "import recbole_unlearn as ru",
+        "import recbole_unlearn.errors",
+        "from recbole_unlearn import InfluenceUnlearner",
+        "from .. import InfluenceUnlearner",
+    ],
+)
+def test_what_a_method_imports_in_any_way_is_part_of_its_key(tmp_path, statement):
+    def key(name, helper):
+        root = tmp_path / name
+        (root / "methods").mkdir(parents=True)
+        (root / "__init__.py").write_text("def __getattr__(name):\n    from recbole_unlearn.methods import helping\n")
+        (root / "errors.py").write_text("")
+        (root / "methods" / "__init__.py").write_text("")
+        (root / "methods" / "helping.py").write_text(helper)
+        (root / "methods" / "mine.py").write_text(statement)
+        return kept.sources("methods.mine", root=root)
+
+    assert key("one", "helper = 1") == key("same", "helper = 1") != key("other", "helper = 2")
+
+
 @pytest.mark.parametrize("value", ["users:u17", "count", "count:x", "time:1..2", "count:0", "ratio:2", 5])
 def test_forget_sets_that_would_name_somebody_or_nothing_are_refused(make_config, split, value):
     with pytest.raises(InputError):
