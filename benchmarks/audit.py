@@ -68,12 +68,12 @@ def _audit(options, names, method_args=None, ways=None):
     output=RESULTS / "audit",
 )
 def audit(options):
-    start, sets = perf_counter(), set_names(options.sets)
+    start = perf_counter()
     names = chosen(options.methods, options.model)
     settings = json.loads(Path(options.settings).read_text("utf-8")) if options.settings else {}
     own = {name: settings[name] for name in names if name in settings}
     found = _audit(options, names, own, options.ways and options.ways.split("; "))
-    results = found.run(sets)
+    results = found.run(set_names(options.sets, found.config))
     title = f"{options.model} on {options.dataset}, {setting(options)}, pair by pair, {options.models} models each"
     name = f"{options.dataset}-{options.model}-{setting(options)}"
     if settings:
@@ -105,7 +105,7 @@ def _added(before, results):
 def planted(options):
     """Exact models that secretly keep a share of what the forgotten pairs had meant: from which share on it shows."""
     found = _audit(options, ["ours"])
-    for name in set_names(options.sets):
+    for name in set_names(options.sets, found.config):
         found.run([name])
         panel = found.panel(name, found.rows(name))
         originals, oracles, exact = (found.views(panel, way) for way in (ORIGINAL, ORACLE, "exact, fresh"))

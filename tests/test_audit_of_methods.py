@@ -152,6 +152,18 @@ def test_a_panel_sees_margins_and_lists(make_split, make_model):
     [
         ({"comparison_sets": "users"}, "KIND:NUMBER"),
         ({"comparison_sets": "everybody:3"}, "no kind 'everybody'"),
+        ({"comparison_sets": "items:0"}, "items:0: .* at least 1"),
+        ({"comparison_sets": "mixed:0"}, "mixed:0: .* at least 1"),
+        ({"comparison_sets": "vulnerable:0"}, "vulnerable:0: .* at least 1"),
+        ({"comparison_sets": "users:-3"}, "users:-3: .* at least 1"),
+        ({"comparison_sets": "core_users:0"}, "core_users:0: .* at least 1"),
+        ({"comparison_sets": "ratio:2.0"}, "ratio:2.0: .* between 0 and 1"),
+        ({"comparison_sets": "mixed:4,users:100000"}, "users:100000: only [0-9]+ users have training interactions"),
+        ({"comparison_sets": "mixed:4,items:46"}, "items:46: .* nothing would be left"),
+        ({"comparison_sets": "mixed:100000"}, "mixed:100000: .* only [0-9]+ training interactions"),
+        ({"comparison_sets": "vulnerable:100000"}, "vulnerable:100000: .* only [0-9]+ training interactions"),
+        ({"comparison_sets": "count:100000"}, "count:100000: .* only [0-9]+ training interactions"),
+        ({"forget_seed": -1}, "forget_seed must be a whole number of at least 0"),
         ({"audit_models": 4}, "at least 16"),
         ({"compare_models": "Pop"}, "leave compare_models out"),
         ({"methods": "magic"}, "unknown method"),
@@ -164,9 +176,32 @@ def test_a_panel_sees_margins_and_lists(make_split, make_model):
 def test_bad_input_is_refused_before_anything_is_trained(make_options, tmp_path, changes, said):
     options = make_options(evaluate="audit", comparison_cache=str(tmp_path / "cache"), **changes)
     options.pop("forget_count", None)
-    with pytest.raises(InputError, match=said):
+    with pytest.raises(InputError, match=said) as refused:
         run_unlearn(options.pop("model", "BPR"), "tiny", config_dict=options)
+    assert "\n" not in str(refused.value)
     assert not (tmp_path / "cache").exists()
+
+
+def test_forget_sets_are_drawn_by_the_forget_seed(make_options, tmp_path):
+    def audit(**changes):
+        return Audit(("BPR", "tiny", [], make_options(epochs=1, eval_step=0, **changes)), tmp_path, {}, 16)
+
+    first, other = audit(), audit(forget_seed=7)
+    split, vulnerable = first.split, first.rows("vulnerable:10")
+
+    def drawn(some, size):
+        return np.random.default_rng(2020).choice(some, size, replace=False)
+
+    rest = np.setdiff1d(np.arange(split.n_rows), vulnerable)
+    for name, rows in {
+        "users:5": np.flatnonzero(np.isin(split.users, drawn(np.unique(split.users), 5))),
+        "items:5": np.flatnonzero(np.isin(split.items, drawn(np.unique(split.items), 5))),
+        "count:20": np.sort(drawn(split.n_rows, 20)),
+        "mixed:20": np.union1d(vulnerable, drawn(rest, 10)),
+    }.items():
+        np.testing.assert_array_equal(first.rows(name), rows, name)
+        assert not np.array_equal(other.rows(name), rows), name
+    np.testing.assert_array_equal(other.rows("vulnerable:10"), vulnerable)
 
 
 def test_ours_is_the_ways_that_a_model_has_and_the_default_set_is_mixed(make_split):
@@ -175,7 +210,7 @@ def test_ours_is_the_ways_that_a_model_has_and_the_default_set_is_mixed(make_spl
     assert set(audited(["ours", "retrain"], whole)) == {"one corrected step", "touched rows", *EXACT}
     assert set(audited(["ours"], factorised)) == {"one corrected step", *EXACT}
     assert set(audited(["ours"], labels)) == set(EXACT)
-    assert set_names(None) == ["mixed:200"]
+    assert set_names(None, whole) == ["mixed:200"]
 
 
 def test_a_panel_tells_active_users_from_others(make_split, make_model):

@@ -82,7 +82,7 @@ def audited(given: Given, held: ExitStack, saved: bool) -> Result:
     if given.get("compare_models") is not None:
         raise InputError("evaluate: audit judges methods of one model; leave compare_models out")
     names = methods.chosen(AUDITED if config["methods"] is None else config["methods"], config["model"])
-    chosen, sets = audit_methods(names, config, config["method_args"]), set_names(config["comparison_sets"])
+    chosen, sets = audit_methods(names, config, config["method_args"]), set_names(config["comparison_sets"], config)
     folder = output.output_folder(config)
     output.check_paths(config, folder, given.files, saved)
     held.enter_context(in_one_line(folder))
