@@ -71,7 +71,7 @@ def _audit(options, names, method_args=None, ways=None, also=()):
     again=AGAIN,
 )
 def audit(options):
-    start, sets = perf_counter(), set_names(options.sets)
+    start = perf_counter()
     settings = read_json(options.settings) if options.settings else {}
     title = f"{options.model} on {options.dataset}, {shown(options)}, pair by pair, {options.models} models each"
     name = f"{options.dataset}-{options.model}-{setting(options)}"
@@ -82,8 +82,7 @@ def audit(options):
     if not options.add:
         common.check_new(options, name)
     found = _audit(options, options.methods, settings, options.ways and options.ways.split("; "))
-    results = found.run(sets)
-    results = _added(before, results)
+    results = _added(before, found.run(set_names(options.sets, found.config)))
     options.output.mkdir(parents=True, exist_ok=True)
     print(per_example.write(results, title, found.agreement, options.output, name))
     print(f"{common.command(options)}: {(perf_counter() - start) / 60:.0f} minutes; {common.load()}")
@@ -113,7 +112,7 @@ def _added(before, results):
 def planted(options):
     """Exact models that secretly keep a share of what the forgotten pairs had meant: from which share on it shows."""
     found = _audit(options, ["ours"])
-    for name in set_names(options.sets):
+    for name in set_names(options.sets, found.config):
         found.run([name])
         panel = found.panel(name, found.rows(name))
         originals, oracles, exact = (found.views(panel, way) for way in (ORIGINAL, ORACLE, "exact, fresh"))

@@ -8,7 +8,8 @@ import pytest
 from recbole_unlearn.comparison.panel import TOP, Panel
 from recbole_unlearn.comparison.populations import AUDITED, Audit, audited, set_names
 from recbole_unlearn.errors import InputError
-from recbole_unlearn.methods import suited
+from recbole_unlearn.methods import METHODS, suited
+from recbole_unlearn.methods.base import Forgotten, Method
 from recbole_unlearn.quick_start import run_unlearn
 from recbole_unlearn.settings.config import UnlearnConfig
 from recbole_unlearn.training.fit import new_model
@@ -69,6 +70,64 @@ def test_an_audit_goes_on_where_it_stopped(found):
     assert paired[0] == paired[1]  # of which nothing is drawn anew
 
 
+def test_another_key_has_methods_measured_anew_and_nothing_else(make_options, tmp_path):
+    def views(**changes):
+        arguments = "BPR", "tiny", [], make_options(epochs=3, learning_rate=0.02, eval_step=0, **changes)
+        way = "one corrected step"
+        ways = {way: audited(["ours"], UnlearnConfig(*arguments))[way]}
+        audit = Audit(arguments, tmp_path, ways, 16, show_progress=False)
+        audit.run(["users:3"])
+        return audit.views(audit.panel("users:3", audit.rows("users:3")), way).margin
+
+    first, before = views(), {file: file.stat().st_mtime_ns for file in tmp_path.glob("*.npz")}
+    assert np.abs(views(damping_strength=1000.0) - first).max() > 0.01
+    assert len(list(tmp_path.glob("*.npz"))) == len(before) + 16
+    assert all(file.stat().st_mtime_ns == then for file, then in before.items())
+
+
+class Careless(Method):
+    """Changes in place what it was given."""
+
+    def forget(self, rows, show_progress=False):
+        for value in self.task.stored["state_dict"].values():
+            value.zero_()
+        return Forgotten(self.task.model(), 1.0)
+
+
+def test_no_method_of_an_audit_spoils_what_the_next_one_starts_from(make_options, rows, tmp_path, monkeypatch):
+    monkeypatch.setitem(METHODS, "careless", Careless)
+    ways, found = {"careless": ("careless", {}), "fine_tune": ("fine_tune", {"epochs": 1})}, []
+    arguments = "BPR", "tiny", [], make_options(epochs=2)
+    for wanted in (["fine_tune"], ["careless", "fine_tune"]):
+        folder = tmp_path / str(len(wanted))
+        folder.mkdir()
+        Audit(arguments, folder, ways, 16).unlearn(0, {"some": rows}, [("some", way) for way in wanted])
+        found.append({file.name: np.load(file)["margin"] for file in folder.glob("*.npz")})
+    ((name, margin),) = found[0].items()
+    assert len(found[1]) == 2
+    np.testing.assert_array_equal(found[1][name], margin)
+
+
+class Broken(Method):
+    """Gives a model that has no scores of some item."""
+
+    def forget(self, rows, show_progress=False):
+        model = self.task.model()
+        model.item_embedding.weight.data[3] = self.settings["value"]
+        return Forgotten(model, 1.0)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_model_without_finite_scores_is_refused_and_nothing_of_it_kept(
+    make_options, rows, tmp_path, monkeypatch, value
+):
+    monkeypatch.setitem(METHODS, "broken", Broken)
+    audit = Audit(("BPR", "tiny", [], make_options(epochs=1)), tmp_path, {"broken": ("broken", {"value": value})}, 16)
+    with pytest.raises(InputError, match="^broken: the model's scores are not finite"):
+        audit.unlearn(0, {"some": rows}, [("some", "nothing done"), ("some", "broken")])
+    assert len(list(tmp_path.glob("*.npz"))) == 1  # of the original
+
+
 def test_a_panel_sees_margins_and_lists(make_split, make_model):
     split = make_split()
     rows, model = np.arange(0, 40, 3), make_model(split, 1)
@@ -93,6 +152,18 @@ def test_a_panel_sees_margins_and_lists(make_split, make_model):
     [
         ({"comparison_sets": "users"}, "KIND:NUMBER"),
         ({"comparison_sets": "everybody:3"}, "no kind 'everybody'"),
+        ({"comparison_sets": "items:0"}, "items:0: .* at least 1"),
+        ({"comparison_sets": "mixed:0"}, "mixed:0: .* at least 1"),
+        ({"comparison_sets": "vulnerable:0"}, "vulnerable:0: .* at least 1"),
+        ({"comparison_sets": "users:-3"}, "users:-3: .* at least 1"),
+        ({"comparison_sets": "core_users:0"}, "core_users:0: .* at least 1"),
+        ({"comparison_sets": "ratio:2.0"}, "ratio:2.0: .* between 0 and 1"),
+        ({"comparison_sets": "mixed:4,users:100000"}, "users:100000: only [0-9]+ users have training interactions"),
+        ({"comparison_sets": "mixed:4,items:46"}, "items:46: .* nothing would be left"),
+        ({"comparison_sets": "mixed:100000"}, "mixed:100000: .* only [0-9]+ training interactions"),
+        ({"comparison_sets": "vulnerable:100000"}, "vulnerable:100000: .* only [0-9]+ training interactions"),
+        ({"comparison_sets": "count:100000"}, "count:100000: .* only [0-9]+ training interactions"),
+        ({"forget_seed": -1}, "forget_seed must be a whole number of at least 0"),
         ({"audit_models": 4}, "at least 16"),
         ({"compare_models": "Pop"}, "leave compare_models out"),
         ({"methods": "magic"}, "unknown method"),
@@ -107,9 +178,32 @@ def test_a_panel_sees_margins_and_lists(make_split, make_model):
 def test_bad_input_is_refused_before_anything_is_trained(make_options, tmp_path, changes, said):
     options = make_options(evaluate="audit", comparison_cache=str(tmp_path / "cache"), **changes)
     options.pop("forget_count", None)
-    with pytest.raises(InputError, match=said):
+    with pytest.raises(InputError, match=said) as refused:
         run_unlearn(options.pop("model", "BPR"), "tiny", config_dict=options)
+    assert "\n" not in str(refused.value)
     assert not (tmp_path / "cache").exists()
+
+
+def test_forget_sets_are_drawn_by_the_forget_seed(make_options, tmp_path):
+    def audit(**changes):
+        return Audit(("BPR", "tiny", [], make_options(epochs=1, eval_step=0, **changes)), tmp_path, {}, 16)
+
+    first, other = audit(), audit(forget_seed=7)
+    split, vulnerable = first.split, first.rows("vulnerable:10")
+
+    def drawn(some, size):
+        return np.random.default_rng(2020).choice(some, size, replace=False)
+
+    rest = np.setdiff1d(np.arange(split.n_rows), vulnerable)
+    for name, rows in {
+        "users:5": np.flatnonzero(np.isin(split.users, drawn(np.unique(split.users), 5))),
+        "items:5": np.flatnonzero(np.isin(split.items, drawn(np.unique(split.items), 5))),
+        "count:20": np.sort(drawn(split.n_rows, 20)),
+        "mixed:20": np.union1d(vulnerable, drawn(rest, 10)),
+    }.items():
+        np.testing.assert_array_equal(first.rows(name), rows, name)
+        assert not np.array_equal(other.rows(name), rows), name
+    np.testing.assert_array_equal(other.rows("vulnerable:10"), vulnerable)
 
 
 def test_ours_is_the_ways_that_a_model_has_and_the_default_set_is_mixed(make_split):
@@ -119,7 +213,7 @@ def test_ours_is_the_ways_that_a_model_has_and_the_default_set_is_mixed(make_spl
     assert set(audited(["ours"], factorised)) == {"one corrected step", *EXACT}
     assert set(audited(["ours"], labels)) == set(EXACT)
     assert suited(AUDITED, whole) == AUDITED and suited(AUDITED, labels) == ["fine_tune", "ours"]
-    assert set_names(None) == ["mixed:200"]
+    assert set_names(None, whole) == ["mixed:200"]
 
 
 def test_a_panel_tells_active_users_from_others(make_split, make_model):

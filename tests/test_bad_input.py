@@ -631,7 +631,6 @@ IN_AUDIT, IN_FIDELITY, IN_PAPER = {"evaluate": "audit"}, {"evaluate": "fidelity"
             "forget_users is for .*; leave forget_users out, and give comparison_sets",
         ),
         ({**IN_AUDIT, "forget_ratio": 0.0025}, "leave forget_ratio out"),
-        ({**IN_AUDIT, "forget_seed": 3}, "leave forget_seed out"),
         ({**IN_AUDIT, "comparison_seeds": 3}, "not for evaluate: audit; leave comparison_seeds out"),
         ({**IN_AUDIT, "coupling": "fresh"}, "leave coupling out"),
         ({**IN_AUDIT, "compare": "none"}, "leave compare out"),

@@ -15,8 +15,10 @@ from recbole_unlearn.comparison import kept
 from recbole_unlearn.comparison.beside import beside
 from recbole_unlearn.comparison.figures import Comparison, forget_sets, summary
 from recbole_unlearn.comparison.other_models import model_arguments, other_models, train_any
-from recbole_unlearn.comparison.seeds import opened
+from recbole_unlearn.comparison.seeds import SeedRun, TrainedSeeds, opened
 from recbole_unlearn.errors import InputError
+from recbole_unlearn.methods import METHODS, settings_of
+from recbole_unlearn.methods.base import Forgotten, Method
 from recbole_unlearn.quick_start import run_unlearn
 
 SECRET_USER, SECRET_ITEM = "SECRETUSER-93", "SECRETITEM-41"
@@ -138,6 +140,56 @@ def test_the_command_line_prints_the_table(compared, capsys):
     assert result["page"] in capsys.readouterr().out
 
 
+class Careless(Method):
+    """Changes in place what it was given."""
+
+    def forget(self, rows, show_progress=False):
+        model, stored, log = self.task.model(), self.task.stored, self.task.log
+        stored["triple_log"]["epochs"] = self.task.config["learning_rate"] = 0
+        optimizer = torch.optim.Adam(model.parameters())
+        optimizer.load_state_dict(stored["optimizer"])  # torch goes on in these tensors
+        for state in (*stored["state_dict"].values(), *optimizer.state[model.item_embedding.weight].values()):
+            state.zero_()
+        log.order.clear()
+        log.snapshots.clear()
+        return Forgotten(model, 1.0)
+
+
+def test_no_method_spoils_what_the_next_one_starts_from(make_options, rows, tmp_path, monkeypatch):
+    monkeypatch.setitem(METHODS, "careless", Careless)
+    settings = {"careless": {}, "fine_tune": {"epochs": 2}, "ours": settings_of("ours")}
+    trained = TrainedSeeds(("BPR", "tiny", [], make_options(epochs=2)), tmp_path, 1)
+    comparison, seed = Comparison(trained, settings), trained.config["seed"]
+    trained.train([comparison.retrain_run(seed, rows), SeedRun(seed, (), True)], False)
+
+    def measured(name):
+        figures = comparison.measure(name, seed, rows)
+        return [figures[key] for key in ("ranking", "forget_auc", "weight_distance")]
+
+    before = measured("fine_tune"), measured("ours")
+    measured("careless")
+    assert (measured("fine_tune"), measured("ours")) == before
+
+
+class Broken(Method):
+    """Gives a model that has no scores of a user who asked for nothing."""
+
+    def forget(self, rows, show_progress=False):
+        model, users = self.task.model(), self.task.split.users
+        model.user_embedding.weight.data[np.setdiff1d(users, users[rows])[0]] = torch.nan
+        return Forgotten(model, 1.0)
+
+
+def test_a_model_without_finite_scores_is_refused_and_nothing_of_it_kept(make_options, rows, tmp_path, monkeypatch):
+    monkeypatch.setitem(METHODS, "broken", Broken)
+    trained = TrainedSeeds(("BPR", "tiny", [], make_options(epochs=1)), tmp_path, 1)
+    comparison = Comparison(trained, {"broken": {}})
+    with pytest.raises(InputError, match="^broken: the model's scores are not finite") as refused:
+        comparison.run({"some": rows})
+    assert "\n" not in str(refused.value)
+    assert len(list((tmp_path / "results").iterdir())) == 2  # of the original and the retrained model
+
+
 # -- figures
 
 
@@ -181,6 +233,35 @@ def test_a_changed_source_is_another_key(tmp_path):
             with (other / f"{file}.py").open("a") as source:
                 source.write("# changed")
             assert (kept.sources(f"methods.{method}", root=other) == before) == (file == unused), file
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "from .helping import helper",
+        "from . import helping",
+        "from .helping import *",
+        "from ..methods import helping",
+        "from ..methods.helping import helper as other",
+        "import recbole_unlearn.methods.helping as other",
+        "import recbole_unlearn as ru",
+        "import recbole_unlearn.errors",
+        "from recbole_unlearn import InfluenceUnlearner",
+        "from .. import InfluenceUnlearner",
+    ],
+)
+def test_what_a_method_imports_in_any_way_is_part_of_its_key(tmp_path, statement):
+    def key(name, helper):
+        root = tmp_path / name
+        (root / "methods").mkdir(parents=True)
+        (root / "__init__.py").write_text("def __getattr__(name):\n    from recbole_unlearn.methods import helping\n")
+        (root / "errors.py").write_text("")
+        (root / "methods" / "__init__.py").write_text("")
+        (root / "methods" / "helping.py").write_text(helper)
+        (root / "methods" / "mine.py").write_text(statement)
+        return kept.sources("methods.mine", root=root)
+
+    assert key("one", "helper = 1") == key("same", "helper = 1") != key("other", "helper = 2")
 
 
 @pytest.mark.parametrize("value", ["users:u17", "count", "count:x", "time:1..2", "count:0", "ratio:2", 5])

@@ -16,18 +16,17 @@ from tqdm import tqdm
 
 import recbole_unlearn
 from recbole_unlearn.comparison.beside import Beside, beside, first_rows
-from recbole_unlearn.comparison.kept import measured_by, prepared_by
+from recbole_unlearn.comparison.kept import measured_by, own_keys, prepared_by
 from recbole_unlearn.comparison.other_models import model_arguments, train_any
 from recbole_unlearn.comparison.seeds import SeedRun, TrainedSeeds, opened, quiet
 from recbole_unlearn.data.forget import ForgetRequest
 from recbole_unlearn.devices import read
-from recbole_unlearn.errors import InputError
+from recbole_unlearn.errors import InputError, about
 from recbole_unlearn.evaluation import ranking
 from recbole_unlearn.evaluation.geometry import models_distance
 from recbole_unlearn.methods import METHODS, names_in, settings_of
 from recbole_unlearn.methods.base import Forgotten, Method, Task
 from recbole_unlearn.models.support import refusal
-from recbole_unlearn.settings import keys
 from recbole_unlearn.settings.config import UnlearnConfig
 from recbole_unlearn.settings.shown import plain
 from recbole_unlearn.storage import checkpoints
@@ -152,9 +151,8 @@ class Comparison:
 
     def _evaluated_by(self):
         """Everything beside model and method that a figure depends on."""
-        own = {key: self.config[key] for key in keys.KEYS if key not in keys.OF_RUNS}
         others = {key: self.config[key] for key in ("seed", "metrics", "topk", "metric_decimal_place")}
-        return plain({**own, **others, "version": recbole_unlearn.__version__})
+        return {**own_keys(self.config), **plain(others), "version": recbole_unlearn.__version__}
 
     # -- methods
 
@@ -166,7 +164,8 @@ class Comparison:
         what = [original, retrained, name, settings, self._evaluated_by(), measured_by(method), DISTANCE]
         if settings and settings.get("ideal"):
             what.append(self._wanted.tolist())
-        return self._kept(what, lambda: self.measure(name, seed, rows))
+        with about(name):
+            return self._kept(what, lambda: self.measure(name, seed, rows))
 
     def measure(self, name, seed, rows):
         """Figures of one method on one original and forget set."""
@@ -240,7 +239,8 @@ class Comparison:
         what = ["model", name, settings, data, self.split.fingerprint, seed, self._evaluated_by(), measured_by(ours)]
         if ours:
             what += ["retrained", settings_of("ours")]
-        return self._kept(what, lambda: self.measure_model(name, arguments, seed, rows))
+        with about(f"compare_models: {name}"):
+            return self._kept(what, lambda: self.measure_model(name, arguments, seed, rows))
 
     def measure_model(self, name, arguments, seed, rows):
         if refusal(UnlearnConfig(*arguments)) is None:

@@ -6,10 +6,15 @@ import inspect
 import json
 import sys
 from functools import cache
+from importlib.util import resolve_name
 from pathlib import Path
 from typing import Any
 
+from recbole.config import Config
+
 from recbole_unlearn.methods.base import Method
+from recbole_unlearn.settings import keys
+from recbole_unlearn.settings.shown import plain
 
 PACKAGE = Path(__file__).parents[1]
 JUDGES = ("evaluation.ranking", "evaluation.forgetting", "evaluation.geometry", "comparison.beside")
@@ -28,11 +33,16 @@ def sources(*modules: str, root: Path = PACKAGE) -> str:
         name = left.pop()
         if name not in found and (file := _file(root, name)):
             found[name] = file.read_bytes()
-            left += _imported(found[name])
+            left += _imported(root, name, file)
     checksum = hashlib.sha256()
     for name, source in sorted(found.items()):
         checksum.update(f"{name}\0".encode() + source + b"\0")
     return checksum.hexdigest()
+
+
+def own_keys(config: Config) -> dict[str, Any]:
+    """This package's keys that what a method makes of a trained model may depend on; plain values."""
+    return plain({key: config[key] for key in keys.KEYS if key not in keys.OF_RUNS})
 
 
 def named(what: Any) -> str:
@@ -48,16 +58,27 @@ def _file(root: Path, name: str) -> Path | None:
     return None
 
 
-def _imported(source: bytes) -> list[str]:
-    """Names below the package that a source may import: of ``from a import b``, a and a.b."""
-    names = []
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.ImportFrom) and node.module:
-            names += [node.module, *(f"{node.module}.{each.name}" for each in node.names)]
+def _imported(root: Path, name: str, file: Path) -> list[str]:
+    """Names below the package that a module may import: of ``from a import b`` a.b where that is a module, else a.
+
+    The package itself, whose name is empty, imports the modules that its names are of.
+    """
+    own, names = f"{PACKAGE.name}.{name}".rstrip("."), []
+    package = own if file.name == "__init__.py" else own.rpartition(".")[0]
+    for node in ast.walk(ast.parse(file.read_bytes())):
+        if isinstance(node, ast.ImportFrom):
+            whole = resolve_name("." * node.level + (node.module or ""), package)
+            parts = [f"{whole}.{each.name}" for each in node.names if each.name != "__version__"]  # which is no code
+            names += [part if any(_file(root, each) for each in _below([part])) else whole for part in parts]
         elif isinstance(node, ast.Import):
             names += [each.name for each in node.names]
-    prefix = f"{PACKAGE.name}."
-    return [name.removeprefix(prefix) for name in names if name.startswith(prefix)]
+            names += [each.name.partition(".")[0] for each in node.names if not each.asname]
+    return _below(names)
+
+
+def _below(names: list[str]) -> list[str]:
+    """Those of full names that are this package's, as they are below it; its own is empty."""
+    return [each[len(PACKAGE.name) + 1 :] for each in names if f"{each}.".startswith(f"{PACKAGE.name}.")]
 
 
 def measured_by(method: type[Method] | None) -> str:

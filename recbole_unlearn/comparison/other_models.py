@@ -14,7 +14,7 @@ from recbole_unlearn.compat.recbole_models import clear_caches
 from recbole_unlearn.data import knowledge
 from recbole_unlearn.data.split import pairwise_loader
 from recbole_unlearn.devices import read
-from recbole_unlearn.errors import InputError
+from recbole_unlearn.errors import InputError, about
 from recbole_unlearn.methods import names_in
 from recbole_unlearn.models.support import AUTOENCODERS, NEEDS
 from recbole_unlearn.settings.config import UnlearnConfig
@@ -58,11 +58,8 @@ def other_models(value, model, dataset, files, given):
             get_model(name)
         except (ValueError, ImportError, AttributeError) as error:
             raise InputError(f"compare_models: {name} cannot be loaded from RecBole: {error}") from None
-        try:
+        with about(f"compare_models: {name}"):
             UnlearnConfig(*model_arguments(name, model, dataset, files, given))
-        except InputError as error:
-            said = str(error)
-            raise InputError(said if said.startswith("compare_models") else f"compare_models: {name}: {said}") from None
     return [name for name in names if name != model]
 
 

@@ -18,13 +18,13 @@ from recbole.config import Config
 
 from recbole_unlearn.comparison.asked import asked
 from recbole_unlearn.comparison.figures import SETS, kind_and_number
-from recbole_unlearn.comparison.kept import measured_by, named, sources
+from recbole_unlearn.comparison.kept import measured_by, named, own_keys, sources
 from recbole_unlearn.comparison.panel import Panel, Views
 from recbole_unlearn.comparison.seeds import agreement, available_cores, begin_worker, in_processes, opened, quiet
 from recbole_unlearn.comparison.ways import ways_of
-from recbole_unlearn.data.forget import ForgetRequest
+from recbole_unlearn.data.forget import ForgetRequest, checked
 from recbole_unlearn.data.split import Split
-from recbole_unlearn.errors import InputError
+from recbole_unlearn.errors import InputError, about
 from recbole_unlearn.evaluation.forgetting import query_scores
 from recbole_unlearn.evaluation.per_example import auc, effect_left, klom, log_ratios, told_apart
 from recbole_unlearn.methods import METHODS, all_settings, names_in
@@ -42,6 +42,7 @@ FEWER, FEW = 8, 16  # times fewer models of methods that train many beforehand; 
 OTHERS = 1_000_000  # seeds of oracles, and of the models that find what is vulnerable, are so far from the originals'
 SCOUTED = 1 << 15  # rows that these are asked for at once
 SCOUTS, HIDDEN = 48, 0.2  # models that find what is vulnerable; share of the interactions that each never sees
+BY_VULNERABILITY = ("mixed", "vulnerable")  # kinds of forget sets
 HALVES = 100  # random choices of n models of each population
 INTERVAL = (0.025, 0.975)
 
@@ -69,22 +70,29 @@ def audited(names: list[str], config: Config, method_args: dict | None = None) -
     return found
 
 
-def set_names(value: object) -> list[str]:
+def set_names(value: object, config: Config) -> list[str]:
     """Names of the forget sets to audit on: ``mixed:N`` (half of them at random, half vulnerable), ``vulnerable:N``,
     ``users:N``, ``items:N`` (at random), or a kind of `SETS`.
 
     Raises:
-        InputError: another kind, or no number.
+        InputError: another kind, or no number that there can be.
     """
     names = names_in(value if value is not None else "mixed:200", "comparison_sets")
     for name in names:
-        try:
-            kind, _ = kind_and_number(name)
-        except ValueError:
-            raise InputError(f"comparison_sets: {name!r} must be KIND:NUMBER") from None
-        if kind not in (*SETS, "mixed", "vulnerable", "users", "items"):
-            raise InputError(f"comparison_sets: there is no kind {kind!r} to audit on")
+        _request(name, config)
     return names
+
+
+def _request(name, config):
+    """(kind, `ForgetRequest`) of a forget set's name; of an audit's own kinds, a request for a count."""
+    try:
+        kind, number = kind_and_number(name)
+    except ValueError:
+        raise InputError(f"comparison_sets: {name!r} must be KIND:NUMBER") from None
+    if kind not in (*SETS, *BY_VULNERABILITY, "users", "items"):
+        raise InputError(f"comparison_sets: there is no kind {kind!r} to audit on")
+    with about(f"comparison_sets: {name}"):
+        return kind, ForgetRequest.of(kind if kind in SETS else "count", number, config)
 
 
 class Audit:
@@ -126,9 +134,11 @@ class Audit:
             that has its own, or of its original.
 
         Raises:
-            InputError: too few models for the figures.
+            InputError: too few models for the figures, or a set that the data do not have.
         """
         KEYS["audit_models"].checked(self.models)
+        for name in names:
+            self.at_random(name)  # before anything is trained
         with quiet():
             found = agreement(self.config, self.split, self.folder)
             self.compiled = self.data[-1] = found is not None and found <= LIMIT
@@ -164,23 +174,33 @@ class Audit:
 
     # -- what is forgotten
 
+    def at_random(self, name):
+        """Sorted rows of a forget set; of one that goes by vulnerability, for which models are trained, as many others.
+
+        Raises:
+            InputError: more than the data have.
+        """
+        split, (kind, request) = self.split, _request(name, self.config)
+        with about(f"comparison_sets: {name}"):
+            if kind not in ("users", "items"):
+                return request.rows(split)
+            ids = split.users if kind == "users" else split.items
+            there, rng = np.unique(ids), np.random.default_rng(request.seed)
+            if request.value > len(there):
+                raise InputError(f"only {len(there)} {kind} have training interactions; ask for fewer")
+            return checked(split, np.flatnonzero(np.isin(ids, rng.choice(there, request.value, replace=False))))
+
     def rows(self, name):
         """Sorted rows of a forget set."""
-        kind, number = kind_and_number(name)
-        split, rng = self.split, np.random.default_rng(2020)
-        if kind in SETS:
-            return ForgetRequest(kind, number).rows(split)
-        size = int(number)
-        if kind in ("users", "items"):
-            ids = split.users if kind == "users" else split.items
-            return np.flatnonzero(np.isin(ids, rng.choice(np.unique(ids), min(size, split.n_rows), replace=False)))
-        vulnerable = self._vulnerability()
-        order = np.argsort(-vulnerable, kind="stable")
+        found, (kind, request) = self.at_random(name), _request(name, self.config)
+        if kind not in BY_VULNERABILITY:
+            return found
+        order = np.argsort(-self._vulnerability(), kind="stable")
         if kind == "vulnerable":
-            return np.sort(order[:size])
-        chosen = order[: size // 2]
-        rest = np.setdiff1d(np.arange(split.n_rows), chosen)
-        return np.sort(np.concatenate([chosen, rng.choice(rest, size - len(chosen), replace=False)]))
+            return np.sort(order[: request.value])
+        chosen = order[: request.value // 2]
+        rest, rng = np.setdiff1d(np.arange(self.split.n_rows), chosen), np.random.default_rng(request.seed)
+        return np.sort(np.concatenate([chosen, rng.choice(rest, request.value - len(chosen), replace=False)]))
 
     def _vulnerability(self):
         """Of each interaction, how much its margin falls where a model has not seen it, in standard deviations."""
@@ -207,9 +227,9 @@ class Audit:
     def _file(self, panel, way, seed):
         """Where a view is kept."""
         name, settings = self.methods.get(self._way.get(way, way), (None, None))
-        method = METHODS[name] if name else None
+        method = [measured_by(METHODS[name]), own_keys(self.config)] if name else None
         judge = sources("comparison.panel", "evaluation.forgetting", "training.fit")
-        what = [*self.data, panel.checksum, way, settings, judge, measured_by(method) if method else None]
+        what = [*self.data, panel.checksum, way, settings, judge, method]
         return self.folder / f"{named(what)}-{seed}.npz"
 
     def _work(self, jobs, title):
@@ -268,11 +288,12 @@ class Audit:
                 if way == ORIGINAL:
                     self._keep(panel, way, seed, model)
                     continue
-                method = self._method(way, self.split, seed_of_model, stored, log, path, folder)
-                if self.methods[self._way[way]][0] != "ours":  # whose preparation loads kernels
-                    method.prepare(sets[name])
-                found = method.forget(sets[name]).model if way in self.methods else method.original()
-                self._keep(panel, way, seed, found)
+                with about(way):
+                    method = self._method(way, self.split, seed_of_model, stored, log, path, folder)
+                    if self.methods[self._way[way]][0] != "ours":  # whose preparation loads kernels
+                        method.prepare(sets[name])
+                    found = method.forget(sets[name]).model if way in self.methods else method.original()
+                    self._keep(panel, way, seed, found)
 
     def retrain(self, seed, sets, wanted):
         """Train oracles of one forget set, with random numbers of their own."""
@@ -287,9 +308,10 @@ class Audit:
                 stored, log = checkpoints.load(path)
                 rest = Split.of(self.config, self.split.remaining(rows), self.split.valid, self.split.test)
             for way in own:
-                method = self._method(way, rest, seed_of_model, stored, log, path, folder)
-                method.prepare(rows[:0])
-                self._keep(panel, way, seed, method.original())
+                with about(way):
+                    method = self._method(way, rest, seed_of_model, stored, log, path, folder)
+                    method.prepare(rows[:0])
+                    self._keep(panel, way, seed, method.original())
 
     def _method(self, way, split, seed, stored, log, path, folder):
         """The method of a population, about to forget; one with models of its own trains them as the original was."""

@@ -40,7 +40,7 @@ class ForgetRequest:
     """
 
     kind: str
-    value: object
+    value: Any
     seed: int = 2020
 
     @classmethod
@@ -74,10 +74,7 @@ class ForgetRequest:
         if value is None:
             raise InputError(f"forget_{kind} names nobody")
         read, _ = STRATEGIES[kind]
-        value, seed = read(f"forget_{kind}", value, config), config["forget_seed"]
-        if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
-            raise InputError(f"forget_seed must be a whole number of at least 0; got {seed!r}")
-        return cls(kind, value, seed)
+        return cls(kind, read(f"forget_{kind}", value, config), config["forget_seed"])
 
     def rows(self, split: "Split", beyond: bool = False) -> np.ndarray:
         """Rows of ``split.users`` / ``split.items`` to forget: int64, sorted.
@@ -91,15 +88,14 @@ class ForgetRequest:
         """
         _, select = STRATEGIES[self.kind]
         rows = select(split, self.value, np.random.default_rng(self.seed))
-        whole = any(map(len, self.whole(split).values()))
-        if len(rows) == 0 and not (whole and beyond):
-            advice = "; what else names users or items goes with purge, purge_dataset and everywhere: True" * whole
-            raise InputError(f"the forget set is empty: no training interaction matches the request{advice}")
-        if len(rows) >= split.n_rows:
+        if len(rows) == 0 and any(map(len, self.whole(split).values())):
+            if beyond:
+                return rows
             raise InputError(
-                f"the forget set is all {split.n_rows} training interactions; nothing would be left to model"
+                "the forget set is empty: no training interaction matches the request; what else names users or items "
+                "goes with purge, purge_dataset and everywhere: True"
             )
-        return np.sort(rows)
+        return checked(split, rows)
 
     def whole(self, split: "Split") -> dict[str, np.ndarray]:
         """Users and items of whom all is to be forgotten, by ``user`` and ``item``: ids, int64, sorted."""
@@ -109,6 +105,15 @@ class ForgetRequest:
         elif self.kind == "requests":
             named |= requests.whole(split, self.value)  # pyright: ignore
         return named
+
+
+def checked(split: "Split", rows: np.ndarray) -> np.ndarray:
+    """Rows of a split to forget, sorted. InputError where there are none, or none would be left."""
+    if len(rows) == 0:
+        raise InputError("the forget set is empty: no training interaction matches the request")
+    if len(rows) >= split.n_rows:
+        raise InputError(f"the forget set is all {split.n_rows} training interactions; nothing would be left to model")
+    return np.sort(rows)
 
 
 # -- readers: (key, value, config) -> checked value

@@ -11,6 +11,7 @@ from recbole.model.abstract_recommender import AbstractRecommender
 from recbole_unlearn.compat.recbole_models import clear_caches
 from recbole_unlearn.data.split import Split
 from recbole_unlearn.devices import array
+from recbole_unlearn.evaluation.ranking import check_scores
 from recbole_unlearn.evaluation.ranks import DEFAULT_BATCH
 from recbole_unlearn.models.losses import fixed_randomness
 
@@ -31,7 +32,11 @@ def scores(
 def query_scores(
     model: AbstractRecommender, queries: Interaction, batch: int = 256
 ) -> Iterator[tuple[slice, np.ndarray]]:
-    """As `scores`, for an Interaction of users (with their histories, for sequential models)."""
+    """As `scores`, for an Interaction of users (with their histories, for sequential models).
+
+    Raises:
+        InputError: scores that are not finite.
+    """
     model.eval()
     clear_caches(model)
     for start in range(0, len(queries), batch):
@@ -42,7 +47,9 @@ def query_scores(
                 found = model.full_sort_predict(interaction)
             except NotImplementedError:  # some models score pairs only
                 found = _by_pairs(model, interaction)
-        yield part, array(found).reshape(part.stop - part.start, -1)
+        found = found.reshape(part.stop - part.start, -1)
+        check_scores(found[:, 1:].abs())  # nobody looks at padding's
+        yield part, array(found)
 
 
 def _by_pairs(model, interaction):

@@ -4,10 +4,13 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 from recbole.evaluator.metrics import NDCG
 from recbole.model.abstract_recommender import AbstractRecommender
 
+from recbole_unlearn.compat.recbole_models import replaced
 from recbole_unlearn.data.split import Split
+from recbole_unlearn.errors import InputError
 
 if TYPE_CHECKING:
     from recbole.trainer import Trainer
@@ -16,6 +19,15 @@ SAMPLED = 99  # negatives a held-out item, as in the NCF and UBPR papers
 PROTOCOLS = {"full": 0, f"uni{SAMPLED}": SAMPLED}
 ACTIVE = 0.05  # share of the users that CURE4Rec calls active: those with most training interactions
 FAIRNESS = "fairness"  # CURE4Rec's: NDCG of active users minus that of all others
+
+
+def check_scores(scores: torch.Tensor) -> None:
+    """Raises InputError where scores are NaN or infinite; minus infinity is what evaluators leave out."""
+    if not (scores < torch.inf).all():
+        raise InputError(
+            "the model's scores are not finite, and rank nothing; train it, or have it forget, in smaller steps, or "
+            "leave it out"
+        )
 
 
 def activity(users: np.ndarray, n_users: int) -> tuple[np.ndarray, np.ndarray]:
@@ -53,19 +65,29 @@ def evaluate(
 
     Returns:
         Protocol -> {metric: value}; empty where nothing was held out for the test.
+
+    Raises:
+        InputError: scores, under full ranking, that are not finite.
     """
     if not len(split.test._dataset):
         return {}
     own_model, stream, evaluator = trainer.model, np.random.get_state(), trainer.evaluator
-    results, watched = {}, _Watched(evaluator)
+    results, watched, ask = {}, _Watched(evaluator), trainer._full_sort_batch_eval
+
+    def asked(batch):
+        answer = ask(batch)
+        check_scores(answer[1])
+        return answer
+
     try:
         trainer.model, trainer.evaluator = model, watched
-        for name, sampled in protocols.items():
-            np.random.seed(seed)
-            loader = split.test_loader(sampled)
-            results[name] = dict(trainer.evaluate(loader, load_best_model=False, show_progress=show_progress))
-            if groups and not sampled and watched.hits is not None:
-                results[name] |= _fairness(trainer.config, watched.hits, _users(loader), groups)
+        with replaced(trainer, _full_sort_batch_eval=asked):  # `RankedLoader` has it rank whomever it finds NaN of
+            for name, sampled in protocols.items():
+                np.random.seed(seed)
+                loader = split.test_loader(sampled)
+                results[name] = dict(trainer.evaluate(loader, load_best_model=False, show_progress=show_progress))
+                if groups and not sampled and watched.hits is not None:
+                    results[name] |= _fairness(trainer.config, watched.hits, _users(loader), groups)
     finally:
         trainer.model, trainer.evaluator = own_model, evaluator
         np.random.set_state(stream)

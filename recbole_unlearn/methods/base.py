@@ -1,5 +1,6 @@
 """What every method of a comparison works on, and what it gives back."""
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,7 +13,7 @@ from recbole.data.dataset import Dataset
 from recbole.model.abstract_recommender import AbstractRecommender
 
 from recbole_unlearn.data.split import Split
-from recbole_unlearn.settings.config import UnlearnConfig
+from recbole_unlearn.settings.config import UnlearnConfig, changed
 from recbole_unlearn.storage.triple_log import TripleLog
 from recbole_unlearn.training.fit import new_model
 
@@ -20,6 +21,8 @@ from recbole_unlearn.training.fit import new_model
 @dataclass
 class Task:
     """One trained model, about to be asked to forget.
+
+    Configuration, checkpoint and log are copies: what a method changes of them, no other one starts from.
 
     Attributes:
         config: of model, training and evaluation; ``config["method_args"]`` holds settings of methods.
@@ -40,6 +43,8 @@ class Task:
     folder: Path
 
     def __post_init__(self) -> None:
+        self.config, self.stored = changed(self.config), copy.deepcopy(self.stored)
+        self.log = TripleLog(self.log.path, copy.deepcopy(self.log.metadata))  # whose columns nobody can write to
         self.split.draws(self.log)
 
     def model(self, data: Dataset | None = None) -> AbstractRecommender:

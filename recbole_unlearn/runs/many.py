@@ -85,7 +85,7 @@ def audited(given: Given, held: ExitStack, saved: bool) -> Result:
     """Train populations of models, tell each method's from retrained ones pair by pair, write tables and pictures."""
     config = to_train(given)
     names = methods.suited(AUDITED, config) if config["methods"] is None else methods.chosen(config["methods"], config)
-    chosen, sets = audit_methods(names, config, config["method_args"]), set_names(config["comparison_sets"])
+    chosen, sets = audit_methods(names, config, config["method_args"]), set_names(config["comparison_sets"], config)
     folder = output.output_folder(config)
     output.check_paths(config, folder, given.files, saved)
     held.enter_context(in_one_line(folder))

@@ -31,7 +31,7 @@ TAKEN: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(ONE_ALONE, (ONE,)),
     **dict.fromkeys(OF_AUTO, (ONE, *COMPARED, EXPERIMENT)),  # elsewhere ours goes each of its ways, as `WAYS` say
     **dict.fromkeys(keys.FORGET, (ONE, *COMPARED, FIDELITY)),
-    "forget_seed": (ONE, *COMPARED, FIDELITY, EXPERIMENT),
+    "forget_seed": (ONE, *COMPARED, FIDELITY, AUDIT, EXPERIMENT),
     "evaluate": (ONE, *COMPARED, FIDELITY, AUDIT),
     "fidelity_seeds": (FIDELITY,),
     "audit_models": (AUDIT,),

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from recbole_unlearn.errors import InputError
 from recbole_unlearn.evaluation import forgetting
 
 
@@ -164,3 +165,14 @@ def test_one_forgotten_pair_is_too_small_to_tell():
 def test_equal_models_give_a_verdict_too():
     text, _ = forgetting.verdict(RETRAINED, RETRAINED, RETRAINED)
     assert "too small" in text
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_scores_that_are_not_finite_are_refused_but_for_paddings(make_split, make_model, value):
+    split = make_split()
+    model, rows = make_model(split), np.arange(5)
+    model.item_embedding.weight.data[0, 0] = value
+    assert np.isfinite(forgetting.percentiles(model, split, rows)).all()
+    model.item_embedding.weight.data[7, 0] = value
+    with pytest.raises(InputError, match="scores are not finite"):
+        forgetting.percentiles(model, split, rows)

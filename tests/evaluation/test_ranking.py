@@ -12,6 +12,7 @@ from recbole.model.general_recommender.bpr import BPR
 from recbole.trainer.trainer import Trainer
 from recbole.utils import init_seed
 
+from recbole_unlearn.errors import InputError
 from recbole_unlearn.evaluation import ranking
 from recbole_unlearn.training.trainer import BPRTrainer
 
@@ -179,3 +180,16 @@ def test_without_anybody_in_a_group_there_is_no_fairness(trained):
     assert ranking.evaluate(trainer, model, split, 1, groups=(nobody, ~nobody)) == ranking.evaluate(
         trainer, model, split, 1
     )
+
+
+@pytest.mark.parametrize("metric", ["NDCG", "GAUC"])  # ranked by us, and by RecBole
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_scores_that_are_not_finite_are_refused(make_split, make_model, metric, value):
+    split = make_split(metrics=[metric], valid_metric=metric if metric == "GAUC" else "NDCG@10")
+    model, data = make_model(split), split.test._dataset
+    trainer = BPRTrainer(split.config, make_model(split))
+    trainer.eval_collector.data_collect(split.train)
+    assert ranking.evaluate(trainer, model, split, 1)
+    model.user_embedding.weight.data[data.inter_feat[data.uid_field][0], 0] = value
+    with pytest.raises(InputError, match="scores are not finite"):
+        ranking.evaluate(trainer, model, split, 1)
