@@ -1,5 +1,6 @@
 """Forget requests: which training interactions are to be forgotten."""
 
+import copy
 import csv
 import math
 import re
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 # From this share of forgotten interactions on, a step is no small change any more, and settings that were chosen for
 # the data with them (the number of epochs, learning rate, size) are those of another data set; a convention.
 COHORT = 0.1
+BEGUN, TRAINED, HELD_OUT = range(3)  # interactions: those that histories begin with, and which rows are of
 
 
 @dataclass(frozen=True)
@@ -104,6 +106,37 @@ class ForgetRequest:
         elif self.kind == "requests":
             named |= requests.whole(split, self.value)  # pyright: ignore
         return named
+
+    def begun(self, split: "Split", rows: np.ndarray) -> np.ndarray:
+        """Whether this names interactions that histories begin with too, see `Split.firsts`, which are in no row.
+
+        Args:
+            rows: that it names.
+
+        Returns:
+            int8, 1 where it does, 0 where not, -1 where nobody can tell.
+        """
+        users, items = split.firsts()
+        none = np.zeros(len(users), np.int8)
+        if not len(users):
+            return none
+        if self.kind == "time":
+            return _in_window(split, self.value)[0]
+        if self.kind == "category":
+            return _in_category(_of_rows(split, users, items), self.value)
+        if self.kind in ("popular_items", "rare_items"):
+            return np.isin(items, split.items[rows]).astype(np.int8)
+        if self.kind in ("users", "items", "requests"):
+            _, select = STRATEGIES[self.kind]
+            none[select(_of_rows(split, users, items), self.value, None)] = 1
+        return none
+
+
+def _of_rows(split, users, items):
+    """A split whose rows are other interactions."""
+    other = copy.copy(split)
+    other.users, other.items = users, items
+    return other
 
 
 # -- readers: (key, value, config) -> checked value
@@ -376,22 +409,19 @@ def _in_window(split, window):
     own = _occurrences(split, field)
     told = _told(own["pair"], lines["pair"], lines["inside"])
     asked, trained = (own["part"] != HELD_OUT).to_numpy(), (own["part"] == TRAINED).to_numpy()
-    if not told[trained].any():
-        known = lines["time"][lines["pair"].isin(own["pair"][trained])]
-        raise InputError(
-            "no training interaction lies in forget_time; their timestamps run from "
-            f"{known.min():.15g} to {known.max():.15g}, and dates count as seconds since 1970 (UTC)"
-        )
     if (told[asked] < 0).any():
         if "loaded" not in own:
             raise InputError(
                 f"the data set repeats interactions; train with {field} in load_col, to tell them apart in time"
             )
         told[told < 0] = _told_apart(own[told < 0], lines, own["pair"], data.config["eval_args"]["order"] != "RO")
+    if not told[trained].any():
+        known = lines["time"][lines["pair"].isin(own["pair"][trained])]
+        raise InputError(
+            "no training interaction lies in forget_time; their timestamps run from "
+            f"{known.min():.15g} to {known.max():.15g}, and dates count as seconds since 1970 (UTC)"
+        )
     return told[own["part"] == BEGUN], told[trained]
-
-
-BEGUN, TRAINED, HELD_OUT = range(3)
 
 
 def _occurrences(split, time):

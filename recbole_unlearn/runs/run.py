@@ -71,7 +71,7 @@ class Run:
             output.check_unlinked(config, self.unlinked, self.unlearner.will_be_exact(self.rows))
         self.erasure = output.erasure_of(config, self.split, self.rows, earlier, self.whole) if saved else {}
         inter = output.data_file(config, earlier)
-        self.left = output.left_over(config, self.split, self.request, inter) if saved else None
+        self.left = output.left_over(config, self.split, self.request, self.rows, inter) if saved else None
         self.suppression = output.suppression_list(config) if saved else None
         if checkpoint and config["suppression"] and config["compare"] == "retrain":  # found now, not after forgetting
             left_out = "the model to compare with would be trained on them: leave it out by compare: none"
