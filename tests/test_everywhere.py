@@ -216,6 +216,54 @@ def test_what_cannot_be_kept_is_not_promised(scene, keys, match):
     assert "\n" not in str(refused.value) and sorted(contents(".")) == before
 
 
+@pytest.mark.parametrize("where", ["held out", "a name", "a line end", "a separator before", "an open quote"])
+def test_what_quotes_hide_is_refused_before_anything_changes(scene, where):
+    """RecBole reads fields in quotes, and goes on in the next line in them; lines are removed as they stand."""
+    kind, token, ending = "items", SECRET_ITEM, "item"
+    if where == "held out":
+        kind, token, ending = "users", SECRET_USER, "inter"
+        with load("live/model.pth") as opened:
+            data = opened.split.test.dataset
+            mine = data.inter_feat["user_id"] == data.token2id("user_id", token)
+            item = str(data.id2token("item_id", int(data.inter_feat["item_id"][mine][0])))
+        old, new = f"{token}\t{item}\t", f'"{token}"\t{item}\t'
+    elif where == "a name":
+        kind, token, ending = "users", SECRET_USER, "user"
+        old, new = f"{token}\t", f'"{token}"\t'
+    elif where == "a separator before":
+        old, new = "item_id:token\tclass:token", "class:token\titem_id:token"
+    else:
+        old, new = f"{token}\tc", f'{token}\t"one\nother {"" if where == "an open quote" else chr(34)}c'
+    file = Path(f"data/tiny/tiny.{ending}")
+    text = file.read_text()
+    assert text.count(old) == 1
+    text = text.replace(old, new)
+    if where == "a separator before":
+        first, *rest = text.splitlines()
+        text = "\n".join([first, *(f'"c\t1"\t{line.split(chr(9))[0]}' for line in rest)]) + "\n"
+    file.write_text(text)
+    before = sorted(contents("."))
+    with pytest.raises(InputError, match="quoted fields") as refused:
+        forget(**{f"forget_{kind}": [token]})
+    assert "\n" not in str(refused.value) and token not in str(refused.value) and sorted(contents(".")) == before
+
+
+def test_quotes_that_hide_nothing_of_what_goes_are_no_hindrance(scene):
+    quoted = {
+        "item": [(f"{SECRET_ITEM}\tc", f'{SECRET_ITEM}\t"of" 7" c')],
+        "user": [("u20\t", '"u20"\t')],
+        "link": [(f"\t{name}", f'\t"{name}"') for name in (ENTITY, SHARED)],
+    }
+    for ending, changes in quoted.items():
+        file = Path(f"data/tiny/tiny.{ending}")
+        for change in changes:
+            file.write_text(file.read_text().replace(*change))
+    forget(forget_items=[SECRET_ITEM])
+    left = {ending: Path(f"data/tiny/tiny.{ending}").read_text() for ending in FILES}
+    assert not any(SECRET_ITEM in text or ENTITY in text for text in left.values())
+    assert SHARED in left["kg"] and '"u20"' in left["user"]
+
+
 @pytest.mark.parametrize("how", ["symbolic", "hard"])
 def test_a_user_file_with_another_name_is_refused(scene, how):
     os.rename("data/tiny/tiny.user", "real")

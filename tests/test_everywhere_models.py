@@ -12,6 +12,7 @@ from conftest import SECRET_ITEM, SECRET_USER, inside, tiny_interactions
 from test_attacks import left_behind, same_numbers
 from test_everywhere import contents, forget, holders
 
+from recbole_unlearn.data.forget import ForgetRequest
 from recbole_unlearn.data.split import pairwise_loader
 from recbole_unlearn.errors import InputError
 from recbole_unlearn.quick_start import run_unlearn
@@ -287,6 +288,36 @@ def test_who_has_a_line_of_features_alone_is_erased(tmp_path, make_options):
         assert holders("SECRETALONE") == [] and holders(KIND) == ["data/tiny/tiny.kg"]
         with load("out/unlearned.pth") as opened:
             assert opened.forget(count=3).training
+
+
+@pytest.mark.parametrize("kind", ["items", "category", "rare_items", "time", "requests", "count"])
+def test_what_histories_begin_with_is_said_of_every_kind_that_names_it(scene, kind):
+    """The first interaction of a user is the target of no row, and stays where its item, time or pair is named."""
+    scene("FPMC")
+    lines = [line.split("\t") for line in Path("data/tiny/tiny.item").read_text().splitlines()]
+    of_class = [item for item, name in lines if name == "c1"]
+    with load("live/model.pth") as opened:
+        split, config = opened.split, opened.config
+    users, items = split.firsts()
+    times, until = split.firsts("timestamp")[1], 1_010_000
+    (pair,), other = split.tokens(users[:1], items[:1]), split.pairs(np.flatnonzero(split.users == users[0])[:1])[0]
+    Path("r.csv").write_text("\n".join(["user,item", ",".join(pair), ",".join(other)]) + "\n")
+    rare = np.unique(split.items[ForgetRequest.of("rare_items", 20, config).rows(split)])
+    value, expected = {
+        "items": (of_class, sum(item in of_class for item in split.token("item", items))),
+        "category": ("c1", sum(item in of_class for item in split.token("item", items))),
+        "rare_items": (20, np.isin(items, rare).sum()),
+        "time": (f"..{until}", (times <= until).sum()),
+        "requests": ("r.csv", 1),
+        "count": (5, 0),
+    }[kind]
+    keys = {f"forget_{kind}": value, "forget_category_field": "class"}
+    left = forget(**keys, purge=False, purge_dataset=False, everywhere=False).get("left")
+    if kind == "count":
+        assert expected == 0 and left is None
+    else:
+        said = f"{expected} interaction{'s' * (expected > 1)} that histories begin with"
+        assert expected and said in left and "everywhere" not in left
 
 
 @pytest.mark.parametrize("model", GRAPHS)

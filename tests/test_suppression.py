@@ -138,6 +138,23 @@ def test_recboles_own_training_refuses_too(scene, make_options):
         trainer.fit(train, valid, saved=False)
 
 
+def test_what_histories_begin_with_is_refused_too(scene, make_options):
+    """The first interaction of a user is the target of no row, and trained on all the same."""
+    times = {"load_col": {"inter": ["user_id", "item_id", "timestamp"]}}
+    given = make_options(data_path="data", forget_count=2, epochs=1, compare="none", evaluate="none", **times)
+    run_unlearn("FPMC", "tiny", None, {**given, "output_dir": "histories"})
+    with load("histories/model.pth") as opened:
+        users, items = opened.split.firsts()
+        (pair,) = opened.split.tokens(users[:1], items[:1])
+    suppression.add(LIST, [("pair", *pair)])
+    with pytest.raises(InputError, match="^1 of .*bring back.*remove"):
+        run_unlearn("FPMC", "tiny", None, {**given, "output_dir": "new", "suppression": LIST})
+    again = {"checkpoint": "histories/unlearned.pth", "forget_count": 3}
+    with pytest.raises(InputError, match="^1 of .*bring back.*compare: none$"):
+        forget(**again, output_dir="next", compare="retrain")
+    assert not Path("next").exists() and forget(**again, output_dir="next")["files"]
+
+
 @pytest.mark.parametrize("how", ["damaged", "no key", "wrong kind", "no folder", "the audit"])
 def test_a_list_that_cannot_be_used_is_refused_before_any_work(scene, how):
     forget(forget_users=[SECRET_USER])

@@ -1,5 +1,6 @@
 """Forget requests: which training interactions are to be forgotten."""
 
+import copy
 import csv
 import math
 import re
@@ -8,7 +9,7 @@ from dataclasses import dataclass
 from datetime import date, datetime, timezone
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 # From this share of forgotten interactions on, a step is no small change any more, and settings that were chosen for
 # the data with them (the number of epochs, learning rate, size) are those of another data set; a convention.
 COHORT = 0.1
+BEGUN, TRAINED, HELD_OUT = range(3)  # interactions: those that histories begin with, and which rows are of
 
 
 @dataclass(frozen=True)
@@ -105,6 +107,37 @@ class ForgetRequest:
         elif self.kind == "requests":
             named |= requests.whole(split, self.value)  # pyright: ignore
         return named
+
+    def begun(self, split: "Split", rows: np.ndarray) -> np.ndarray:
+        """Whether this names interactions that histories begin with too, see `Split.firsts`, which are in no row.
+
+        Args:
+            rows: that it names.
+
+        Returns:
+            int8, 1 where it does, 0 where not, -1 where nobody can tell.
+        """
+        users, items = split.firsts()
+        none = np.zeros(len(users), np.int8)
+        if not len(users):
+            return none
+        if self.kind == "time":
+            return _in_window(split, self.value)[0]
+        if self.kind == "category":
+            return _in_category(_of_rows(split, users, items), self.value)
+        if self.kind in ("popular_items", "rare_items"):
+            return np.isin(items, split.items[rows]).astype(np.int8)
+        if self.kind in ("users", "items", "requests"):
+            _, select = STRATEGIES[self.kind]
+            none[select(_of_rows(split, users, items), self.value, None)] = 1
+        return none
+
+
+def _of_rows(split, users, items):
+    """A split whose rows are other interactions."""
+    other = copy.copy(split)
+    other.users, other.items = users, items
+    return other
 
 
 def checked(split: "Split", rows: np.ndarray) -> np.ndarray:
@@ -267,7 +300,20 @@ def rarest(split: "Split", count: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def _of_category(split, value, rng):
-    """Items, users or single interactions of some categories: the one file whose column knows them says which."""
+    told = _in_category(split, value)
+    if mixed := np.count_nonzero(told < 0):
+        raise InputError(
+            f"forget_category cannot tell {mixed} interactions apart: their users and items meet in other lines of the "
+            f".inter file too, of which {value[0]} is another; name the pairs in forget_file, which forgets all of them"
+        )
+    return np.flatnonzero(told)
+
+
+def _in_category(split, value):
+    """Whether interactions are of some categories, as `_told` says it.
+
+    Of items, users or single interactions: the one file whose column knows the categories says which.
+    """
     field, categories = value
     data = split.train._dataset
     keys = {"item": [data.iid_field], "user": [data.uid_field], "inter": [data.uid_field, data.iid_field]}
@@ -304,9 +350,16 @@ def _of_category(split, value, rng):
     named = [table[key].map(data.field2token_id[key]) for key in keys[ending]]
     if ending == "inter":
         users, items = named
-        return _of_lines(split, users, items, chosen, field)
+        there = (users.notna() & items.notna()).to_numpy()
+        return _told(_pairs(split, split.users, split.items), _pairs(split, users[there], items[there]), chosen[there])
     owners = split.items if ending == "item" else split.users
-    return np.flatnonzero(np.isin(owners, named[0][chosen].dropna()))
+    return np.isin(owners, named[0][chosen].dropna()).astype(np.int8)
+
+
+def _told(own, lines, chosen):
+    """What the lines that have some key say of it, int8: 1 where all are chosen, 0 where none is, -1 of both."""
+    some, other = np.isin(own, lines[chosen]), np.isin(own, lines[~chosen])
+    return np.where(some & other, -1, some).astype(np.int8)
 
 
 def _check_there(data, key):
@@ -316,21 +369,6 @@ def _check_there(data, key):
             f"{key} reads columns of files, and after purge_dataset the model's data are those kept with "
             "its log, which have none; name users, items or pairs"
         )
-
-
-def _of_lines(split, users, items, chosen, field):
-    """Interactions of all whose lines are ``chosen``, which stand in columns of the .inter file of RecBole's ids."""
-    there = users.notna() & items.notna()
-    lines = pd.DataFrame({"pair": _pairs(split, users[there], items[there]), "chosen": chosen[there]})
-    of_pair = lines.groupby("pair")["chosen"].agg(["any", "all"])
-    own = _pairs(split, split.users, split.items)
-    wanted = np.isin(own, of_pair.index[of_pair["any"]])
-    if mixed := np.count_nonzero(wanted & ~np.isin(own, of_pair.index[of_pair["all"]])):
-        raise InputError(
-            f"forget_category cannot tell {mixed} interactions apart: their users and items meet in other lines of the "
-            f".inter file too, of which {field} is another; name the pairs in forget_file, which forgets all of them"
-        )
-    return np.flatnonzero(wanted)
 
 
 def _pairs(split, users, items):
@@ -349,22 +387,20 @@ def _categorical(data, ending, keys):
 
 
 def _of_time(split, window, rng):
-    start, end = window
-    times = _times(split)
-    rows = np.flatnonzero((times >= start) & (times <= end))
-    if len(rows) == 0:
+    _, told = _in_window(split, window)
+    if mixed := np.count_nonzero(told < 0):
         raise InputError(
-            "no training interaction lies in forget_time; their timestamps run from "
-            f"{np.nanmin(times):.15g} to {np.nanmax(times):.15g}, and dates count as seconds since 1970 (UTC)"
+            f"forget_time cannot tell {mixed} repeated interactions apart; train with rm_dup_inter: first, or name the "
+            "pairs in forget_file, which forgets all of them"
         )
-    return rows
+    return np.flatnonzero(told)
 
 
-def _times(split):
-    """Timestamps of the training interactions as the .inter file has them, float64 ``[rows]``.
+def _in_window(split, window):
+    """Whether interactions lie between two times of the .inter file, as `_told` says it, -1 where nobody can tell.
 
-    RecBole's own are rounded to float32, over a minute in Unix seconds, and scaled to 0..1 with ``normalize_all``.
-    They only serve to tell apart repeated interactions of the same user and item.
+    Returns:
+        (of those that histories begin with, of training interactions)
     """
     data = split.train._dataset
     _check_there(data, "forget_time")
@@ -375,30 +411,75 @@ def _times(split):
             f"{field!r}; name the column in TIME_FIELD"
         )
     file = read_columns(data, "inter", [data.uid_field, data.iid_field, field])
-    file = pd.DataFrame(
-        {
-            "user": file[data.uid_field].map(data.field2token_id[data.uid_field]),
-            "item": file[data.iid_field].map(data.field2token_id[data.iid_field]),
-            "time": pd.to_numeric(file[field], errors="coerce"),
-        }
-    ).dropna()
-    rows = pd.DataFrame({"row": np.arange(split.n_rows), "user": split.users, "item": split.items})
-    found = rows.merge(file, how="left", on=["user", "item"])
-    once = ~found.duplicated("row", keep=False)
-    if not once.all():
-        if field not in data.inter_feat.columns:
+    users, items = (file[key].map(data.field2token_id[key]) for key in (data.uid_field, data.iid_field))
+    file = pd.DataFrame({"user": users, "item": items, "time": pd.to_numeric(file[field], errors="coerce")})
+    file = file.dropna(subset=["user", "item"])
+    lines = pd.DataFrame({"pair": _pairs(split, file["user"], file["item"]), "time": file["time"].astype(np.float64)})
+    lines["inside"] = lines["time"].between(*window)
+    own = _occurrences(split, field)
+    told = _told(own["pair"], lines["pair"], lines["inside"])
+    asked, trained = (own["part"] != HELD_OUT).to_numpy(), (own["part"] == TRAINED).to_numpy()
+    if (told[asked] < 0).any():
+        if "loaded" not in own:
             raise InputError(
                 f"the data set repeats interactions; train with {field} in load_col, to tell them apart in time"
             )
-        found["loaded"] = data.inter_feat[field].numpy().astype(np.float64)[split.data_row[found["row"]]]
-        known = found[once & found["time"].notna()].sort_values("loaded")
-        if len(known) == 0 or known["loaded"].iloc[0] == known["loaded"].iloc[-1]:
-            raise InputError("forget_time cannot tell repeated interactions apart; set rm_dup_inter: first")
-        first, last = known.iloc[0], known.iloc[-1]
-        scale = (last["time"] - first["time"]) / (last["loaded"] - first["loaded"])
-        found["gap"] = (first["time"] + scale * (found["loaded"] - first["loaded"]) - found["time"]).abs()
-        found = found.sort_values("gap", kind="stable").drop_duplicates("row").sort_values("row")
-    return found["time"].to_numpy()
+        told[told < 0] = _told_apart(own[told < 0], lines, own["pair"], data.config["eval_args"]["order"] != "RO")
+    if not told[trained].any():
+        known = lines["time"][lines["pair"].isin(own["pair"][trained])]
+        raise InputError(
+            "no training interaction lies in forget_time; their timestamps run from "
+            f"{known.min():.15g} to {known.max():.15g}, and dates count as seconds since 1970 (UTC)"
+        )
+    return told[own["part"] == BEGUN], told[trained]
+
+
+def _occurrences(split, time):
+    """All interactions, rows in the order in which they stand in the data: part, pair and, if there is, loaded time."""
+    held_out = [loader._dataset for loader in (split.valid, split.test)]
+    data = split.train._dataset
+
+    def column(field, begun, trained):
+        rest = [part.inter_feat[field].numpy() for part in held_out]
+        return [each[:, 0] if each.ndim > 1 else each for each in (begun, trained, *rest)]  # as numerical features are
+
+    users, items = split.firsts()
+    users, items = column(data.uid_field, users, split.users), column(data.iid_field, items, split.items)
+    parts = np.repeat([BEGUN, TRAINED, HELD_OUT, HELD_OUT], [len(each) for each in users])
+    found = pd.DataFrame({"part": parts, "pair": _pairs(split, np.concatenate(users), np.concatenate(items))})
+    if time in data.inter_feat.columns:
+        own = data.inter_feat[time].numpy()[split.data_row]
+        found["loaded"] = np.concatenate(column(time, split.firsts(time)[1], own)).astype(np.float32)
+    return found
+
+
+def _told_apart(own, lines, pairs, ordered):
+    """As `_told`, of repeated interactions: to each the line of whose time RecBole has made the one that it loaded.
+
+    That is rounded to float32, over a minute in Unix seconds, and with ``normalize_all`` scaled to 0..1 before. Of as
+    many interactions as lines with the same one, the first is of the first line, and so on: which nobody knows where
+    they were shuffled (not ``ordered``) and some are not of training.
+
+    Args:
+        pairs: of all interactions, whose lines' times are scaled.
+    """
+    keys, ends = ["pair", "loaded"], []
+    for times in (lines["time"], lines["time"][lines["pair"].isin(pairs)]):  # what was filtered out is not scaled
+        ends.append((times.min(), times.max()))
+    lines = lines[lines["pair"].isin(own["pair"])].copy()
+    timeless = own["pair"].isin(lines["pair"][lines["time"].isna()])  # to which RecBole gives the mean
+    for low, high in ((0.0, 1.0), *ends):
+        lines["loaded"] = ((lines["time"] - low) / (high - low)).astype(np.float32)
+        groups = own.assign(known=ordered | (own["part"] == TRAINED)).groupby(keys)
+        found = own.assign(count=groups["pair"].transform("size"), known=groups["known"].transform("all"))
+        found["place"], lines["place"] = groups.cumcount(), lines.groupby(keys).cumcount()
+        found = found.merge(lines[[*keys, "place", "inside"]], "left", [*keys, "place"])
+        found = found.join(lines.groupby(keys)["inside"].agg(["any", "all", "size"]), on=keys)
+        if (found["size"].notna() | timeless.to_numpy()).all():
+            paired = np.where(found["known"] & (found["count"] == found["size"]), found["inside"], -1)
+            told = np.where(found["any"] == found["all"], found["any"], paired)
+            return np.where(found["size"].notna(), told, 0).astype(np.int8)
+    return np.full(len(own), -1, np.int8)
 
 
 def _of_spam(split, accounts, rng):

@@ -322,14 +322,18 @@ class Split:
     def first_items_kept(self, forgotten: np.ndarray) -> int:
         """Users whose histories begin, in the row of no target, with an item of which all rows are forgotten."""
         wholly = np.setdiff1d(self.items[forgotten], np.delete(self.items, forgotten))
-        users, items = _firsts(self.train._dataset)
+        users, items = firsts_of(self.train._dataset)
         return len(np.intersect1d(users[np.isin(items, wholly)], np.delete(self.users, forgotten)))
 
-    def firsts(self) -> tuple[np.ndarray, np.ndarray]:
-        """(users, items) of the interactions that histories begin with, which are the target of no row."""
-        if not self.sequential:
-            return np.empty(0, np.int64), np.empty(0, np.int64)
-        return _firsts(self.whole_dataset())
+    def firsts(self, field: str | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """(users, items) of the interactions that histories begin with, which are the target of no row.
+
+        Args:
+            field: column of which to give what they have, instead of the items.
+        """
+        parts = [firsts_of(loader._dataset, field) for loader in (self.train, self.valid, self.test)]
+        users, values = map(np.concatenate, zip(*parts, strict=True))
+        return users, values
 
     def queries(self, rows: np.ndarray, without: np.ndarray | None = None) -> Interaction:
         """Interactions to score some rows by, had they never been: the users, with what else is in their histories.
@@ -494,8 +498,10 @@ def _match(log, whole):
     return found["index"].fillna(-1).to_numpy(np.int64)
 
 
-def _firsts(data):
-    """(users, items) of what the histories of a sequential data set begin with."""
+def firsts_of(data: Dataset, field: str | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """As `Split.firsts`, of a data set; of one without histories nothing."""
+    if not isinstance(data, SequentialDataset):
+        return np.empty(0, np.int64), np.empty(0, np.int64)
     alone = data.inter_feat[data.item_list_length_field] == 1
-    lists = data.inter_feat[getattr(data, f"{data.iid_field}_list_field")]
+    lists = data.inter_feat[getattr(data, f"{field or data.iid_field}_list_field")]
     return data.inter_feat[data.uid_field][alone].numpy(), lists[alone, 0].numpy()

@@ -272,25 +272,33 @@ def check_unlinked(config, entities: np.ndarray, exact: bool) -> None:
         )
 
 
-def left_over(config, split, request, inter):
-    """In words, what a request for users or items as a whole leaves of them; None: nobody is named so, or nothing."""
-    whole = request.whole(split)
-    if config["everywhere"] or not any(map(len, whole.values())):
+def left_over(config, split, request, rows, inter):
+    """In words, what a request leaves of whom or what it names beside its rows; None: nothing.
+
+    Of users and items as a whole all; of other requests what histories begin with, of users who are trained on.
+    """
+    if config["everywhere"]:
         return None
+    whole = request.whole(split)
+    users, _ = split.firsts()
+    begun, of_users = request.begun(split, rows), np.isin(users, whole["user"])
+    begun = np.where(of_users | np.isin(users, np.delete(split.users, rows)), begun, 0)
+    held_out = sum(map(len, split.held_out(whole).values())) if any(map(len, whole.values())) else 0
+    counts = {
+        "held-out interaction": (held_out, ""),
+        "interaction": (np.count_nonzero(begun > 0), " that histories begin with"),
+        "first interaction": (np.count_nonzero(begun < 0), " of histories of which nobody can tell"),
+    }
+    found = [f"{_many(count, what)}{which}" for what, (count, which) in counts.items() if count]
     tokens = {field: [str(token) for token in split.token(field, ids)] for field, ids in whole.items()}
-    held_out = sum(map(len, split.held_out(whole).values()))
-    users, items = split.firsts()
-    begun = int((np.isin(users, whole.get("user", [])) | np.isin(items, whole.get("item", []))).sum())
-    counts = {"held-out interaction": held_out, "interaction": begun}
-    places = {"interaction": " that histories begin with"}
-    found = [f"{_many(count, what)}{places.get(what, '')}" for what, count in counts.items() if count]
     try:
         for ending, form in inter_file.others(inter, config, tokens).items():
             file = inter_file.beside(inter, ending)
             found.append(f"{_many(inter_file.count(file, form), 'line')} of {file.name}")
     except InputError:  # nobody asked for them
         found.append(f"what the files beside {inter.name} say, which cannot be read")
-    return f"{', '.join(found)}; everywhere: True takes them too" if found else None
+    taken = "" if begun[~of_users].any() else "; everywhere: True takes them too"
+    return f"{', '.join(found)}{taken}" if found else None
 
 
 def _many(count, what):

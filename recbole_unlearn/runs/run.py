@@ -30,7 +30,7 @@ from recbole_unlearn.settings.shown import hidden, plain, public
 from recbole_unlearn.storage.files import in_one_line, scratch_folder
 from recbole_unlearn.training.fit import distance, new_model, train, train_paired
 from recbole_unlearn.training.trained import Checkpoint, Trained, not_paired
-from recbole_unlearn.training.trainer import make_trainer
+from recbole_unlearn.training.trainer import check_listed, make_trainer
 from recbole_unlearn.unlearner import InfluenceUnlearner
 from recbole_unlearn.unlearners.base import Unlearned
 
@@ -71,8 +71,11 @@ class Run:
             output.check_unlinked(config, self.unlinked, self.unlearner.will_be_exact(self.rows))
         self.erasure = output.erasure_of(config, self.split, self.rows, earlier, self.whole) if saved else {}
         inter = output.data_file(config, earlier)
-        self.left = output.left_over(config, self.split, self.request, inter) if saved else None
+        self.left = output.left_over(config, self.split, self.request, self.rows, inter) if saved else None
         self.suppression = output.suppression_list(config) if saved else None
+        if checkpoint and config["suppression"] and config["compare"] == "retrain":  # found now, not after forgetting
+            left_out = "the model to compare with would be trained on them: leave it out by compare: none"
+            check_listed(config, self.split.remaining_dataset(self.rows), left_out)
         self.trail = output.audit_file(config, self.output) if saved else None
         if self.unlearner and not config["dry_run"]:  # after what is found sooner
             self.unlearner.check(config["show_progress"])

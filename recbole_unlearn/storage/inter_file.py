@@ -4,7 +4,10 @@ A *form* says how a file is read, and may say what lines go with the pairs that 
 of their column.
 """
 
+import csv
 from collections.abc import Iterable, Mapping
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -16,6 +19,7 @@ from recbole_unlearn.storage.files import replacing, sweep
 
 Whole: TypeAlias = Mapping[str, Iterable[str]]  # tokens by ``user`` and ``item``
 NOBODY: Whole = {}
+PIECE = 2**24  # bytes looked through at a time
 OTHERS = ("user", "item", "link", "kg")  # endings of files that may name users or items too
 # Settings with which the file's rows are not simply the data set's interactions.
 UNPLAIN = (
@@ -52,8 +56,10 @@ def others(inter: Path, config: Config, whole: Whole) -> dict[str, dict[str, Any
     def look(ending, whole):
         form = {**inter_form, "fields": list(whole), "whole": whole}
         path = beside(inter, ending)
-        if whole and path.is_file() and names_any(path, form, ()):
-            found[ending] = form
+        if whole and path.is_file():
+            _check_plain(path, form)
+            if names_any(path, form, ()):
+                found[ending] = form
 
     look("user", {user: gone[user]} if user in gone else {})
     if item in gone:
@@ -61,7 +67,7 @@ def others(inter: Path, config: Config, whole: Whole) -> dict[str, dict[str, Any
             look(ending, {item: gone[item]})
     if "link" in found and beside(inter, "kg").is_file():
         entity = config["ENTITY_ID_FIELD"] or "entity_id"
-        linked = list(lines(beside(inter, "link"), {**inter_form, "fields": [item, entity]}))
+        linked = _records(beside(inter, "link"), {**inter_form, "fields": [item, entity]})
         links = [values for _, values in linked if values]
         kept = {entity for token, entity in links if token not in gone[item]}
         entities = sorted({entity for token, entity in links if token in gone[item]} - kept)
@@ -115,17 +121,70 @@ def plain_path(config: Config) -> Path:
     return path
 
 
-def check(path: Path, config: Config, pairs: Iterable[tuple[str, str]]) -> None:
-    """Raises InputError unless every pair is found in the file: a pair that is not found could not be removed."""
+def check(path: Path, config: Config, pairs: Iterable[tuple[str, str]], whole: Whole = NOBODY) -> None:
+    """Raises InputError where lines of the file that are to go could not be removed.
+
+    Every pair must be found, and lines of users and items as a whole be as RecBole read them.
+    """
     pairs, found = set(pairs), set()
-    for _, pair in lines(path, reading(config)):
-        if pair in pairs:
-            found.add(pair)
+    for own, _ in _records(path, reading(config)):
+        found |= pairs.intersection(own)
     if found != pairs:
         raise InputError(
             f"purge_dataset: {path} does not name {len(pairs - found)} of {len(pairs)} forgotten interactions as "
             "RecBole read them (quoted fields?); edit it yourself"
         )
+    _check_plain(path, reading(config, whole), pairs)
+
+
+def _check_plain(path, form, pairs=()):
+    """Raises InputError where RecBole reads otherwise than line by line what is to go."""
+    if not _quotes(path):
+        return
+    pairs, form = set(pairs), _quick(form)
+    others = ((own, record) for own, record in _records(path, form) if own != [record])
+    if torn := sum(any(_named(values, form, pairs) for values in (*own, record)) for own, record in others):
+        raise InputError(
+            f"purge_dataset: {path} does not name whom it is to lose in {torn} lines as RecBole read them (quoted "
+            "fields?); edit it yourself"
+        )
+
+
+def _quotes(path):
+    """Whether there are any in a file."""
+    try:
+        with open(path, "rb") as f:
+            return any(b'"' in piece for piece in iter(partial(f.read, PIECE), b""))
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from None
+
+
+def _records(path, form):
+    """(values of each of its lines, its values) of each record after the header, as RecBole, which knows quotes, reads.
+
+    In quotes there may be separators and ends of lines.
+    """
+    if len(form["separator"]) > 1 or not _quotes(path):
+        for _, values in islice(lines(path, form), 1, None):
+            yield [values], values
+        return
+    own = []
+
+    def texts():
+        for line, values in lines(path, form):
+            own.append(values)
+            yield line.decode(form["encoding"])
+
+    try:
+        records = csv.reader(texts(), delimiter=form["separator"])
+        names = [name.split(":")[0] for name in next(records)]
+        places = [names.index(field) for field in form["fields"]]
+        own.clear()
+        for record in records:
+            yield own, tuple(record[place] for place in places) if len(record) > max(places) else None
+            own.clear()
+    except csv.Error as error:
+        raise InputError(f"purge_dataset: {path} cannot be read ({error}; quoted fields?); edit it yourself") from None
 
 
 def seal(path: Path) -> list[int]:

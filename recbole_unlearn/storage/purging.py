@@ -67,7 +67,7 @@ def check(
         if shutil.disk_usage(file.parent).free < file.stat().st_size:
             raise InputError(f"purge_dataset needs room for a second {file}; free {file.stat().st_size} bytes there")
     if inter:
-        inter_file.check(inter, config, pairs)
+        inter_file.check(inter, config, pairs, whole)
 
 
 def purge(

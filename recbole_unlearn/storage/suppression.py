@@ -78,13 +78,17 @@ def suppressed(path: Path | str, users: Iterable[str], items: Iterable[str]) -> 
     ])  # fmt: skip
 
 
-def check(path: Path | str, users: Iterable[str], items: Iterable[str]) -> None:
-    """Raises InputError where a training on interactions, given as `suppressed` takes them, would bring some back."""
+def check(path: Path | str, users: Iterable[str], items: Iterable[str], instead: str | None = None) -> None:
+    """Raises InputError where a training on interactions, given as `suppressed` takes them, would bring some back.
+
+    Args:
+        instead: what to do; default: take them out of the file.
+    """
     found = suppressed(path, users, items)
     if found.any():
+        instead = instead or f"take them out of the data: {ITSELF} remove {path} FILE.inter"
         raise InputError(
-            f"{found.sum()} of {len(found)} training interactions bring back what {path} says was forgotten; take them "
-            f"out of the data: {ITSELF} remove {path} FILE.inter"
+            f"{found.sum()} of {len(found)} training interactions bring back what {path} says was forgotten; {instead}"
         )
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from recbole.config import Config
 from recbole.data.dataloader import TrainDataLoader
+from recbole.data.dataset import Dataset
 from recbole.data.interaction import Interaction
 from recbole.model.abstract_recommender import AbstractRecommender
 from recbole.model.general_recommender import BPR, NCL, LightGCN
@@ -33,7 +34,7 @@ from recbole_unlearn.data.sampling import (
     numpy_stream,
     record,
 )
-from recbole_unlearn.data.split import pairwise_loader
+from recbole_unlearn.data.split import firsts_of, pairwise_loader
 from recbole_unlearn.devices import array, read
 from recbole_unlearn.errors import InputError
 from recbole_unlearn.evaluation.ranks import RankedLoader
@@ -181,10 +182,7 @@ class _Logging(Trainer):
 
     def fit(self, train_data, valid_data=None, verbose=True, saved=True, show_progress=False, callback_fn=None):
         """RecBole's ``Trainer.fit``; where it saves nothing, nothing is logged either."""
-        if listed := self.config["suppression"]:
-            data = train_data._dataset
-            fields = (data.uid_field, data.iid_field)
-            suppression.check(listed, *(data.id2token(field, data.inter_feat[field].numpy()) for field in fields))
+        check_listed(self.config, train_data._dataset)
         logged = self.log_negatives
         self.log_negatives = logged and saved
         try:
@@ -401,6 +399,19 @@ class ClusterTrainer(_Logging, NCLTrainer):
     def begin_epoch(self, epoch):
         if epoch % self.num_m_step == 0:
             self.model.e_step()
+
+
+def check_listed(config: Config, data: Dataset, instead: str | None = None) -> None:
+    """Raises InputError where a training on a data set would bring back what the key ``suppression`` lists.
+
+    Args:
+        instead: as of `suppression.check`.
+    """
+    if config["suppression"]:
+        fields = (data.uid_field, data.iid_field)
+        both = zip((data.inter_feat[field].numpy() for field in fields), firsts_of(data), strict=True)
+        tokens = (data.id2token(field, np.concatenate(ids)) for field, ids in zip(fields, both, strict=True))
+        suppression.check(config["suppression"], *tokens, instead=instead)
 
 
 TRAINERS = {

@@ -285,8 +285,8 @@ def timed(make_split, write_data, tmp_path):
     """Function ([(user, item, time)], **keys) -> split of these interactions."""
 
     def build(rows, **keys):
-        keys = {"load_col": {"inter": ["user_id", "item_id", "timestamp"]}, **keys}
-        return make_split(dataset="timed", data_path=write_data(tmp_path, "timed", rows), **keys)
+        keys = {"load_col": {"inter": ["user_id", "item_id", "timestamp"]}, "dataset": "timed", **keys}
+        return make_split(data_path=write_data(tmp_path, keys["dataset"], rows), **keys)
 
     return build
 
@@ -346,9 +346,45 @@ def test_repeated_interactions_need_the_timestamp_loaded(timed, refusal, every_s
     assert "train with timestamp in load_col" in refusal(split, forget_time=f"..{START + 5_000}")
 
 
-def test_nothing_but_repeated_interactions_cannot_be_told_apart(timed, refusal, every_second):
-    split = timed(every_second + [(user, item, time + 9_999) for user, item, time in every_second])
-    assert "rm_dup_inter" in refusal(split, forget_time=f"..{START + 5_000}")
+@pytest.mark.parametrize("gap", [20, 100])  # RecBole's times are 64 seconds coarse
+@pytest.mark.parametrize("model", ["BPR", "FPMC"])
+@pytest.mark.parametrize("normalize_all", [False, True])
+def test_each_of_repeated_interactions_has_a_line_of_its_own(timed, select, every_second, normalize_all, model, gap):
+    """Some happen twice within seconds; each window takes the rows of its lines, however near the others are."""
+    begin = START - 100_000
+    twice = [(user, item, begin + 2 * gap * n) for n, (user, item, _) in enumerate(every_second[::40])]
+    twice += [(user, item, time + gap) for user, item, time in twice]
+    rows = [each for n, each in enumerate(every_second) if n % 40] + twice
+    keys = {"eval_args": {"split": {"LS": "valid_and_test"}, "order": "TO", "mode": "full"}}
+    split = timed(rows, normalize_all=normalize_all, model=model, **keys)
+    seen = np.zeros(split.n_rows, int)
+    for user, item, time in twice:
+        try:
+            chosen = select(split, forget_time=f"{time}..{time + gap - 1}")
+        except InputError as error:  # of what histories begin with
+            assert "no training interaction" in str(error)
+        else:
+            assert pairs(split, chosen) == {(user, item): 1}
+            seen[chosen] += 1
+    assert 10 < seen.sum() == seen[select(split, forget_time=f"..{START - 1}")].sum() and seen.max() == 1
+
+
+def test_repeated_interactions_that_were_shuffled_are_told_apart_or_refused(timed, select, refusal, every_second):
+    """Of one rounded time, whether a line is of training or held out nobody knows then."""
+    (user, item, _), rest = every_second[0], every_second[1:]
+    near = START + 64_000 - START % 64
+    rows = [*rest, *((user, item, near + n) for n in range(20))]
+    keys = {"eval_args": {"split": {"RS": [0.8, 0.1, 0.1]}, "order": "RO", "mode": "full"}}
+    split = timed(rows, **keys)
+    trained = pairs(split, np.arange(split.n_rows))[user, item]
+    assert 0 < trained < 20
+    assert len(select(split, forget_time=f"{near}..{near + 19}")) == trained
+    assert f"cannot tell {trained} repeated" in refusal(split, forget_time=f"{near}..{near + 4}")
+    rows = [*rest, *((user, item, near + 640 * n) for n in range(20))]
+    split = timed([(f"{user} again", item, time) for user, item, time in rows], dataset="apart", **keys)
+    loaded = split.train.dataset.inter_feat["timestamp"].numpy()[split.data_row]
+    chosen = select(split, forget_time=f"{near}..{near + 640 * 4}")
+    np.testing.assert_array_equal(chosen, np.flatnonzero((loaded >= near) & (loaded <= near + 640 * 4)))
 
 
 def test_a_window_without_interactions_is_refused_and_their_time_told(refusal, timed, every_second):
