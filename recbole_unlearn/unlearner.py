@@ -283,7 +283,7 @@ class InfluenceUnlearner:
         Args:
             named: one of ``users``, ``items``, ``pairs`` (of tokens), ``file``, ``count``, ``rows`` (of ``split``), or
                 another kind of `forget.KINDS`, with what the key ``forget_<kind>`` takes. ``forget("users", [...])``
-                says the same.
+                says the same. What is drawn or counted is so of what is left.
 
         Returns:
             Unlearned: its ``model`` is the one to serve.
@@ -303,7 +303,7 @@ class InfluenceUnlearner:
         if kind == "pairs":
             return self.forget_rows(rows_of_pairs(self.split, value, "pairs"))
         wanted = ForgetRequest.of(kind, value, self.config)
-        rows = wanted.rows(self.split)
+        rows = wanted.rows_left(self.split, self.problem.absent)
         try:
             return self.forget_rows(rows)
         finally:

@@ -99,6 +99,16 @@ class ForgetRequest:
             )
         return checked(split, rows)
 
+    def rows_left(self, split: "Split", gone: np.ndarray) -> np.ndarray:
+        """As `rows`, of a split of which some rows, bool, are gone: what is drawn or counted is so among the others.
+
+        As it would be of a split that never had them. Who is named is named of all.
+        """
+        if self.kind not in COUNTED or not gone.any():
+            return self.rows(split)
+        left = np.flatnonzero(~gone)
+        return left[self.rows(_of_rows(split, split.users[left], split.items[left]))]
+
     def whole(self, split: "Split") -> dict[str, np.ndarray]:
         """Users and items of whom all is to be forgotten, by ``user`` and ``item``: ids, int64, sorted."""
         named = {"user": np.empty(0, np.int64), "item": np.empty(0, np.int64)}
@@ -559,3 +569,5 @@ STRATEGIES = {
     "spam": (_spam, _of_spam),
 }
 KINDS = tuple(STRATEGIES)
+# What is a number of what is there, and not named.
+COUNTED = tuple(kind for kind, (read, _) in STRATEGIES.items() if read in (_share, _whole))
