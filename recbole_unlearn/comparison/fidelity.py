@@ -152,14 +152,14 @@ def overlap(a, b):
 
 
 def ceiling(before, after):
-    """Highest correlation with the mean change that its noise over seeds allows, from split halves.
+    """Highest correlation with the other seeds' mean change that its noise over seeds allows, from split halves.
 
     Args:
         before, after: margins of the original and retrained models, ``[seeds, pairs]``.
 
     Returns:
-        float: ``sqrt(2r / (1 + r))``, r the mean correlation of the changes of two halves of the seeds
-        (Spearman-Brown).
+        float: the square root of the reliability of a mean over all seeds but one, by Spearman-Brown from the mean
+        correlation of the changes of two halves of the seeds.
     """
     n = len(after)
     halves = [list(half) for half in itertools.combinations(range(n), n // 2)]
@@ -168,8 +168,8 @@ def ceiling(before, after):
         rest = [i for i in range(n) if i not in half]
         one, two = (after[part].mean(0) - before[part].mean(0) for part in (half, rest))
         values.append(np.corrcoef(one, two)[0, 1])
-    r = max(float(np.mean(values)), 0.0)
-    return float(np.sqrt(2 * r / (1 + r)))
+    r, times = max(float(np.mean(values)), 0.0), 2 * (n - 1) / n
+    return float(np.sqrt(times * r / (1 + (times - 1) * r)))
 
 
 def compare(retrained, originals, unlearned):

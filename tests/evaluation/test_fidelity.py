@@ -40,7 +40,7 @@ def test_ceiling_is_one_without_noise_and_near_the_true_correlation_with_it():
     assert ceiling(before, np.tile(true, (seeds, 1))) == pytest.approx(1)
     noisy = true + 2 * rng.normal(size=(seeds, 4000))
     got = ceiling(before, noisy)
-    assert got == pytest.approx(np.corrcoef(noisy.mean(0), true)[0, 1], abs=0.02)
+    assert got == pytest.approx(np.corrcoef(noisy[1:].mean(0), true)[0, 1], abs=0.02)
 
 
 def test_membership_is_the_probability_that_a_forgotten_pair_ranks_above_a_held_out_one():
