@@ -469,7 +469,7 @@ class Enough(Exception):
     """Ends a run once what the test is about has happened."""
 
 
-@pytest.mark.parametrize("keys", [{}, {"methods": "ours"}])
+@pytest.mark.parametrize("keys", [{}, {"methods": "ours", "compare": "retrain"}])
 def test_the_names_of_logs_do_not_tell_who_is_forgotten(run, split, tmp_path, monkeypatch, keys):
     """RecBole hashes all values of the configuration into the name: one token could be found by trying all."""
 

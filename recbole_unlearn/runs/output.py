@@ -302,7 +302,7 @@ def left_over(config, split, request, rows, inter):
 
 
 def _many(count, what):
-    return f"{count} {what}{'s' * (count != 1)}"
+    return f"{count} {what}{'' if count == 1 else 's'}"
 
 
 def data_file(config, stored):

@@ -9,7 +9,7 @@ import torch
 from logs import without
 from recbole.sampler import Sampler
 
-from recbole_unlearn.data.fingerprint import rows_checksum
+from recbole_unlearn.data.fingerprint import marks, rows_checksum
 from recbole_unlearn.errors import InputError
 from recbole_unlearn.storage.triple_log import Training, TripleLog
 
@@ -43,7 +43,9 @@ def drawn(loader, epochs=60):
 def make_log(split, path, rows=()):
     """An original's log without ``rows``, as an unlearned model carries it."""
     training = Training("original", split.fingerprint, split.n_users, split.n_items, negatives=1)
-    log = TripleLog.create(path / "log", split.users, split.items, training)
+    apart = marks(split.train._dataset)
+    own = None if apart is None else apart[split.data_row]
+    log = TripleLog.create(path / "log", split.users, split.items, training, own)
     log.append(split.items[:, None] % (split.n_items - 1) + 1)
     if not len(rows):
         return log
