@@ -316,7 +316,7 @@ def test_what_histories_begin_with_is_said_of_every_kind_that_names_it(scene, ki
     if kind == "count":
         assert expected == 0 and left is None
     else:
-        said = f"{expected} interaction{'s' * (expected > 1)} that histories begin with"
+        said = f"{expected} interaction{'s' if expected > 1 else ''} that histories begin with"
         assert expected and said in left and "everywhere" not in left
 
 
