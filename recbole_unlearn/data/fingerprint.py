@@ -25,11 +25,14 @@ def fingerprint(dataset: Dataset) -> dict[str, str]:
     }
 
 
-def marks(dataset: Dataset) -> np.ndarray | None:
+def marks(dataset: Dataset, order: np.ndarray) -> np.ndarray | None:
     """What tells repeated interactions of a user and an item apart: a checksum of what else is loaded of each.
 
+    Args:
+        order: rows of the data set, in the order in which they are wanted.
+
     Returns:
-        uint64 ``[rows of the data set]``; None where no interaction is repeated.
+        uint64, as many; None where the data set repeats no interaction.
     """
     own = set(dataset.field2type) - {getattr(dataset, "item_list_length_field", None)}  # others make the history
     columns = dataset.inter_feat.interaction.items()
@@ -37,7 +40,7 @@ def marks(dataset: Dataset) -> np.ndarray | None:
     keys = [dataset.uid_field, dataset.iid_field]
     if not pd.DataFrame({key: columns[key] for key in keys}).duplicated().any():
         return None
-    return pd.util.hash_pandas_object(pd.DataFrame(columns), index=False).to_numpy()
+    return pd.util.hash_pandas_object(pd.DataFrame(columns), index=False).to_numpy()[order]
 
 
 def rows_checksum(users: np.ndarray, items: np.ndarray) -> str:

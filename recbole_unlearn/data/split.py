@@ -475,19 +475,18 @@ def _match(log, whole):
     Raises:
         InputError: of interactions that are repeated some are gone, and nothing tells which.
     """
-    repeated = None if log.marks is None else marks(whole.train._dataset)
+    apart = None if log.marks is None else marks(whole.train._dataset, whole.data_row)
 
     def frame(rows, found):
         pairs = pd.DataFrame({"user": np.asarray(rows.users, np.int64), "item": np.asarray(rows.items, np.int64)})
         return pairs if found is None else pairs.assign(mark=found)
 
-    theirs = frame(log, None if repeated is None else np.array(log.marks))
-    ours = frame(whole, None if repeated is None else repeated[whole.data_row])
+    theirs, ours = frame(log, None if apart is None else np.array(log.marks)), frame(whole, apart)
     same = list(ours)
     counts = ours.groupby(same).size().rename("ours").to_frame()
     counts["theirs"] = theirs.groupby(same).size()
     # of a model without histories, interactions that nothing tells apart are one as good as the other
-    if (counts["theirs"] < counts["ours"]).any() and (repeated is None or whole.sequential):
+    if (counts["theirs"] < counts["ours"]).any() and (apart is None or whole.sequential):
         raise InputError(
             f"the triple log {log.path} lacks one of several interactions of the same user and item, and nothing that "
             "is loaded of them tells which; train again, with their time in load_col, or set rm_dup_inter: first"

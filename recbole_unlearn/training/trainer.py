@@ -238,9 +238,8 @@ class _Logging(Trainer):
             start=start_of(self._weights()),
         )
         users, items = (dataset.inter_feat[field].numpy()[order] for field in (dataset.uid_field, dataset.iid_field))
-        repeated = marks(dataset)
-        own = None if repeated is None else repeated[order]
-        self.triple_log = TripleLog.create(log_path(self.saved_model_file), users, items, training, own)
+        apart = marks(dataset, order)
+        self.triple_log = TripleLog.create(log_path(self.saved_model_file), users, items, training, apart)
         self._snapshot()
 
     def equip(self, loader: TrainDataLoader, static: bool) -> None:

@@ -483,7 +483,7 @@ class AnyLoss(Problem):
             z += self._gradient(before, some, negatives, weight) - self._gradient(after, some, negatives, weight)
         theta = _joined(before.parameters)
         z += len(rows) * self._terms * self.weight_decay * theta
-        if way.pool_return and not self.split.repeatable:
+        if self.come_back(way.pool_return):
             kept, drawn, returned, weight = self.returned(rows, epochs)
             # a forgotten item is drawn instead of another
             z -= self._gradient(after, kept, returned, weight) - self._gradient(after, kept, drawn, weight)

@@ -160,6 +160,10 @@ class Problem(ABC):
             return "nobody knows the learning rate of later epochs, since that of the log's changed"
         return None
 
+    def come_back(self, wanted: bool) -> bool:
+        """Whether forgotten items return to negative pools, if wanted; ``repeatable`` ones never lacked them."""
+        return wanted and not self.split.repeatable
+
     # what training again needs, see `replay.Replay`
 
     def _remaining(self) -> Recorded:

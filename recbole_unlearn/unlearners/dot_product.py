@@ -346,7 +346,7 @@ class DotProduct(Problem):
         keep[rows] = False
         own = keep[shard.rows]
         triples = [UserTriples(users[own], items[own], log.epoch(0)[shard.rows][own], *sizes)]
-        if returns and not self.split.repeatable:
+        if self.come_back(returns):
             returned = self._returned(rows)
             pos, neg = returned.pos.astype(items.dtype), returned.neg.astype(log.dtype)
             triples.append(UserTriples(returned.users, pos, neg[:, None], *sizes, returned.weight))
@@ -456,7 +456,7 @@ class DotProduct(Problem):
         z = torch.from_numpy(gradient(removed, P, self.Q))
         # L2 is a mean over triples too, so fewer triples carry less of it
         shard.once(z).add_(len(rows) * log.negatives * self.weight_decay * shard.once(self.spread()))
-        if way.pool_return and not self.split.repeatable:
+        if self.come_back(way.pool_return):
             z -= torch.from_numpy(gradient(self._returned(rows), P, self.Q))
         return shard.sum_items(z)
 

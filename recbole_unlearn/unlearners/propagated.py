@@ -133,6 +133,6 @@ class Propagated(DotProduct):
             triples = self._curvature_triples(rows, way)
             at = (self._at(triples, graph, way).gradient() for graph in (with_them, without_them))
             z += (next(at) - next(at)).numpy()
-        if way.pool_return and not self.split.repeatable:
+        if self.come_back(way.pool_return):
             z -= through(without_them, pool_return(*self.remaining(rows), len(self.Q), m, self.popularity))
         return torch.from_numpy(z)

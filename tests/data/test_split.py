@@ -43,9 +43,8 @@ def drawn(loader, epochs=60):
 def make_log(split, path, rows=()):
     """An original's log without ``rows``, as an unlearned model carries it."""
     training = Training("original", split.fingerprint, split.n_users, split.n_items, negatives=1)
-    apart = marks(split.train._dataset)
-    own = None if apart is None else apart[split.data_row]
-    log = TripleLog.create(path / "log", split.users, split.items, training, own)
+    apart = marks(split.train._dataset, split.data_row)
+    log = TripleLog.create(path / "log", split.users, split.items, training, apart)
     log.append(split.items[:, None] % (split.n_items - 1) + 1)
     if not len(rows):
         return log
