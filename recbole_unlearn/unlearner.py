@@ -1,12 +1,14 @@
 """The one class that makes a trained model forget, request after request."""
 
 import secrets
+import threading
 import warnings
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 from recbole.model.abstract_recommender import AbstractRecommender
@@ -37,6 +39,14 @@ from recbole_unlearn.unlearners.influence import Influence, Undone
 from recbole_unlearn.unlearners.replay import Replay
 
 UNTRAINED = "nothing of it was trained on"
+TURN = threading.RLock()
+
+
+@contextmanager
+def in_turn() -> Iterator[None]:
+    """One thread after the other, whichever unlearner: training again uses the random streams of the process."""
+    with TURN:
+        yield
 
 
 class InfluenceUnlearner:
@@ -45,6 +55,7 @@ class InfluenceUnlearner:
     For every model of RecBole that is trained row by row, and classes of your own. Each request starts where the one
     before ended: with its weights, its trajectory, and without its interactions. Nothing is written before `save`. The
     log was verified when it was opened, and a checkpoint stays locked until `close`, or the end of a ``with`` block.
+    Requests of several threads wait for each other; copies there are none.
 
     Args:
         trained: the training to unlearn from; its model and log are only read.
@@ -81,6 +92,7 @@ class InfluenceUnlearner:
         self.closed = False
 
     @classmethod
+    @in_turn()
     def load(
         cls,
         checkpoint: Path | str,
@@ -113,6 +125,7 @@ class InfluenceUnlearner:
             unlearner.held = held.pop_all()
         return unlearner
 
+    @in_turn()
     def close(self) -> None:
         """Give the checkpoint free: others may change it now, and so nothing is forgotten or saved any more."""
         self.held.close()
@@ -129,6 +142,9 @@ class InfluenceUnlearner:
 
     def __exit__(self, *error: object) -> None:
         self.close()
+
+    def __reduce__(self) -> NoReturn:
+        raise InputError("an open unlearner cannot be copied or pickled; save it, and load what was saved")
 
     @property
     def forgotten(self) -> np.ndarray:
@@ -222,6 +238,7 @@ class InfluenceUnlearner:
         seconds = perf_counter() - start
         return Unlearned(state, self.method, seconds, details, change.snapshots, change.training)
 
+    @in_turn()
     def settle(self, show_progress: bool = False) -> Unlearned:
         """Make all that was forgotten so far exact: training again without it, in one go.
 
@@ -277,6 +294,7 @@ class InfluenceUnlearner:
         """The RecBole model to go on serving, instead of ``model``, with the weights as they are now."""
         return self.problem.served(model)
 
+    @in_turn()
     def forget(self, *request: Any, **named: Any) -> Unlearned:
         """Forget some interactions, now.
 
@@ -311,6 +329,7 @@ class InfluenceUnlearner:
                 for field, ids in wanted.whole(self.split).items():
                     self.whole[field] = np.union1d(self.whole.get(field, ids), ids)
 
+    @in_turn()
     def forget_rows(self, rows: np.ndarray) -> Unlearned:
         """As `forget`, for rows of ``split``."""
         self._check_open()
@@ -338,6 +357,7 @@ class InfluenceUnlearner:
         found = {"chosen": self.chosen, **(details or {}), **(self.training.validated if self.training else {})}
         return Unlearned(self.state_dict, self.method, seconds, found, self.problem.snapshots, self.training)
 
+    @in_turn()
     def save(self, path: Path | str) -> None:
         """Write checkpoint and log, in which nothing is left of what was forgotten.
 

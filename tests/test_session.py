@@ -1,6 +1,9 @@
 """Requests one after the other on one open model."""
 
+import copy
 import gc
+import pickle
+import threading
 import weakref
 from pathlib import Path
 
@@ -17,6 +20,7 @@ from recbole_unlearn.storage import checkpoints as checkpoint
 from recbole_unlearn.training.trained import Checkpoint
 from recbole_unlearn.unlearner import InfluenceUnlearner
 from recbole_unlearn.unlearners.replay import Replay
+from recbole_unlearn.verify import verify
 
 # Where a batch is all there is, the order of batches, which is drawn anew for each log, says nothing.
 WHOLE_BATCH = {"train_batch_size": 5000, "epochs": 8}
@@ -173,6 +177,33 @@ def test_nothing_is_forgotten_or_saved_once_it_is_closed(trained):
         assert "\n" not in str(refused.value)
     assert torch.equal(flat(session.state_dict), weights) and np.array_equal(session.forgotten, forgotten)
     assert not Path("later.pth").exists()
+
+
+def test_requests_of_several_threads_wait_for_each_other(trained):
+    """Each must begin with what the other left: else the last one's model still knows whom the others forgot."""
+    with InfluenceUnlearner.load(trained(replay_rows="all")) as session:
+        users, start = session.split.token("user", range(1, 5)), threading.Barrier(4)
+
+        def forget(user):
+            start.wait()
+            session.forget(users=[user])
+
+        threads = [threading.Thread(target=forget, args=(user,)) for user in users]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        expected = np.flatnonzero(np.isin(session.split.users, range(1, 5)))
+        np.testing.assert_array_equal(session.forgotten, expected)
+        session.save("later.pth")
+    assert verify("later.pth") < 1e-3
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, pickle.dumps])
+def test_what_is_open_is_not_copied(trained, copied):
+    """Two that change one model would each be wrong about it."""
+    with InfluenceUnlearner.load(trained()) as session, pytest.raises(InputError, match="save it, and load"):
+        copied(session)
 
 
 def test_a_file_is_never_overwritten(trained):
