@@ -31,7 +31,7 @@ from recbole_unlearn.storage.checkpoints import check_finite
 from recbole_unlearn.storage.files import in_one_line, locked, sweep_scratch
 from recbole_unlearn.storage.paths import check_apart, check_path, check_written
 from recbole_unlearn.storage.triple_log import log_path
-from recbole_unlearn.training.trained import Checkpoint, Trained
+from recbole_unlearn.training.trained import Checkpoint, Trained, inexact
 from recbole_unlearn.unlearners import guard
 from recbole_unlearn.unlearners.base import NewTraining, Unlearned, Way
 from recbole_unlearn.unlearners.choose import Auto, choose, problem_of, wanted
@@ -280,8 +280,10 @@ class InfluenceUnlearner:
 
     @property
     def settled(self) -> bool:
-        """Whether the weights are those of training without all that was forgotten, exactly."""
-        return self.training is not None or not (len(self.forgotten) or len(self.split.unlinked))
+        """Whether the weights are those of training without all that was forgotten, exactly, before it was opened too.
+        """
+        begun = inexact(self.trained.stored) or len(self.forgotten) or len(self.split.unlinked)
+        return self.training is not None or not begun
 
     def apply(self, rows: np.ndarray, unlearned: Unlearned) -> None:
         """Go on from the result of a request: the next one starts where it ended, on what it left of the log."""

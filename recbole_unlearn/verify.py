@@ -19,10 +19,9 @@ from recbole_unlearn.devices import copies
 from recbole_unlearn.errors import InputError
 from recbole_unlearn.settings.given import Given
 from recbole_unlearn.storage.paths import check_path
-from recbole_unlearn.training import adoption
 from recbole_unlearn.training.compiled import LOGGED
 from recbole_unlearn.training.fit import LIMIT, begin, distance, new_model, train_paired
-from recbole_unlearn.training.trained import Checkpoint, seed_of
+from recbole_unlearn.training.trained import Checkpoint, inexact, seed_of
 
 
 def verify(checkpoint: Path | str, model: type | None = None) -> float:
@@ -42,7 +41,7 @@ def verify(checkpoint: Path | str, model: type | None = None) -> float:
     with ExitStack() as held, tempfile.TemporaryDirectory() as folder:
         opened = Checkpoint.open(Given.read(model, None, None, {"checkpoint": str(checkpoint)}), held)
         assert opened
-        if reason := _approximate(opened):
+        if reason := inexact(opened.stored):
             raise InputError(f"{checkpoint} {reason}: no training ends in its weights, and none can be recomputed")
         config, split = opened.config, opened.split()  # of the rows that it has not forgotten
         if config.model_class not in LOGGED and not Played.fits(split.train):
@@ -61,14 +60,6 @@ def verify(checkpoint: Path | str, model: type | None = None) -> float:
         start = new_model(config, split, seed)
         begin(start, opened.log)
     return distance(copies(start.state_dict()), opened.stored["state_dict"], copies(again.state_dict()))
-
-
-def _approximate(opened):
-    """In words, how a checkpoint's weights are known to be approximate; None: they are not."""
-    if opened.stored["triple_log"].get("approximate"):
-        return "has forgotten approximately, by a step or on touched rows"
-    left = adoption.approximate(opened.stored)
-    return f"was adopted though training again by its seed ends {left:.2g} of the way off" if left else None
 
 
 def main(arguments: list[str] | None = None) -> int:

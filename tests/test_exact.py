@@ -89,6 +89,23 @@ def test_what_is_saved_is_settled_unless_only_touched_rows_were_asked_for(bpr):
                 verify(f"{rows}.pth")
 
 
+def test_a_model_that_forgot_approximately_stays_so_where_nothing_is_left_to_forget(bpr):
+    """Until it is settled."""
+    with ru.load(bpr, way=ru.Replay(rows="touched")) as unlearner:
+        user = unlearner.split.token("user", [5])[0]
+        unlearner.forget(users=[user])
+        unlearner.save("touched.pth")
+    keys = {"checkpoint": "touched.pth", "forget_users": [user], "suppression": "listed", "compare": "none"}
+    keys |= {"evaluate": "none", "show_progress": False, "output_dir": "later"}
+    assert run_unlearn(config_dict={**keys, "dry_run": True})["way"]["exact"] is False
+    found = run_unlearn(config_dict=keys)
+    assert found["forget_set"]["interactions"] == 0 and found["unlearning"]["exact"] is False
+    assert "the model stays approximate" in found.page
+    with ru.load("later/unlearned.pth") as unlearner:
+        assert not unlearner.settled
+        assert unlearner.settle().report()["exact"] and unlearner.settled
+
+
 @pytest.mark.parametrize("purge", [False, True])
 def test_of_a_model_that_forgot_approximately_nothing_is_recomputed(bpr, purge, capsys):
     """Until it forgets exactly: that training is one of its log."""

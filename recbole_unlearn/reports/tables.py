@@ -158,7 +158,8 @@ def _how(unlearning):
             + _chosen(unlearning)
         )
     if unlearning.get("unchanged"):
-        return f"Method: none: {unlearning['chosen']}"
+        stays = "" if unlearning["exact"] else "; the model stays approximate, as it was before"
+        return f"Method: none: {unlearning['chosen']}{stays}"
     if unlearning.get("exact"):
         return (
             f"Method: exact: training of {unlearning['epochs']} epochs again without the forget set "

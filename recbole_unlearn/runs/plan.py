@@ -61,9 +61,9 @@ def _way(run, unlearner: InfluenceUnlearner) -> dict[str, Any]:
         "memory": None,
         "guard": found.sentence if found else None,
     }
-    if len(run.rows) or len(run.unlinked):
+    if len(run.rows) or len(run.unlinked) or settled and not unlearner.settled:
         return told
-    stays = {"chosen": UNTRAINED, "exact": True, "coupling": None, "epochs": None, "validated": False, "seconds": 0.0}
+    stays = {"chosen": UNTRAINED, "exact": unlearner.settled, "coupling": None, "epochs": None, "validated": False, "seconds": 0.0}
     return told | stays
 
 

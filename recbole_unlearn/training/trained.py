@@ -230,6 +230,14 @@ def seed_of(stored: dict[str, Any]) -> int | None:
     return seed if type(seed) is int and 0 <= seed < 1 << 32 else None
 
 
+def inexact(stored: dict[str, Any]) -> str | None:
+    """In words, how a checkpoint's weights are known to be approximate; None: they are not."""
+    if stored["triple_log"].get("approximate"):
+        return "has forgotten approximately, by a step or on touched rows"
+    left = adoption.approximate(stored)
+    return f"was adopted though training again by its seed ends {left:.2g} of the way off" if left else None
+
+
 def not_paired(trained: Trained) -> str | None:
     """In words, why a training cannot be run again, without some rows, by its own random numbers; None: it can."""
     if not trained.recorded().ordered():
