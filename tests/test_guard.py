@@ -267,6 +267,23 @@ def test_other_weights_or_another_log_are_checked_anew(ready, counted):
     assert len(counted) == 2
 
 
+def test_a_result_whose_note_is_not_of_its_weights_is_checked_anew(ready, counted):
+    """Not taken for one that was never checked: only that has no note."""
+    trainer, train, _ = ready()
+    trainer.fit(train, verbose=False)
+    request(trainer.saved_model_file)
+    note = log_path("out/unlearned.pth") / guard.FILE
+    note.write_text("[]")
+    assert request("out/unlearned.pth", output_dir="again")["guard"]["checked"] == "replayed" and len(counted) == 2
+    state = torch.load("out/unlearned.pth", weights_only=True)
+    state["state_dict"]["item_embedding.weight"] *= 1.1
+    torch.save(state, "out/unlearned.pth")
+    with pytest.raises(InputError, match="does not tell what training did"):
+        request("out/unlearned.pth", output_dir="changed")
+    note.unlink()
+    assert "not guarded" in request("out/unlearned.pth", output_dir="changed")["guard"]["sentence"]
+
+
 @pytest.mark.parametrize(
     "content",
     [

@@ -92,8 +92,8 @@ def known(unlearner: "InfluenceUnlearner", way: Way) -> Guard | None:
         how = f"optimiser, learning rates and steps are those of the log; {way.name} is not checked by replay"
         return Guard("recorded", how)
     kept = _kept(trained)
-    if kept is None and trained.unlearned_before:
-        return Guard("not", "not guarded: an earlier version forgot, and did not keep what was checked before")
+    if kept is None and trained.unlearned_before and not (log.path / FILE).exists():
+        return Guard("not", "not guarded: what forgot before (a step, or an earlier version) kept no replay of the log")
     return kept
 
 
@@ -112,7 +112,7 @@ def check(unlearner: "InfluenceUnlearner", way: Way, show_progress: bool = False
     if found is None:
         raise NotReproduced(
             "the triple log cannot be checked by replay: the order of its batches is not known (its train loader was "
-            "used elsewhere, or an earlier version wrote it)",
+            "used elsewhere, a purge left it out, or an earlier version wrote it)",
             LEFT,
         )
     distance, rounding = found
@@ -184,7 +184,7 @@ def _ties(state_dict, folder):
 
 
 def _kept(trained):
-    """What was found before for these weights and this log; None: nothing, or it is of others."""
+    """What was found before for these weights and this log; None: nothing, or it is damaged, or of others."""
     try:
         content = json.loads(read_whole(trained.log.path / FILE, 1 << 16))
         ties = {key: content[key] for key in ("weights", "log")}
