@@ -447,6 +447,31 @@ def test_a_purge_that_was_not_begun_is_made_up_for(here, command, monkeypatch):
     assert records[0]["request"] == records[1]["request"] and state_of("a") == "done"
 
 
+def test_the_data_are_those_of_the_first_batch_whatever_folder_a_later_one_is_served_in(here, command, monkeypatch):
+    """A purge that was not begun is made up for in them too, though others lie here at the same relative path."""
+
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    home, other = Path.cwd(), Path.cwd() / "other"
+    shutil.copytree("data", other / "data")
+    before = (other / "data/tiny/tiny.inter").read_bytes()
+    argv = ["serve", home / "q.db", f"--output_dir={home / 'served'}", *QUIET, *PURGE]
+    command("add", "q.db", "--user", "u20", "--id", "a")
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(purging, "purge", stop)
+        main([*SERVE, *PURGE])
+    start = Path("data/tiny/tiny.inter").read_text().count("\n")
+    monkeypatch.chdir(other)
+    for said, user in (("cut off is finished", "u23"), ("done", "u26")):
+        assert said in command(*argv)
+        left = (home / "data/tiny/tiny.inter").read_text().count("\n")
+        assert left < start
+        start = left
+        command("add", home / "q.db", "--user", user)
+    assert (other / "data/tiny/tiny.inter").read_bytes() == before
+
+
 def test_a_queue_deletes_no_folder_but_that_of_its_batch(here, command, monkeypatch):
     command("add", "q.db", "--user", "u20", "--id", "a")
     with monkeypatch.context() as patch:

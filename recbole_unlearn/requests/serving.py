@@ -25,7 +25,7 @@ from recbole_unlearn.quick_start import run_unlearn
 from recbole_unlearn.requests.queue import NOTHING_LEFT, Queue
 from recbole_unlearn.runs import output
 from recbole_unlearn.settings.given import Given, parse_value
-from recbole_unlearn.settings.keys import FORGET, PERSONAL
+from recbole_unlearn.settings.keys import FORGET, PATHS, PERSONAL
 from recbole_unlearn.storage import audit, inter_file, purging, suppression
 from recbole_unlearn.storage.files import (
     in_one_line,
@@ -41,6 +41,7 @@ from recbole_unlearn.training.trained import Checkpoint
 
 # keys that a queue sets, or that could name somebody
 OURS = (*FORGET, *PERSONAL, "checkpoint", "output_dir", "audit", "request_batch", "model", "dataset")
+PLACES = (*PATHS, "data_path", "checkpoint_dir")
 BATCH = re.compile("[0-9a-f]{16}")
 
 
@@ -115,7 +116,7 @@ def _batch(queue, origin, checkpoint, output_dir, trail, keys):
     name = secrets.token_hex(8)
     folder = output_dir / name
     batch = {"id": name, "started": now(), "checkpoint": checkpoint, "folder": str(folder), "audit": str(trail)}
-    batch |= {"before": queue.secret.checksum(checkpoint), "keys": json.dumps(keys)}
+    batch |= {"before": queue.secret.checksum(checkpoint), "keys": json.dumps(_anywhere(keys, opened))}
     queue.begin(batch, origin, served, refused, done)
     said = [f"{each}: failed, {reason}" for each, reason in refused.items()]
     said += [f"{each}: done, {reason or 'nothing to forget'}" for each, reason in done.items()]
@@ -126,6 +127,14 @@ def _batch(queue, origin, checkpoint, output_dir, trail, keys):
         said += [f"{each}: done, {count} interactions" for each, count in served.items()]
         said += [f"serve {queue.checkpoints[1]}"]
     return "\n".join(said) or f"nothing is pending; the queue goes on from {checkpoint}"
+
+
+def _anywhere(keys, opened):
+    """Keys that mean the same to a process in another working folder: what a killed one left is finished by them."""
+    inter = output.data_file(opened.config, opened.stored).absolute()
+    named = {key: value for key, value in keys.items() if key in PLACES and parse_value(value, key) is not None}
+    found = {"data_path": str(inter.parent.parent)} if inter.is_file() else {}
+    return {**keys, **{key: os.path.abspath(value) for key, value in named.items()}, **found}
 
 
 def _looked_up(

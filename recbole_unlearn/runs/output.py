@@ -148,7 +148,7 @@ def save_unlearned(
     """
     config, split, stored, log = trained.config, trained.split, trained.stored, trained.log
     run_id = secrets.token_hex(8)
-    inter = str(inter) if inter else (stored.get("data") or {}).get("inter")
+    inter = inter or (stored.get("data") or {}).get("inter")
     frozen = Frozen(split, rows, whole) if inter else None
     new = unlearned.training
     epochs = new.epochs if new else _approximate(trained, rows)
@@ -188,7 +188,7 @@ def save_unlearned(
         "triple_log": tie,
     }
     if frozen:
-        state["data"] = {"inter": inter}
+        state["data"] = {"inter": os.path.abspath(inter)}  # the next request may come from another working folder
         state["config"] |= frozen_data.SETTINGS
         state["config"]["data_path"] = str(frozen_data.folder(log_path(path)) / config["dataset"])
     checkpoints.save_with_log(path, state, write_log)
@@ -326,7 +326,10 @@ def erasure_of(config, split, rows, stored, whole=None):
         if inter.name != f"{config['dataset']}.inter":  # what a checkpoint from elsewhere may say
             raise InputError(f"purge_dataset: {inter} is not {config['dataset']}.inter; leave purge_dataset out")
         if not inter.is_file():
-            raise InputError(f"purge_dataset: {inter} is not there any more; put it back, or leave purge_dataset out")
+            raise InputError(
+                f"purge_dataset: {inter} is not there any more; put it back, give the data_path where it lies "
+                "now, or leave purge_dataset out"
+            )
         forgotten, kept = split.pairs(rows), split.pairs(np.delete(np.arange(split.n_rows), rows))
         users, items = split.firsts()
         stay = ~np.isin(users, (whole or {}).get("user", []))
