@@ -162,7 +162,7 @@ def test_what_is_pending_or_failed_can_be_withdrawn_and_that_stays_on_record(her
     command("add", "q.db", "--item", "i4", "--id", "other")
     assert "mine: withdrawn at" in command("remove", "q.db", "mine")
     assert SECRET_USER.encode() not in in_queue()
-    command(*SERVE)
+    command(*SERVE, status=1)
     assert [state_of(name) for name in ("mine", "wrong", "other")] == ["withdrawn", "failed", "done"]
     command("remove", "q.db", "wrong")
     assert b"nobody-99" not in in_queue()
@@ -214,7 +214,7 @@ def test_what_is_pending_is_forgotten_and_the_next_batch_goes_on(here, command):
     command("add", "q.db", "--user", "u20", "--id", "a")
     command("add", "q.db", "--item", "i4", "--id", "b")
     command("add", "q.db", "--user", "nobody", "--id", "c")
-    said = command(*SERVE)
+    said = command(*SERVE, status=1)
     assert "c: failed, unknown user token\n" in said and "nobody" not in said and "a: done" in said
     first = Path(said.splitlines()[-1].removeprefix("serve "))
     assert [state_of(name) for name in "abc"] == ["done", "done", "failed"]
@@ -253,7 +253,7 @@ def test_a_second_request_after_a_purge_of_the_data_is_done_and_an_unknown_one_i
     command("add", db, "--item", SECRET_USER, "--id", "wrong-kind")
     command("add", db, "--user", "nobody", "--id", "never")
     keys = [each for each in purge if each != "--everywhere=True" and (anew or "suppression" not in each)]
-    said = command(*rest, *SERVE[3:], *keys)
+    said = command(*rest, *SERVE[3:], *keys, status=1)
     assert "again: done, nothing of it was left" in said and "pair: done, nothing of it was left" in said
     assert "never: failed, unknown user token" in said and "wrong-kind: failed, unknown item token" in said
     assert state_of("wrong-pair", db) == "failed"
@@ -296,7 +296,7 @@ def test_who_is_unknown_by_now_is_not_done_while_a_file_names_them(here, command
         file.write(f"{SECRET_USER}\t3\n")
     for state in ("failed", "done"):
         command("add", "q.db", "--user", SECRET_USER, "--id", "again")
-        said = command(*SERVE, *EVERYWHERE)
+        said = command(*SERVE, *EVERYWHERE, status=int(state == "failed"))
         assert said.startswith(f"again: {state}, ") and ("tiny.user" in said) == (state == "failed")
         assert suppression.lists("gone.list", "user", [SECRET_USER]) == (state == "done")
         Path("data/tiny/tiny.user").write_text("user_id:token\tage:float\nu20\t4\n")
@@ -356,7 +356,7 @@ def test_tokens_are_in_no_file_of_the_queue_once_they_are_done(here, command):
         command("add", "q.db", "--pair", long, f"nothing-{name}", "--id", f"long-{name}")
     command("add", "q.db", "--user", SECRET_USER, "--id", "a")
     assert SECRET_USER.encode() in in_queue() and b"xxxx" in in_queue()
-    command(*SERVE)
+    command(*SERVE, status=1)
     assert SECRET_USER.encode() not in in_queue() and b"xxxx" in in_queue()
     for name in range(40):  # corrected
         command("add", "q.db", "--pair", SECRET_USER, f"i{name * name + 3}", "--id", f"long-{name}")
@@ -409,6 +409,51 @@ def test_what_fails_before_any_work_leaves_all_pending(here, command):
     assert state_of("a") == "pending" and not Path("q.db.audit.jsonl").exists()
     Path("served").unlink()
     assert "a: done" in command(*SERVE)
+
+
+def test_a_request_that_no_run_could_serve_fails_and_the_others_go_on(here, command):
+    """Here RecBole reads a name in quotes, in a line that a purge would leave."""
+    inter = Path("data/tiny/tiny.inter")
+    inter.write_text(inter.read_text().replace("\nu20\t", '\n"u20"\t', 1))
+    for user in ("u20", "u23"):
+        command("add", "q.db", "--user", user, "--id", f"id-{user}")
+    said = command(*SERVE, *EVERYWHERE[:-1], status=1)
+    assert "id-u20: failed, purge_dataset: " in said and "quoted" in said and "id-u23: done" in said
+    assert '"u20"' in inter.read_text() and "u23\t" not in inter.read_text()
+    command("remove", "q.db", "id-u20")
+
+
+def test_pairs_alone_are_served_as_in_company_where_all_of_users_is_to_go(here, command):
+    user, item = here.pairs(np.array([0]))[0]
+    command("add", "q.db", "--pair", user, item, "--id", "a")
+    assert "a: done, 1 interactions" in command(*SERVE, *EVERYWHERE)
+    assert f"{user}\t{item}\t" not in Path("data/tiny/tiny.inter").read_text()
+
+
+def test_what_a_run_refuses_can_be_withdrawn_at_once(here, command):
+    command("add", "q.db", "--user", "u20", "--id", "a")
+    Path("served").write_text("no folder")
+    command(*SERVE, status=2)
+    command("remove", "q.db", "a")
+    assert state_of("a") == "withdrawn"
+
+
+def test_what_is_withdrawn_while_a_batch_is_made_up_stays_so(here, command, monkeypatch, capsys):
+    for name, user in (("a", "u20"), ("b", "u23"), ("c", "nobody")):
+        command("add", "q.db", "--user", user, "--id", name)
+    begin = Queue.begin
+
+    def late(self, *arguments):
+        for name in "bc":
+            assert main(["remove", "q.db", name]) == 0
+        return begin(self, *arguments)
+
+    monkeypatch.setattr(Queue, "begin", late)
+    said = command(*SERVE)
+    assert "a: done" in said and "b: done" not in said and "failed" not in said
+    assert state_of_all() == ["done", "withdrawn", "withdrawn"]
+    here_still = here.train.dataset.token2id("user_id", "u23")
+    assert here_still in checkpoint.load(Path(said.splitlines()[-1].removeprefix("serve ")))[1].users
 
 
 def test_a_batch_whose_audit_line_was_torn_is_served_anew(here, command, monkeypatch):
@@ -600,7 +645,7 @@ def test_a_receipt_escapes_what_it_names(here, command):
 def test_receipts_are_for_what_is_done_and_into_new_files(served, command):
     command("add", "q.db", "--user", "nobody", "--id", "wrong")
     assert "wrong is pending" in command("receipt", "q.db", "wrong", status=2)
-    command(*SERVE)
+    command(*SERVE, status=1)
     assert "wrong is failed: unknown user token" in command("receipt", "q.db", "wrong", status=2)
     assert ".html or .json" in command("receipt", "q.db", "mine", "--out=mine.txt", status=2)
     command("receipt", "q.db", "mine", "--out=mine.json")

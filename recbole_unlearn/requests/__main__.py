@@ -13,7 +13,9 @@ from recbole_unlearn.storage.files import now
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command: 0 all is well; 1 a receipt is not what was signed; 2 what was asked for cannot be done."""
+    """The command: 0 all is well; 1 a receipt is not what was signed, or a request of those served has failed; 2 what
+    was asked for cannot be done.
+    """
     parser = _parser()
     args, rest = parser.parse_known_args(argv)
     if rest and args.command is not _serve:
@@ -131,9 +133,13 @@ def _serve(args, rest):
 
     keys = read_arguments(rest)
     with Queue(args.db, _key_file(args)) as queue:
-        trail = args.audit or f"{args.db}.audit.jsonl"
+        trail, before = args.audit or f"{args.db}.audit.jsonl", _failed(queue)
         print(serve(queue, args.output_dir, trail, args.checkpoint, keys, args.reset))
-    return 0
+        return int(bool(_failed(queue) - before))
+
+
+def _failed(queue):
+    return {each["id"] for each in queue.requests("failed")}
 
 
 def _receipt(args, _):

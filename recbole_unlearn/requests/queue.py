@@ -255,7 +255,7 @@ class Queue:
         served: dict[str, int],
         refused: dict[str, str],
         done: dict[str, str | None],
-    ) -> None:
+    ) -> set[str]:
         """Write down, before any work, what is about to be served.
 
         Args:
@@ -264,8 +264,15 @@ class Queue:
             served: number of interactions of each request of the batch.
             refused: why others cannot be served.
             done: others, for which there is nothing to do, and why, where that is to be told.
+
+        Returns:
+            Ids of those that are pending still; nothing is written down of others, which were withdrawn meanwhile.
         """
         with self.transaction():
+            pending = {each["id"] for each in self.requests("pending")}
+            served, refused, done = (
+                {name: each[name] for name in each if name in pending} for each in (served, refused, done)
+            )
             for name, reason in refused.items():
                 self._run("UPDATE requests SET state = 'failed', reason = ? WHERE id = ?", reason, name)
             finished = "state = 'done', tokens = NULL, interactions = 0, done = ?, reason = ?"
@@ -278,6 +285,7 @@ class Queue:
                 values = ", ".join("?" * len(batch))
                 self._run(f"INSERT INTO batches ({names}) VALUES ({values})", *batch.values())
             self._run("UPDATE queue SET origin = ?, checkpoint = ?", origin, batch["checkpoint"])
+        return pending
 
     def give_back(self, batch: str) -> None:
         """Its requests are pending as before: nothing of it was done."""

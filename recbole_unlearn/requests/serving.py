@@ -11,10 +11,11 @@ import re
 import secrets
 import sqlite3
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from recbole_unlearn.data.forget import ForgetRequest
@@ -28,6 +29,7 @@ from recbole_unlearn.settings.given import Given, parse_value
 from recbole_unlearn.settings.keys import FORGET, PATHS, PERSONAL
 from recbole_unlearn.storage import audit, inter_file, purging, suppression
 from recbole_unlearn.storage.files import (
+    Locked,
     in_one_line,
     locked,
     now,
@@ -42,6 +44,7 @@ from recbole_unlearn.training.trained import Checkpoint
 # keys that a queue sets, or that could name somebody
 OURS = (*FORGET, *PERSONAL, "checkpoint", "output_dir", "audit", "request_batch", "model", "dataset")
 PLACES = (*PATHS, "data_path", "checkpoint_dir")
+NO_ROWS = np.empty(0, np.int64)
 BATCH = re.compile("[0-9a-f]{16}")
 
 
@@ -116,14 +119,22 @@ def _batch(queue, origin, checkpoint, output_dir, trail, keys):
     name = secrets.token_hex(8)
     folder = output_dir / name
     batch = {"id": name, "started": now(), "checkpoint": checkpoint, "folder": str(folder), "audit": str(trail)}
+    if keys.get("everywhere") and all(each["kind"] == "pair" for each in pending if each["id"] in served):
+        keys = {**keys, "everywhere": False}  # which is for users and items
     batch |= {"before": queue.secret.checksum(checkpoint), "keys": json.dumps(_anywhere(keys, opened))}
-    queue.begin(batch, origin, served, refused, done)
+    taken = queue.begin(batch, origin, served, refused, done)
+    served, refused, done = ({name: each[name] for name in each if name in taken} for each in (served, refused, done))
     said = [f"{each}: failed, {reason}" for each, reason in refused.items()]
     said += [f"{each}: done, {reason or 'nothing to forget'}" for each, reason in done.items()]
     if served:
-        _forget(queue, name, {**keys, "checkpoint": checkpoint, "output_dir": str(folder), "audit": str(trail)})
-        if not _finish(queue, queue.open_batch()):
-            raise InputError(f"{folder} holds no unlearned model that {trail} records; it was changed meanwhile")
+        try:
+            _forget(queue, name, {**keys, "checkpoint": checkpoint, "output_dir": str(folder), "audit": str(trail)})
+        except InputError:
+            if not _take_up(queue):  # nothing was done
+                raise
+        else:
+            if not _finish(queue, queue.open_batch()):
+                raise InputError(f"{folder} holds no unlearned model that {trail} records; it was changed meanwhile")
         said += [f"{each}: done, {count} interactions" for each, count in served.items()]
         said += [f"serve {queue.checkpoints[1]}"]
     return "\n".join(said) or f"nothing is pending; the queue goes on from {checkpoint}"
@@ -164,7 +175,36 @@ def _looked_up(
             done[name] = None
     if listed and forgotten:
         suppression.add(listed, forgotten)
-    return served, refused, done
+    alone = _refused(opened, split, [request for request in pending if request["id"] in served])
+    return {name: count for name, count in served.items() if name not in alone}, {**refused, **alone}, done
+
+
+def _refused(opened, split, requests):
+    """Why a run would refuse some of these requests, by id: one by one in their order, where it would all of them."""
+    config = opened.config
+
+    def check(some):
+        request, whole = ForgetRequest("requests", _table(some)), {}
+        rows = request.rows(split, output.beyond_rows(config))
+        if any(each["kind"] != "pair" for each in some):
+            whole = output.whole_of(config, split, request)
+        output.erasure_of(config, split, rows, opened.stored, whole)
+
+    output.erasure_of(config, split, NO_ROWS, opened.stored)  # what is refused of no request is none's fault
+    kept, refused = [], {}
+    with suppress(InputError):
+        if requests:
+            check(requests)
+        return refused
+    for request in requests:
+        try:
+            check([*kept, request])
+            kept.append(request)
+        except Locked:
+            raise
+        except InputError as error:
+            refused[request["id"]] = str(error)
+    return refused
 
 
 def _beyond(config, whole, listed):
@@ -218,8 +258,9 @@ def _take_up(queue):
     folder = Path(batch["folder"])
     if not (BATCH.fullmatch(batch["id"]) and folder.name == batch["id"]):
         raise InputError(f"queue {queue.path} is damaged: {folder} is not the folder of a batch")
-    with in_one_line(folder.parent):
-        remove(folder)
+    if folder.exists():
+        with in_one_line(folder.parent):
+            remove(folder)
     queue.give_back(batch["id"])
     return None
 
