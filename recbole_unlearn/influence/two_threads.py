@@ -42,10 +42,21 @@ def threads_for(most: int | None) -> int:
     return max(1, min(2, threads() if most is None else most))
 
 
-def together(work: Callable[..., Any], parts: Iterable[tuple], threads: int = 2) -> list[Any]:
-    """What ``work`` returns of each part's arguments, all computed at the same time by so many threads."""
+def together(
+    work: Callable[..., Any], parts: Iterable[tuple], threads: int = 2, stop: Callable[[], object] = lambda: None
+) -> list[Any]:
+    """What ``work`` returns of each part's arguments, all computed at the same time by so many threads.
+
+    ``stop`` is called where not all could be begun: those that were are waited for, and may wait for the others.
+    """
     with ThreadPoolExecutor(threads) as pool:
-        return list(pool.map(work, *zip(*parts, strict=True)))
+        try:
+            results = pool.map(work, *zip(*parts, strict=True))
+        except BaseException:  # no thread to be had, or Ctrl-C
+            stop()
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+        return list(results)
 
 
 def in_step(run: Callable[[int, int, np.ndarray], Any], halves: int, threads: int, steps: int) -> list[Any]:
@@ -60,14 +71,17 @@ def in_step(run: Callable[[int, int, np.ndarray], Any], halves: int, threads: in
     progress = aligned((16,), np.int64)
     threads = min(threads, halves)
 
+    def stop():
+        progress[:] = steps + 1
+
     def each(begin, end):
         try:
             return run(begin, end, progress)
         finally:
-            progress[:] = steps + 1  # whatever happened, the other one need not wait
+            stop()  # whatever happened, the other one need not wait
 
     cuts = np.linspace(0, halves, threads + 1).astype(int)
-    return together(each, [(int(cuts[t]), int(cuts[t + 1])) for t in range(threads)], threads)
+    return together(each, [(int(cuts[t]), int(cuts[t + 1])) for t in range(threads)], threads, stop)
 
 
 @numba.njit(**FLAGS, inline="always")

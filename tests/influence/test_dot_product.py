@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import astuple, replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from recbole_unlearn.influence import dot_product as module
 from recbole_unlearn.influence.coupling import Epoch
 from recbole_unlearn.influence.dot_product import DotProductTraining
 from recbole_unlearn.influence.recorded import Adam
+from recbole_unlearn.influence.two_threads import in_step
 
 ADAM = Adam(lr=0.01, beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.0)
 N_USERS, N_ITEMS = 60, 80
@@ -202,6 +204,25 @@ def test_a_thread_that_fails_does_not_leave_the_other_waiting(monkeypatch):
     began = time.perf_counter()
     with pytest.raises(MemoryError):
         problem.train()
+    assert time.perf_counter() - began < 10
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_a_thread_that_cannot_be_started_does_not_leave_the_other_waiting(monkeypatch, error):
+    start, began = threading.Thread.start, time.perf_counter()
+
+    def refused(thread):
+        if thread.name.endswith("_1"):
+            raise error
+        start(thread)
+
+    def run(begin, end, progress):
+        while progress[8 * (1 - begin)] <= 0 and time.perf_counter() - began < 10:
+            time.sleep(0.01)
+
+    monkeypatch.setattr(threading.Thread, "start", refused)
+    with pytest.raises(error):
+        in_step(run, 2, 2, 1)
     assert time.perf_counter() - began < 10
 
 
