@@ -103,6 +103,20 @@ def test_the_search_finds_what_is_there(scene):
     assert {"a.npy", "a.pth/data.pkl"} <= set(holders(SECRET_USER))
 
 
+def test_vectors_and_lists_of_the_model_from_before_go_with_it(scene):
+    written = {"embeddings": True, "changed_lists": 20}
+    forget(forget_items=["i4"], everywhere=False, purge_dataset=False, **written)
+    assert {"out/changed_users.csv", "out/embeddings/users.csv"} <= set(holders(SECRET_USER, root="out"))
+    Path("out/embeddings/mine.txt").write_text("of the user's own")
+    again = {"checkpoint": "out/unlearned.pth", "forget_users": [SECRET_USER], "output_dir": "later", **written}
+    told = {each["where"] for each in forget(**again, dry_run=True)["left"] if each["then"] == "is deleted"}
+    assert {"out/changed_users.csv", "out/embeddings/items.npy"} <= told
+    forget(**again)
+    assert not holders(SECRET_USER)
+    assert [file.name for file in Path("out/embeddings").iterdir()] == ["mine.txt"]
+    assert Path("later/embeddings/users.npy").exists() and not Path("out/changed_users.csv").exists()
+
+
 @pytest.mark.parametrize("by", ["users", "requests"])
 def test_a_user_is_in_no_byte_of_any_file(scene, trained, by):
     keys = {"forget_users": [SECRET_USER]}

@@ -72,6 +72,18 @@ def test_who_was_forgotten_is_refused_and_can_be_taken_out(scene, make_options, 
     assert trains(make_options)["files"]
 
 
+@pytest.mark.parametrize("field", ['"{}"', '"{}'], ids=["quoted", "open"])
+def test_what_recbole_reads_otherwise_than_line_by_line_is_not_said_to_be_removed(scene, capsys, field):
+    forget(forget_users=[SECRET_USER])
+    inter = Path("data/tiny/tiny.inter")
+    inter.write_text(inter.read_text().replace(f"\n{SECRET_USER}\t", f"\n{field.format(SECRET_USER)}\t", 1))
+    before = inter.read_bytes()
+    assert suppression.main(["remove", LIST, str(inter)]) == 2
+    error = capsys.readouterr().err
+    assert "quoted" in error and SECRET_USER not in error and error.count("\n") == 1
+    assert inter.read_bytes() == before
+
+
 def test_pairs_are_listed_one_by_one(scene, make_split):
     split = make_split(data_path="data")
     pairs = split.pairs(np.array([3, 90, 200]))

@@ -8,6 +8,7 @@ from recbole_unlearn.data.forget import COHORT
 from recbole_unlearn.data.requests import batches
 from recbole_unlearn.runs import output
 from recbole_unlearn.runs.result import Result
+from recbole_unlearn.storage import purging
 from recbole_unlearn.storage.triple_log import log_path
 from recbole_unlearn.unlearner import UNTRAINED, InfluenceUnlearner
 from recbole_unlearn.unlearners import guard
@@ -63,7 +64,14 @@ def _way(run, unlearner: InfluenceUnlearner) -> dict[str, Any]:
     }
     if len(run.rows) or len(run.unlinked) or settled and not unlearner.settled:
         return told
-    stays = {"chosen": UNTRAINED, "exact": unlearner.settled, "coupling": None, "epochs": None, "validated": False, "seconds": 0.0}
+    stays = {
+        "chosen": UNTRAINED,
+        "exact": unlearner.settled,
+        "coupling": None,
+        "epochs": None,
+        "validated": False,
+        "seconds": 0.0,
+    }
     return told | stays
 
 
@@ -84,6 +92,7 @@ def _left(run) -> list[dict[str, str]]:
     found = [
         ("the original checkpoint", path, deleted),
         ("its log", log_path(path), deleted),
+        *(("a list or vectors beside it", each, deleted) for each in purging.written_beside(path)),
         (lines, data, "are removed" if inter else "stay (purge_dataset: True removes them)"),
         *([(run.left, data.parent, "stay")] if run.left else []),
         *([("all other lines that name them", data.parent, "are removed")] if run.whole else []),

@@ -5,7 +5,7 @@ of their column.
 """
 
 import csv
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -67,7 +67,7 @@ def others(inter: Path, config: Config, whole: Whole) -> dict[str, dict[str, Any
             look(ending, {item: gone[item]})
     if "link" in found and beside(inter, "kg").is_file():
         entity = config["ENTITY_ID_FIELD"] or "entity_id"
-        linked = _records(beside(inter, "link"), {**inter_form, "fields": [item, entity]})
+        linked = records(beside(inter, "link"), {**inter_form, "fields": [item, entity]})
         links = [values for _, values in linked if values]
         kept = {entity for token, entity in links if token not in gone[item]}
         entities = sorted({entity for token, entity in links if token in gone[item]} - kept)
@@ -127,7 +127,7 @@ def check(path: Path, config: Config, pairs: Iterable[tuple[str, str]], whole: W
     Every pair must be found, and lines of users and items as a whole be as RecBole read them.
     """
     pairs, found = set(pairs), set()
-    for own, _ in _records(path, reading(config)):
+    for own, _ in records(path, reading(config)):
         found |= pairs.intersection(own)
     if found != pairs:
         raise InputError(
@@ -142,7 +142,7 @@ def _check_plain(path, form, pairs=()):
     if not _quotes(path):
         return
     pairs, form = set(pairs), _quick(form)
-    others = ((own, record) for own, record in _records(path, form) if own != [record])
+    others = ((own, record) for own, record in records(path, form) if own != [record])
     if torn := sum(any(_named(values, form, pairs) for values in (*own, record)) for own, record in others):
         raise InputError(
             f"purge_dataset: {path} does not name whom it is to lose in {torn} lines as RecBole read them (quoted "
@@ -159,7 +159,9 @@ def _quotes(path):
         raise InputError(f"cannot read {path}: {error.strerror}") from None
 
 
-def _records(path, form):
+def records(
+    path: Path, form: Mapping[str, Any]
+) -> Iterator[tuple[list[tuple[str, ...] | None], tuple[str, ...] | None]]:
     """(values of each of its lines, its values) of each record after the header, as RecBole, which knows quotes, reads.
 
     In quotes there may be separators and ends of lines.
@@ -181,10 +183,10 @@ def _records(path, form):
         places = [names.index(field) for field in form["fields"]]
         own.clear()
         for record in records:
-            yield own, tuple(record[place] for place in places) if len(record) > max(places) else None
+            yield [*own], tuple(record[place] for place in places) if len(record) > max(places) else None
             own.clear()
     except csv.Error as error:
-        raise InputError(f"purge_dataset: {path} cannot be read ({error}; quoted fields?); edit it yourself") from None
+        raise InputError(f"{path} cannot be read ({error}; quoted fields?); edit it yourself") from None
 
 
 def seal(path: Path) -> list[int]:

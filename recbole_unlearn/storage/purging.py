@@ -24,6 +24,7 @@ from recbole_unlearn.errors import InputError
 from recbole_unlearn.storage import checkpoints, inter_file
 from recbole_unlearn.storage.files import Locked, locked, remove, sweep, sync_folder, write_atomically
 from recbole_unlearn.storage.inter_file import NOBODY, Whole
+from recbole_unlearn.storage.paths import CHANGED, EMBEDDINGS
 from recbole_unlearn.storage.triple_log import log_path
 
 
@@ -42,7 +43,7 @@ def check(
     """
     others = inter_file.others(inter, config, whole) if inter and config else {}
     thinned = [inter, *(inter_file.beside(inter, ending) for ending in others)] if inter else []
-    for each in (*([Path(path), log_path(path)] if path else []), *thinned):
+    for each in (*([Path(path), log_path(path), *written_beside(path)] if path else []), *thinned):
         if each.is_symlink() or (each.is_file() and each.stat().st_nlink > 1):
             raise InputError(
                 f"purge would leave the content of {each}, which has another name too; remove the link first"
@@ -228,12 +229,25 @@ def _check_form(form):
         raise ValueError("other types than in a journal")
 
 
+def written_beside(path: Path | str) -> list[Path]:
+    """What a run wrote beside a new model of it that tells of its weights, and names users and items."""
+    folder = Path(path).parent
+    if Path(path).name != "unlearned.pth":  # beside another name lies what is a user's own, or a newer model's
+        return []
+    vectors = [folder / EMBEDDINGS / f"{field}s.{ending}" for field in ("user", "item") for ending in ("npy", "csv")]
+    return [each for each in (folder / CHANGED, *vectors) if each.exists()]
+
+
 def _erase(path):
-    """Delete a checkpoint and its log, last of all the journal."""
-    log = log_path(path)
+    """Delete a checkpoint, its log, and what a run wrote beside it, last of all the journal."""
+    log, beside = log_path(path), written_beside(path)
     # the checkpoint first: a log alone can serve nobody; then what names interactions, unless it lies elsewhere
     for each in (path, *([] if log.is_symlink() else [log / "users.npy", log / "items.npy"]), log):
         remove(each)
+    for each in beside:
+        remove(each)
+    with suppress(OSError):  # there is none, or something of the user's own in it
+        (path.parent / EMBEDDINGS).rmdir()
     checkpoints.settle(path)
     sync_folder(path.parent)
     _journal(path).unlink()

@@ -10,6 +10,7 @@ import json
 import re
 import sys
 from collections.abc import Iterable, Sequence
+from itertools import compress
 from pathlib import Path
 
 import numpy as np
@@ -97,13 +98,23 @@ def _hash(key, *texts):
 
 
 def remove(path: Path | str, inter: Path | str, form: dict) -> int:
-    """Take out of an ``.inter`` file, atomically, the lines that a list names; how many. All else stays."""
+    """Take out of an ``.inter`` file, atomically, the lines that a list names; how many. All else stays.
+
+    Raises:
+        InputError: RecBole reads otherwise than line by line what is to go, as in `inter_file.check`.
+    """
     inter = Path(inter)
     with locked(inter):
+        records = list(inter_file.records(inter, form))
+        pairs = sorted({pair for own, record in records for pair in (*own, record) if pair})
+        gone = set(compress(pairs, suppressed(path, *zip(*pairs, strict=True)))) if pairs else set()
+        if torn := sum(not gone.isdisjoint((*own, record)) for own, record in records if own != [record]):
+            raise InputError(
+                f"{inter} does not name what {path} lists in {torn} lines as RecBole reads them (quoted fields?); edit "
+                "it yourself"
+            )
         lines = list(inter_file.lines(inter, form))
-        pairs = [pair for _, pair in lines if pair]
-        gone = iter(suppressed(path, *zip(*pairs, strict=True)).tolist() if pairs else [])
-        kept = [line for line, pair in lines if not (pair and next(gone))]
+        kept = [line for line, pair in lines if pair not in gone]
         with replacing(inter, keep_mode=True) as f:
             f.writelines(kept)
     return len(lines) - len(kept)
