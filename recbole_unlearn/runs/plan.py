@@ -64,15 +64,8 @@ def _way(run, unlearner: InfluenceUnlearner) -> dict[str, Any]:
     }
     if len(run.rows) or len(run.unlinked) or settled and not unlearner.settled:
         return told
-    stays = {
-        "chosen": UNTRAINED,
-        "exact": unlearner.settled,
-        "coupling": None,
-        "epochs": None,
-        "validated": False,
-        "seconds": 0.0,
-    }
-    return told | stays
+    stays = {"chosen": UNTRAINED, "exact": unlearner.settled, "validated": False, "seconds": 0.0}
+    return told | dict.fromkeys(("coupling", "epochs")) | stays
 
 
 def _adopted(run):

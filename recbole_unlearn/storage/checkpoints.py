@@ -3,6 +3,7 @@
 import errno
 import glob
 import os
+import pickle
 import re
 import zipfile
 from collections.abc import Callable, Mapping
@@ -133,7 +134,12 @@ def read(path: Path | str, logged: bool = True) -> dict[str, Any]:
 
 def _content(path):
     """What a file holds that this package wrote, or RecBole itself."""
-    return {**stock.read(path), "stock": True} if stock.wrote(path) else devices.read(path)
+    if stock.wrote(path):
+        return {**stock.read(path), "stock": True}
+    try:
+        return devices.read(path)
+    except pickle.UnpicklingError:  # which says how to run what it holds
+        raise pickle.UnpicklingError("it holds more than plain values and tensors") from None
 
 
 def _check_logged(path, state):
