@@ -280,7 +280,7 @@ class InfluenceUnlearner:
 
     @property
     def settled(self) -> bool:
-        """Whether the weights are those of training without all that was forgotten, exactly, before it was opened too."""
+        """Whether the weights are those of training without all that was ever forgotten, exactly."""
         begun = inexact(self.trained.stored) or len(self.forgotten) or len(self.split.unlinked)
         return self.training is not None or not begun
 

@@ -270,17 +270,15 @@ class Queue:
         """
         with self.transaction():
             pending = {each["id"] for each in self.requests("pending")}
-            served, refused, done = (
-                {name: each[name] for name in each if name in pending} for each in (served, refused, done)
-            )
-            for name, reason in refused.items():
-                self._run("UPDATE requests SET state = 'failed', reason = ? WHERE id = ?", reason, name)
+            for name in refused.keys() & pending:
+                self._run("UPDATE requests SET state = 'failed', reason = ? WHERE id = ?", refused[name], name)
             finished = "state = 'done', tokens = NULL, interactions = 0, done = ?, reason = ?"
-            for name, reason in done.items():
-                self._run(f"UPDATE requests SET {finished} WHERE id = ?", now(), reason, name)
-            for name, count in served.items():
-                self._run("UPDATE requests SET batch = ?, interactions = ? WHERE id = ?", batch["id"], count, name)
-            if served:
+            for name in done.keys() & pending:
+                self._run(f"UPDATE requests SET {finished} WHERE id = ?", now(), done[name], name)
+            for name in served.keys() & pending:
+                of_batch = "batch = ?, interactions = ?"
+                self._run(f"UPDATE requests SET {of_batch} WHERE id = ?", batch["id"], served[name], name)
+            if served.keys() & pending:
                 names = ", ".join(batch)
                 values = ", ".join("?" * len(batch))
                 self._run(f"INSERT INTO batches ({names}) VALUES ({values})", *batch.values())

@@ -148,7 +148,8 @@ def save_unlearned(
     """
     config, split, stored, log = trained.config, trained.split, trained.stored, trained.log
     run_id = secrets.token_hex(8)
-    inter = inter or (stored.get("data") or {}).get("inter")
+    # absolute: the next request may come from another working folder
+    inter = os.path.abspath(inter) if inter else (stored.get("data") or {}).get("inter")
     frozen = Frozen(split, rows, whole) if inter else None
     new = unlearned.training
     epochs = new.epochs if new else _approximate(trained, rows)
@@ -188,7 +189,7 @@ def save_unlearned(
         "triple_log": tie,
     }
     if frozen:
-        state["data"] = {"inter": os.path.abspath(inter)}  # the next request may come from another working folder
+        state["data"] = {"inter": inter}
         state["config"] |= frozen_data.SETTINGS
         state["config"]["data_path"] = str(frozen_data.folder(log_path(path)) / config["dataset"])
     checkpoints.save_with_log(path, state, write_log)

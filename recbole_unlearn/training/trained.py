@@ -305,7 +305,7 @@ def _beside_frozen(path, stored, frozen, given):
             f"data_path: there is no {inter}; leave data_path out: {path} keeps its data with its log, and needs the "
             "files for purge_dataset alone"
         )
-    stored["data"] = {**stored["data"], "inter": str(inter)}
+    stored["data"] = {**stored["data"], "inter": os.path.abspath(inter)}
     return replace(given, values=values)
 
 
