@@ -141,8 +141,8 @@ class AnyLoss(Problem):
         return self.epochs * seconds * np.count_nonzero(~self.absent) / self.log.n_rows
 
     def touches_most(self, rows: np.ndarray) -> bool:
-        """Never: there are no touched rows."""
-        return False
+        """Whether all is trained again whatever that takes: nothing is replayed in part, and there may be no step."""
+        return self.step.refuses(self) is not None
 
     def replayed(self, rows: np.ndarray, show_progress: bool = False) -> Change:
         """One step, where there is no time to be exact."""
