@@ -284,9 +284,10 @@ class WithFacts:
 
 def negatives_of(loader: TrainDataLoader) -> int | None:
     """Negatives of a row in a loader's batches, 0 where the loss has none; None: not a loader that is logged."""
-    if not isinstance(loader, TrainDataLoader):
+    none = isinstance(loader, TrainDataLoader) and loader.neg_sample_args["distribution"] == "none"
+    if not isinstance(loader, TrainDataLoader) or (none and loader.dl_format == InputType.PAIRWISE):
         return None
-    return 0 if loader.neg_sample_args["distribution"] == "none" else loader.neg_sample_num
+    return 0 if none else loader.neg_sample_num
 
 
 def negatives_in(loader: TrainDataLoader, batch: Interaction) -> torch.Tensor:

@@ -5,7 +5,7 @@ import sys
 from typing import Any
 
 from recbole.config import Config
-from recbole.utils import InputType, ModelType
+from recbole.utils import ModelType
 
 from recbole_unlearn import distributed
 from recbole_unlearn.data.split import Split
@@ -160,9 +160,6 @@ def supported(config: UnlearnConfig) -> UnlearnConfig:
     if reason := refusal(config):
         raise InputError(reason)
     recbole_keys.check_judged(config)
-    pairs = config["MODEL_INPUT_TYPE"] == InputType.PAIRWISE
-    if pairs and config["train_neg_sample_args"]["distribution"] == "none":
-        raise InputError("train_neg_sample_args: None trains without negatives; pairwise models need them")
     if config["log_wandb"] and "wandb" not in sys.modules and importlib.util.find_spec("wandb") is None:
         raise InputError("log_wandb: True needs the package wandb, which is not installed; install it, or leave it out")
     if config["model"] not in DERIVED_FORMS or config["unlearn_params"]:
