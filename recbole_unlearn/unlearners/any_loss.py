@@ -89,6 +89,8 @@ class AnyLoss(Problem):
         self.view = View(model, self.split.train, self.split.data_row, self._params)
         self.step = step or Influence()
         self.no_step = no_step(self.config)
+        if any(getattr(each, "sparse", False) is True for each in model.modules()):
+            self.no_step = "gradients of its embeddings are sparse"
         self.recorded, self.beginning = trained.recorded(), Beginning(trained.seed, log=trained.log)
 
     @property
