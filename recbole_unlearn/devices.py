@@ -20,8 +20,11 @@ def array(tensor: torch.Tensor) -> np.ndarray:
 
 
 def copies(state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Copies on the CPU of all tensors of a state dict, by name."""
-    return {name: value.detach().cpu().clone() for name, value in state_dict.items()}
+    """Copies on the CPU of all tensors of a state dict, by name; of an optimiser's, numbers stay what they are."""
+    return {
+        name: value.detach().cpu().clone() if isinstance(value, torch.Tensor) else value
+        for name, value in state_dict.items()
+    }
 
 
 def placed(model: AbstractRecommender, values: np.ndarray) -> torch.Tensor:

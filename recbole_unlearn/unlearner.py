@@ -65,8 +65,8 @@ class InfluenceUnlearner:
             asked to do, the others are ordered to do likewise; all end with the same weights.
 
     Attributes:
-        model: the RecBole model to serve; BPR's weights change in place with each request, of other models it is a new
-            object, whose graph and histories have forgotten too.
+        model: the RecBole model to serve; where BPR is replayed by kernels, its weights change in place with each
+            request, else it is a new object, whose graph and histories have forgotten too.
         method: 'reoptimise', 'replay' or 'influence'; ``chosen`` says why.
         guard (Guard): what is known of whether the log tells the training; None before `check`.
         requests: what is on record of each request, see `audit.request_entry`.
@@ -164,7 +164,7 @@ class InfluenceUnlearner:
             try:
                 self.guard = guard.check(self, self.way, show_progress)
             except guard.NotReproduced as failed:
-                if not self.auto or self.problem.derived or self.problem.no_step:
+                if not self.auto or self.problem.derived or self.auto.influence.refuses(self.problem):
                     raise
                 self.way, self.chosen = self.auto.influence, f"auto: {failed.reason}"
                 self.method, self.auto = self.way.name, None

@@ -115,7 +115,7 @@ def refusal(path, **keys):
 # -- adopted
 
 
-@pytest.mark.parametrize("keys", [{}, {"method": "influence"}])
+@pytest.mark.parametrize("keys", [{"replay_rows": "touched"}, {"method": "influence"}])
 def test_what_cannot_forget_when_it_is_adopted_is_not_trained_again(stock, keys, monkeypatch):
     monkeypatch.setattr(adoption, "adopt", None)
     assert "damping: adam does not fit learner: sgd; use damping: scalar" in refusal(stock("descent"), **keys)

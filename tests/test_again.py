@@ -74,6 +74,8 @@ MODELS = {
     "KTUP, validated": {**GRAPH, "eval_step": 1},
     "SimpleX": {"history_len": 5, **TWO},
     "KGCN": {**GRAPH, "neighbor_sample_size": 2},
+    "BPR, descent": {"learner": "sgd", "learning_rate": 0.5, **TWO},
+    "LightGCN, clipped": {"n_layers": 2, "clip_grad_norm": {"max_norm": 0.01}, **ONE},
     "DMF": {"user_hidden_size_list": [8], "item_hidden_size_list": [8], **ONE},
 }
 LOGGED = ["FPMC", "TransRec"]
@@ -239,6 +241,43 @@ def test_histories_do_not_know_what_is_forgotten(original, name):
         own = torch.from_numpy(np.unique(unlearner.split.users[rows]))
         histories = dataset.inter_feat["item_id_list"][torch.isin(dataset.inter_feat["user_id"], own)]
         assert not (histories == item).any() or unlearner.split.first_items_kept(rows)
+
+
+@pytest.mark.parametrize("name", ["BPR, descent", "LightGCN, clipped"])
+def test_steps_that_kernels_do_not_take_are_taken_again_by_recboles_trainer(original, name, tmp_path):
+    """By default, and with no setting of a step: nothing of it is approximate."""
+    with load(original(name)) as unlearner:
+        before, rows = unlearner.trained, some(unlearner.split)
+        found = unlearner.forget(rows=rows)
+        assert (found.method, found.details["exact"], unlearner.guard.distance) == ("replay", True, 0)
+        unlearner.save(tmp_path / "forgotten.pth")
+    paired, _ = train_paired(
+        before.config, before.split, tmp_path / "paired.pth", original(name), rows, before.config["seed"]
+    )
+    assert same_weights(paired.state_dict(), found.state_dict)
+    assert verify(tmp_path / "forgotten.pth") < 1e-5  # sums in another order
+    with load(tmp_path / "forgotten.pth", way=Replay(coupling="fresh")) as unlearner:
+        assert unlearner.forget(count=3).details["exact"]
+        unlearner.save(tmp_path / "fresh.pth")
+    assert verify(tmp_path / "fresh.pth") < 1e-5
+    with load(original(name), config_dict={"method": "influence", "damping": "scalar"}) as unlearner:
+        assert unlearner.problem.derived  # its closed forms are as right as ever
+        assert unlearner.method == "influence"
+
+
+@pytest.mark.parametrize("requests", [1, 100])
+def test_where_damping_does_not_fit_the_optimiser_no_step_is_taken(original, requests):
+    name = "BPR, descent"
+    with load(original(name), config_dict={"exact_seconds": 0.0 if requests == 1 else 10.0}) as unlearner:
+        if requests == 1:
+            assert unlearner.chosen.endswith("no step is there for BPR: damping: adam does not fit learner: sgd")
+        unlearner.hurry(10**6 if requests > 1 else 1)
+        assert unlearner.forget(count=3).details["exact"]
+    for keys in ({"method": "influence"}, {"unlearn_params": "*user*"}, {"replay_rows": "touched"}):
+        with pytest.raises(InputError, match="damping: adam does not fit learner: sgd; use damping: scalar"):
+            load(original(name), config_dict=keys)
+    with pytest.raises(InputError, match="damping: adam does not fit learner: sgd; use damping: scalar, or method"):
+        load(original(name), way=Influence())
 
 
 @pytest.mark.parametrize("name", ["BERT4Rec, CE", "NeuMF", "NCL"])

@@ -200,6 +200,16 @@ def test_who_is_held_out_alone_is_erased_without_a_training(scene, keys):
     assert forget(checkpoint="b/unlearned.pth", output_dir="next", forget_items=[SECRET_ITEM])["unlearning"]["exact"]
 
 
+def test_files_that_the_data_set_is_not_read_from_are_said_to_stay(scene):
+    lines = ["iid:token\tlike:token_seq", f"i1\ti3 {SECRET_ITEM}", f"{SECRET_ITEM}\ti2", "i4\t"]
+    Path("data/tiny/tiny.vectors").write_text("\n".join(lines))
+    Path("data/tiny/notes.txt").write_text(f"{SECRET_ITEM}x\n")
+    found = forget(forget_items=[SECRET_ITEM])
+    assert found["left"] == "2 lines of tiny.vectors, which may name them and which this data set is not read from"
+    assert found["left"] in found.page and SECRET_ITEM not in found.page
+    assert holders(SECRET_ITEM) == ["data/tiny/notes.txt", "data/tiny/tiny.vectors"]
+
+
 def test_of_an_item_all_files_are_counted(scene):
     result = forget(forget_items=[SECRET_ITEM], everywhere=False)
     assert "1 line of tiny.item, 2 lines of tiny.link, 2 lines of tiny.kg; " in result["left"]

@@ -199,13 +199,18 @@ def test_an_unlearned_model_evaluates_alike_after_the_purge(forget):
 
 
 def test_other_columns_are_kept_as_the_model_read_them(forget, make_split):
-    """Normalised once, not again when the frozen data set is read."""
+    """Scaled by what remains, which does not tell the first time of all that is gone; not again when it is read."""
     keys = {"load_col": {"inter": ["user_id", "item_id", "timestamp"]}, "normalize_all": True}
-    before = make_split(data_path="data", **keys).train.dataset.inter_feat
+    split = make_split(data_path="data", **keys)
+    train, whole = (
+        np.sort(each.inter_feat["timestamp"].numpy()) for each in (split.train.dataset, split.whole_dataset())
+    )
     forget(forget_users=[GONE_USER], **keys)
     state, log = checkpoints.load("out/unlearned.pth")
     after = frozen_split({**state["config"], "data_path": str(log.path / "data")}).train.dataset.inter_feat
-    assert sorted(before["timestamp"].tolist())[1:] == sorted(after["timestamp"].tolist())
+    assert whole[0] == train[0] == 0 and whole[1] > 0  # it was the first of all
+    expected = (train[1:] - whole[1]) / (1 - whole[1])
+    np.testing.assert_allclose(np.sort(after["timestamp"].numpy()), expected, atol=1e-5)
 
 
 def test_without_purge_dataset_the_file_stays(forget, data):

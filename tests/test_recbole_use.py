@@ -350,3 +350,28 @@ def test_a_training_whose_loss_becomes_nan_is_one_line_and_leaves_nothing(make_o
 
 def test_the_names_are_public():
     assert recbole_unlearn.BPRTrainer is not Trainer
+
+
+SOFTMAX = {
+    "loss_type": "CE", "train_neg_sample_args": None, "prototype_size": 4, "interest_size": 2, "tau_ratio": 0.1,
+    "MAX_ITEM_LIST_LENGTH": 6, "load_col": {"inter": ["user_id", "item_id", "timestamp"]},
+}  # fmt: skip
+
+
+def test_a_pairwise_class_without_negatives_trains_as_by_recbole_and_is_refused(make_options):
+    """SINE says that it wants pairs, and has a softmax over all items."""
+    weights = []
+    for find in (lambda config: Trainer, lambda config: get_trainer(config["MODEL_TYPE"], config["model"])):
+        config = Config("SINE", "tiny", config_dict=make_options(**SOFTMAX))
+        init_seed(config["seed"], config["reproducibility"])
+        train = data_preparation(config, create_dataset(config))[0]
+        init_seed(config["seed"], config["reproducibility"])
+        trainer = find(config)(config, config.model_class(config, train._dataset))
+        trainer.fit(train, verbose=False)
+        weights.append(trainer.model.state_dict())
+    first, second = weights
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    missing = torch.load(trainer.saved_model_file, weights_only=True)["triple_log"]["missing"]
+    assert "pairwise models need them" in missing
+    with pytest.raises(InputError, match="model SINE is not supported: .* pairwise models need them"):
+        recbole_unlearn.trainer_of(config, trainer.model)

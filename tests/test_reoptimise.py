@@ -118,10 +118,11 @@ def test_the_gradient_is_compared_with_its_l2_part(converged, early, unlearner_o
         assert f"{share:.1e} of its L2 part" in unlearner.chosen
 
 
-def test_auto_takes_the_one_step_where_neither_is_valid(early, unlearner_of):
+def test_auto_trains_again_what_no_kernels_can_replay(early, unlearner_of):
     unlearner = unlearner_of(early[1], clip_grad_norm={"max_norm": 1})
-    assert unlearner.method == "influence"
-    assert unlearner.chosen.startswith("auto: not converged, ") and unlearner.chosen.endswith("clipped in training")
+    assert (unlearner.method, unlearner.problem.derived) == ("replay", False)
+    asked = unlearner_of(early[1], clip_grad_norm={"max_norm": 1}, method="reoptimise")
+    assert (asked.method, asked.problem.derived) == ("reoptimise", True)
 
 
 @pytest.mark.parametrize("method", ["replay", "influence"])

@@ -13,10 +13,11 @@ from recbole.model.knowledge_aware_recommender.cke import CKE
 from recbole.trainer.trainer import KGATTrainer, NCLTrainer, S3RecTrainer, TraditionalTrainer, Trainer
 from recbole.utils import ModelType, get_model, get_trainer, init_seed
 
+from recbole_unlearn.data.sampling import PairwiseCollate
 from recbole_unlearn.errors import InputError
 from recbole_unlearn.settings.keys import KEYS
 from recbole_unlearn.storage.triple_log import TripleLog, log_path
-from recbole_unlearn.training.trainer import BPRTrainer, ClusterTrainer, KnowledgeTrainer
+from recbole_unlearn.training.trainer import BPRTrainer, ClusterTrainer, KnowledgeTrainer, trainer_of
 
 ITEM_FEATURES = {"load_col": {"inter": ["user_id", "item_id"], "item": ["item_id", "class"]}}
 
@@ -183,6 +184,28 @@ def test_training_twice_gives_the_same_bits_and_another_seed_does_not(train):
     first, again, other = (train(folder, seed=seed)[1].model for folder, seed in (("a", 1), ("b", 1), ("c", 2)))
     same_weights(first, again)
     assert not torch.equal(first.user_embedding.weight, other.user_embedding.weight)
+
+
+class Dated(BPR):
+    """A model of the user's own that weighs pairs by another column of the interactions."""
+
+    def calculate_loss(self, interaction):
+        return super().calculate_loss(interaction) * (1 + interaction["timestamp"] % 3).mean()
+
+
+def test_a_class_of_ones_own_gets_every_column_of_the_interactions(make_options, tmp_path):
+    columns = {"load_col": {"inter": ["user_id", "item_id", "timestamp"]}}
+    options, weights = make_options(checkpoint_dir=str(tmp_path), **columns, **negatives(2)), []
+    for kind in (Trainer, trainer_of):
+        config = Config(Dated, "tiny", config_dict=options)
+        init_seed(config["seed"], config["reproducibility"])
+        train = data_preparation(config, create_dataset(config))[0]
+        init_seed(config["seed"], config["reproducibility"])
+        trainer = kind(config, Dated(config, train._dataset))
+        trainer.fit(train, verbose=False)
+        weights.append(trainer.model)
+    same_weights(*weights)
+    assert isinstance(train.collate_fn, PairwiseCollate)  # as fast as RecBole's own
 
 
 # -- the log

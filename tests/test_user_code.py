@@ -6,7 +6,7 @@ import torch
 from recbole.config import Config
 from recbole.data import create_dataset, data_preparation
 from recbole.model.general_recommender import BPR
-from recbole.utils import get_model, get_trainer, init_seed
+from recbole.utils import get_trainer, init_seed
 
 import recbole_unlearn as ru
 from recbole_unlearn.errors import InputError
@@ -23,6 +23,15 @@ class Own(BPR):
         return 2 * super().calculate_loss(interaction)
 
 
+class Sparse(BPR):
+    """One with sparse gradients, which have an optimiser of their own."""
+
+    def __init__(self, config, dataset):
+        super().__init__(config, dataset)
+        self.user_embedding.sparse = self.item_embedding.sparse = True
+
+
+OWN = {"Own": Own, "Sparse": Sparse}
 MODELS = {
     "BPR": {},
     "LightGCN": {"n_layers": 2},
@@ -33,6 +42,7 @@ MODELS = {
         "train_neg_sample_args": {"distribution": "uniform", "sample_num": 1},
     },
     "Own": {},
+    "Sparse": {"learner": "sparse_adam"},
 }  # fmt: skip
 
 
@@ -42,12 +52,12 @@ def prepared(linked_path, make_options):
 
     def make(name, kind=Config, **keys):
         given = make_options(data_path=linked_path, **{**MODELS[name], **keys})
-        config = kind(Own if name == "Own" else name, "tiny", config_dict=given)
+        config = kind(OWN.get(name, name), "tiny", config_dict=given)
         init_seed(config["seed"], config["reproducibility"])
         dataset = create_dataset(config)
         loaders = data_preparation(config, dataset)
         init_seed(config["seed"], config["reproducibility"])
-        model = (Own if name == "Own" else get_model(name))(config, loaders[0]._dataset).to(config["device"])
+        model = config.model_class(config, loaders[0]._dataset).to(config["device"])
         return config, model, *loaders
 
     return make
@@ -61,7 +71,7 @@ def flat(state):
 @pytest.mark.parametrize("name", MODELS)
 def test_the_lines_of_the_readme(prepared, name, kind):
     config, model, train, valid, test = prepared(name, kind)
-    own = Own if name == "Own" else None
+    own = OWN.get(name)
 
     trainer = ru.trainer_of(config, model)
     trainer.fit(train, valid)
@@ -96,9 +106,21 @@ def test_in_memory_and_from_the_checkpoint_are_one(prepared, name):
     trainer.evaluate(test)
     rows = np.arange(0, 40, 4)
     inside = ru.InfluenceUnlearner(ru.Trained.of(trainer, train, valid, test)).forget(rows=rows)
-    with ru.load(trainer.saved_model_file, model=Own if name == "Own" else None) as unlearner:
+    with ru.load(trainer.saved_model_file, model=OWN.get(name)) as unlearner:
         outside = unlearner.forget(rows=rows)
     assert torch.equal(flat(inside.state_dict), flat(outside.state_dict))
+
+
+def test_sparse_gradients_are_trained_again_and_take_no_step(prepared):
+    config, model, train, valid, test = prepared("Sparse", learner="sgd")
+    trainer = ru.trainer_of(config, model)
+    trainer.fit(train, valid, verbose=False)
+    trained = ru.Trained.of(trainer, train, valid, test)
+    long = ru.Auto(replay=ru.Replay(exact_seconds=0.0), influence=ru.Influence(damping="scalar"))
+    unlearner = ru.InfluenceUnlearner(trained, long)
+    assert unlearner.method == "replay" and unlearner.chosen.endswith("gradients of its embeddings are sparse")
+    with pytest.raises(InputError, match="method: influence is not possible: gradients of its embeddings are sparse"):
+        ru.InfluenceUnlearner(trained, ru.Influence(damping="scalar"))
 
 
 def test_ways_are_values(prepared):

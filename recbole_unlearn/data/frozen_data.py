@@ -57,7 +57,7 @@ class Frozen:
 
     def __init__(self, split: "Split", rows: np.ndarray, whole: Mapping[str, np.ndarray] | None = None) -> None:
         self.split, self.data, out = split, split.train._dataset, split.held_out(whole) if whole else {}
-        rest, places = split.remaining_dataset(rows), split.positions_without(rows)
+        rest, places = split.remaining_dataset(rows, out), split.positions_without(rows)
         judged = split.judged_without(rows, out)
         # in the log's order, so that reading it gives the log's rows again
         self.tables = {"train": _columns(rest.inter_feat, places[places >= 0])}

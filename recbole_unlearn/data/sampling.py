@@ -16,6 +16,7 @@ from recbole.data.interaction import Interaction
 from recbole.sampler import Sampler
 from recbole.utils import InputType, KGDataLoaderState
 
+from recbole_unlearn.compat.recbole_models import is_recboles
 from recbole_unlearn.data.dataset import UsedItems
 from recbole_unlearn.data.orders import BatchOrder, next_order, pass_over, permutation
 from recbole_unlearn.influence.coupling import Epoch
@@ -166,17 +167,19 @@ class NegativeDraw:
 
 
 class PairwiseCollate:
-    """A ``collate_fn`` for RecBole's ``TrainDataLoader`` with user, item and negative columns only, plus the row.
+    """A ``collate_fn`` for RecBole's ``TrainDataLoader`` that also says the row.
 
-    Replaces the stock one where batches hold nothing else (no features to join, no transform, no dynamic
-    negatives); the triples are those that stock RecBole would have drawn.
+    The triples are those that stock RecBole would have drawn. It replaces the stock one where nothing is joined to
+    interactions (no features, no transform, no dynamic negatives). RecBole's own models read ids alone of a pair, and
+    get no other column; classes of the user's own get all.
     """
 
     def __init__(self, loader: TrainDataLoader, table: np.ndarray | None = None) -> None:
-        features = loader._dataset.inter_feat
-        self.fields = (loader.uid_field, loader.iid_field, loader.neg_item_id)
-        self.users = features[loader.uid_field].numpy()
-        self.items = features[loader.iid_field].numpy()
+        columns = loader._dataset.inter_feat.interaction
+        ids = (loader.uid_field, loader.iid_field)
+        read = ids if is_recboles(loader.config.model_class) else columns
+        self.columns = {name: columns[name].numpy() for name in read}
+        self.users, self.negative_field = self.columns[loader.uid_field], loader.neg_item_id
         self.negatives = loader.times
         self.draw = NegativeDraw(loader._sampler, loader._dataset.user_num)
         self.table = table
@@ -207,10 +210,14 @@ class PairwiseCollate:
             negatives = self.draw(users, self.negatives)
         else:
             negatives = self.table[rows].T.reshape(-1)
-        repeated = [np.tile(column, self.negatives) for column in (users, self.items[rows])]
-        batch = dict(zip(self.fields, map(torch.from_numpy, (*repeated, negatives)), strict=True))
-        batch[ROW] = torch.from_numpy(rows)
-        return Interaction(batch)
+        batch = {name: _repeated(column[rows], self.negatives) for name, column in self.columns.items()}
+        batch |= {self.negative_field: negatives, ROW: rows}
+        return Interaction({name: torch.from_numpy(column) for name, column in batch.items()})
+
+
+def _repeated(column, times):
+    """The rows of a column, ``[n, ...]``, again and again."""
+    return np.tile(column, (times, *[1] * (column.ndim - 1)))
 
 
 def batches(
@@ -277,9 +284,10 @@ class WithFacts:
 
 def negatives_of(loader: TrainDataLoader) -> int | None:
     """Negatives of a row in a loader's batches, 0 where the loss has none; None: not a loader that is logged."""
-    if not isinstance(loader, TrainDataLoader):
+    none = isinstance(loader, TrainDataLoader) and loader.neg_sample_args["distribution"] == "none"
+    if not isinstance(loader, TrainDataLoader) or (none and loader.dl_format == InputType.PAIRWISE):
         return None
-    return 0 if loader.neg_sample_args["distribution"] == "none" else loader.neg_sample_num
+    return 0 if none else loader.neg_sample_num
 
 
 def negatives_in(loader: TrainDataLoader, batch: Interaction) -> torch.Tensor:

@@ -29,6 +29,7 @@ from recbole_unlearn.data.forget import spammers
 from recbole_unlearn.data.frozen_data import frozen_dataset, is_frozen
 from recbole_unlearn.data.knowledge import KEY, LinkedDataset, drop_facts
 from recbole_unlearn.data.sampling import DrawnAgain
+from recbole_unlearn.data.scaling import Limits, limits, rescale, scaled
 from recbole_unlearn.data.spam import draw_spam
 from recbole_unlearn.errors import InputError
 from recbole_unlearn.influence.recorded import popularity_weights
@@ -252,15 +253,16 @@ class Split:
         samplers = (sampler, KGSampler(rest) if len(self.unlinked) else facts._sampler) if facts else (sampler,)
         return get_dataloader(config, "train")(config, rest, *samplers, shuffle=config["shuffle"])
 
-    def remaining_dataset(self, forgotten: np.ndarray) -> Dataset:
+    def remaining_dataset(self, forgotten: np.ndarray, held_out: Mapping[str, np.ndarray] | None = None) -> Dataset:
         """RecBole data set of the training interactions without some rows, in histories neither.
 
         Args:
             forgotten: rows; may be empty.
+            held_out: as of `judged_without`.
         """
         gone = np.zeros(len(self.train._dataset), bool)
         gone[self.data_row[forgotten]] = True
-        return self._part(np.flatnonzero(~gone), gone)
+        return self._part(np.flatnonzero(~gone), gone, held_out)
 
     def positions_without(self, forgotten: np.ndarray) -> np.ndarray:
         """Row of `remaining_dataset` of each row of the log, int64 ``[rows]``; -1 of the forgotten ones."""
@@ -294,28 +296,29 @@ class Split:
 
     @faster()
     def judged_without(self, forgotten: np.ndarray, held_out: Mapping[str, np.ndarray] | None = None) -> "Split":
-        """This split with nothing of some rows in the histories of its validation and test data.
+        """This split with nothing of some rows in its validation and test data: in histories, and in what is scaled.
 
-        Itself for models without histories in the data.
+        Itself where nothing of them is in there.
 
         Args:
             forgotten: rows.
             held_out: rows of the validation and test data, see `held_out`, that are to be in no histories either.
         """
-        if not self.sequential or not (len(forgotten) or held_out):
-            return self
-        loaders = (self.train, self.valid, self.test)
-        parts = [loader._dataset for loader in loaders]
-        ends = np.cumsum([len(part) for part in parts])
-        gone = np.zeros(ends[-1], bool)
+        gone = np.zeros(len(self.train._dataset), bool)
         gone[self.data_row[forgotten]] = True
-        for name, start in zip(("valid", "test"), ends, strict=False):
-            gone[start + (held_out or {}).get(name, np.empty(0, np.int64))] = True
+        gone = self._gone(gone, held_out)
+        before, after = self._limits(np.zeros_like(gone)), self._limits(gone)
+        if not (gone.any() and self.sequential) and before == after:
+            return self
+        parts = [loader._dataset for loader in (self.train, self.valid, self.test)]
+        ends = np.cumsum([len(part) for part in parts])
         whole, split = self.whole_dataset(), copy.copy(self)
         split._test_loaders = {}
         for name, part, end in zip(("valid", "test"), parts[1:], ends[1:], strict=True):
             judged = part.copy(part.inter_feat[torch.arange(len(part))])
-            rebuild_histories(judged, whole, np.arange(end - len(part), end), gone)
+            if self.sequential:
+                rebuild_histories(judged, whole, np.arange(end - len(part), end), gone)
+            rescale(judged, before, after)
             setattr(split, name, self._resized(getattr(self, name), dataset=judged))
         return split
 
@@ -353,8 +356,33 @@ class Split:
         part = self._part(part, gone)
         return self.test.transform(part, part[order])
 
+    def _gone(self, gone, held_out=None):
+        """Rows of `whole_dataset` that are gone: of training, bool array, and those that are held out."""
+        sizes = [len(loader._dataset) for loader in (self.valid, self.test)]
+        parts = [gone, *(np.zeros(size, bool) for size in sizes)]
+        for name, part in zip(("valid", "test"), parts[1:], strict=True):
+            part[(held_out or {}).get(name, np.empty(0, np.int64))] = True
+        return np.concatenate(parts)
+
+    def _limits(self, gone: np.ndarray) -> Limits:
+        """Smallest and largest value of the columns that RecBole scales, without rows of `whole_dataset`, bool array.
+
+        The first value of a user whose rows hold histories is in these alone, and goes with all rows of the user.
+        """
+        parts = [loader._dataset.inter_feat for loader in (self.train, self.valid, self.test)]
+        names = scaled(self.config, self.train._dataset)
+
+        def left(name):
+            return np.concatenate([part[name].numpy() for part in parts])[~gone]
+
+        def values(name):
+            users, firsts = self.firsts(name)
+            return np.concatenate([left(name), firsts[np.isin(users, left(self.train._dataset.uid_field))]])
+
+        return limits((name, values(name)) for name in names)
+
     @faster()
-    def _part(self, rows, gone):
+    def _part(self, rows, gone, held_out=None):
         """The data set with some rows of the training data only, and histories without those that are ``gone``."""
         data = self.train._dataset
         whole = len(rows) == len(data)  # of which nothing is copied
@@ -362,6 +390,8 @@ class Split:
         part = data.copy(kept)
         if self.sequential and gone.any():
             rebuild_histories(part, data, rows, gone)
+        gone = self._gone(gone, held_out)
+        rescale(part, self._limits(np.zeros_like(gone)), self._limits(gone))
         if len(self.unlinked):
             drop_facts(part, self.unlinked)
         return part

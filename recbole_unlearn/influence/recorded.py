@@ -26,9 +26,9 @@ class Adam:
 
     @classmethod
     def of(cls, group: Mapping[str, Any]) -> "Adam":
-        """Those of a group of torch's parameters."""
+        """Those of a group of torch's parameters; ``SparseAdam`` has no weight decay."""
         beta1, beta2 = group["betas"]
-        return cls(group["lr"], beta1, beta2, group["eps"], group["weight_decay"])
+        return cls(group["lr"], beta1, beta2, group["eps"], group.get("weight_decay", 0.0))
 
     def numbers(self) -> tuple[float, ...]:
         """The fields as kernels take them."""

@@ -133,6 +133,8 @@ def _refusal(config, name, kind):
     if missing := [field for field in PRELOADED.get(name, ()) if field not in preloaded]:
         return f"it needs pre-trained vectors of {' and '.join(missing)} (RecBole's preload_weight)"
     negatives = config["train_neg_sample_args"]
+    if config["MODEL_INPUT_TYPE"] == InputType.PAIRWISE and negatives["distribution"] == "none":
+        return "train_neg_sample_args: None trains without negatives; pairwise models need them"
     if negatives.get("dynamic"):
         return "dynamic negatives depend on the weights of the moment; leave train_neg_sample_args dynamic out"
     if kind == ModelType.SEQUENTIAL:

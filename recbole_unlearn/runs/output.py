@@ -276,11 +276,15 @@ def check_unlinked(config, entities: np.ndarray, exact: bool) -> None:
 def left_over(config, split, request, rows, inter):
     """In words, what a request leaves of whom or what it names beside its rows; None: nothing.
 
-    Of users and items as a whole all; of other requests what histories begin with, of users who are trained on.
+    Of users and items as a whole all; of other requests what histories begin with, of users who are trained on. With
+    ``everywhere`` what files of others may say.
     """
-    if config["everywhere"]:
-        return None
     whole = request.whole(split)
+    tokens = {field: [str(token) for token in split.token(field, ids)] for field, ids in whole.items()}
+    if config["everywhere"]:
+        others = inter_file.strangers(inter, config, tokens).items()
+        found = [f"{_many(count, 'line')} of {name}" for name, count in others]
+        return f"{', '.join(found)}, which may name them and which this data set is not read from" if found else None
     users, _ = split.firsts()
     begun, of_users = request.begun(split, rows), np.isin(users, whole["user"])
     begun = np.where(of_users | np.isin(users, np.delete(split.users, rows)), begun, 0)
@@ -291,7 +295,6 @@ def left_over(config, split, request, rows, inter):
         "first interaction": (np.count_nonzero(begun < 0), " of histories of which nobody can tell"),
     }
     found = [f"{_many(count, what)}{which}" for what, (count, which) in counts.items() if count]
-    tokens = {field: [str(token) for token in split.token(field, ids)] for field, ids in whole.items()}
     try:
         for ending, form in inter_file.others(inter, config, tokens).items():
             file = inter_file.beside(inter, ending)

@@ -5,7 +5,7 @@ import sys
 from typing import Any
 
 from recbole.config import Config
-from recbole.utils import InputType, ModelType
+from recbole.utils import ModelType
 
 from recbole_unlearn import distributed
 from recbole_unlearn.data.split import Split
@@ -129,14 +129,30 @@ def trainable(config: UnlearnConfig) -> UnlearnConfig:
         )
     if config["epochs"] < 1:
         raise InputError(f"epochs must be at least 1, not {config['epochs']}")
-    adam = config["learner"].lower() == "adam"
-    derived = config["model"] in DERIVED_FORMS
-    if derived and config["method"] == "replay" and (not adam or config["clip_grad_norm"]):
-        raise InputError("method: replay needs learner: adam and no clip_grad_norm; use method: influence")
-    replayed = config["method"] == "auto" and adam and not config["clip_grad_norm"] or config["method"] == "replay"
-    if config["damping"] == "adam" and not adam and not replayed and config["method"] != "reoptimise":
-        raise InputError(f"damping: adam does not fit learner: {config['learner']}; use damping: scalar")
+    if config["model"] in DERIVED_FORMS and config["method"] == "replay" and not plain_adam(config):
+        if distributed.shared():
+            raise InputError("method: replay by several ranks needs learner: adam and no clip_grad_norm; use one")
+        if config["replay_rows"] == "touched":
+            raise InputError("replay_rows: touched needs learner: adam and no clip_grad_norm; leave replay_rows out")
     return config
+
+
+def plain_adam(config: Config) -> bool:
+    """Whether a training's steps are those that kernels take: Adam's, of gradients as they are."""
+    return config["learner"].lower() == "adam" and not config["clip_grad_norm"]
+
+
+def unfit(config: Config, damping: str) -> str | None:
+    """In words, why a step's damping does not fit the optimiser; None where it does."""
+    if damping == "adam" and config["learner"].lower() != "adam":
+        return f"damping: adam does not fit learner: {config['learner']}"
+    return None
+
+
+def _takes_step(config):
+    """Whether a request is known to take a step, not only where training again takes too long."""
+    alone = config["unlearn_params"] or config["replay_rows"] == "touched" or distributed.shared()
+    return config["method"] == "influence" or bool(config["method"] == "auto" and alone)
 
 
 def supported(config: UnlearnConfig) -> UnlearnConfig:
@@ -144,13 +160,12 @@ def supported(config: UnlearnConfig) -> UnlearnConfig:
     if reason := refusal(config):
         raise InputError(reason)
     recbole_keys.check_judged(config)
-    pairs = config["MODEL_INPUT_TYPE"] == InputType.PAIRWISE
-    if pairs and config["train_neg_sample_args"]["distribution"] == "none":
-        raise InputError("train_neg_sample_args: None trains without negatives; pairwise models need them")
     if config["log_wandb"] and "wandb" not in sys.modules and importlib.util.find_spec("wandb") is None:
         raise InputError("log_wandb: True needs the package wandb, which is not installed; install it, or leave it out")
     if config["model"] not in DERIVED_FORMS or config["unlearn_params"]:
         _check_influence_only(config)
+    if _takes_step(config) and (reason := unfit(config, config["damping"])):
+        raise InputError(f"{reason}; use damping: scalar")
     sequential = config["MODEL_TYPE"] == ModelType.SEQUENTIAL
     if config["changed_lists"] and sequential:
         raise InputError(f"changed_lists is not for sequential models such as {config['model']}; leave it out")
@@ -199,9 +214,6 @@ def _check_influence_only(config):
     if config["method"] not in ways:
         what = f"{name} with unlearn_params" if config["unlearn_params"] else name
         raise InputError(f"method: {config['method']} is not for {what}; use method: influence")
-    step = config["method"] != "replay" and not reason
-    if config["damping"] == "adam" and config["learner"].lower() != "adam" and step:
-        raise InputError(f"damping: adam does not fit learner: {config['learner']}; use damping: scalar")
     if config["embeddings"] and config["model"] not in DERIVED_FORMS:
         raise InputError(f"embeddings is for {' and '.join(DERIVED_FORMS)} only, not for {name}; leave it out")
     if config["forget_spam"] is not None and config["MODEL_TYPE"] != ModelType.GENERAL:

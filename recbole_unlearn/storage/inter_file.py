@@ -15,7 +15,7 @@ import recbole
 from recbole.config import Config
 
 from recbole_unlearn.errors import InputError
-from recbole_unlearn.storage.files import replacing, sweep
+from recbole_unlearn.storage.files import is_debris, replacing, sweep
 
 Whole: TypeAlias = Mapping[str, Iterable[str]]  # tokens by ``user`` and ``item``
 NOBODY: Whole = {}
@@ -81,6 +81,27 @@ def naming(inter: Path, config: Config, whole: Whole) -> list[str]:
     form = reading(config, whole)
     own = [inter] if form["whole"] and inter.is_file() and names_any(inter, form, ()) else []
     return [path.name for path in (*own, *(beside(inter, ending) for ending in others(inter, config, whole)))]
+
+
+def strangers(inter: Path, config: Config, whole: Whole) -> dict[str, int]:
+    """Other files in the data set's folder, by name, and how many of their lines have a token of these users or items.
+
+    Whatever column it is in, alone or in a list: nobody knows how to read them, and nothing is taken out of them.
+    """
+    form, found = reading(config, whole), {}
+    tokens = {token.encode(form["encoding"]) for each in form["whole"].values() for token in each}
+    separator, known = form["separator"].encode(form["encoding"]), {beside(inter, each) for each in ("inter", *OTHERS)}
+    for path in sorted(inter.parent.iterdir()) if tokens and inter.parent.is_dir() else ():
+        if path in known or not path.is_file() or is_debris(path):
+            continue
+        try:
+            with open(path, "rb") as file:
+                values = (line.rstrip(b"\r\n").split(separator) for line in file)
+                count = sum(not tokens.isdisjoint([*own, *b" ".join(own).split(b" ")]) for own in values)
+        except OSError as error:
+            raise InputError(f"cannot read {path}: {error.strerror}") from None
+        found |= {path.name: count} if count else {}
+    return found
 
 
 def beside(inter: Path, ending: str) -> Path:

@@ -27,6 +27,7 @@ from recbole_unlearn.influence.recorded import Adam
 from recbole_unlearn.influence.summed_training import BLOCK, POINTWISE, SummedTraining
 from recbole_unlearn.models.compared import COMPARED, Compared, Comparisons, otherwise
 from recbole_unlearn.models.sums import SUMMED, Sums, last_items, width
+from recbole_unlearn.settings.conflicts import plain_adam
 
 NAN = "Training loss is nan"  # RecBole's words
 LOGGED = (BPR, LightGCN, *SUMMED)  # whose log tells all that training drew
@@ -34,6 +35,11 @@ COMPILED = (*LOGGED, *COMPARED)
 # What ML-1M took, K = 8 and 64, two cores (results/): to tell which requests training again serves soon enough.
 SECONDS_A_TRIPLE, SECONDS_A_NUMBER = 2e-8, 1.5e-9
 SECONDS_A_DRAW = 1.5e-6  # a triple of ml-100k, where batches are made as for RecBole's trainer
+
+
+def plain_steps(config: Any, group: dict[str, Any]) -> bool:
+    """Whether a training took the steps that kernels take; ``group``: of the optimiser's settings."""
+    return plain_adam(config) and "betas" in group and not group.get("amsgrad")
 
 
 def not_again(config: Any, model: AbstractRecommender, group: dict[str, Any], loader: TrainDataLoader) -> str | None:
@@ -46,7 +52,7 @@ def not_again(config: Any, model: AbstractRecommender, group: dict[str, Any], lo
     if type(model) not in COMPILED:
         *others, last = (each.__name__ for each in LOGGED)
         return f"it is for {', '.join(others)} and {last}, not for {type(model).__name__}"
-    if config["learner"] != "adam" or group.get("amsgrad") or config["clip_grad_norm"]:
+    if not plain_steps(config, group):
         return "it is for plain Adam, without clipped gradients"
     if not config["single_spec"] or config["enable_amp"]:
         return "it is for one process, in float32"

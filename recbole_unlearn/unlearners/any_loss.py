@@ -89,6 +89,8 @@ class AnyLoss(Problem):
         self.view = View(model, self.split.train, self.split.data_row, self._params)
         self.step = step or Influence()
         self.no_step = no_step(self.config)
+        if any(getattr(each, "sparse", False) is True for each in model.modules()):
+            self.no_step = "gradients of its embeddings are sparse"
         self.recorded, self.beginning = trained.recorded(), Beginning(trained.seed, log=trained.log)
 
     @property
@@ -141,8 +143,8 @@ class AnyLoss(Problem):
         return self.epochs * seconds * np.count_nonzero(~self.absent) / self.log.n_rows
 
     def touches_most(self, rows: np.ndarray) -> bool:
-        """Never: there are no touched rows."""
-        return False
+        """Whether all is trained again whatever that takes: nothing is replayed in part, and there may be no step."""
+        return self.step.refuses(self) is not None
 
     def replayed(self, rows: np.ndarray, show_progress: bool = False) -> Change:
         """One step, where there is no time to be exact."""

@@ -128,6 +128,7 @@ class Problem(ABC):
 
     name: str
     derived: bool = True  # whether its closed forms are known
+    schedules: bool = False  # whether its replay takes a learning rate for each step
     no_step: str | None = None  # in words, why no influence step can be taken
     shard: Shard  # of a problem that ranks share
     recorded: Recorded  # the training that a next one is coupled to

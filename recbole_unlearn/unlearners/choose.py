@@ -4,11 +4,11 @@ import logging
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 from recbole.model.general_recommender import BPR, LightGCN
 
 from recbole_unlearn.errors import InputError
 from recbole_unlearn.settings.config import UnlearnConfig
+from recbole_unlearn.training.compiled import plain_steps
 from recbole_unlearn.training.trained import Trained
 from recbole_unlearn.unlearners.any_loss import AnyLoss
 from recbole_unlearn.unlearners.base import Problem, Way
@@ -64,12 +64,17 @@ def wanted(config: UnlearnConfig) -> "Auto | Reoptimise | Replay | Influence":
 
 
 def problem_of(trained: Trained, way: "Auto | Way", shared: bool = False) -> Problem:
-    """The problem that a training is; ``shared``: whether every rank has such a one, see `DotProduct`."""
+    """The problem that a training is; ``shared``: whether every rank has such a one, see `DotProduct`.
+
+    What kernels cannot train again, since its steps were others, its own trainer does, as of any model.
+    """
     step = way.influence if isinstance(way, Auto) else way
     params = step.params if isinstance(step, Influence) else None
-    if params or type(trained.model) not in IN_CLOSED_FORM:
+    form = IN_CLOSED_FORM.get(type(trained.model))
+    again = isinstance(way, (Auto, Replay)) and not plain_steps(trained.config, trained.optimizer["param_groups"][0])
+    if form is None or params or (again and not shared):
         return AnyLoss(trained, params, step if isinstance(step, Influence) else Influence())
-    return IN_CLOSED_FORM[type(trained.model)](trained, shared)
+    return form(trained, shared)
 
 
 def choose(problem: Problem, way: "Auto | Way") -> tuple[Way, str]:
@@ -103,22 +108,28 @@ def _instead(problem, way):
     """What to do in place of a way that is refused."""
     if isinstance(way, Replay) and way.epochs == "validated" and not replace(way, epochs="original").refuses(problem):
         return "give replay_epochs: original"
+    if isinstance(way, Influence) and not problem.no_step:
+        return "use damping: scalar, or method: replay"
     other = "auto" if isinstance(way, Reoptimise) else "influence" if isinstance(way, Replay) else "replay"
     return f"use method: {other}"
 
 
 def _of_any_loss(problem, way):
     if isinstance(way, Auto):
+        no_step = way.influence.refuses(problem)
         if reason := way.replay.refuses(problem):
-            if problem.no_step:
-                raise InputError(
-                    f"{problem.name} cannot forget: {reason}; and no step is there for it: {problem.no_step}"
-                )
+            if no_step:
+                raise InputError(f"{problem.name} cannot forget: {reason}; and no step is there for it: {no_step}")
             return way.influence, f"auto: {reason}"
-        seconds, exact = problem.seconds_again(), way.replay.exact(problem, np.empty(0, np.int64))
-        known = f"training takes about {seconds:.2g} s" if seconds < np.inf else "nobody knows how long training takes"
-        if problem.no_step and not exact:
-            longer = f"{known}, longer than exact_seconds, but no step is there for {problem.name}: {problem.no_step}"
+        seconds = problem.seconds_again()
+        exact = way.replay.rows == "all" or seconds <= way.replay.exact_seconds
+        known = (
+            f"training takes about {seconds:.2g} s"
+            if seconds < float("inf")
+            else "nobody knows how long training takes"
+        )
+        if no_step and not exact:
+            longer = f"{known}, longer than exact_seconds, but no step is there for {problem.name}: {no_step}"
             return replace(way.replay, rows="all"), f"auto: {longer}"
         return (way.replay if exact else way.influence), f"auto: {known}"
     if isinstance(way, Reoptimise):

@@ -45,6 +45,7 @@ class DotProduct(Problem):
     """
 
     name = "BPR"
+    schedules = True
 
     def __init__(self, trained: Trained, shared: bool = False):
         super().__init__(trained)

@@ -81,7 +81,7 @@ class NotReproduced(InputError):
 def known(unlearner: "InfluenceUnlearner", way: Way) -> Guard | None:
     """What is known without a replay; None: a replay must tell. Raises InputError as `check` does."""
     trained, log = unlearner.trained, unlearner.log
-    if reason := _contradiction(trained, way):
+    if reason := _contradiction(trained, way, unlearner.problem.schedules):
         raise InputError(f"the triple log does not tell what training did: {reason}; train anew")
     left = adoption.approximate(trained.stored)
     if left is not None and way.name != "replay":
@@ -139,8 +139,11 @@ def _sentence(distance):
     return f"replay of the log with nothing forgotten ends {distance:.1e} of the training's way from the stored weights"
 
 
-def _contradiction(trained, way):
-    """In words, what of the training the log or the checkpoint says otherwise than the settings; None: nothing."""
+def _contradiction(trained, way, schedules):
+    """In words, what of the training the log or the checkpoint says otherwise than the settings; None: nothing.
+
+    ``schedules``: of the problem.
+    """
     config, log = trained.config, trained.log
     expected = OPTIMIZERS[config["learner"]]
     if log.optimizer not in (None, expected):
@@ -159,9 +162,8 @@ def _contradiction(trained, way):
     if any(each is None for each in rates):
         return None
     values = np.unique(np.concatenate(rates))
-    replayed = way.name == "replay" and config["model"] == "BPR"  # step by step
     metric = isinstance(way, Influence) and way.damping == "adam"  # of one rate
-    if len(values) > 1 and (metric or way.name == "replay" and not replayed):
+    if len(values) > 1 and (metric or way.name == "replay" and not schedules):
         return f"its learning rate went from {rates[0][0]:.3g} to {rates[-1][-1]:.3g}, and {way.name} takes one"
     steps = -(-log.n_rows // trained.split.batch_rows)
     if not trained.unlearned_before and config["MODEL_TYPE"] != ModelType.KNOWLEDGE:

@@ -12,6 +12,7 @@ from recbole_unlearn.errors import InputError
 from recbole_unlearn.influence.operators import Damped
 from recbole_unlearn.influence.solver import STEPS, batch_descent, conjugate_gradient
 from recbole_unlearn.settings.config import PAPER as EQUATION_7
+from recbole_unlearn.settings.conflicts import unfit
 from recbole_unlearn.unlearners.base import Change, Problem
 
 
@@ -61,8 +62,8 @@ class Influence:
         return self.curvature == "hessian"
 
     def refuses(self, problem: Problem) -> str | None:
-        """Whether there is a step for the model; whether its settings are valid, `Problem.check` says."""
-        return problem.no_step
+        """Whether there is a step for the model and its optimiser; whether it can be made, `Problem.check` says."""
+        return problem.no_step or unfit(problem.config, self.damping)
 
     def warm_up(self, problem: Any) -> None:
         problem.warm_up_step(self)

@@ -29,6 +29,7 @@ class Propagated(DotProduct):
     """
 
     name = "LightGCN"
+    schedules = False
 
     def __init__(self, trained: Trained, shared: bool = False):
         super().__init__(trained)

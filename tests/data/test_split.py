@@ -159,6 +159,52 @@ def test_validation_and_test_loaders_are_unchanged(make_split):
         assert torch.equal(a, b)
 
 
+TIMES = {"load_col": {"inter": ["user_id", "item_id", "timestamp"]}}
+HISTORIES = {**TIMES, "MAX_ITEM_LIST_LENGTH": 6, "loss_type": "CE", "train_neg_sample_args": None}
+
+
+@pytest.mark.parametrize("model", ["BPR", "GRU4Rec"])
+@pytest.mark.parametrize("end", [np.argmin, np.argmax])
+def test_columns_are_scaled_by_what_remains(make_split, model, end):
+    """As if RecBole's ``normalize_all`` had never seen the rows: in validation data and histories too."""
+    keys = TIMES if model == "BPR" else HISTORIES
+    plain, split = make_split(model, **keys), make_split(model, normalize_all=True, **keys)
+    times = plain.train.dataset.inter_feat["timestamp"].numpy()[plain.data_row]
+    user = plain.users[end(times)]  # whose rows all go, and who is in no other part then
+    rows, out = np.flatnonzero(plain.users == user), plain.held_out({"user": [user]})
+    raw, found = ([each.remaining_dataset(rows, out).inter_feat] for each in (plain, split))
+    for each, tables in ((plain, raw), (split, found)):
+        judged = each.judged_without(rows, out)
+        for name in ("valid", "test"):
+            table = getattr(judged, name).dataset.inter_feat
+            tables.append(table[torch.from_numpy(np.delete(np.arange(len(table)), out[name]))])
+    known = [torch.cat([each["timestamp"], *_first_times(each)]) for each in raw]
+    low, high = min(map(torch.min, known)), max(map(torch.max, known))
+    assert (low, high) != (times.min(), times.max())
+    for before, after in zip(raw, found, strict=True):
+        np.testing.assert_allclose(after["timestamp"], (before["timestamp"] - low) / (high - low), atol=1e-6)
+        if model == "GRU4Rec":
+            lists = before["timestamp_list"]
+            expected = torch.where(before["item_id_list"] > 0, (lists - low) / (high - low), 0.0)
+            np.testing.assert_allclose(after["timestamp_list"], expected, atol=1e-6)
+
+
+def _first_times(table):
+    """Of histories of a single item, which may be in no row of its own."""
+    return [table["timestamp_list"][table["item_length"] == 1, 0]] if "item_length" in table.columns else []
+
+
+def test_what_is_scaled_by_rows_that_stay_is_as_it_was(make_split, forgotten):
+    split = make_split(normalize_all=True, **TIMES)
+    times = split.train.dataset.inter_feat["timestamp"].numpy()[split.data_row]
+    rows = np.setdiff1d(forgotten, [times.argmin(), times.argmax()])
+    kept = split.positions_without(rows)
+    assert np.array_equal(
+        split.remaining_dataset(rows).inter_feat["timestamp"].numpy()[kept[kept >= 0]], times[kept >= 0]
+    )
+    assert split.judged_without(rows) is split
+
+
 def test_forgotten_items_stay_masked_when_the_test_data_is_ranked(split, forgotten):
     """Else the retrained model would be judged on other candidates than the original."""
     split.remaining(forgotten)
