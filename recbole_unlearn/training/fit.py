@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from recbole.config import Config
+from recbole.data.interaction import Interaction
 from recbole.trainer import Trainer
 from recbole.trainer import trainer as recbole_trainer
 from recbole.utils import KGDataLoaderState, init_seed
@@ -232,7 +233,7 @@ def trained_again(
         else:
             whole = split.remaining(_rows(None), beginning.seed)
             trainer.equip(pairwise_loader(whole), static)
-            played = _Coupled(whole, epochs, position, rest, model=model)
+            played = _Coupled(whole, epochs, position, rest, beside=first)
             play = _by_batches(BatchKernels(trainer), played) if by_kernels else _by_trainer(trainer, played)
         kept = {0: initial} if 0 in numbers else {}
 
@@ -349,15 +350,22 @@ def flat_weights(model):
 
 
 class _Coupled(Played):
-    """Draws as much in a shortened batch as in the whole one, so that what is drawn later stays what it was."""
+    """Draws as much in a shortened batch as in the one that it stands for, so that what is drawn later stays the same.
 
-    def __init__(self, *arguments, model):
-        super().__init__(*arguments)
-        self.model = model
+    Args:
+        beside: a model of the same class that is thrown away, to draw with: the one that is trained is to see no row
+            that is gone, whatever it keeps of the batches that it sees.
+        others: as for `Played`.
+    """
+
+    def __init__(self, loader, epochs, position, rest, beside):
+        super().__init__(loader, epochs, position, rest)
+        self.n_rows, self.beside = epochs.n_rows, beside
         self.draws = bool(self.rest.config["transform"])  # what is done to a batch may be random (BERT4Rec's masks)
         self.before = None
 
     def _drawn(self):
+        self.left = self.n_rows
         batches = iter(super()._drawn())
         while True:
             self.before = streams() if self.draws else None
@@ -378,15 +386,24 @@ class _Coupled(Played):
 
     @contextmanager
     def shortened(self, drawn, rows):
-        short = rows * self.rest.times < len(drawn[self.rest.iid_field])
-        back = streams() if short else None
+        whole = min(len(drawn[self.rest.iid_field]) // self.rest.times, self.left)
+        self.left -= whole
+        back = streams() if rows < whole else None
         yield
         if back:
-            back()
-            buffers = [(value, value.clone()) for value in self.model.buffers()]
-            self.model.calculate_loss(drawn.to(self.model.device))
-            for value, before in buffers:
-                value.copy_(before)
+            self._move_on(back, drawn, whole * self.rest.times)
+
+    def _move_on(self, back, drawn, length):
+        """Put the streams where the loss of the ``length`` first of a batch leaves them, from where they were."""
+        after = streams()
+        back()
+        before, moved = positions(), False
+        cut = {name: value if name in self.facts else value[:length] for name, value in drawn.interaction.items()}
+        with suppress(Exception):  # it may lack what only training gives a model (NCL's clusters)
+            self.beside.calculate_loss(Interaction(cut).to(self.beside.device))
+            moved = positions() != before
+        if not moved:  # else the next batch would draw once more what this one has
+            after()
 
 
 def begin(model, log):
