@@ -10,6 +10,7 @@ from recbole_unlearn.data.split import Split
 from recbole_unlearn.training.fit import train
 from recbole_unlearn.training.trained import same_weights
 from recbole_unlearn.unlearner import load
+from recbole_unlearn.unlearners.influence import Influence
 from recbole_unlearn.unlearners.replay import Replay
 
 
@@ -48,7 +49,54 @@ class Remembering(Plain):
         return loss
 
 
-OWN = [Remembering]
+class Popular(Plain):
+    """Its items begin with how often they were taken."""
+
+    def __init__(self, config, dataset):
+        super().__init__(config, dataset)
+        times = np.bincount(dataset.inter_feat[self.ITEM_ID].numpy(), minlength=self.n_items)
+        self.popularity = Parameter(torch.log1p(torch.from_numpy(times)).float())
+
+    def score(self, users, items):
+        return super().score(users, items) + self.popularity[items]
+
+
+class Factored(Plain):
+    """Begins with the largest singular vectors of the matrix of interactions."""
+
+    def __init__(self, config, dataset):
+        super().__init__(config, dataset)
+        users, values, items = np.linalg.svd(dataset.inter_matrix().toarray(), full_matrices=False)
+        first = np.sqrt(values[: self.embedding_size])
+        for table, vectors in ((self.user_embedding, users), (self.item_embedding, items.T)):
+            table.weight.data = torch.from_numpy(np.ascontiguousarray(vectors[:, : len(first)] * first)).float()
+
+
+class Timed(Plain):
+    """Items of a user's history, weighted: under the names that RecBole's SimpleX has."""
+
+    def __init__(self, config, dataset):
+        super().__init__(config, dataset)
+        self.history_item_id, times, self.history_item_len = dataset.history_item_matrix("timestamp")
+        self.history_item_value = (times - times.min()) / (times.max() - times.min())
+
+    def score(self, users, items):
+        taken = self.item_embedding(self.history_item_id[users]) * self.history_item_value[users].unsqueeze(-1)
+        return super().score(users, items) + (taken.sum(1) * self.item_embedding(items)).sum(1)
+
+
+class Counted(Plain):
+    """Has the lengths of histories alone."""
+
+    def __init__(self, config, dataset):
+        super().__init__(config, dataset)
+        *_, self.history_item_len = dataset.history_item_matrix()
+
+    def score(self, users, items):
+        return super().score(users, items) / (1 + self.history_item_len[users])
+
+
+OWN = [Remembering, Popular, Factored, Timed, Counted]
 
 
 @pytest.fixture
@@ -56,7 +104,9 @@ def original(make_config, tmp_path):
     """Function (class, **keys) -> checkpoint of a model trained in the order of its rows: of its seed all follows."""
 
     def make(model, **keys):
-        config = make_config(model, shuffle=False, epochs=3, eval_step=0, checkpoint_dir=str(tmp_path), **keys)
+        columns = {"inter": ["user_id", "item_id", "timestamp"]}
+        fixed = {"shuffle": False, "epochs": 3, "eval_step": 0, "load_col": columns, "checkpoint_dir": str(tmp_path)}
+        config = make_config(model, **fixed, **keys)
         train(config, Split.seeded(config), tmp_path / "model.pth")
         return tmp_path / "model.pth"
 
@@ -94,3 +144,11 @@ def test_a_model_sees_nothing_of_what_is_forgotten(original, coupling):
         visits = unlearner.forget(rows=rows).state_dict["visits"]
     times = np.bincount(np.delete(split.users, rows), minlength=split.n_users)
     assert np.array_equal(visits, 3 * times)
+
+
+def test_users_who_are_as_new_after_a_step_begin_with_nothing_of_what_they_had(original):
+    with load(original(Factored), way=Influence(), model=Factored) as unlearner:
+        split = unlearner.split
+        found = unlearner.forget(rows=np.flatnonzero(split.users == split.users[60]))
+        assert found.details["users_renewed"] == 1
+        torch.testing.assert_close(found.state_dict["user_embedding.weight"][split.users[60]], torch.zeros(8))

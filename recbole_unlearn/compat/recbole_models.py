@@ -21,6 +21,11 @@ def class_named(name: str, base: type = AbstractRecommender) -> type | None:
     return None
 
 
+def is_recboles(model_class: type) -> bool:
+    """Whether a class is RecBole's own, of which we know what it does, and not a user's."""
+    return model_class.__module__.partition(".")[0] == "recbole"
+
+
 @contextmanager
 def replaced(owner: Any, **attributes: Any) -> Iterator[None]:
     """Other attributes of an object or a class, its methods included, for a while."""

@@ -12,7 +12,7 @@ from recbole.model.abstract_recommender import AbstractRecommender
 from recbole.utils import get_model
 
 from recbole_unlearn import distributed
-from recbole_unlearn.compat.recbole_models import scores_all_items
+from recbole_unlearn.compat.recbole_models import is_recboles, scores_all_items
 from recbole_unlearn.data.knowledge import KEY
 from recbole_unlearn.errors import InputError
 from recbole_unlearn.settings import keys, recbole_keys
@@ -120,7 +120,7 @@ class UnlearnConfig(Config):
                 model = get_model(model)
             except (ValueError, ImportError, AttributeError) as error:
                 raise InputError(f"model {model} cannot be loaded from RecBole: {error}") from None
-        elif isinstance(model, type) and model.__module__.partition(".")[0] != "recbole":
+        elif isinstance(model, type) and not is_recboles(model):
             if model.__name__ in recbole_keys.known_models():
                 raise InputError(f"RecBole has a model named {model.__name__} already; give your class another name")
         if model is not None and not (isinstance(model, type) and issubclass(model, AbstractRecommender)):

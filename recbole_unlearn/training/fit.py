@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from recbole_unlearn import distributed
 from recbole_unlearn.compat.patches import NoTensorboard
-from recbole_unlearn.compat.recbole_models import checkpoint_state, clear_caches, replaced
+from recbole_unlearn.compat.recbole_models import checkpoint_state, clear_caches, is_recboles, replaced
 from recbole_unlearn.data.orders import BatchOrder
 from recbole_unlearn.data.sampling import Played, positions, streams
 from recbole_unlearn.data.split import Split, pairwise_loader
@@ -69,7 +69,7 @@ def new_model(config, split, seed=None, data=None):
     try:
         return config.model_class(config, data).to(config["device"])
     except (TypeError, ValueError, RuntimeError, AssertionError, MemoryError, ZeroDivisionError, IndexError) as error:
-        if config.model_class.__module__.partition(".")[0] != "recbole":
+        if not is_recboles(config.model_class):
             raise  # a fault of the user's own class is shown whole
         raise InputError(
             f"{config['model']} cannot be built with this configuration: {type(error).__name__}: "
@@ -196,7 +196,8 @@ def trained_again(
     """Train on given epochs, with nothing of other rows in graph, histories or facts.
 
     The initial weights are those of the beginning, and so is what the model draws in training (dropout), as far as it
-    draws as much. No random stream of the process moves.
+    draws as much. A class of the user's own begins with the weights that the seed gives it without those rows: it may
+    compute them from the data. No random stream of the process moves.
 
     Args:
         epochs: what to train on.
@@ -219,12 +220,13 @@ def trained_again(
         trainer: Any = make_trainer(own, model)
         first = new_model(config, split, beginning.seed, split.remaining_dataset(beginning.without))
         start = perf_counter()
-        with torch.no_grad():  # what a model draws of its graph or histories, when it is built, may come before weights
-            for value, theirs in zip(model.parameters(), first.parameters(), strict=True):
-                value.copy_(theirs)
-        keep_draws(first, model, rest._dataset)
-        if beginning.log is not None:
-            begin(model, beginning.log)
+        if is_recboles(type(model)):  # what is drawn of a graph or histories, when it is built, may come before weights
+            with torch.no_grad():
+                for value, theirs in zip(model.parameters(), first.parameters(), strict=True):
+                    value.copy_(theirs)
+            keep_draws(first, model, rest._dataset)
+            if beginning.log is not None:
+                begin(model, beginning.log)
         initial, position = flat_weights(model), split.positions_without(gone)
         group = trainer.optimizer.param_groups[0]
         by_kernels = compiled and not not_again(config, model, group, pairwise_loader(rest))

@@ -196,7 +196,7 @@ class AnyLoss(Problem):
     def _rebuilt(self, data):
         """The model, with the weights as they are, on other data."""
         with fixed_randomness(0):  # building a model sets and uses the random streams of the process
-            model = new_model(self.config, self.split, data=data)
+            model = new_model(self.config, self.split, self.beginning.seed, data)
         model.load_state_dict(self.view.model.state_dict())
         keep_draws(self.view.model, model, data)
         return model

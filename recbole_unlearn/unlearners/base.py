@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from recbole.model.abstract_recommender import AbstractRecommender
 
+from recbole_unlearn.compat.recbole_models import is_recboles
 from recbole_unlearn.data.sampling import PoolDraw
 from recbole_unlearn.devices import array, copies
 from recbole_unlearn.errors import InputError
@@ -258,7 +259,8 @@ class Problem(ABC):
         if not len(users) or not tables:
             return change
         # not the seed of the training
-        drawn = self._drawn(int(np.random.SeedSequence(self.trained.redraws[0]).generate_state(1)[0]))
+        seed = int(np.random.SeedSequence(self.trained.redraws[0]).generate_state(1)[0])
+        drawn = self._drawn(seed, np.union1d(np.flatnonzero(self.absent), rows))
         step = torch.as_tensor(change.step).clone()
         for name, now, part in self._parts(step):
             if name in tables:
@@ -317,10 +319,12 @@ class Problem(ABC):
             return {**self.state_dict, **{n: torch.as_tensor(value) for n, value in self.trained.initial.items()}}
         return self._drawn(0)
 
-    def _drawn(self, seed):
-        """New initial weights, by name; they do not depend on the data."""
+    def _drawn(self, seed, gone=None):
+        """New initial weights, by name. A user's own class may compute them from the data: not from ``gone`` rows."""
+        own = gone is not None and not is_recboles(type(self.trained.model))
         with fixed_randomness(seed):  # building a model sets and uses the random streams of the process
-            return copies(new_model(self.config, self.split, seed).state_dict())
+            data = self.split.remaining_dataset(gone) if own else None
+            return copies(new_model(self.config, self.split, seed, data).state_dict())
 
     @abstractmethod
     def _mean_loss(self, after, rows, state) -> float:
