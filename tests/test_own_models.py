@@ -69,7 +69,7 @@ class Factored(Plain):
         users, values, items = np.linalg.svd(dataset.inter_matrix().toarray(), full_matrices=False)
         first = np.sqrt(values[: self.embedding_size])
         for table, vectors in ((self.user_embedding, users), (self.item_embedding, items.T)):
-            table.weight.data = torch.from_numpy(np.ascontiguousarray(vectors[:, : len(first)] * first)).float()
+            table.weight.data = torch.from_numpy(vectors[:, : len(first)] * first).float()  # items: not contiguous
 
 
 class Timed(Plain):

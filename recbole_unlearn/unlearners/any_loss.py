@@ -608,4 +608,4 @@ def _flat(model):
 
 def _joined(values):
     """Flat vector of all values, float64."""
-    return torch.cat([value.detach().cpu().double().view(-1) for value in values])
+    return torch.cat([value.detach().cpu().double().reshape(-1) for value in values])

@@ -241,7 +241,7 @@ class Problem(ABC):
         parts, count = [], 0
         for name, now, part in self._parts(step):
             rows = part.view(len(now) if now.dim() else 1, -1)
-            farthest = FARTHEST * (now.double() - self.untrained[name].double()).view_as(rows).norm(dim=1).max()
+            farthest = FARTHEST * (now.double() - self.untrained[name].double()).reshape(rows.shape).norm(dim=1).max()
             lengths = rows.norm(dim=1)
             far = lengths > farthest
             count += int(far.sum())
