@@ -50,7 +50,7 @@ def checkpoint_state(trainer: "Trainer", epoch: int) -> dict[str, Any]:
     set with all its interactions, there.
     """
     other = {
-        name: value
+        name: value.detach() if isinstance(value, torch.Tensor) else value
         for name, value in (trainer.model.other_parameter() or {}).items()
         if isinstance(value, PLAIN) or isinstance(value, torch.Tensor)
     }
