@@ -23,6 +23,19 @@ class Own(BPR):
         return 2 * super().calculate_loss(interaction)
 
 
+class Normed(BPR):
+    """Computes a layer from its weights before each use, as RepeatNet does: torch copies no such tensor."""
+
+    def __init__(self, config, dataset):
+        super().__init__(config, dataset)
+        self.layer = torch.nn.utils.spectral_norm(torch.nn.Linear(self.embedding_size, self.embedding_size))
+
+    def forward(self, user, item):
+        users, items = super().forward(user, item)
+        return self.layer(users), items
+
+
+OWN = {"Own": Own, "Normed": Normed}
 MODELS = {
     "BPR": {},
     "LightGCN": {"n_layers": 2},
@@ -41,13 +54,13 @@ def prepared(linked_path, make_options):
     """Function (name, kind of configuration, **keys) -> (config, model, train, valid, test), as RecBole's users do."""
 
     def make(name, kind=Config, **keys):
-        given = make_options(data_path=linked_path, **{**MODELS[name], **keys})
-        config = kind(Own if name == "Own" else name, "tiny", config_dict=given)
+        name, given = OWN.get(name, name), {**MODELS.get(name, {}), **keys}
+        config = kind(name, "tiny", config_dict=make_options(data_path=linked_path, **given))
         init_seed(config["seed"], config["reproducibility"])
         dataset = create_dataset(config)
         loaders = data_preparation(config, dataset)
         init_seed(config["seed"], config["reproducibility"])
-        model = (Own if name == "Own" else get_model(name))(config, loaders[0]._dataset).to(config["device"])
+        model = (get_model(name) if isinstance(name, str) else name)(config, loaders[0]._dataset).to(config["device"])
         return config, model, *loaders
 
     return make
@@ -61,7 +74,7 @@ def flat(state):
 @pytest.mark.parametrize("name", MODELS)
 def test_the_lines_of_the_readme(prepared, name, kind):
     config, model, train, valid, test = prepared(name, kind)
-    own = Own if name == "Own" else None
+    own = OWN.get(name)
 
     trainer = ru.trainer_of(config, model)
     trainer.fit(train, valid)
@@ -96,7 +109,7 @@ def test_in_memory_and_from_the_checkpoint_are_one(prepared, name):
     trainer.evaluate(test)
     rows = np.arange(0, 40, 4)
     inside = ru.InfluenceUnlearner(ru.Trained.of(trainer, train, valid, test)).forget(rows=rows)
-    with ru.load(trainer.saved_model_file, model=Own if name == "Own" else None) as unlearner:
+    with ru.load(trainer.saved_model_file, model=OWN.get(name)) as unlearner:
         outside = unlearner.forget(rows=rows)
     assert torch.equal(flat(inside.state_dict), flat(outside.state_dict))
 
@@ -127,6 +140,42 @@ def test_the_last_epochs_weights_are_forgotten_from_too(prepared):
     unlearner = ru.InfluenceUnlearner(trained)
     assert torch.equal(flat(unlearner.state_dict), flat(model.state_dict()))
     assert unlearner.check().distance < 1e-4
+
+
+SEQUENTIAL = {
+    "loss_type": "CE", "train_neg_sample_args": None, "hidden_size": 8, "inner_size": 8, "MAX_ITEM_LIST_LENGTH": 6,
+    "load_col": COLUMNS, "epochs": 2,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "keys"), [("Normed", {}), ("RepeatNet", SEQUENTIAL)])
+def test_tensors_that_are_computed_before_each_use_are_no_hindrance(prepared, name, keys):
+    config, model, train, valid, test = prepared(name, **keys)
+    trainer = ru.trainer_of(config, model)
+    trainer.fit(train, verbose=False)
+    trained = ru.Trained.of(trainer, train, valid, test)
+    gone = ru.InfluenceUnlearner(trained, ru.Replay()).forget(users=["u17"])
+    assert gone.details["exact"] and torch.equal(flat(trained.model.state_dict()), flat(model.state_dict()))
+
+
+@pytest.mark.parametrize("split", [{"RS": [0.9, 0, 0.1]}, {"RS": [1, 0, 0]}, {"LS": "test_only"}])
+def test_there_need_be_no_validation_data(prepared, split):
+    """Given to ``fit`` all the same, as RecBole's lines do, or not."""
+    config, model, train, valid, test = prepared("NGCF", eval_args={"split": split, "order": "RO", "mode": "full"})
+    trainer = ru.trainer_of(config, model)
+    trainer.fit(train, valid, verbose=False)
+    unlearner = ru.InfluenceUnlearner(ru.Trained.of(trainer, train, valid, test), ru.Replay())
+    assert unlearner.check().distance == 0 and unlearner.forget(users=["u17"]).details["exact"]
+
+
+@pytest.mark.parametrize("validated", [True, False])
+def test_what_validation_drew_in_between_is_drawn_again_if_there_was_any(prepared, validated):
+    """It masks items at random (BERT4Rec), and what training masks next is drawn after it."""
+    config, model, train, valid, test = prepared("BERT4Rec", mask_ratio=0.4, eval_step=1, **SEQUENTIAL)
+    trainer = ru.trainer_of(config, model)
+    trainer.fit(train, valid if validated else None, verbose=False)
+    trained = ru.Trained.of(trainer, train, valid, test)
+    assert ru.InfluenceUnlearner(trained, ru.Replay()).check().distance == 0
 
 
 def test_what_cannot_be_forgotten_from_is_one_line(prepared):

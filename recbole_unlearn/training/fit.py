@@ -142,7 +142,7 @@ def train_paired(config, split, path, original, forgotten, seed):
     paired = Paired(recorded(config, split, stored, log), gone, redraws(seed, log))
     if not paired.recorded.ordered():
         raise InputError(f"the order of batches of {log.path} is not known; train again")
-    again = trained_again(config, split, paired, Beginning(seed, log=log))
+    again = trained_again(config, split, paired, Beginning.of(seed, stored, log))
     checkpoints.save(path, checkpoint_state(again.trainer, len(paired) - 1))
     return again.trainer.model, again.seconds
 
@@ -155,11 +155,23 @@ class Beginning:
         seed: of the initial weights, and of what is drawn in training.
         without: rows of the split that were not there, sorted ints.
         log: that may hold the initial weights; None: they are drawn by the seed.
+        validated: whether RecBole's validation came between its epochs, which may draw (BERT4Rec's masks).
     """
 
     seed: int | None = None
     without: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
     log: TripleLog | None = None
+    validated: bool = False
+
+    @classmethod
+    def of(cls, seed: int | None, stored: dict[str, Any], log: TripleLog) -> "Beginning":
+        """That of a checkpoint's training: where it validated, there is a score."""
+        return cls(seed, log=log, validated=was_validated(stored))
+
+
+def was_validated(stored: dict[str, Any]) -> bool:
+    """Whether a checkpoint's training validated: else its best score is RecBole's first one, or, by a purge, gone."""
+    return stored.get("best_valid_score") not in (np.inf, -np.inf)
 
 
 @dataclass
@@ -252,7 +264,7 @@ def trained_again(
             epochs = epochs.first(_validated(trainer, rest, valid, train_epoch, bar is not None))
             kept = {number: weights for number, weights in kept.items() if number <= len(epochs)}
         else:
-            repeats = isinstance(epochs, Paired) and not by_kernels
+            repeats = isinstance(epochs, Paired) and not by_kernels and beginning.validated and len(split.valid) > 0
             between = _Validations(trainer, rest, lambda: split.judged_without(gone).valid, repeats)
             for number in tqdm(range(len(epochs)), bar, ncols=100, disable=bar is None):
                 trainer.begin_epoch(number)

@@ -89,7 +89,7 @@ class AnyLoss(Problem):
         self.view = View(model, self.split.train, self.split.data_row, self._params)
         self.step = step or Influence()
         self.no_step = no_step(self.config)
-        self.recorded, self.beginning = trained.recorded(), Beginning(trained.seed, log=trained.log)
+        self.recorded, self.beginning = trained.recorded(), Beginning.of(trained.seed, trained.stored, self.log)
 
     @property
     def state_dict(self) -> dict[str, torch.Tensor]:
@@ -174,7 +174,7 @@ class AnyLoss(Problem):
         gone = np.zeros(self.log.n_rows, bool)
         gone[rows] = True
         epochs = self._coupled(gone, coupling, self.config["epochs"] if validated else None)
-        beginning = self._beginning(epochs) if coupling == "fresh" else self.beginning
+        beginning = self._beginning(epochs, validated) if coupling == "fresh" else self.beginning
         again, chosen = self._again(epochs, beginning, "Unlearn" if show_progress else None, validated)
         epochs = again.epochs
         model, optimizer = again.trainer.model, again.trainer.optimizer

@@ -198,9 +198,10 @@ class Problem(ABC):
         score = float(again.trainer.best_valid_score)
         return again, {"chosen": f"asked for: {chosen}", "epochs_trained": again.played, "valid_score": score}
 
-    def _beginning(self, epochs: Coupling) -> Beginning:
+    def _beginning(self, epochs: Coupling, validated: bool) -> Beginning:
         """Of a training that shares no random number with the log's."""
-        return Beginning(secrets.randbits(32), np.flatnonzero(~epochs.kept))  # tells nothing of the rest
+        seed = secrets.randbits(32)  # tells nothing of the rest
+        return Beginning(seed, np.flatnonzero(~epochs.kept), validated=validated)
 
     # what a step needs, see `influence.Influence`
 
