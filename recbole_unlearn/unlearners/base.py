@@ -322,9 +322,9 @@ class Problem(ABC):
 
     def _drawn(self, seed, gone=None):
         """New initial weights, by name. A user's own class may compute them from the data: not from ``gone`` rows."""
-        own = gone is not None and not is_recboles(type(self.trained.model))
         with fixed_randomness(seed):  # building a model sets and uses the random streams of the process
-            data = self.split.remaining_dataset(gone) if own else None
+            own = not is_recboles(type(self.trained.model))
+            data = self.split.remaining_dataset(gone) if own and gone is not None else None
             return copies(new_model(self.config, self.split, seed, data).state_dict())
 
     @abstractmethod
