@@ -31,7 +31,19 @@ class Sparse(BPR):
         self.user_embedding.sparse = self.item_embedding.sparse = True
 
 
-OWN = {"Own": Own, "Sparse": Sparse}
+class Normed(BPR):
+    """Computes a layer from its weights before each use, as RepeatNet does: torch copies no such tensor."""
+
+    def __init__(self, config, dataset):
+        super().__init__(config, dataset)
+        self.layer = torch.nn.utils.spectral_norm(torch.nn.Linear(self.embedding_size, self.embedding_size))
+
+    def forward(self, user, item):
+        users, items = super().forward(user, item)
+        return self.layer(users), items
+
+
+OWN = {"Own": Own, "Sparse": Sparse, "Normed": Normed}
 MODELS = {
     "BPR": {},
     "LightGCN": {"n_layers": 2},
@@ -51,8 +63,8 @@ def prepared(linked_path, make_options):
     """Function (name, kind of configuration, **keys) -> (config, model, train, valid, test), as RecBole's users do."""
 
     def make(name, kind=Config, **keys):
-        given = make_options(data_path=linked_path, **{**MODELS[name], **keys})
-        config = kind(OWN.get(name, name), "tiny", config_dict=given)
+        name, given = OWN.get(name, name), {**MODELS.get(name, {}), **keys}
+        config = kind(name, "tiny", config_dict=make_options(data_path=linked_path, **given))
         init_seed(config["seed"], config["reproducibility"])
         dataset = create_dataset(config)
         loaders = data_preparation(config, dataset)
@@ -149,6 +161,42 @@ def test_the_last_epochs_weights_are_forgotten_from_too(prepared):
     unlearner = ru.InfluenceUnlearner(trained)
     assert torch.equal(flat(unlearner.state_dict), flat(model.state_dict()))
     assert unlearner.check().distance < 1e-4
+
+
+SEQUENTIAL = {
+    "loss_type": "CE", "train_neg_sample_args": None, "hidden_size": 8, "inner_size": 8, "MAX_ITEM_LIST_LENGTH": 6,
+    "load_col": COLUMNS, "epochs": 2,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "keys"), [("Normed", {}), ("RepeatNet", SEQUENTIAL)])
+def test_tensors_that_are_computed_before_each_use_are_no_hindrance(prepared, name, keys):
+    config, model, train, valid, test = prepared(name, **keys)
+    trainer = ru.trainer_of(config, model)
+    trainer.fit(train, verbose=False)
+    trained = ru.Trained.of(trainer, train, valid, test)
+    gone = ru.InfluenceUnlearner(trained, ru.Replay()).forget(users=["u17"])
+    assert gone.details["exact"] and torch.equal(flat(trained.model.state_dict()), flat(model.state_dict()))
+
+
+@pytest.mark.parametrize("split", [{"RS": [0.9, 0, 0.1]}, {"RS": [1, 0, 0]}, {"LS": "test_only"}])
+def test_there_need_be_no_validation_data(prepared, split):
+    """Given to ``fit`` all the same, as RecBole's lines do, or not."""
+    config, model, train, valid, test = prepared("NGCF", eval_args={"split": split, "order": "RO", "mode": "full"})
+    trainer = ru.trainer_of(config, model)
+    trainer.fit(train, valid, verbose=False)
+    unlearner = ru.InfluenceUnlearner(ru.Trained.of(trainer, train, valid, test), ru.Replay())
+    assert unlearner.check().distance == 0 and unlearner.forget(users=["u17"]).details["exact"]
+
+
+@pytest.mark.parametrize("validated", [True, False])
+def test_what_validation_drew_in_between_is_drawn_again_if_there_was_any(prepared, validated):
+    """It masks items at random (BERT4Rec), and what training masks next is drawn after it."""
+    config, model, train, valid, test = prepared("BERT4Rec", mask_ratio=0.4, eval_step=1, **SEQUENTIAL)
+    trainer = ru.trainer_of(config, model)
+    trainer.fit(train, valid if validated else None, verbose=False)
+    trained = ru.Trained.of(trainer, train, valid, test)
+    assert ru.InfluenceUnlearner(trained, ru.Replay()).check().distance == 0
 
 
 def test_what_cannot_be_forgotten_from_is_one_line(prepared):

@@ -22,7 +22,7 @@ def class_named(name: str, base: type = AbstractRecommender) -> type | None:
 
 
 def is_recboles(model_class: type) -> bool:
-    """Whether a class is RecBole's own, none of the user's."""
+    """Whether a class is RecBole's own, of which we know what it does, and not a user's."""
     return model_class.__module__.partition(".")[0] == "recbole"
 
 
@@ -50,7 +50,7 @@ def checkpoint_state(trainer: "Trainer", epoch: int) -> dict[str, Any]:
     set with all its interactions, there.
     """
     other = {
-        name: value
+        name: value.detach() if isinstance(value, torch.Tensor) else value
         for name, value in (trainer.model.other_parameter() or {}).items()
         if isinstance(value, PLAIN) or isinstance(value, torch.Tensor)
     }

@@ -60,6 +60,11 @@ class Coupling(ABC):
         recorded: the original's training; its absent rows are left out too.
         gone: rows to be left out, bool ``[rows]``.
         seed: of all that is drawn; a training's, and what tells two couplings of its draws apart.
+
+    Attributes:
+        kept: rows that are left, bool ``[rows]``.
+        lost: rows that are not, of those that there were when the random numbers were drawn, bool ``[rows]``.
+        n_rows: how many there were then.
     """
 
     def __init__(self, recorded: Recorded, gone: np.ndarray, seed: int | tuple[int, ...]) -> None:
@@ -67,6 +72,7 @@ class Coupling(ABC):
         self.kept = recorded.present() & ~gone
         there = np.ones(len(gone), bool) if recorded.drawn is None else recorded.drawn
         self.lost = there & ~self.kept  # since the negatives were drawn
+        self.n_rows = int(np.count_nonzero(there))
 
     def __len__(self) -> int:
         return len(self.recorded.negatives)
@@ -152,6 +158,7 @@ class Fresh(Coupling):
             recorded = replace(recorded, rates=lambda number: known(min(number, last)))
         super().__init__(recorded, gone, seed)
         self.draw = draw
+        self.n_rows = int(np.count_nonzero(self.kept))
         self.n_epochs = len(recorded.negatives) if epochs is None else epochs
 
     def __len__(self):

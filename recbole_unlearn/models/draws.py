@@ -4,6 +4,8 @@ import numpy as np
 import torch
 from recbole.data.dataset import Dataset
 from recbole.model.abstract_recommender import AbstractRecommender
+from recbole.model.general_recommender import SimpleX
+from recbole.model.knowledge_aware_recommender import KGCN, KGNNLS
 
 from recbole_unlearn.devices import array
 from recbole_unlearn.influence.objective import distinct
@@ -16,16 +18,19 @@ def keep_draws(before: AbstractRecommender, after: AbstractRecommender, dataset:
     builds differ in most users' losses, whatever was forgotten. Here what was drawn stays, and what is gone makes room
     for items that only the new model has drawn.
 
+    A class of the user's own is left as it is: what it has under the same names may be something else.
+
     Args:
         before: model on more data.
         after: model on ``dataset``, changed in place; models without draws are left as they are.
         dataset: RecBole data set.
     """
-    for name in ("adj_entity", "adj_relation"):  # KGCN and KGNNLS: of the knowledge graph, which stays
-        if hasattr(before, name):
+    if type(before) in (KGCN, KGNNLS):
+        for name in ("adj_entity", "adj_relation"):  # of the knowledge graph, which stays
             setattr(after, name, getattr(before, name))
-    if not hasattr(before, "history_item_len"):
+    if type(before) is not SimpleX:
         return
+    assert isinstance(after, SimpleX)
     drawn, fresh = (array(model.history_item_id) for model in (before, after))
     users, items = (dataset.inter_feat[field].numpy() for field in (dataset.uid_field, dataset.iid_field))
     pairs = distinct(users * dataset.item_num + items)

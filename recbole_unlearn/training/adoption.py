@@ -23,7 +23,7 @@ from recbole_unlearn.storage import audit, checkpoints
 from recbole_unlearn.storage.files import in_one_line, scratch_folder
 from recbole_unlearn.storage.triple_log import TripleLog
 from recbole_unlearn.training import compiled
-from recbole_unlearn.training.fit import LIMIT, distance, nan_said, new_model
+from recbole_unlearn.training.fit import LIMIT, distance, nan_said, new_model, was_validated
 from recbole_unlearn.training.trainer import make_trainer
 
 
@@ -93,7 +93,7 @@ def adopt(
     epochs, weights = stored["epoch"] + 1, stored["state_dict"]
     with in_one_line(path.parent, "checkpoint_dir"), scratch_folder() as scratch:
         path.parent.mkdir(parents=True, exist_ok=True)  # before the work
-        trainer, start = _trained(config, split, epochs, scratch / path.name)
+        trainer, start = _trained(config, split, epochs, scratch / path.name, was_validated(stored))
         if trainer.triple_log is None:
             raise InputError(f"checkpoint {stock} cannot be adopted: {trainer.no_log}")
         left = distance(start, weights, copies(trainer.model.state_dict()))
@@ -118,7 +118,7 @@ def adopt(
         return state, checkpoints.save_with_log(path, state, lambda folder: shutil.copytree(log.path, folder))
 
 
-def _trained(config, split, epochs, path):
+def _trained(config, split, epochs, path, validated):
     """A trainer that has trained for some epochs as RecBole's would have, and the weights that it began with."""
     config = changed(config, compiled=False, log_negatives=True, checkpoint_dir=str(path.parent))
     model = new_model(config, split)
@@ -126,7 +126,7 @@ def _trained(config, split, epochs, path):
     trainer = make_trainer(config, model)
     trainer.saved_model_file = str(path)
     config["compiled"] = compiled.refusal(trainer, pairwise_loader(split.train)) is None
-    draws = _drawing(config, split)
+    draws = _drawing(config, split) if validated else None
     for epoch in tqdm(range(epochs), "Adopt", ncols=100, disable=not config["show_progress"]):
         with nan_said(f"training again by its seed, the loss became NaN in epoch {epoch}; train anew"):
             trainer._train_epoch(split.train, epoch)

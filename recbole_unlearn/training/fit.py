@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from recbole.config import Config
+from recbole.data.interaction import Interaction
 from recbole.trainer import Trainer
 from recbole.trainer import trainer as recbole_trainer
 from recbole.utils import KGDataLoaderState, init_seed
@@ -18,7 +19,7 @@ from tqdm import tqdm
 
 from recbole_unlearn import distributed
 from recbole_unlearn.compat.patches import NoTensorboard
-from recbole_unlearn.compat.recbole_models import checkpoint_state, clear_caches, replaced
+from recbole_unlearn.compat.recbole_models import checkpoint_state, clear_caches, is_recboles, replaced
 from recbole_unlearn.data.orders import BatchOrder
 from recbole_unlearn.data.sampling import Played, positions, streams
 from recbole_unlearn.data.split import Split, pairwise_loader
@@ -68,7 +69,7 @@ def new_model(config, split, seed=None, data=None):
     try:
         return config.model_class(config, data).to(config["device"])
     except (TypeError, ValueError, RuntimeError, AssertionError, MemoryError, ZeroDivisionError, IndexError) as error:
-        if config.model_class.__module__.partition(".")[0] != "recbole":
+        if not is_recboles(config.model_class):
             raise  # a fault of the user's own class is shown whole
         raise InputError(
             f"{config['model']} cannot be built with this configuration: {type(error).__name__}: "
@@ -141,7 +142,7 @@ def train_paired(config, split, path, original, forgotten, seed):
     paired = Paired(recorded(config, split, stored, log), gone, redraws(seed, log))
     if not paired.recorded.ordered():
         raise InputError(f"the order of batches of {log.path} is not known; train again")
-    again = trained_again(config, split, paired, Beginning(seed, log=log))
+    again = trained_again(config, split, paired, Beginning.of(seed, stored, log))
     checkpoints.save(path, checkpoint_state(again.trainer, len(paired) - 1))
     return again.trainer.model, again.seconds
 
@@ -154,11 +155,23 @@ class Beginning:
         seed: of the initial weights, and of what is drawn in training.
         without: rows of the split that were not there, sorted ints.
         log: that may hold the initial weights; None: they are drawn by the seed.
+        validated: whether RecBole's validation came between its epochs, which may draw (BERT4Rec's masks).
     """
 
     seed: int | None = None
     without: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
     log: TripleLog | None = None
+    validated: bool = False
+
+    @classmethod
+    def of(cls, seed: int | None, stored: dict[str, Any], log: TripleLog) -> "Beginning":
+        """That of a checkpoint's training: where it validated, there is a score."""
+        return cls(seed, log=log, validated=was_validated(stored))
+
+
+def was_validated(stored: dict[str, Any]) -> bool:
+    """Whether a checkpoint's training validated: else its best score is RecBole's first one, or, by a purge, gone."""
+    return stored.get("best_valid_score") not in (np.inf, -np.inf)
 
 
 @dataclass
@@ -195,7 +208,8 @@ def trained_again(
     """Train on given epochs, with nothing of other rows in graph, histories or facts.
 
     The initial weights are those of the beginning, and so is what the model draws in training (dropout), as far as it
-    draws as much. No random stream of the process moves.
+    draws as much. A class of the user's own begins with the weights that the seed gives it without those rows: it may
+    compute them from the data. No random stream of the process moves.
 
     Args:
         epochs: what to train on.
@@ -218,12 +232,13 @@ def trained_again(
         trainer: Any = make_trainer(own, model)
         first = new_model(config, split, beginning.seed, split.remaining_dataset(beginning.without))
         start = perf_counter()
-        with torch.no_grad():  # what a model draws of its graph or histories, when it is built, may come before weights
-            for value, theirs in zip(model.parameters(), first.parameters(), strict=True):
-                value.copy_(theirs)
-        keep_draws(first, model, rest._dataset)
-        if beginning.log is not None:
-            begin(model, beginning.log)
+        if is_recboles(type(model)):  # what is drawn of a graph or histories, when it is built, may come before weights
+            with torch.no_grad():
+                for value, theirs in zip(model.parameters(), first.parameters(), strict=True):
+                    value.copy_(theirs)
+            keep_draws(first, model, rest._dataset)
+            if beginning.log is not None:
+                begin(model, beginning.log)
         initial, position = flat_weights(model), split.positions_without(gone)
         group = trainer.optimizer.param_groups[0]
         by_kernels = compiled and not not_again(config, model, group, pairwise_loader(rest))
@@ -232,7 +247,7 @@ def trained_again(
         else:
             whole = split.remaining(_rows(None), beginning.seed)
             trainer.equip(pairwise_loader(whole), static)
-            played = _Coupled(whole, epochs, position, rest, model=model)
+            played = _Coupled(whole, epochs, position, rest, beside=first)
             play = _by_batches(BatchKernels(trainer), played) if by_kernels else _by_trainer(trainer, played)
         kept = {0: initial} if 0 in numbers else {}
 
@@ -249,7 +264,7 @@ def trained_again(
             epochs = epochs.first(_validated(trainer, rest, valid, train_epoch, bar is not None))
             kept = {number: weights for number, weights in kept.items() if number <= len(epochs)}
         else:
-            repeats = isinstance(epochs, Paired) and not by_kernels
+            repeats = isinstance(epochs, Paired) and not by_kernels and beginning.validated and len(split.valid) > 0
             between = _Validations(trainer, rest, lambda: split.judged_without(gone).valid, repeats)
             for number in tqdm(range(len(epochs)), bar, ncols=100, disable=bar is None):
                 trainer.begin_epoch(number)
@@ -349,15 +364,22 @@ def flat_weights(model):
 
 
 class _Coupled(Played):
-    """Draws as much in a shortened batch as in the whole one, so that what is drawn later stays what it was."""
+    """Draws as much in a shortened batch as in the one that it stands for, so that what is drawn later stays the same.
 
-    def __init__(self, *arguments, model):
-        super().__init__(*arguments)
-        self.model = model
+    Args:
+        beside: a model of the same class that is thrown away, to draw with: the one that is trained is to see no row
+            that is gone, whatever it keeps of the batches that it sees.
+        others: as for `Played`.
+    """
+
+    def __init__(self, loader, epochs, position, rest, beside):
+        super().__init__(loader, epochs, position, rest)
+        self.n_rows, self.beside = epochs.n_rows, beside
         self.draws = bool(self.rest.config["transform"])  # what is done to a batch may be random (BERT4Rec's masks)
         self.before = None
 
     def _drawn(self):
+        self.left = self.n_rows
         batches = iter(super()._drawn())
         while True:
             self.before = streams() if self.draws else None
@@ -378,15 +400,24 @@ class _Coupled(Played):
 
     @contextmanager
     def shortened(self, drawn, rows):
-        short = rows * self.rest.times < len(drawn[self.rest.iid_field])
-        back = streams() if short else None
+        whole = min(len(drawn[self.rest.iid_field]) // self.rest.times, self.left)
+        self.left -= whole
+        back = streams() if rows < whole else None
         yield
         if back:
-            back()
-            buffers = [(value, value.clone()) for value in self.model.buffers()]
-            self.model.calculate_loss(drawn.to(self.model.device))
-            for value, before in buffers:
-                value.copy_(before)
+            self._move_on(back, drawn, whole * self.rest.times)
+
+    def _move_on(self, back, drawn, length):
+        """Put the streams where the loss of the ``length`` first of a batch leaves them, from where they were."""
+        after = streams()
+        back()
+        before, moved = positions(), False
+        cut = {name: value if name in self.facts else value[:length] for name, value in drawn.interaction.items()}
+        with suppress(Exception):  # it may lack what only training gives a model (NCL's clusters)
+            self.beside.calculate_loss(Interaction(cut).to(self.beside.device))
+            moved = positions() != before
+        if not moved:  # else the next batch would draw once more what this one has
+            after()
 
 
 def begin(model, log):

@@ -190,8 +190,10 @@ class Trained:
         config = supported(extended(trainer.config, {"checkpoint": str(path), **changes}))
         split = Split.of(config, train, valid, test).align(log)
         with fixed_randomness(0):  # building a model sets and uses the random streams of the process
-            initial = _parameters(new_model(config, split))
-        return cls(copy.deepcopy(trainer.model), config, split, log, stored, path, initial)
+            model = new_model(config, split)
+        initial = _parameters(model)
+        load_weights(model, stored)
+        return cls(model, config, split, log, stored, path, initial)
 
     @property
     def epochs(self) -> int:

@@ -91,7 +91,7 @@ class AnyLoss(Problem):
         self.no_step = no_step(self.config)
         if any(getattr(each, "sparse", False) is True for each in model.modules()):
             self.no_step = "gradients of its embeddings are sparse"
-        self.recorded, self.beginning = trained.recorded(), Beginning(trained.seed, log=trained.log)
+        self.recorded, self.beginning = trained.recorded(), Beginning.of(trained.seed, trained.stored, self.log)
 
     @property
     def state_dict(self) -> dict[str, torch.Tensor]:
@@ -176,7 +176,7 @@ class AnyLoss(Problem):
         gone = np.zeros(self.log.n_rows, bool)
         gone[rows] = True
         epochs = self._coupled(gone, coupling, self.config["epochs"] if validated else None)
-        beginning = self._beginning(epochs) if coupling == "fresh" else self.beginning
+        beginning = self._beginning(epochs, validated) if coupling == "fresh" else self.beginning
         again, chosen = self._again(epochs, beginning, "Unlearn" if show_progress else None, validated)
         epochs = again.epochs
         model, optimizer = again.trainer.model, again.trainer.optimizer
@@ -198,7 +198,7 @@ class AnyLoss(Problem):
     def _rebuilt(self, data):
         """The model, with the weights as they are, on other data."""
         with fixed_randomness(0):  # building a model sets and uses the random streams of the process
-            model = new_model(self.config, self.split, data=data)
+            model = new_model(self.config, self.split, self.beginning.seed, data)
         model.load_state_dict(self.view.model.state_dict())
         keep_draws(self.view.model, model, data)
         return model
@@ -610,4 +610,4 @@ def _flat(model):
 
 def _joined(values):
     """Flat vector of all values, float64."""
-    return torch.cat([value.detach().cpu().double().view(-1) for value in values])
+    return torch.cat([value.detach().cpu().double().reshape(-1) for value in values])

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from recbole.model.abstract_recommender import AbstractRecommender
 
+from recbole_unlearn.compat.recbole_models import is_recboles
 from recbole_unlearn.data.sampling import PoolDraw
 from recbole_unlearn.devices import array, copies
 from recbole_unlearn.errors import InputError
@@ -198,9 +199,10 @@ class Problem(ABC):
         score = float(again.trainer.best_valid_score)
         return again, {"chosen": f"asked for: {chosen}", "epochs_trained": again.played, "valid_score": score}
 
-    def _beginning(self, epochs: Coupling) -> Beginning:
+    def _beginning(self, epochs: Coupling, validated: bool) -> Beginning:
         """Of a training that shares no random number with the log's."""
-        return Beginning(secrets.randbits(32), np.flatnonzero(~epochs.kept))  # tells nothing of the rest
+        seed = secrets.randbits(32)  # tells nothing of the rest
+        return Beginning(seed, np.flatnonzero(~epochs.kept), validated=validated)
 
     # what a step needs, see `influence.Influence`
 
@@ -241,7 +243,7 @@ class Problem(ABC):
         parts, count = [], 0
         for name, now, part in self._parts(step):
             rows = part.view(len(now) if now.dim() else 1, -1)
-            farthest = FARTHEST * (now.double() - self.untrained[name].double()).view_as(rows).norm(dim=1).max()
+            farthest = FARTHEST * (now.double() - self.untrained[name].double()).reshape(rows.shape).norm(dim=1).max()
             lengths = rows.norm(dim=1)
             far = lengths > farthest
             count += int(far.sum())
@@ -259,7 +261,8 @@ class Problem(ABC):
         if not len(users) or not tables:
             return change
         # not the seed of the training
-        drawn = self._drawn(int(np.random.SeedSequence(self.trained.redraws[0]).generate_state(1)[0]))
+        seed = int(np.random.SeedSequence(self.trained.redraws[0]).generate_state(1)[0])
+        drawn = self._drawn(seed, np.union1d(np.flatnonzero(self.absent), rows))
         step = torch.as_tensor(change.step).clone()
         for name, now, part in self._parts(step):
             if name in tables:
@@ -318,10 +321,12 @@ class Problem(ABC):
             return {**self.state_dict, **{n: torch.as_tensor(value) for n, value in self.trained.initial.items()}}
         return self._drawn(0)
 
-    def _drawn(self, seed):
-        """New initial weights, by name; they do not depend on the data."""
+    def _drawn(self, seed, gone=None):
+        """New initial weights, by name. A user's own class may compute them from the data: not from ``gone`` rows."""
         with fixed_randomness(seed):  # building a model sets and uses the random streams of the process
-            return copies(new_model(self.config, self.split, seed).state_dict())
+            own = not is_recboles(type(self.trained.model))
+            data = self.split.remaining_dataset(gone) if own and gone is not None else None
+            return copies(new_model(self.config, self.split, seed, data).state_dict())
 
     @abstractmethod
     def _mean_loss(self, after, rows, state) -> float:

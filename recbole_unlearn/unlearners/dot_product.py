@@ -230,7 +230,7 @@ class DotProduct(Problem):
         gone = np.zeros(self.log.n_rows, bool)
         gone[rows] = True
         epochs = self._coupled(gone, "fresh", self.config["epochs"])
-        again, chosen = self._again(epochs, self._beginning(epochs), "Unlearn" if show_progress else None, True)
+        again, chosen = self._again(epochs, self._beginning(epochs, True), "Unlearn" if show_progress else None, True)
         model, shape = again.trainer.model, (-1, self.P.shape[1])
         change = np.concatenate([array(value) for value in model.parameters()]).astype(np.float64)
         change -= flat(self.P, self.Q).numpy().reshape(shape)
