@@ -152,3 +152,12 @@ def test_users_who_are_as_new_after_a_step_begin_with_nothing_of_what_they_had(o
         found = unlearner.forget(rows=np.flatnonzero(split.users == split.users[60]))
         assert found.details["users_renewed"] == 1
         torch.testing.assert_close(found.state_dict["user_embedding.weight"][split.users[60]], torch.zeros(8))
+
+
+def test_a_step_moves_what_is_trained_alone(original):
+    """Its gradients are of the model's own loss, which may move the rest of its state."""
+    with load(original(Remembering), way=Influence(undone_limit=1e9), model=Remembering) as unlearner:
+        before = unlearner.trained.stored["state_dict"]
+        after = unlearner.forget(rows=some(unlearner.split)[:20]).state_dict
+        changed = {name for name in before if not torch.equal(before[name], after[name])}
+        assert changed and changed <= {"user_embedding.weight", "item_embedding.weight"}

@@ -86,6 +86,7 @@ class AnyLoss(Problem):
                 raise InputError(f"the triple log's snapshots of the weights are not of this {self.name}; train again")
             self.snapshots = {n: log.snapshot(n) for n in log.snapshots if n <= self.epochs}
         self._params = list(params) if params else None
+        self.weights = copies(model.state_dict())  # a class of the user's own may move some when it sees a batch
         self.view = View(model, self.split.train, self.split.data_row, self._params)
         self.step = step or Influence()
         self.no_step = no_step(self.config)
@@ -95,7 +96,7 @@ class AnyLoss(Problem):
 
     @property
     def state_dict(self) -> dict[str, torch.Tensor]:
-        return copies(self.view.model.state_dict())
+        return copies(self.weights)
 
     @property
     def n_triples(self) -> int:
@@ -199,7 +200,7 @@ class AnyLoss(Problem):
         """The model, with the weights as they are, on other data."""
         with fixed_randomness(0):  # building a model sets and uses the random streams of the process
             model = new_model(self.config, self.split, self.beginning.seed, data)
-        model.load_state_dict(self.view.model.state_dict())
+        model.load_state_dict(self.weights)
         keep_draws(self.view.model, model, data)
         return model
 
@@ -333,7 +334,7 @@ class AnyLoss(Problem):
     def _weights(self, epochs):
         """The weights after so many epochs, by name."""
         if epochs == self.epochs:
-            return {name: array(value) for name, value in self.view.model.named_parameters()}
+            return {name: array(self.weights[name]) for name, _ in self.view.model.named_parameters()}
         return self.log.named(np.array(self.snapshots[epochs], np.float32))
 
     def pace(self, view: View, stops: list[int]) -> dict[int, np.ndarray]:
@@ -420,6 +421,7 @@ class AnyLoss(Problem):
         new = unlearned.training
         self.view = self._without(np.empty(0, np.int64), new.model if new else None)
         self.view.model.load_state_dict(unlearned.state_dict)
+        self.weights = unlearned.state_dict
         if new and isinstance(new.epochs, Fresh):  # from now on, this is the training to be coupled to
             self.recorded, self.beginning = new.epochs.recorded_anew(), new.start
 
