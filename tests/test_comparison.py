@@ -194,6 +194,23 @@ def test_a_model_without_finite_scores_is_refused_and_nothing_of_it_kept(make_op
     assert len(list((tmp_path / "results").iterdir())) == 2  # of the original and the retrained model
 
 
+def test_others_stand_in_the_table_where_one_method_is_refused(make_options, tmp_path, monkeypatch):
+    def refuse(self, rows, show_progress=False):
+        raise InputError("it needs more than there is")
+
+    monkeypatch.setattr(METHODS["fine_tune"], "forget", refuse)
+    keys = make_options(epochs=1, methods="fine_tune,gradient_ascent", forget_count=5, output_dir="out")
+    keys["comparison_cache"] = str(tmp_path)
+    result = run_unlearn("BPR", "tiny", None, keys)
+    (told,) = result["comparison"]["sets"].values()
+    assert set(told["figures"]) == {"original", "retrain", "gradient_ascent"}
+    assert told["refused"] == {"fine_tune": "fine_tune: it needs more than there is"}
+    assert "| fine_tune" in result.page and "Refused: fine_tune: it needs more than there is." in result.page
+    assert "fine\\_tune & refused" in Path("out/comparison.tex").read_text()
+    with pytest.raises(InputError, match="^fine_tune: it needs more"):
+        run_unlearn("BPR", "tiny", None, {**keys, "methods": "fine_tune", "output_dir": "alone"})
+
+
 # -- figures
 
 

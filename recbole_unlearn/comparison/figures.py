@@ -30,7 +30,7 @@ from recbole_unlearn.models.support import refusal
 from recbole_unlearn.settings.config import UnlearnConfig
 from recbole_unlearn.settings.shown import plain
 from recbole_unlearn.storage import checkpoints
-from recbole_unlearn.storage.files import scratch_folder, write_atomically
+from recbole_unlearn.storage.files import Locked, scratch_folder, write_atomically
 from recbole_unlearn.training.fit import new_model, training_settings
 from recbole_unlearn.training.trainer import BPRTrainer
 
@@ -94,18 +94,20 @@ class Comparison:
         self.folder.mkdir(exist_ok=True)
         self._tasks, self._trainer, self._wanted = {}, None, np.empty(0, np.int64)
 
-    def run(self, sets, models=()):
+    def run(self, sets, models=(), partial=False):
         """Measure everything that is not kept yet.
 
         Args:
             sets (dict): name -> sorted rows to forget.
             models: names of other RecBole models, see `other_models`.
+            partial (bool): whether a method that raises InputError is left out, where others stand.
 
         Returns:
             dict of plain values: ``seeds``, ``settings`` of methods, ``agreement`` of compiled training with RecBole's
-            (`TrainedSeeds`), and ``sets``: name -> ``interactions``, ``notes`` (sentences to read the table by) and
-            ``figures``, which hold a list over seeds for 'original', 'retrain', each method and each model, and for
-            'MODEL, retrained' and 'MODEL, unlearned' where ours makes the model forget.
+            (`TrainedSeeds`), and ``sets``: name -> ``interactions``, ``notes`` (sentences to read the table by),
+            ``refused`` (method -> why it is left out) and ``figures``, which hold a list over seeds for 'original',
+            'retrain', each method and each model, and for 'MODEL, retrained' and 'MODEL, unlearned' where ours makes
+            the model forget.
 
         Raises:
             InputError: a model that cannot be judged on this split or these forget sets.
@@ -120,16 +122,26 @@ class Comparison:
             for name, rows in sets.items():
                 names = [ORIGINAL, RETRAIN, *(method for method in self.settings if method != RETRAIN)]
                 jobs = [(method, seed) for method in names for seed in self.seeds]
-                figures = {method: [] for method in names}
+                figures, refused = {method: [] for method in names}, {}
+                others = len(names) > 3 or models
                 for method, seed in tqdm(jobs, f"Compare on {name}", ncols=100, disable=not self.show_progress):
-                    figures[method].append(self._figures(method, seed, rows))
+                    try:
+                        if method not in refused:
+                            figures[method].append(self._figures(method, seed, rows))
+                    except InputError as error:
+                        if not (partial and others) or method in (ORIGINAL, RETRAIN) or isinstance(error, Locked):
+                            raise
+                        refused[method] = str(error)
+                for method in refused:
+                    del figures[method]
                 for model in models:
                     runs = [self._of_model(model, seed, rows) for seed in self.seeds]
                     figures[model] = runs
                     for part in ("retrained", "unlearned"):
                         if part in runs[0]:
                             figures[f"{model}, {part}"] = [run.pop(part) for run in runs]
-                results[name] = {"interactions": len(rows), "notes": notes[name], "figures": figures}
+                results[name] = {"interactions": len(rows), "notes": notes[name], "refused": refused}
+                results[name]["figures"] = figures
         told = {"seeds": self.seeds, "settings": self.settings, "models": list(models), "sets": results}
         return told | {"agreement": self.trained.agreement}
 
