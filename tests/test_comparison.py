@@ -5,6 +5,8 @@ import json
 import shutil
 import subprocess
 import sys
+import threading
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -309,12 +311,24 @@ def test_what_was_kept_of_other_data_is_made_anew(make_options, cut, tmp_path, m
     assert paths[0] == paths[1] != paths[2] == paths[3]
 
 
-def test_what_another_process_trains_is_left_to_it_and_what_is_damaged_trained_again(make_options, tmp_path):
+def test_what_another_process_trains_is_waited_for(make_options, tmp_path):
+    run, arguments, held = SeedRun(3, (), True), ("BPR", "tiny", [], make_options(epochs=1)), ExitStack()
+    (path,) = TrainedSeeds(arguments, tmp_path / "one", 1).train([run], False)
+    trained = TrainedSeeds(arguments, tmp_path / "other", 1)
+    held.enter_context(locked(trained.path(run)))
+
+    def finish():
+        shutil.copytree(path.parent, tmp_path / "other", dirs_exist_ok=True)
+        held.close()
+
+    threading.Timer(6, finish).start()
+    (found,) = trained.train([run], False)
+    assert found.stat().st_mtime_ns == path.stat().st_mtime_ns and not list((tmp_path / "other").glob(".*.lock"))
+
+
+def test_what_is_damaged_is_trained_again(make_options, tmp_path):
     run, arguments = SeedRun(3, (), True), ("BPR", "tiny", [], make_options(epochs=1))
-    trained = TrainedSeeds(arguments, tmp_path, 1)
-    with locked(trained.path(run)), pytest.raises(InputError, match="another process is working on"):
-        trained.train([run], False)
-    (path,) = trained.train([run], False)
+    (path,) = TrainedSeeds(arguments, tmp_path, 1).train([run], False)
     file = log_path(path) / "epoch-00000.npy"
     whole = file.read_bytes()
     file.write_bytes(whole[:-2])

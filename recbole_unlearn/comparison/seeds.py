@@ -134,8 +134,7 @@ class TrainedSeeds:
     def train(self, runs, show_progress=True):
         """Train what is not in the cache, or damaged there; returns the checkpoint paths, in order.
 
-        Raises:
-            InputError: another process is training the same.
+        What another process is training is waited for.
         """
         paths = [self.path(run) for run in runs]
         unknown = {path: run for path, run in zip(paths, runs, strict=True) if path not in self._whole}
@@ -232,7 +231,7 @@ def _start_worker(arguments):
 
 def _train_worker(run, path, original):
     config, split = _worker
-    with locked(path):
+    with locked(path, wait=True):
         if _whole(run, path):  # by another process, in the meantime
             return
         if run.paired:

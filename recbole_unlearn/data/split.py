@@ -400,12 +400,13 @@ class Split:
         of = self.fingerprint.get("of", self.n_rows)
         return {**self.fingerprint, "rows": rows_checksum(self.users[keep], self.items[keep]), "of": of}
 
-    def surroundings(self, forgotten: np.ndarray | Sequence[int] = ()) -> str:
+    def surroundings(self, forgotten: np.ndarray | None = None) -> str:
         """Checksum of what else training without some rows reads, see `fingerprint.surroundings`."""
-        data = self.remaining_dataset(forgotten) if len(forgotten) else self.train._dataset
-        order = self.positions_without(forgotten) if len(forgotten) else self.data_row
+        data, order = self.train._dataset, self.data_row
+        if forgotten is not None and len(forgotten):
+            data, order = self.remaining_dataset(forgotten), self.positions_without(forgotten)
 
-        def columns(table, rows=slice(None)):
+        def columns(table, rows: Any = slice(None)):
             return {name: column.numpy()[rows] for name, column in table.interaction.items()}
 
         tables = {name: columns(getattr(data, name)) for name in data.feat_name_list if name != "inter_feat"}

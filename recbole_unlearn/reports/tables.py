@@ -13,7 +13,7 @@ from recbole_unlearn.reports import page as html_report
 from recbole_unlearn.storage.files import write_atomically
 
 
-def json_text(value: Any) -> str:
+def json_text(value: Any, indent: int | None = 1) -> str:
     """JSON, which has no NaN and no infinity: null."""
 
     def known(each):
@@ -23,7 +23,7 @@ def json_text(value: Any) -> str:
             return [known(own) for own in each]
         return None if isinstance(each, float) and not math.isfinite(each) else each
 
-    return json.dumps(known(value), indent=1, allow_nan=False)
+    return json.dumps(known(value), indent=indent, allow_nan=False)
 
 
 def comparison_table(result: dict, metrics: Sequence[str] = ("hit", "ndcg")) -> pd.DataFrame:
