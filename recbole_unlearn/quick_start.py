@@ -5,6 +5,7 @@ from contextlib import ExitStack
 from typing import Any
 
 from recbole_unlearn import distributed
+from recbole_unlearn.comparison.seeds import end_if_starting
 from recbole_unlearn.runs import many
 from recbole_unlearn.runs.follower import follow
 from recbole_unlearn.runs.plan import planned
@@ -37,6 +38,7 @@ def run_unlearn(
     Raises:
         InputError: anything the user gave that cannot be used, before any training.
     """
+    end_if_starting()
     given = Given.read(model, dataset, config_file_list, config_dict)
     with ExitStack() as held:
         if not held.enter_context(distributed.joined(**ranks(given))):

@@ -3,6 +3,10 @@
 import csv
 import json
 import shutil
+import subprocess
+import sys
+import threading
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +24,8 @@ from recbole_unlearn.errors import InputError
 from recbole_unlearn.methods import METHODS, settings_of
 from recbole_unlearn.methods.base import Forgotten, Method
 from recbole_unlearn.quick_start import run_unlearn
+from recbole_unlearn.storage.files import locked
+from recbole_unlearn.storage.triple_log import log_path
 
 SECRET_USER, SECRET_ITEM = "SECRETUSER-93", "SECRETITEM-41"
 KEYS = {
@@ -190,6 +196,23 @@ def test_a_model_without_finite_scores_is_refused_and_nothing_of_it_kept(make_op
     assert len(list((tmp_path / "results").iterdir())) == 2  # of the original and the retrained model
 
 
+def test_others_stand_in_the_table_where_one_method_is_refused(make_options, tmp_path, monkeypatch):
+    def refuse(self, rows, show_progress=False):
+        raise InputError("it needs more than there is")
+
+    monkeypatch.setattr(METHODS["fine_tune"], "forget", refuse)
+    keys = make_options(epochs=1, methods="fine_tune,gradient_ascent", forget_count=5, output_dir="out")
+    keys["comparison_cache"] = str(tmp_path)
+    result = run_unlearn("BPR", "tiny", None, keys)
+    (told,) = result["comparison"]["sets"].values()
+    assert set(told["figures"]) == {"original", "retrain", "gradient_ascent"}
+    assert told["refused"] == {"fine_tune": "fine_tune: it needs more than there is"}
+    assert "| fine_tune" in result.page and "Refused: fine_tune: it needs more than there is." in result.page
+    assert "fine\\_tune & refused" in Path("out/comparison.tex").read_text()
+    with pytest.raises(InputError, match="^fine_tune: it needs more"):
+        run_unlearn("BPR", "tiny", None, {**keys, "methods": "fine_tune", "output_dir": "alone"})
+
+
 # -- figures
 
 
@@ -233,6 +256,97 @@ def test_a_changed_source_is_another_key(tmp_path):
             with (other / f"{file}.py").open("a") as source:
                 source.write("# changed")
             assert (kept.sources(f"methods.{method}", root=other) == before) == (file == unused), file
+
+
+@pytest.mark.parametrize(
+    "file", ["comparison/judged", "comparison/beside", "evaluation/ranking", "evaluation/geometry"]
+)
+def test_who_measures_is_part_of_every_key(tmp_path, file):
+    package = Path(kept.__file__).parents[1]
+    other = shutil.copytree(package, tmp_path / "other", ignore=shutil.ignore_patterns("__pycache__"))
+    with (other / f"{file}.py").open("a") as source:
+        source.write("# changed")
+    assert kept.sources(*kept.JUDGES, root=other) != kept.sources(*kept.JUDGES)
+
+
+@pytest.fixture
+def cut(interactions, tmp_path):
+    """A data set in ready parts, with facts, and a function that replaces one of its files: (data_path, function)."""
+    folder, lines = tmp_path / "data" / "tiny", ["\t".join(map(str, each)) for each in interactions]
+    folder.mkdir(parents=True)
+    head = "user_id:token\titem_id:token\ttimestamp:float"
+
+    def write(name, *rows):
+        (folder / f"tiny.{name}").write_text("\n".join(rows) + "\n")
+
+    write("train.inter", head, *lines)
+    write("valid.inter", head, *lines[::9])
+    write("test.inter", head, *lines[1::9])
+    write(
+        "item", "item_id:token\tclass:token", *(f"{item}\ta" for item in sorted({item for _, item, _ in interactions}))
+    )
+    return str(tmp_path / "data"), lambda name: write(name, *(folder / f"tiny.{name}").read_text().splitlines()[:-3])
+
+
+@pytest.mark.parametrize("file", ["test.inter", "item"])
+def test_what_was_kept_of_other_data_is_made_anew(make_options, cut, tmp_path, monkeypatch, file):
+    (data_path, change), measured = cut, []
+    given = make_options(data_path=data_path, benchmark_filename=["train", "valid", "test"], epochs=1)
+
+    def measure(self, name, *arguments):
+        measured.append(name)
+        return {"ranking": {}}
+
+    monkeypatch.setattr(Comparison, "measure", measure)
+    monkeypatch.setattr(Comparison, "measure_model", measure)
+    monkeypatch.setattr(TrainedSeeds, "train", lambda *arguments: None)
+    paths = []
+    for _ in range(2):
+        for _ in range(2):
+            trained = TrainedSeeds(("BPR", "tiny", [], given), tmp_path / "cache", 1)
+            Comparison(trained, {"ours": settings_of("ours")}).run({"some": np.arange(5)}, ["Pop"])
+            paths.append(trained.path(SeedRun(3)))
+        change(file)
+    assert measured == 2 * ["original", "retrain", "ours", "Pop"]
+    assert paths[0] == paths[1] != paths[2] == paths[3]
+
+
+def test_what_another_process_trains_is_waited_for(make_options, tmp_path):
+    run, arguments, held = SeedRun(3, (), True), ("BPR", "tiny", [], make_options(epochs=1)), ExitStack()
+    (path,) = TrainedSeeds(arguments, tmp_path / "one", 1).train([run], False)
+    trained = TrainedSeeds(arguments, tmp_path / "other", 1)
+    held.enter_context(locked(trained.path(run)))
+
+    def finish():
+        shutil.copytree(path.parent, tmp_path / "other", dirs_exist_ok=True)
+        held.close()
+
+    threading.Timer(6, finish).start()
+    (found,) = trained.train([run], False)
+    assert found.stat().st_mtime_ns == path.stat().st_mtime_ns and not list((tmp_path / "other").glob(".*.lock"))
+
+
+def test_what_is_damaged_is_trained_again(make_options, tmp_path):
+    run, arguments = SeedRun(3, (), True), ("BPR", "tiny", [], make_options(epochs=1))
+    (path,) = TrainedSeeds(arguments, tmp_path, 1).train([run], False)
+    file = log_path(path) / "epoch-00000.npy"
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-2])
+    TrainedSeeds(arguments, tmp_path, 1).train([run], False)
+    assert file.read_bytes() == whole and not list(tmp_path.glob(".*.lock"))
+    made = path.stat().st_mtime_ns
+    TrainedSeeds(arguments, tmp_path, 1).train([run], False)
+    assert path.stat().st_mtime_ns == made
+
+
+def test_a_script_that_each_process_would_run_again_is_told_so_in_one_line(make_options, tmp_path):
+    given = make_options(epochs=1, methods="ours", forget_count=5, comparison_cache=str(tmp_path / "cache"))
+    script = tmp_path / "script.py"
+    script.write_text(f"from recbole_unlearn import run_unlearn\nrun_unlearn('BPR', 'tiny', None, {given!r})\n")
+    ended = subprocess.run([sys.executable, script], capture_output=True, text=True, cwd=tmp_path)
+    assert ended.returncode == 1 and ended.stderr.count("Traceback") == 1
+    assert ended.stderr.splitlines()[-1].endswith('put what it calls under `if __name__ == "__main__":`')
+    assert "InputError" in ended.stderr.splitlines()[-1]
 
 
 @pytest.mark.parametrize(

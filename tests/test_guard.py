@@ -1,6 +1,7 @@
 """The guard: what training does is in the log or the log is not used."""
 
 import json
+import shutil
 import zlib
 
 import numpy as np
@@ -302,6 +303,64 @@ def test_a_damaged_note_of_it_is_no_licence(ready, counted, content):
     request(trainer.saved_model_file)
     assert len(counted) == 1
     assert json.loads((log_path(trainer.saved_model_file) / guard.FILE).read_text())["checked"] == "replayed"
+
+
+@pytest.fixture
+def other_facts(make_options, linked_path, tmp_path):
+    """Trains CKE; function that gives its items other facts (True), or their own back."""
+    data = shutil.copytree(linked_path, tmp_path / "data")
+    file = data / "tiny" / "tiny.kg"
+    keys = {"data_path": str(data), "epochs": 2, "embedding_size": 8, "kg_embedding_size": 8, "load_col": None}
+    keys |= {"method": "replay", "replay_rows": "all", "compare": "none", "forget_count": 5, "output_dir": "first"}
+    run_unlearn("CKE", "tiny", None, make_options(**keys))
+    head, *facts = whole = file.read_text().splitlines()
+    others = [f"{fact.rpartition('t')[0]}{facts[n - 7].rpartition(chr(9))[2]}" for n, fact in enumerate(facts)]
+    lines = {True: [head, *others], False: whole}
+    return lambda other: file.write_text("\n".join(lines[other]) + "\n")
+
+
+@pytest.mark.parametrize("name", ["model", "unlearned"])
+def test_a_model_whose_facts_are_others_is_checked_anew(other_facts, name):
+    path = f"first/{name}.pth"
+    asked = {"method": "replay", "replay_rows": "all"}
+    kept = request(path, **asked)["guard"]
+    assert kept["seconds"] == 0 and kept["checked"] == ("replayed" if name == "model" else "inherited")
+    other_facts(True)
+    with pytest.raises(InputError, match="does not tell what training did.*have changed since.*put them back"):
+        request(path, output_dir="other", **asked)
+    other_facts(False)
+    assert request(path, output_dir="again", **asked)["guard"]["distance"] == kept["distance"]
+
+
+@pytest.mark.parametrize("distribution", ["popularity", "uniform"])
+def test_held_out_interactions_count_where_negatives_are_drawn_by_popularity(
+    make_options, interactions, tmp_path, distribution
+):
+    folder, head = tmp_path / "data" / "cut", "user_id:token\titem_id:token\ttimestamp:float"
+    folder.mkdir(parents=True)
+    lines = ["\t".join(map(str, each)) for each in interactions]
+    train = [*lines[::2], *dict(zip([user for user, _, _ in interactions], lines, strict=True)).values()]
+    train += dict(zip([item for _, item, _ in interactions], lines, strict=True)).values()  # all tokens are in it
+    rest = [line for line in lines if line not in train]
+    parts = {"train": list(dict.fromkeys(train)), "valid": rest[::2], "test": rest[1::2]}
+
+    def write(test):
+        for part, own in {**parts, "test": test}.items():
+            (folder / f"cut.{part}.inter").write_text("\n".join([head, *own]) + "\n")
+
+    write(parts["test"])
+    keys = {"data_path": str(tmp_path / "data"), "benchmark_filename": list(parts), "compare": "none"}
+    keys["train_neg_sample_args"] = {"distribution": distribution, "sample_num": 1, "alpha": 1.0}
+    run_unlearn("BPR", "cut", None, make_options(forget_count=5, epochs=6, output_dir="first", **keys))
+    write(parts["test"][::5])
+    if distribution == "uniform":
+        assert request("first/unlearned.pth")["guard"]["seconds"] == 0
+        return
+    for name in ("model", "unlearned"):
+        with pytest.raises(InputError, match="popularity, by which its negatives were drawn, counts them"):
+            request(f"first/{name}.pth")
+    write(parts["test"])
+    assert request("first/unlearned.pth")["guard"]["checked"] == "inherited"
 
 
 def test_replay_of_lightgcn_is_guarded_too(ready):

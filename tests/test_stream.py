@@ -1,6 +1,7 @@
 """Streams of deletion requests: the file, and what serving it comes to."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -163,6 +164,7 @@ def test_a_run_serves_a_stream_measures_drift_and_saves_the_end(make_options, wr
     assert not set(np.asarray(log.users)) & {3, 4, 5, 6}
     page = open("out/result.md").read()
     assert "4 requests in 4 batches" in page and "Drift" in page
+    assert re.search(r"^\| +2 \|", page, re.M)  # a count is no 2.0000
     (record,) = audit.verify("out/audit.jsonl", ["out/unlearned.pth"]).records
     assert [each["interactions"] for each in record["requests"]] == [b["interactions"] for b in stream["batches"]]
     assert record["requests"][-1]["weights"] == record["after"]["weights"]

@@ -65,6 +65,18 @@ def test_trials_are_of_other_models_and_other_rows(trained, monkeypatch):
     assert nothing.gap == pytest.approx(np.mean(found))
 
 
+def test_what_a_candidate_keeps_is_in_a_folder_of_its_own(trained, monkeypatch):
+    folders = []
+
+    def prepare(self, rows=None):
+        folders.append((self.task.folder, self.settings))
+        return 0.0
+
+    monkeypatch.setattr(METHODS["gradient_ascent"], "prepare", prepare)
+    tuned(trained, ["gradient_ascent"], np.arange(30), 1, False)
+    assert len({folder for folder, _ in folders}) == len(folders) == len(candidates("gradient_ascent"))
+
+
 def test_what_was_held_out_ranks_as_its_scores_say(make_split, make_model):
     split = make_split()
     model, held = make_model(split, 3), split.valid.dataset.inter_feat

@@ -48,7 +48,7 @@ class Beside:
             raise InputError(f"compare_models: {name} has settings under which RecBole splits the data differently")
 
     def _same_rows(self):
-        return self.own.fingerprint == self.split.fingerprint
+        return all(self.own.fingerprint[key] == self.split.fingerprint[key] for key in ("users", "items", "rows"))
 
     def rows(self, rows):
         """Rows of the own split for rows of the compared model's, int64 array."""

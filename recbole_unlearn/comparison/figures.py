@@ -15,14 +15,14 @@ from recbole.utils import ModelType, get_model
 from tqdm import tqdm
 
 import recbole_unlearn
-from recbole_unlearn.comparison.beside import Beside, beside, first_rows
+from recbole_unlearn.comparison.beside import beside, first_rows
+from recbole_unlearn.comparison.judged import ORIGINAL, columns, judged
 from recbole_unlearn.comparison.kept import measured_by, own_keys, prepared_by
 from recbole_unlearn.comparison.other_models import model_arguments, train_any
 from recbole_unlearn.comparison.seeds import SeedRun, TrainedSeeds, opened, quiet
 from recbole_unlearn.data.forget import ForgetRequest
 from recbole_unlearn.devices import read
 from recbole_unlearn.errors import InputError, about
-from recbole_unlearn.evaluation import ranking
 from recbole_unlearn.evaluation.geometry import models_distance
 from recbole_unlearn.methods import METHODS, names_in, settings_of
 from recbole_unlearn.methods.base import Forgotten, Method, Task
@@ -30,11 +30,11 @@ from recbole_unlearn.models.support import refusal
 from recbole_unlearn.settings.config import UnlearnConfig
 from recbole_unlearn.settings.shown import plain
 from recbole_unlearn.storage import checkpoints
-from recbole_unlearn.storage.files import scratch_folder, write_atomically
+from recbole_unlearn.storage.files import Locked, scratch_folder, write_atomically
 from recbole_unlearn.training.fit import new_model, training_settings
 from recbole_unlearn.training.trainer import BPRTrainer
 
-ORIGINAL, RETRAIN = "original", "retrain"
+RETRAIN = "retrain"
 DISTANCE = "weight_distance"  # to the original; of the original, to its initialisation
 SETS = ("ratio", "count", "core_users", "edge_users", "popular_items", "rare_items")  # none of which names anybody
 
@@ -94,18 +94,20 @@ class Comparison:
         self.folder.mkdir(exist_ok=True)
         self._tasks, self._trainer, self._wanted = {}, None, np.empty(0, np.int64)
 
-    def run(self, sets, models=()):
+    def run(self, sets, models=(), partial=False):
         """Measure everything that is not kept yet.
 
         Args:
             sets (dict): name -> sorted rows to forget.
             models: names of other RecBole models, see `other_models`.
+            partial (bool): whether a method that raises InputError is left out, where others stand.
 
         Returns:
             dict of plain values: ``seeds``, ``settings`` of methods, ``agreement`` of compiled training with RecBole's
-            (`TrainedSeeds`), and ``sets``: name -> ``interactions``, ``notes`` (sentences to read the table by) and
-            ``figures``, which hold a list over seeds for 'original', 'retrain', each method and each model, and for
-            'MODEL, retrained' and 'MODEL, unlearned' where ours makes the model forget.
+            (`TrainedSeeds`), and ``sets``: name -> ``interactions``, ``notes`` (sentences to read the table by),
+            ``refused`` (method -> why it is left out) and ``figures``, which hold a list over seeds for 'original',
+            'retrain', each method and each model, and for 'MODEL, retrained' and 'MODEL, unlearned' where ours makes
+            the model forget.
 
         Raises:
             InputError: a model that cannot be judged on this split or these forget sets.
@@ -120,16 +122,26 @@ class Comparison:
             for name, rows in sets.items():
                 names = [ORIGINAL, RETRAIN, *(method for method in self.settings if method != RETRAIN)]
                 jobs = [(method, seed) for method in names for seed in self.seeds]
-                figures = {method: [] for method in names}
+                figures, refused = {method: [] for method in names}, {}
+                others = len(names) > 3 or models
                 for method, seed in tqdm(jobs, f"Compare on {name}", ncols=100, disable=not self.show_progress):
-                    figures[method].append(self._figures(method, seed, rows))
+                    try:
+                        if method not in refused:
+                            figures[method].append(self._figures(method, seed, rows))
+                    except InputError as error:
+                        if not (partial and others) or method in (ORIGINAL, RETRAIN) or isinstance(error, Locked):
+                            raise
+                        refused[method] = str(error)
+                for method in refused:
+                    del figures[method]
                 for model in models:
                     runs = [self._of_model(model, seed, rows) for seed in self.seeds]
                     figures[model] = runs
                     for part in ("retrained", "unlearned"):
                         if part in runs[0]:
                             figures[f"{model}, {part}"] = [run.pop(part) for run in runs]
-                results[name] = {"interactions": len(rows), "notes": notes[name], "figures": figures}
+                results[name] = {"interactions": len(rows), "notes": notes[name], "refused": refused}
+                results[name]["figures"] = figures
         told = {"seeds": self.seeds, "settings": self.settings, "models": list(models), "sets": results}
         return told | {"agreement": self.trained.agreement}
 
@@ -178,7 +190,8 @@ class Comparison:
         if name == RETRAIN:
             forgotten, before, prepare_seconds = self.retrained(seed, rows), {}, 0.0
         else:
-            method = METHODS[name](self.task(seed, name), self.settings[name])
+            settings = self.settings[name]
+            method = METHODS[name](self.task(seed, name, settings), settings)
             prepare_seconds = method.prepare(self._wanted)
             own = type(method).original is not Method.original
             before = {ORIGINAL: self._evaluate(method.original(), rows)} if own else {}
@@ -198,34 +211,21 @@ class Comparison:
         model.load_state_dict(state["state_dict"])
         return Forgotten(model.eval(), self.trained.seconds(run), {"epochs": state["epoch"] + 1})
 
-    def task(self, seed, method=ORIGINAL):
-        """The `Task` of a trained original, for a method."""
+    def task(self, seed, method=ORIGINAL, settings=None):
+        """The `Task` of a trained original, for a method with some settings."""
         path = self.trained.path(self._original_run(seed))
         if seed not in self._tasks:
             self._tasks[seed] = checkpoints.load(path)
         stored, log = self._tasks[seed]
-        text = json.dumps([self.settings.get(method), prepared_by(METHODS.get(method))])
+        text = json.dumps([settings, prepared_by(METHODS.get(method))])
         folder = path.with_suffix(f".{method}-{hashlib.sha256(text.encode()).hexdigest()[:8]}")
         return Task(self.config, self.split, seed, stored, log, path, folder)
 
     def _evaluate(self, model, rows, forgotten=False, other=None):
-        """Metrics under both protocols, always on the same negatives, and forget-set AUC.
-
-        Args:
-            forgotten (bool): whether histories that the model is asked with are to be without ``rows``.
-            other (Beside, optional): the split of a model that has one of its own.
-        """
-        other = other or Beside(self.config["model"], self.split, self.split)
         if self._trainer is None:
             self._trainer = BPRTrainer(self.config, new_model(self.config, self.split))
             self._trainer.eval_collector.data_collect(self.split.train)
-        gone = rows if forgotten else rows[:0]
-        asked, split = other.asked(model, gone), self.split.judged_without(gone)
-        groups = ranking.activity(np.delete(self.split.users, rows), self.split.n_users)
-        return {
-            "ranking": ranking.evaluate(self._trainer, asked, split, self.config["seed"], groups=groups),
-            "forget_auc": float(other.percentiles(model, rows).mean()),
-        }
+        return judged(self._trainer, self.split, model, rows, forgotten, other)
 
     # -- other models
 
@@ -234,9 +234,9 @@ class Comparison:
         model, dataset, files, given = self.trained.arguments
         arguments = model_arguments(name, model, dataset, files, given)
         settings = training_settings(UnlearnConfig(*arguments))
-        data = self.split.fingerprint_without(rows)
         ours = METHODS["ours"] if refusal(UnlearnConfig(*arguments)) is None else None
-        what = ["model", name, settings, data, self.split.fingerprint, seed, self._evaluated_by(), measured_by(ours)]
+        data = [self.split.fingerprint_without(rows), self.split.fingerprint, self.trained.files]
+        what = ["model", name, settings, *data, seed, self._evaluated_by(), measured_by(ours)]
         if ours:
             what += ["retrained", settings_of("ours")]
         with about(f"compare_models: {name}"):
@@ -327,33 +327,19 @@ def summary(figures):
         request), 'prepare_seconds', 'seconds' (of the request; of training for models that were trained) and, for
         methods, 'speed_up' over Retrain.
     """
-    values = {name: _columns(runs) for name, runs in figures.items()}
+    values = {name: columns(runs) for name, runs in figures.items()}
     reference, result = values[RETRAIN], {}
-    for name, columns in values.items():
+    for name, own in values.items():
         row = result[name] = {}
-        for key, numbers in columns.items():
+        for key, numbers in own.items():
             row[key] = {"mean": float(np.mean(numbers)), "sd": _sd(numbers)}
             if key in reference and "seconds" not in key and (name in METHODS or name == ORIGINAL):
                 spread, delta = _sd(reference[key]), row[key]["mean"] - float(np.mean(reference[key]))
                 row[key] |= {"delta": delta, "z": delta / spread if spread else None}
         if name in METHODS and name != RETRAIN:
-            row["speed_up"] = {"mean": float(np.mean(reference["seconds"]) / np.mean(columns["seconds"])), "sd": None}
+            row["speed_up"] = {"mean": float(np.mean(reference["seconds"]) / np.mean(own["seconds"])), "sd": None}
     return result
 
 
 def _sd(numbers):
     return float(np.std(numbers, ddof=1)) if len(numbers) > 1 else None
-
-
-def _columns(runs):
-    """Figure -> list over seeds."""
-    columns = {
-        f"{metric}|{protocol}": [run["ranking"][protocol][metric] for run in runs]
-        for protocol, metrics in runs[0]["ranking"].items()
-        for metric in metrics
-    }
-    for key in ("forget_auc", "prepare_seconds", "seconds"):
-        columns[key] = [run[key] for run in runs]
-    if ORIGINAL in runs[0]:
-        columns["forget_auc|original"] = [run[ORIGINAL]["forget_auc"] for run in runs]
-    return columns

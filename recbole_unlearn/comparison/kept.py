@@ -12,12 +12,14 @@ from typing import Any
 
 from recbole.config import Config
 
+from recbole_unlearn.data.frozen_data import is_frozen
 from recbole_unlearn.methods.base import Method
 from recbole_unlearn.settings import keys
 from recbole_unlearn.settings.shown import plain
+from recbole_unlearn.storage.files import file_checksum
 
 PACKAGE = Path(__file__).parents[1]
-JUDGES = ("evaluation.ranking", "evaluation.forgetting", "evaluation.geometry", "comparison.beside")
+JUDGES = ("comparison.judged", "evaluation.geometry")
 
 
 @cache
@@ -38,6 +40,15 @@ def sources(*modules: str, root: Path = PACKAGE) -> str:
     for name, source in sorted(found.items()):
         checksum.update(f"{name}\0".encode() + source + b"\0")
     return checksum.hexdigest()
+
+
+def data_files(config: Config) -> dict[str, str]:
+    """Checksums of all files of a configuration's data set, by name: models read facts and features too, and figures
+    what is held out.
+    """
+    prefix = "" if is_frozen(config) else f"{config['dataset']}."
+    files = (file for file in Path(config["data_path"]).iterdir() if file.name.startswith(prefix) and file.is_file())
+    return {file.name: file_checksum(file) for file in files}
 
 
 def own_keys(config: Config) -> dict[str, Any]:

@@ -4,7 +4,6 @@ Everything that is trained or measured is kept by configuration (`TrainedSeeds`,
 cut off goes on where it stopped.
 """
 
-import json
 import os
 import platform
 import shlex
@@ -26,7 +25,7 @@ from recbole_unlearn.methods import METHODS
 from recbole_unlearn.methods.shards import MODELS as INNER_PRODUCTS
 from recbole_unlearn.reports.pictures import described as draw
 from recbole_unlearn.reports.pictures import drawn
-from recbole_unlearn.reports.tables import READ_COMPARED, compared_table, compiled, latex
+from recbole_unlearn.reports.tables import READ_COMPARED, compared_table, compiled, json_text, latex
 from recbole_unlearn.settings import keys
 from recbole_unlearn.settings.config import UnlearnConfig
 from recbole_unlearn.settings.given import parse_value
@@ -152,7 +151,7 @@ class Paper:
             drawn.write_png(picture, own / f"{stem}.png")
         interactive.write(list(pictures.values()), own / "figures.html", f"UBPR's figures on {name}")
         table = self._table_3(summaries)
-        for ending, text in (("csv", table.to_csv()), ("tex", latex(table)), ("json", json.dumps(results, indent=1))):
+        for ending, text in (("csv", table.to_csv()), ("tex", latex(table)), ("json", json_text(results))):
             write_atomically(own / f"table_3.{ending}", text.encode())
         page = self._page(results, summaries, table, pictures)
         write_atomically(folder / f"{name}.md", page.encode())

@@ -18,7 +18,7 @@ from recbole.config import Config
 
 from recbole_unlearn.comparison.asked import asked
 from recbole_unlearn.comparison.figures import SETS, kind_and_number
-from recbole_unlearn.comparison.kept import measured_by, named, own_keys, sources
+from recbole_unlearn.comparison.kept import data_files, measured_by, named, own_keys, sources
 from recbole_unlearn.comparison.panel import Panel, Views
 from recbole_unlearn.comparison.seeds import agreement, available_cores, begin_worker, in_processes, opened, quiet
 from recbole_unlearn.comparison.ways import ways_of
@@ -116,7 +116,8 @@ class Audit:
         self.compiled = False
         self.folder, self.methods, self.models = Path(folder), methods, models
         self.processes, self.show_progress = processes or available_cores(), show_progress
-        self.data = [training_settings(self.config), self.split.fingerprint, self.config["seed"], self.compiled]
+        data = [self.split.fingerprint, data_files(self.config)]
+        self.data = [training_settings(self.config), *data, self.config["seed"], self.compiled]
         self.agreement = None  # of compiled training with RecBole's; None: the latter trains
         self._panels: dict[str, Panel] = {}
         # Methods that train a model of their own beforehand -> populations of what it is before a request, and of what

@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import wait
@@ -17,12 +18,13 @@ import numba
 import torch
 from tqdm import tqdm
 
-from recbole_unlearn.comparison.kept import named, sources
+from recbole_unlearn.comparison.kept import data_files, named, sources
 from recbole_unlearn.data.split import Split, pairwise_loader
 from recbole_unlearn.devices import copies
 from recbole_unlearn.errors import InputError
 from recbole_unlearn.settings.config import UnlearnConfig, changed
-from recbole_unlearn.storage.files import scratch_folder, write_atomically
+from recbole_unlearn.storage import checkpoints
+from recbole_unlearn.storage.files import locked, scratch_folder, write_atomically
 from recbole_unlearn.training.compiled import refusal
 from recbole_unlearn.training.fit import LIMIT, distance, new_model, train, train_paired, training_settings
 from recbole_unlearn.training.trainer import make_trainer
@@ -63,7 +65,8 @@ def agreement(config, split, folder):
     config = changed(config, compiled=False)
     if refusal(make_trainer(config, new_model(config, split)), pairwise_loader(split.train)):
         return None
-    what = [training_settings(config), split.fingerprint, config["seed"], sources("training.compiled")]
+    data = [split.fingerprint, data_files(config)]
+    what = [training_settings(config), *data, config["seed"], sources("training.compiled")]
     file = Path(folder) / f"agreement-{named(what)}.json"
     if not file.exists():
         states = [copies(new_model(config, split).state_dict())]
@@ -94,6 +97,7 @@ class TrainedSeeds:
         processes (int, optional): trained at once, one thread each; default: `available_cores`.
 
     Attributes:
+        files (dict): `data_files` that the split was read from.
         agreement (float or None): where compiled training is asked for, how far it ends from RecBole's own.
 
     Raises:
@@ -105,6 +109,8 @@ class TrainedSeeds:
         self.folder = Path(folder)
         self.processes = processes or available_cores()
         self.config, self.split = opened(arguments)
+        self.files = data_files(self.config)
+        self._whole: set[Path] = set()
         self.folder.mkdir(parents=True, exist_ok=True)
         self.agreement = agreement(self.config, self.split, self.folder) if self.config["compiled"] else None
         if self.agreement is not None and not self.agreement <= LIMIT:
@@ -118,7 +124,7 @@ class TrainedSeeds:
         settings = training_settings(self.config)
         data = self.split.fingerprint_without(list(run.forgotten))
         data.pop("of")
-        what = [settings, data, run.seed, run.log_negatives, *(["paired"] if run.paired else [])]
+        what = [settings, data, self.files, run.seed, run.log_negatives, *(["paired"] if run.paired else [])]
         return self.folder / f"{self.config['model']}-{self.config['dataset']}-{named(what)}.pth"
 
     def seconds(self, run):
@@ -126,12 +132,17 @@ class TrainedSeeds:
         return json.loads(self.path(run).with_suffix(".json").read_text())["seconds"]
 
     def train(self, runs, show_progress=True):
-        """Train what is not in the cache; returns the checkpoint paths, in order."""
+        """Train what is not in the cache, or damaged there; returns the checkpoint paths, in order.
+
+        What another process is training is waited for.
+        """
         paths = [self.path(run) for run in runs]
-        missing = {path: run for path, run in zip(paths, runs, strict=True) if not path.with_suffix(".json").exists()}
+        unknown = {path: run for path, run in zip(paths, runs, strict=True) if path not in self._whole}
+        missing = {path: run for path, run in unknown.items() if not _whole(run, path)}
         if missing:
             calls = [(run, str(path), str(self.path(SeedRun(run.seed, (), True)))) for path, run in missing.items()]
             in_processes(_train_worker, calls, self.processes, _start_worker, (self.arguments,), show_progress)
+        self._whole.update(paths)
         return paths
 
 
@@ -144,15 +155,34 @@ def in_processes(
     show_progress: bool,
     title: str = "Train",
 ) -> None:
-    """Call a function with each of some arguments, in new processes that begin with another call; order is any."""
-    with ProcessPoolExecutor(min(processes, len(calls)), _context(), _begin, (begin, arguments)) as pool:
-        waiting = [pool.submit(work, *call) for call in calls]
+    """Call a function with each of some arguments, in new processes that begin with another call; order is any.
+
+    Raises:
+        InputError: a process was ended before its work was.
+    """
+    end_if_starting()
+    context = _context()
+    begun = context.Event()
+    with ProcessPoolExecutor(min(processes, len(calls)), context, _begin, (begun, begin, arguments)) as pool:
         try:
+            waiting = [pool.submit(work, *call) for call in calls]
             for done in tqdm(as_completed(waiting), title, len(waiting), ncols=100, disable=not show_progress):
                 done.result()
+        except BrokenProcessPool:
+            reason = "the system ended it, most likely for memory: give fewer processes, or more memory"
+            if not begun.is_set():
+                reason = 'each runs your script again to begin: put what it calls under `if __name__ == "__main__":`'
+            raise InputError(f"a process that was to work beside others ended too early; {reason}") from None
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
+
+
+def end_if_starting() -> None:
+    """End a process that runs the caller's script to begin, and came to what starts processes itself: who started it
+    says why (`in_processes`)."""
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
+        sys.exit(1)
 
 
 def _context():
@@ -165,7 +195,8 @@ def _context():
     return context
 
 
-def _begin(begin, arguments):
+def _begin(begun, begin, arguments):
+    begun.set()
     threading.Thread(target=_end_with_parent, daemon=True).start()
     begin(*arguments)
 
@@ -200,8 +231,20 @@ def _start_worker(arguments):
 
 def _train_worker(run, path, original):
     config, split = _worker
-    if run.paired:
-        _, seconds = train_paired(config, split, path, original, run.forgotten, run.seed)
-    else:
-        _, _, seconds = train(config, split, path, run.forgotten, run.seed, run.log_negatives)
-    write_atomically(Path(path).with_suffix(".json"), json.dumps({"seconds": seconds, "seed": run.seed}).encode())
+    with locked(path, wait=True):
+        if _whole(run, path):  # by another process, in the meantime
+            return
+        if run.paired:
+            _, seconds = train_paired(config, split, path, original, run.forgotten, run.seed)
+        else:
+            _, _, seconds = train(config, split, path, run.forgotten, run.seed, run.log_negatives)
+        write_atomically(Path(path).with_suffix(".json"), json.dumps({"seconds": seconds, "seed": run.seed}).encode())
+
+
+def _whole(run, path):
+    """Whether a run was trained to its end, and its files are as they were then."""
+    try:
+        checkpoints.load(path) if run.log_negatives else checkpoints.read(path, logged=False)
+    except InputError:
+        return False
+    return Path(path).with_suffix(".json").exists()

@@ -72,7 +72,8 @@ def tuned(
             before = _judged(trainer, original, split, rows)
             found[-1, seed] = before
             for number, (name, changes) in enumerate(tried):
-                method = METHODS[name](comparison.task(run.seed, name), settings_of(name, changes))
+                settings = settings_of(name, changes)
+                method = METHODS[name](comparison.task(run.seed, name, settings), settings)
                 try:
                     method.prepare()
                     found[number, seed] = _judged(trainer, method.forget(rows).model, split, rows)

@@ -1,20 +1,25 @@
 """What ties a checkpoint and its log to a data set."""
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import pandas as pd
+from recbole.data.dataloader import TrainDataLoader
 from recbole.data.dataset import Dataset
 
+HELD_OUT = "held_out"
 
-def fingerprint(dataset: Dataset) -> dict[str, str]:
-    """Checksums of a built RecBole data set.
+
+def fingerprint(loader: TrainDataLoader) -> dict[str, str]:
+    """Checksums of the data set of a RecBole loader.
 
     Returns:
         sha256 hex digests: ``users`` and ``items`` of the id maps (token of every id), ``rows`` of the
-        interactions in log order (ids, grouped by user).
+        interactions in log order (ids, grouped by user), and where negatives are drawn by popularity, for which RecBole
+        counts held-out interactions too, ``held_out`` of these counts.
     """
+    dataset, sampler = loader._dataset, loader._sampler
     users = dataset.inter_feat[dataset.uid_field].numpy()
     items = dataset.inter_feat[dataset.iid_field].numpy()
     order = np.argsort(users, kind="stable")
@@ -22,7 +27,21 @@ def fingerprint(dataset: Dataset) -> dict[str, str]:
         "users": tokens_checksum(dataset.field2id_token[dataset.uid_field]),
         "items": tokens_checksum(dataset.field2id_token[dataset.iid_field]),
         "rows": rows_checksum(users[order], items[order]),
+        **(_held_out(dataset, sampler) if getattr(sampler, "distribution", None) == "popularity" else {}),
     }
+
+
+def _held_out(dataset, sampler):
+    counted = getattr(sampler, "datasets", None) or [sampler.dataset]
+    parts = (np.bincount(each.inter_feat[each.iid_field].numpy(), minlength=each.item_num) for each in counted)
+    return held_out_checksum(
+        sum(parts) - np.bincount(dataset.inter_feat[dataset.iid_field].numpy(), minlength=dataset.item_num)
+    )
+
+
+def held_out_checksum(counts: np.ndarray) -> dict[str, str]:
+    """Entry of a fingerprint: sha256 of the number of held-out interactions of each item, ``[items]``."""
+    return {HELD_OUT: hashlib.sha256(counts.astype("<i8").tobytes()).hexdigest()}
 
 
 def marks(dataset: Dataset, order: np.ndarray) -> np.ndarray | None:
@@ -41,6 +60,25 @@ def marks(dataset: Dataset, order: np.ndarray) -> np.ndarray | None:
     if not pd.DataFrame({key: columns[key] for key in keys}).duplicated().any():
         return None
     return pd.util.hash_pandas_object(pd.DataFrame(columns), index=False).to_numpy()[order]
+
+
+def surroundings(data: Dataset, tables: Mapping[str, Mapping[str, np.ndarray]]) -> str:
+    """Checksum of what a training reads beside who had what: features, facts, histories, pre-trained vectors.
+
+    Args:
+        data: a built RecBole data set.
+        tables: name -> columns, of the training interactions in log order (``train``) and of its other tables.
+    """
+    known = {data.uid_field, data.iid_field}  # by the fingerprint
+    own = data.field2type.keys() - known  # a trainer numbers rows
+    read = {f"train/{name}": tables["train"][name] for name in own & tables["train"].keys()}
+    for table in tables.keys() - {"train"}:
+        read |= {f"{table}/{name}": column for name, column in tables[table].items()}
+    read |= {f"preloaded/{field}": vectors for field, vectors in data._preloaded_weight.items()}
+    checksum = hashlib.sha256()
+    for name, array in sorted(read.items()):
+        checksum.update(f"{name} {array.dtype} {array.shape}\0".encode() + np.ascontiguousarray(array).tobytes())
+    return checksum.hexdigest()
 
 
 def rows_checksum(users: np.ndarray, items: np.ndarray) -> str:

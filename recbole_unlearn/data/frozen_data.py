@@ -19,7 +19,7 @@ from recbole.data.dataset import Dataset, KnowledgeBasedDataset, SequentialDatas
 from recbole.data.interaction import Interaction
 from recbole.utils import FeatureSource, FeatureType, ModelType
 
-from recbole_unlearn.data.fingerprint import tokens_checksum
+from recbole_unlearn.data.fingerprint import HELD_OUT, held_out_checksum, surroundings, tokens_checksum
 from recbole_unlearn.storage.files import replacing, write_atomically
 
 if TYPE_CHECKING:
@@ -84,6 +84,13 @@ class Frozen:
             for part, field in (("users", self.data.uid_field), ("items", self.data.iid_field))
         }
         self.fingerprint = {**split.fingerprint_without(rows), **named}
+        if HELD_OUT in self.fingerprint:
+            left = np.concatenate([self.tables[name][self.data.iid_field] for name in PARTS[1:]])
+            self.fingerprint |= held_out_checksum(np.bincount(left, minlength=self.data.item_num))
+
+    def surroundings(self) -> str:
+        """As of the split that reading it gives, see `Split.surroundings`."""
+        return surroundings(self.data, {name: self.tables[name] for name in self.tables.keys() - PARTS[1:]})
 
     def _nameless(self, field):
         """Ids of which there was something in the interactions and nothing is left, in histories neither."""

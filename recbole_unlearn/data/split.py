@@ -24,7 +24,7 @@ from recbole.sampler.sampler import AbstractSampler
 from recbole.utils import ModelType, init_seed
 
 from recbole_unlearn.data.dataset import faster
-from recbole_unlearn.data.fingerprint import fingerprint, marks, rows_checksum
+from recbole_unlearn.data.fingerprint import HELD_OUT, fingerprint, marks, rows_checksum, surroundings
 from recbole_unlearn.data.forget import spammers
 from recbole_unlearn.data.frozen_data import frozen_dataset, is_frozen
 from recbole_unlearn.data.knowledge import KEY, LinkedDataset, drop_facts
@@ -147,7 +147,7 @@ class Split:
         if spam := spammers(config):
             accounts, promoted = spam
             self._add(*draw_spam(self, accounts, promoted, config["forget_seed"]))
-            self.fingerprint = fingerprint(self.train._dataset)
+            self.fingerprint = fingerprint(pairwise_loader(self.train))
 
     @classmethod
     def seeded(cls, config, log=None):
@@ -173,7 +173,7 @@ class Split:
         self.n_users, self.n_items = data.user_num, data.item_num
         self._take_rows()
         self.spam = np.empty(0, np.int64)
-        self.fingerprint = fingerprint(data)
+        self.fingerprint = fingerprint(pairwise_loader(self.train))
 
     def _take_rows(self):
         data = self.train._dataset
@@ -430,11 +430,23 @@ class Split:
         of = self.fingerprint.get("of", self.n_rows)
         return {**self.fingerprint, "rows": rows_checksum(self.users[keep], self.items[keep]), "of": of}
 
+    def surroundings(self, forgotten: np.ndarray | None = None) -> str:
+        """Checksum of what else training without some rows reads, see `fingerprint.surroundings`."""
+        data, order = self.train._dataset, self.data_row
+        if forgotten is not None and len(forgotten):
+            data, order = self.remaining_dataset(forgotten), self.positions_without(forgotten)
+
+        def columns(table, rows: Any = slice(None)):
+            return {name: column.numpy()[rows] for name, column in table.interaction.items()}
+
+        tables = {name: columns(getattr(data, name)) for name in data.feat_name_list if name != "inter_feat"}
+        return surroundings(data, {**tables, "train": columns(data.inter_feat, order[order >= 0])})
+
     def align(self, log: TripleLog) -> "Split":
         """This split without the rows that were already forgotten, according to the log of an unlearned model.
 
         Raises:
-            InputError: the log belongs to another data set, or to another split of it.
+            InputError: the log belongs to another data set, to another split of it, or to another popularity.
         """
         theirs = log.metadata["fingerprint"]
         name = self.config["dataset"]
@@ -444,6 +456,12 @@ class Split:
                     f"the triple log {log.path} was written for another data set: its {what} are not those of {name}; "
                     "check dataset, data_path and the filtering keys"
                 )
+        counts = self.fingerprint.get(HELD_OUT)
+        if counts and theirs.get(HELD_OUT) not in (None, salted(log.salt, counts)):
+            raise InputError(
+                f"the triple log {log.path} was written beside other held-out interactions than {name} now has, and "
+                "popularity, by which its negatives were drawn, counts them: put them back, or train anew"
+            )
         if theirs.get("rows") == salted(log.salt, self.fingerprint["rows"]):
             return self
         kept = _match(log, self) if theirs.get("of") == self.n_rows else None

@@ -90,7 +90,10 @@ def epsilons(unlearned: np.ndarray, oracle: np.ndarray) -> np.ndarray:
     rate is (k + 1/2) / (n + 1), so that n models show at most ``log(2 n + 1)``.
     """
     n, m = len(unlearned), len(oracle)
-    order = np.argsort(np.concatenate([unlearned, oracle]), axis=0, kind="stable")
+    both = np.concatenate([unlearned, oracle])
+    order = np.argsort(both, axis=0, kind="stable")
+    ranked = np.take_along_axis(both, order, 0)
+    apart = ranked[1:] > ranked[:-1]  # no threshold is inside a tie
     below = np.cumsum(order < n, axis=0)[:-1]  # unlearned models below each threshold
     others = np.arange(1, n + m)[:, None] - below
     worst = np.zeros(unlearned.shape[1])
@@ -100,7 +103,8 @@ def epsilons(unlearned: np.ndarray, oracle: np.ndarray) -> np.ndarray:
     ):
         miss, alarm = (false_negative + 0.5) / (n + 1), (false_positive + 0.5) / (m + 1)
         for one, other in ((miss, alarm), (alarm, miss)):
-            worst = np.maximum(worst, np.log(np.maximum(1 - DELTA - other, DELTA) / one).max(0))
+            each = np.log(np.maximum(1 - DELTA - other, DELTA) / one)
+            worst = np.maximum(worst, np.where(apart, each, 0).max(0))
     return worst
 
 

@@ -1,6 +1,5 @@
 """An audit of methods, one example at a time, as tables and pictures."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +8,7 @@ import pandas as pd
 
 from recbole_unlearn.reports.pictures.described import pair_histograms
 from recbole_unlearn.reports.pictures.drawn import svg, write_png
-from recbole_unlearn.reports.tables import compiled
+from recbole_unlearn.reports.tables import compiled, json_text
 from recbole_unlearn.storage.files import write_atomically
 
 # Figure -> title; of these it is a defect to lie outside the floor's interval.
@@ -120,7 +119,7 @@ def write(results: dict[str, Any], title: str, agreement: float | None, folder: 
     page = markdown(results, title, agreement)
     write_atomically(folder / f"{name}.md", page.encode())
     kept = {"title": title, "agreement": agreement, "sets": results}
-    write_atomically(folder / f"{name}.json", json.dumps(kept).encode())
+    write_atomically(folder / f"{name}.json", json_text(kept, None).encode())
     for chosen, each in results.items():
         pairs = {way: found["pairs"] for way, found in each["figures"].items()}
         picture = pair_histograms(pairs, {way: floor_of(each, way)["pairs"] for way in pairs})

@@ -1,14 +1,29 @@
 """Results as tables that people can paste."""
 
 import json
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from recbole_unlearn.data.forget import COHORT
 from recbole_unlearn.reports import page as html_report
 from recbole_unlearn.storage.files import write_atomically
+
+
+def json_text(value: Any, indent: int | None = 1) -> str:
+    """JSON, which has no NaN and no infinity: null."""
+
+    def known(each):
+        if isinstance(each, dict):
+            return {key: known(own) for key, own in each.items()}
+        if isinstance(each, (list, tuple)):
+            return [known(own) for own in each]
+        return None if isinstance(each, float) and not math.isfinite(each) else each
+
+    return json.dumps(known(value), indent=indent, allow_nan=False)
 
 
 def comparison_table(result: dict, metrics: Sequence[str] = ("hit", "ndcg")) -> pd.DataFrame:
@@ -141,7 +156,9 @@ def _drift(stream):
         found = [key for key in stream["drift"][0] if key.endswith("_unlearned") and key.startswith("ndcg")]
         names = {"forget_auc": "forget-set AUC", **{key[:-10]: key[:-10].upper() for key in found[:1]}}
         columns = {f"{key}_{of}": f"{name} {of}" for key, name in names.items() for of in ("unlearned", "retrained")}
-        table = pd.DataFrame(stream["drift"])[["requests", "forgotten", *columns]].rename(columns=columns)
+        counts = ["requests", "forgotten"]
+        table = pd.DataFrame(stream["drift"])[[*counts, *columns]].rename(columns=columns)
+        table = table.astype(dict.fromkeys(counts, object))  # else they are floats beside floats
         lines += ["Drift:", "", table.to_markdown(index=False, floatfmt=".4f"), ""]
     if stream["empty"]:
         lines += [f"{stream['empty']} requests named nothing, or nothing any more, to forget.", ""]
@@ -294,7 +311,7 @@ def write_fidelity(results: dict, title: str, folder: Path, name: str = "fidelit
         ("md", page),
         ("csv", frame.to_csv()),
         ("tex", latex(frame)),
-        ("json", json.dumps(results, indent=1)),
+        ("json", json_text(results)),
     ):
         write_atomically(folder / f"{name}.{ending}", text.encode())
     return page
@@ -308,12 +325,13 @@ READ_COMPARED = (
 )
 
 
-def compared_table(figures: dict, cutoff: int = 10) -> pd.DataFrame:
+def compared_table(figures: dict, cutoff: int = 10, refused: Mapping[str, str] | None = None) -> pd.DataFrame:
     """One row a method or model; ranking metrics at one cutoff.
 
     Args:
         figures (dict): of `recbole_unlearn.comparison.figures.summary`.
         cutoff (int): K.
+        refused: methods that are left out, and why.
 
     Returns:
         pandas.DataFrame of strings: mean ± standard deviation over seeds (difference to Retrain's mean).
@@ -332,6 +350,7 @@ def compared_table(figures: dict, cutoff: int = 10) -> pd.DataFrame:
     rows = {
         name: {title: _compared_cell(row, key, name) for key, title in columns.items()} for name, row in figures.items()
     }
+    rows |= {name: {title: "refused" * (not n) for n, title in enumerate(columns.values())} for name in refused or ()}
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
@@ -357,9 +376,11 @@ def compared_markdown(results: dict, summaries: dict, title: str, cutoff: int = 
     """
     lines = [f"# {title}", ""]
     for name, (interactions, figures) in summaries.items():
-        table = compared_table(figures, cutoff).to_markdown(disable_numparse=True)
+        told = results["sets"][name]
+        table = compared_table(figures, cutoff, told["refused"]).to_markdown(disable_numparse=True)
         lines += [f"## Forget {name} ({interactions} interactions)", "", table, ""]
-        lines += [line for note in results["sets"][name]["notes"] for line in (note, "")]
+        reasons = [f"Refused: {why}." for why in told["refused"].values()]
+        lines += [line for note in (*reasons, *told["notes"]) for line in (note, "")]
     lines += [READ_COMPARED + compiled(results.get("agreement")), ""]
     return "\n".join(lines)
 
@@ -378,12 +399,13 @@ def write_compared(results: dict, summaries: dict, title: str, folder: Path, cut
         for method, row in figures.items()
         for figure, values in row.items()
     ]
-    tabulars = [f"% forget {n}\n{latex(compared_table(f, cutoff))}" for n, (_, f) in summaries.items()]
+    refused = {name: told["refused"] for name, told in results["sets"].items()}
+    tabulars = [f"% forget {n}\n{latex(compared_table(f, cutoff, refused[n]))}" for n, (_, f) in summaries.items()]
     for ending, text in (
         ("md", page),
         ("csv", pd.DataFrame(every).to_csv(index=False)),
         ("tex", "\n".join(tabulars)),
-        ("json", json.dumps({**results, "title": title}, indent=1)),
+        ("json", json_text({**results, "title": title})),
     ):
         write_atomically(folder / f"comparison.{ending}", text.encode())
     return page
@@ -391,6 +413,6 @@ def write_compared(results: dict, summaries: dict, title: str, folder: Path, cut
 
 def write(result: dict, folder: Path) -> None:
     """Write result.json, result.md and report.html."""
-    write_atomically(folder / "result.json", json.dumps(result, indent=1).encode())
+    write_atomically(folder / "result.json", json_text(result).encode())
     write_atomically(folder / "result.md", markdown(result).encode())
     write_atomically(folder / "report.html", html(result).encode())

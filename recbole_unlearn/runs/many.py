@@ -68,7 +68,7 @@ def compared(given: Given, held: ExitStack, saved: bool) -> Result:
         init_logger(config)
     trained = TrainedSeeds(given.arguments, output.cache_folder(config, "comparison"))
     sets, seeds = forget_sets(trained.config, trained.split), config["comparison_seeds"]
-    results = Comparison(trained, settings, seeds, config["show_progress"]).run(sets, models)
+    results = Comparison(trained, settings, seeds, config["show_progress"]).run(sets, models, partial=True)
     summaries = {name: (each["interactions"], summary(each["figures"])) for name, each in results["sets"].items()}
     title = f"{config['model']} on {config['dataset']}, {seeds} seed{'s' if seeds > 1 else ''}"
     cutoff = 10 if 10 in config["topk"] else max(config["topk"])

@@ -6,6 +6,7 @@ import secrets
 from collections.abc import Mapping
 from contextlib import contextmanager
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -159,7 +160,8 @@ def save_unlearned(
         # where no row goes, batches tell of none
         ordered = isinstance(epochs, Fresh) or not config["purge"] or (not len(rows) and trained.recorded().ordered())
         log.without(rows, folder, run_id, fingerprint, epochs, unlearned.snapshots, ordered=ordered)
-        guard.inherit(guarded, folder, unlearned.state_dict)
+        surroundings = frozen.surroundings if frozen else partial(split.surroundings, rows)
+        guard.inherit(guarded, folder, unlearned.state_dict, surroundings)
         if frozen:
             frozen.write(folder)
 

@@ -25,6 +25,7 @@ TEMPORARY = re.compile(r"\..+\.(\d+)\.tmp")
 SCRATCH = f".recbole_unlearn.{platform.node()}."  # other machines, whose processes we cannot see, may share the folder
 
 
+WAIT = 0.2  # seconds between looks at a lock
 MAX_BYTES = 1 << 30  # of a file that a user hands us to be read whole
 
 
@@ -186,16 +187,19 @@ def _alive(pid, entry):
 
 
 @contextmanager
-def locked(path: Path | str) -> Iterator[None]:
+def locked(path: Path | str, wait: bool = False) -> Iterator[None]:
     """Keep every other process off ``path`` (a checkpoint; it need not exist yet).
 
     The kernel drops the lock when its process ends, however it ends, so a killed one locks nobody out.
+
+    Args:
+        wait: until another process that is working on it has finished.
 
     Raises:
         Locked: another process is working on it.
     """
     path = Path(path).resolve()
-    descriptor, name = _lock(path)
+    descriptor, name = _lock(path, wait)
     try:
         yield
     finally:
@@ -208,7 +212,7 @@ def locked(path: Path | str) -> Iterator[None]:
                 name.unlink()
 
 
-def _lock(path):
+def _lock(path, wait):
     """(descriptor, lock file to delete afterwards or None).
 
     Not `filelock.FileLock`: it leaves its file there, and cannot lock a checkpoint that may only be read.
@@ -229,6 +233,9 @@ def _lock(path):
             return None, None
         if not free:
             os.close(descriptor)
+            if wait:
+                time.sleep(WAIT)
+                continue
             raise Locked(f"another process is working on {path}; wait until it has finished")
         # the holder before us may have deleted the file between our opening and our locking it
         try:

@@ -228,7 +228,7 @@ class _Logging(Trainer):
             return
         training = Training(
             run_id=secrets.token_hex(8),
-            fingerprint=fingerprint(dataset),
+            fingerprint=fingerprint(train_data),
             n_users=dataset.user_num,
             n_items=dataset.item_num,
             negatives=negatives_of(train_data) or 0,

@@ -8,6 +8,7 @@ training, what the log says of itself is checked: optimiser, learning rates, num
 """
 
 import json
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -35,6 +36,7 @@ OPTIMIZERS = {
     "sparse_adam": "SparseAdam",
 }  # fmt: skip
 DRAWN = "its negatives are drawn by their law, not known to be those of its training; approximate"
+CHANGED = "; features, facts or histories that training reads have changed since the log was checked: put them back"
 LEFT = "train anew, or take one approximate step: method: influence"
 
 
@@ -91,10 +93,10 @@ def known(unlearner: "InfluenceUnlearner", way: Way) -> Guard | None:
             return Guard("not", "the log is of an earlier version")
         how = f"optimiser, learning rates and steps are those of the log; {way.name} is not checked by replay"
         return Guard("recorded", how)
-    kept = _kept(trained)
+    kept, current = _kept(trained)
     if kept is None and trained.unlearned_before and not (log.path / FILE).exists():
         return Guard("not", "not guarded: what forgot before (a step, or an earlier version) kept no replay of the log")
-    return kept
+    return kept if current else None
 
 
 def check(unlearner: "InfluenceUnlearner", way: Way, show_progress: bool = False) -> Guard:
@@ -107,12 +109,14 @@ def check(unlearner: "InfluenceUnlearner", way: Way, show_progress: bool = False
         return found_before
     trained, log = unlearner.trained, unlearner.log
     problem: Any = unlearner.problem
+    kept, current = _kept(trained)
+    since = CHANGED if kept and not current else ""
     start = perf_counter()
     found = problem.reproduction(show_progress)
     if found is None:
         raise NotReproduced(
             "the triple log cannot be checked by replay: the order of its batches is not known (its train loader was "
-            "used elsewhere, a purge left it out, or an earlier version wrote it)",
+            f"used elsewhere, a purge left it out, or an earlier version wrote it){since}",
             LEFT,
         )
     distance, rounding = found
@@ -121,18 +125,23 @@ def check(unlearner: "InfluenceUnlearner", way: Way, show_progress: bool = False
         raise NotReproduced(
             "the triple log does not tell what training did (weights changed by other means than its steps, or a rate "
             f"at which rounding grows): its replay with nothing forgotten ends {distance:.2g} of the way from the "
-            f"stored weights, where at most {limit:.2g} is fit to replay",
+            f"stored weights, where at most {limit:.2g} is fit to replay{since}",
             LEFT,
         )
     guard = Guard("replayed", _sentence(distance), distance, limit, perf_counter() - start)
-    _keep(log.path, trained.stored["state_dict"], guard)
+    _keep(log.path, trained.stored["state_dict"], guard, trained.split.surroundings())
     return guard
 
 
-def inherit(guard: Guard | None, folder: Path | str, state_dict: dict[str, Any]) -> None:
-    """Keep in the folder of an unlearned model's log what was known of its original's, but for the digits."""
+def inherit(
+    guard: Guard | None, folder: Path | str, state_dict: dict[str, Any], surroundings: Callable[[], str]
+) -> None:
+    """Keep in the folder of an unlearned model's log what was known of its original's, but for the digits.
+
+    ``surroundings``: `Split.surroundings` of the data that are left.
+    """
     if guard and guard.distance is not None:
-        _keep(folder, state_dict, replace(guard.coarse(), checked="inherited"))
+        _keep(folder, state_dict, replace(guard.coarse(), checked="inherited"), surroundings())
 
 
 def _sentence(distance):
@@ -172,27 +181,35 @@ def _contradiction(trained, way, schedules):
     return None
 
 
-def _keep(folder, state_dict, guard):
-    """Write down what was found, tied to the weights and the log; in a folder that we may only read, nothing."""
+def _keep(folder, state_dict, guard, surroundings):
+    """Write down what was found, tied to weights, log and data; in a folder that we may only read, nothing."""
     folder = Path(folder)
-    content = {"checked": guard.checked, "distance": guard.distance, "limit": guard.limit, **_ties(state_dict, folder)}
+    content = {"checked": guard.checked, "distance": guard.distance, "limit": guard.limit}
+    content |= _ties(state_dict, folder, surroundings)
     with suppress(OSError):
         write_atomically(folder / FILE, json.dumps(content).encode())
 
 
-def _ties(state_dict, folder):
-    salt, metadata = salt_of(folder), audit.file_checksum(folder / "metadata.json")
-    return {"weights": salted(salt, audit.weights_checksum(state_dict)), "log": salted(salt, metadata)}
+def _ties(state_dict, folder, surroundings):
+    """By what the log's own fingerprint does not tell too: the log is checked anew where facts or features differ."""
+    weights, log = audit.weights_checksum(state_dict), audit.file_checksum(folder / "metadata.json")
+    found = {"weights": weights, "log": log, "surroundings": surroundings}
+    return {name: salted(salt_of(folder), checksum) for name, checksum in found.items()}
 
 
 def _kept(trained):
-    """What was found before for these weights and this log; None: nothing, or it is damaged, or of others."""
+    """(What was found before for these weights and this log, or None; whether for these data too).
+
+    None too, where it is damaged, or of others.
+    """
     try:
         content = json.loads(read_whole(trained.log.path / FILE, 1 << 16))
         ties = {key: content[key] for key in ("weights", "log")}
         distance, limit, checked = float(content["distance"]), float(content["limit"]), content["checked"]
     except (OSError, ValueError, TypeError, KeyError, RecursionError):
-        return None
-    if ties != _ties(trained.stored["state_dict"], trained.log.path) or checked not in ("replayed", "inherited"):
-        return None
-    return Guard(checked, _sentence(distance), distance, limit) if 0 <= distance <= limit else None
+        return None, False
+    own = _ties(trained.stored["state_dict"], trained.log.path, trained.split.surroundings())
+    current = content.get("surroundings") in (None, own.pop("surroundings"))  # earlier versions kept none
+    if ties != own or checked not in ("replayed", "inherited") or not 0 <= distance <= limit:
+        return None, False
+    return Guard(checked, _sentence(distance), distance, limit), current

@@ -50,9 +50,9 @@ def test_auc_counts_pairs(positives, negatives):
 
 
 @settings(max_examples=25, deadline=None)
-@given(st.integers(0, 10**6), st.integers(2, 12))
-def test_epsilon_is_that_of_the_worst_threshold(seed, n):
-    one, other = margins(seed, n, 4), margins(seed + 1, n, 4)
+@given(st.integers(0, 10**6), st.integers(2, 12), st.sampled_from([0, 9]))
+def test_epsilon_is_that_of_the_worst_threshold(seed, n, digits):
+    one, other = (np.round(margins(seed + k, n, 4), digits) for k in range(2))  # with ties, and without
     want = np.zeros(4)
     for pair in range(4):
         for cut in np.concatenate([one[:, pair], other[:, pair]]):
@@ -63,6 +63,10 @@ def test_epsilon_is_that_of_the_worst_threshold(seed, n):
                 fnr, fpr = (miss + 0.5) / (n + 1), (alarm + 0.5) / (n + 1)
                 want[pair] = max(want[pair], np.log((1 - 1e-5 - fpr) / fnr), np.log((1 - 1e-5 - fnr) / fpr))
     np.testing.assert_allclose(epsilons(one, other), want, rtol=1e-9)
+
+
+def test_no_threshold_tells_what_is_the_same():
+    assert not epsilons(np.full((8, 3), 0.25), np.full((8, 3), 0.25)).any()
 
 
 def test_epsilon_shows_no_more_than_so_many_models_can():
