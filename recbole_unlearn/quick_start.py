@@ -14,8 +14,10 @@ from recbole_unlearn.runs.run import Run
 from recbole_unlearn.settings.conflicts import check_dry_run, check_many, check_purge, ranks
 from recbole_unlearn.settings.given import Files, Given
 from recbole_unlearn.storage.files import sweep_scratch
+from recbole_unlearn.unlearner import in_turn
 
 
+@in_turn()
 def run_unlearn(
     model: str | type | None = None,
     dataset: str | None = None,

@@ -1,5 +1,6 @@
 """The one class that makes a trained model forget, request after request."""
 
+import os
 import secrets
 import threading
 import warnings
@@ -42,6 +43,16 @@ UNTRAINED = "nothing of it was trained on"
 TURN = threading.RLock()
 
 
+def _alone():
+    """A process that was forked has no other thread, and none that would give back the turn."""
+    global TURN
+    TURN = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_alone)
+
+
 @contextmanager
 def in_turn() -> Iterator[None]:
     """One thread after the other, whichever unlearner: training again uses the random streams of the process."""
@@ -55,7 +66,8 @@ class InfluenceUnlearner:
     For every model of RecBole that is trained row by row, and classes of your own. Each request starts where the one
     before ended: with its weights, its trajectory, and without its interactions. Nothing is written before `save`. The
     log was verified when it was opened, and a checkpoint stays locked until `close`, or the end of a ``with`` block.
-    Requests of several threads wait for each other; copies there are none.
+    Requests of several threads wait for each other, and for `run_unlearn`; what else draws at random in other threads
+    must wait too, since training uses the random streams of the process. Copies there are none.
 
     Args:
         trained: the training to unlearn from; its model and log are only read.

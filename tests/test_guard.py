@@ -3,6 +3,7 @@
 import json
 import shutil
 import zlib
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -330,6 +331,23 @@ def test_a_model_whose_facts_are_others_is_checked_anew(other_facts, name):
         request(path, output_dir="other", **asked)
     other_facts(False)
     assert request(path, output_dir="again", **asked)["guard"]["distance"] == kept["distance"]
+
+
+def test_what_is_scaled_anew_by_each_request_is_no_other_data(make_options, write_data, interactions):
+    """It is rounded once a request, and once when all are read from the files."""
+    early, rows, own = ["u17", "u20", "u23"], [], Counter(user for user, _, _ in interactions)
+    for user, item, time in interactions:
+        own[user] -= 1
+        early_time = (early.index(user) + 1) * (7000 * (early.index(user) + 1) - 13 * own[user]) if user in early else 0
+        rows.append((user, item, early_time if early_time and own[user] > 1 else time))
+    keys = {"data_path": write_data("data", "tiny", rows), "normalize_all": True, "load_col": None, "compare": "none"}
+    keys |= {"eval_args": {"split": {"LS": "valid_and_test"}, "order": "TO", "group_by": "user", "mode": "full"}}
+    asked = {"method": "replay", "replay_rows": "all", "coupling": "paired", "purge": True}
+    chosen = make_options(epochs=2, eval_step=0, output_dir="0", forget_users=early[:1], **asked, **keys)
+    run_unlearn("NeuMF", "tiny", None, chosen)
+    for n, user in enumerate(early[1:]):
+        found = request(f"{n}/unlearned.pth", output_dir=str(n + 1), forget_count=None, forget_users=[user], **asked)
+        assert found["guard"]["checked"] == "inherited"
 
 
 @pytest.mark.parametrize("distribution", ["popularity", "uniform"])

@@ -213,6 +213,17 @@ def test_other_columns_are_kept_as_the_model_read_them(forget, make_split):
     np.testing.assert_allclose(np.sort(after["timestamp"].numpy()), expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("model", ["NeuMF", "GRU4Rec"])
+def test_the_run_that_trains_may_purge_the_data_set(data, make_options, model):
+    """By models of their own trainers, which number the rows of the data set."""
+    sequential = {"loss_type": "CE", "train_neg_sample_args": None, "MAX_ITEM_LIST_LENGTH": 5}
+    keys = {"data_path": "data", "epochs": 1, "eval_step": 0, "compare": "none", "forget_count": 3, "purge": True}
+    keys |= {"purge_dataset": True, "load_col": {"inter": ["user_id", "item_id", "timestamp"]}, "output_dir": "first"}
+    run_unlearn(model, "tiny", None, make_options(**keys, **(sequential if model == "GRU4Rec" else {})))
+    asked = {"checkpoint": "first/unlearned.pth", "forget_count": 2, "compare": "none", "output_dir": "second"}
+    assert run_unlearn(config_dict=asked)["unlearning"]["exact"]
+
+
 def test_without_purge_dataset_the_file_stays(forget, data):
     before = data.read_bytes()
     forget(forget_count=7, purge_dataset=False)

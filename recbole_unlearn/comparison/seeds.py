@@ -24,7 +24,7 @@ from recbole_unlearn.devices import copies
 from recbole_unlearn.errors import InputError
 from recbole_unlearn.settings.config import UnlearnConfig, changed
 from recbole_unlearn.storage import checkpoints
-from recbole_unlearn.storage.files import locked, scratch_folder, write_atomically
+from recbole_unlearn.storage.files import locked, remove, scratch_folder, write_atomically
 from recbole_unlearn.training.compiled import refusal
 from recbole_unlearn.training.fit import LIMIT, distance, new_model, train, train_paired, training_settings
 from recbole_unlearn.training.trainer import make_trainer
@@ -234,6 +234,7 @@ def _train_worker(run, path, original):
     with locked(path, wait=True):
         if _whole(run, path):  # by another process, in the meantime
             return
+        remove(Path(path).with_suffix(".json"))  # what is damaged is no more whole, until it is trained again
         if run.paired:
             _, seconds = train_paired(config, split, path, original, run.forgotten, run.seed)
         else:
@@ -243,8 +244,10 @@ def _train_worker(run, path, original):
 
 def _whole(run, path):
     """Whether a run was trained to its end, and its files are as they were then."""
+    if not Path(path).with_suffix(".json").exists():
+        return False
     try:
         checkpoints.load(path) if run.log_negatives else checkpoints.read(path, logged=False)
     except InputError:
         return False
-    return Path(path).with_suffix(".json").exists()
+    return True

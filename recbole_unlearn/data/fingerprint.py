@@ -8,6 +8,8 @@ import pandas as pd
 from recbole.data.dataloader import TrainDataLoader
 from recbole.data.dataset import Dataset
 
+from recbole_unlearn.data.scaling import scaled
+
 HELD_OUT = "held_out"
 
 
@@ -67,18 +69,29 @@ def surroundings(data: Dataset, tables: Mapping[str, Mapping[str, np.ndarray]]) 
 
     Args:
         data: a built RecBole data set.
-        tables: name -> columns, of the training interactions in log order (``train``) and of its other tables.
+        tables: name -> columns, of the training interactions in log order (``train``: `told` of them) and of its other
+            tables.
     """
-    known = {data.uid_field, data.iid_field}  # by the fingerprint
-    own = data.field2type.keys() - known  # a trainer numbers rows
-    read = {f"train/{name}": tables["train"][name] for name in own & tables["train"].keys()}
+    read = {f"train/{name}": tables["train"][name] for name in told(data) & tables["train"].keys()}
     for table in tables.keys() - {"train"}:
         read |= {f"{table}/{name}": column for name, column in tables[table].items()}
     read |= {f"preloaded/{field}": vectors for field, vectors in data._preloaded_weight.items()}
     checksum = hashlib.sha256()
     for name, array in sorted(read.items()):
-        checksum.update(f"{name} {array.dtype} {array.shape}\0".encode() + np.ascontiguousarray(array).tobytes())
+        checksum.update(f"{name} {array.dtype} {array.shape}\0".encode())
+        checksum.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
     return checksum.hexdigest()
+
+
+def told(data: Dataset) -> set[str]:
+    """Columns of the interactions that `surroundings` tells from others.
+
+    Not the ids, which the fingerprint knows, nor the numbers that a trainer gives to rows, which are no field; nor
+    what is scaled by what remains: in two requests it is rounded otherwise than in one.
+    """
+    moving = scaled(data.config, data)
+    lists = {getattr(data, f"{name}_list_field", None) for name in moving}
+    return data.field2type.keys() - {data.uid_field, data.iid_field, *moving, *lists}
 
 
 def rows_checksum(users: np.ndarray, items: np.ndarray) -> str:

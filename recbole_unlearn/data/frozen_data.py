@@ -20,6 +20,7 @@ from recbole.data.interaction import Interaction
 from recbole.utils import FeatureSource, FeatureType, ModelType
 
 from recbole_unlearn.data.fingerprint import HELD_OUT, held_out_checksum, surroundings, tokens_checksum
+from recbole_unlearn.data.sampling import ROW
 from recbole_unlearn.storage.files import replacing, write_atomically
 
 if TYPE_CHECKING:
@@ -166,8 +167,8 @@ class Frozen:
 
 
 def _columns(table, rows):
-    """Copies of a table's columns as arrays, some rows of them."""
-    return {name: np.array(column.numpy()[rows]) for name, column in table.interaction.items()}
+    """Copies of a table's columns as arrays, some rows of them; not the numbers that a trainer gives to rows."""
+    return {name: np.array(column.numpy()[rows]) for name, column in table.interaction.items() if name != ROW}
 
 
 def is_frozen(config: Config) -> bool:
@@ -222,5 +223,5 @@ class _Restored(Dataset):
 
 def _table(arrays, name):
     """A table of the archive."""
-    columns = [key for key in arrays.files if key.startswith(f"{name}/")]
+    columns = [key for key in arrays.files if key.startswith(f"{name}/") and key != f"{name}/{ROW}"]  # once kept
     return Interaction({key.partition("/")[2]: torch.from_numpy(arrays[key]) for key in columns})

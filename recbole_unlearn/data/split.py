@@ -24,7 +24,7 @@ from recbole.sampler.sampler import AbstractSampler
 from recbole.utils import ModelType, init_seed
 
 from recbole_unlearn.data.dataset import faster
-from recbole_unlearn.data.fingerprint import HELD_OUT, fingerprint, marks, rows_checksum, surroundings
+from recbole_unlearn.data.fingerprint import HELD_OUT, fingerprint, marks, rows_checksum, surroundings, told
 from recbole_unlearn.data.forget import spammers
 from recbole_unlearn.data.frozen_data import frozen_dataset, is_frozen
 from recbole_unlearn.data.knowledge import KEY, LinkedDataset, drop_facts
@@ -436,11 +436,12 @@ class Split:
         if forgotten is not None and len(forgotten):
             data, order = self.remaining_dataset(forgotten), self.positions_without(forgotten)
 
-        def columns(table, rows: Any = slice(None)):
-            return {name: column.numpy()[rows] for name, column in table.interaction.items()}
+        def columns(table):
+            return {name: column.numpy() for name, column in table.interaction.items()}
 
+        order, own = order[order >= 0], columns(data.inter_feat)
         tables = {name: columns(getattr(data, name)) for name in data.feat_name_list if name != "inter_feat"}
-        return surroundings(data, {**tables, "train": columns(data.inter_feat, order[order >= 0])})
+        return surroundings(data, {**tables, "train": {name: own[name][order] for name in told(data) & own.keys()}})
 
     def align(self, log: TripleLog) -> "Split":
         """This split without the rows that were already forgotten, according to the log of an unlearned model.

@@ -421,7 +421,7 @@ class AnyLoss(Problem):
         new = unlearned.training
         self.view = self._without(np.empty(0, np.int64), new.model if new else None)
         self.view.model.load_state_dict(unlearned.state_dict)
-        self.weights = unlearned.state_dict
+        self.weights = copies(unlearned.state_dict)
         if new and isinstance(new.epochs, Fresh):  # from now on, this is the training to be coupled to
             self.recorded, self.beginning = new.epochs.recorded_anew(), new.start
 
