@@ -79,7 +79,7 @@ def surroundings(data: Dataset, tables: Mapping[str, Mapping[str, np.ndarray]]) 
     checksum = hashlib.sha256()
     for name, array in sorted(read.items()):
         checksum.update(f"{name} {array.dtype} {array.shape}\0".encode())
-        checksum.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+        checksum.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
     return checksum.hexdigest()
 
 
