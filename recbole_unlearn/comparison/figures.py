@@ -140,8 +140,8 @@ class Comparison:
                     for part in ("retrained", "unlearned"):
                         if part in runs[0]:
                             figures[f"{model}, {part}"] = [run.pop(part) for run in runs]
-                results[name] = {"interactions": len(rows), "notes": notes[name], "refused": refused}
-                results[name]["figures"] = figures
+                told_of = {"notes": notes[name], "refused": refused, "figures": figures}
+                results[name] = {"interactions": len(rows), **told_of}
         told = {"seeds": self.seeds, "settings": self.settings, "models": list(models), "sets": results}
         return told | {"agreement": self.trained.agreement}
 

@@ -82,21 +82,27 @@ class NotReproduced(InputError):
 
 def known(unlearner: "InfluenceUnlearner", way: Way) -> Guard | None:
     """What is known without a replay; None: a replay must tell. Raises InputError as `check` does."""
+    return _known(unlearner, way)[0]
+
+
+def _known(unlearner, way):
+    """(As `known`; what has changed since the log was checked, in words.)"""
     trained, log = unlearner.trained, unlearner.log
     if reason := _contradiction(trained, way, unlearner.problem.schedules):
         raise InputError(f"the triple log does not tell what training did: {reason}; train anew")
     left = adoption.approximate(trained.stored)
     if left is not None and way.name != "replay":
-        return Guard("not", f"adopted, and training again by its seed ends {left:.2g} of the way off: {DRAWN}")
+        return Guard("not", f"adopted, and training again by its seed ends {left:.2g} of the way off: {DRAWN}"), ""
     if way.name != "replay":
         if log.optimizer is None:
-            return Guard("not", "the log is of an earlier version")
+            return Guard("not", "the log is of an earlier version"), ""
         how = f"optimiser, learning rates and steps are those of the log; {way.name} is not checked by replay"
-        return Guard("recorded", how)
+        return Guard("recorded", how), ""
     kept, current = _kept(trained)
     if kept is None and trained.unlearned_before and not (log.path / FILE).exists():
-        return Guard("not", "not guarded: what forgot before (a step, or an earlier version) kept no replay of the log")
-    return kept if current else None
+        how = "not guarded: what forgot before (a step, or an earlier version) kept no replay of the log"
+        return Guard("not", how), ""
+    return (kept, "") if kept is None or current else (None, CHANGED)
 
 
 def check(unlearner: "InfluenceUnlearner", way: Way, show_progress: bool = False) -> Guard:
@@ -105,12 +111,11 @@ def check(unlearner: "InfluenceUnlearner", way: Way, show_progress: bool = False
     Args:
         unlearner: before its first request in this way.
     """
-    if (found_before := known(unlearner, way)) is not None:
+    found_before, since = _known(unlearner, way)
+    if found_before is not None:
         return found_before
     trained, log = unlearner.trained, unlearner.log
     problem: Any = unlearner.problem
-    kept, current = _kept(trained)
-    since = CHANGED if kept and not current else ""
     start = perf_counter()
     found = problem.reproduction(show_progress)
     if found is None:
