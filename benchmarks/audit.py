@@ -3,6 +3,8 @@
     python benchmarks/audit.py --dataset=ml-100k
     python benchmarks/audit.py --dataset=ml-1m --data_path=PATH --models=64 --methods=ours
     python benchmarks/audit.py planted            # a method that secretly keeps a share of the effect must be caught
+    python benchmarks/audit.py equal              # and equal laws must not be
+    python benchmarks/audit.py pages              # write the pages anew, from the JSON beside them
     python benchmarks/audit.py lds                # do predicted changes follow true ones, over forget sets?
     python benchmarks/audit.py tune               # settings of the methods, by one rule for all
 
@@ -148,7 +150,7 @@ def lds(options):
     common.check_new(options, stem := f"{options.dataset}-{options.model}-{setting(options)}")
     found = _audit(options, options.methods, also=["ours"])
     split, rng, margins = found.split, np.random.default_rng(1), {}
-    panel = Panel(split, [])
+    panel = Panel(split, [])  # for all forget sets: its pairs are of all users, who lose something in some of them
     with scratch_folder() as folder, quiet():
         path, model = found.trained(folder, [], found.config["seed"], True)
         task = Task(found.config, split, found.config["seed"], *checkpoints.load(path), path, folder)
@@ -164,10 +166,11 @@ def lds(options):
                 found_by = panel.view(method.forget(rows).model)["margin"]
                 margins.setdefault(way, []).append(found_by - start)
     truth, rows = np.stack(margins.pop("exact, paired")), []
+    groups = {"training pairs": panel.groups["retained, other users"], "held out": panel.groups["held out"]}
     for way, predicted in margins.items():
         scores = {
             name: [_alike(truth[:, k], np.stack(predicted)[:, k]) for k in range(group.start, group.stop)]
-            for name, group in panel.groups.items()
+            for name, group in groups.items()
         }
         rows.append({"way": way} | {name: common.mean_sd(each, 3) for name, each in scores.items() if each})
     title = f"{options.model} on {options.dataset}, {shown(options)}: linear datamodeling score"
@@ -222,6 +225,59 @@ def tune(options):
     common.write(page, options.output, stem, figures)
 
 
+@takes(
+    models=option([32, 64, 128], "of each population", nargs="+", type=int),
+    times=option(200, "audits of equal laws"),
+    output=RESULTS,
+    again=AGAIN,
+)
+def equal(options):
+    """How often a figure is bold where unlearned and retrained models have one law, of normal margins and figures."""
+    common.check_new(options, "equal")
+    rng, panel, rows = np.random.default_rng(0), Equal(), []
+    for models in options.models:
+        bold: dict[str, int] = {}
+        for _ in tqdm(range(options.times), f"{models} models", ncols=100):
+            originals, oracles, unlearned = (panel.population(rng, models, effect) for effect in (2, 0, 0))
+            floor = compared(panel, originals, oracles, n=models // 2)
+            found = compared(panel, originals, oracles, unlearned)
+            for key in per_example.TELLING.keys() | {"ndcg", "churn", "before and after, held out", "klom, held out"}:
+                bold[key] = bold.get(key, 0) + per_example.outside(key, found, floor)
+        titles = {key: title for key, title in (per_example.TELLING | per_example.OTHERS).items() if key in bold}
+        rows.append({"models": models} | {title: f"{bold[key] / options.times:.1%}" for key, title in titles.items()})
+    title = f"## How often equal laws are told apart, of {options.times} audits"
+    page = f"{title}\n\n{common.markdown(rows)}\n\n`{common.command(options)}`\n"
+    common.write(page, options.output, "equal", rows)
+
+
+class Equal:
+    """A panel of models whose margins and figures are normal, for `compared`."""
+
+    groups = {"forgotten": slice(0, 40), "retained, touched users": slice(40, 40), "held out": slice(40, 80)}
+
+    def population(self, rng, models, effect):
+        """`Views` of models that know the forgotten pairs by so much; of a top list there is a figure each, alone."""
+        margin = rng.normal(size=(models, 80))
+        margin[:, self.groups["forgotten"]] += effect
+        return Views(margin.astype(np.float32), rng.normal(size=(models, 2)))
+
+    def usefulness(self, top):
+        return {"ndcg": top[:, 0]}
+
+    def churn(self, before, after):
+        return after[:, 1]
+
+
+@takes(results=RESULTS / "audit")
+def pages(options):
+    """Write the pages of audits anew, from the JSON beside them."""
+    for file in sorted(options.results.glob("*.json")):
+        kept = read_json(file)
+        file.with_suffix(".md").write_text(
+            per_example.markdown(kept["sets"], kept["title"], kept["agreement"]), "utf-8"
+        )
+
+
 SHOWN = ("nothing done", "ubpr", "one corrected step", "touched rows", "exact, paired", "exact, fresh")
 
 
@@ -235,4 +291,4 @@ def picture(options):
 
 
 if __name__ == "__main__":
-    common.run(__doc__, [audit, planted, lds, tune, picture])
+    common.run(__doc__, [audit, pages, planted, equal, lds, tune, picture])

@@ -11,6 +11,7 @@ from recbole_unlearn.errors import InputError
 from recbole_unlearn.methods import METHODS, suited
 from recbole_unlearn.methods.base import Forgotten, Method
 from recbole_unlearn.quick_start import run_unlearn
+from recbole_unlearn.reports.per_example import outside
 from recbole_unlearn.settings.config import UnlearnConfig
 from recbole_unlearn.training.fit import new_model
 
@@ -35,6 +36,15 @@ def found(tmp_path_factory, make_options):
         return run_unlearn("BPR", "tiny", config_dict=options)
 
     return again(output_dir=str(base / "out")), base, again
+
+
+@pytest.mark.parametrize("key, bold", [("ndcg", 1.5), ("churn", 1.5), ("klom", 1.1), ("klom, held out", 1.1)])
+def test_a_mean_over_models_is_another_by_more_than_the_errors_of_both_populations(key, bold):
+    def of(value):
+        return {key: {"low": value - 1, "median": value, "high": value + 1}}
+
+    for value in (0, 0.9, 1.1, 1.3, 1.5, -1.3, -1.5):
+        assert outside(key, of(value), of(0)) == (abs(value) >= bold)
 
 
 def test_what_an_audit_says(found):

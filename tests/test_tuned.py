@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from recbole.trainer import Trainer
 
 from recbole_unlearn.comparison import tuned as module
 from recbole_unlearn.comparison.figures import Comparison
@@ -63,6 +64,16 @@ def test_trials_are_of_other_models_and_other_rows(trained, monkeypatch):
         model = comparison.task(seed).model()
         found.append(percentiles(model, split, rows).mean() - held_out_percentiles(model, split).mean())
     assert nothing.gap == pytest.approx(np.mean(found))
+
+
+@pytest.mark.parametrize(("metric", "lost"), [("NDCG@10", -1), ("GiniIndex@10", 1)])
+def test_what_is_lost_of_the_validation_metric_is_for_the_worse(metric, lost, make_options, tmp_path, monkeypatch):
+    options = make_options(epochs=1, valid_metric=metric, metrics=["NDCG", "GiniIndex"], topk=[10])
+    trained, values = TrainedSeeds(("BPR", "tiny", None, options), tmp_path / "cache", 1), iter([1.0, *[2.0] * 9])
+    trained.train([SeedRun(trained.config["seed"] + OTHERS, (), True)], False)
+    monkeypatch.setattr(Trainer, "_valid_epoch", lambda *_, **__: (next(values), {}))
+    trials, _ = tuned(trained, ["gradient_ascent"], np.arange(30), 1, False)
+    assert {trial.lost for trial in trials["gradient_ascent"]} == {lost}
 
 
 def test_what_a_candidate_keeps_is_in_a_folder_of_its_own(trained, monkeypatch):

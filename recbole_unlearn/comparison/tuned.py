@@ -79,7 +79,8 @@ def tuned(
                     found[number, seed] = _judged(trainer, method.forget(rows).model, split, rows)
                 except InputError:
                     continue
-            found[:, seed, 1] = 1 - found[:, seed, 1] / before[1]
+            lost = before[1] - found[:, seed, 1] if config["valid_metric_bigger"] else found[:, seed, 1] - before[1]
+            found[:, seed, 1] = lost / abs(before[1])
     gaps, lost = found.mean(1).T
     trials: dict[str, list[Trial]] = {}
     for (name, changes), gap, share in zip(tried, gaps, lost, strict=False):

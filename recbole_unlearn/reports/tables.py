@@ -319,8 +319,9 @@ def write_fidelity(results: dict, title: str, folder: Path, name: str = "fidelit
 
 READ_COMPARED = (
     "Mean ± standard deviation over seeds (difference to Retrain's mean). For the original, Retrain and other models, "
-    "request is the time of their training. One thread each; each time is from when its figure was first measured, so "
-    "that ratios are rough where other work ran on the machine. Forget-set AUC: near Retrain's is good, above it is "
+    "request is the time of their training. One thread each; these train side by side, a core each, methods one after "
+    "the other; each time is from when its figure was first measured, so that ratios are rough where other work ran on "
+    "the machine. Forget-set AUC: near Retrain's is good, above it is "
     "not forgotten, below it over-forgotten."
 )
 

@@ -2,6 +2,7 @@
 
 import copy
 import re
+from dataclasses import replace
 from time import perf_counter
 
 import numpy as np
@@ -32,7 +33,8 @@ def plain(state):
 
 
 def files(folder):
-    return {f.relative_to(folder): f.read_bytes() for f in folder.rglob("*") if f.is_file()}
+    """Of a log, but for what is written down when it was compared with its training."""
+    return {f.relative_to(folder): f.read_bytes() for f in folder.rglob("*") if f.is_file() and f.name != "guard.json"}
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -55,6 +57,13 @@ def test_preparation_is_timed(name, task):
     start = perf_counter()
     seconds = METHODS[name](task, settings_of(name)).prepare()
     assert 0 < seconds <= perf_counter() - start
+
+
+def test_ours_compares_the_log_with_the_training_before_any_request_comes(task):
+    other = replace(task, stored={**task.stored, "state_dict": dict(task.model().state_dict())})
+    other.stored["state_dict"]["item_embedding.weight"] += 0.1  # which the log does not tell
+    with pytest.raises(InputError, match="log"):
+        METHODS["ours"](other, settings_of("ours") | {"method": "replay"}).prepare()
 
 
 @pytest.mark.parametrize("name", METHODS)
