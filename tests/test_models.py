@@ -610,6 +610,8 @@ def test_run_writes_a_model_and_a_log_that_have_forgotten(make_options, tmp_path
         ("NeuMF", {"unlearn_params": ["*"]}, "trained on labels"),
         ("DiffRec", {}, "autoencoder"),
         ("ENMF", {}, "whole user histories"),
+        ("DIEN", TIMES, "draws negatives beside histories"),
+        ("BPR", {"learner": "sparse_adam"}, "sparse_adam takes sparse ones alone"),
         ("NGCF", {"method": "reoptimise", "negatives": "static", "weight_decay": 1e-4}, "not for NGCF"),
         ("NGCF", {"method": "replay", "unlearn_params": ["*"]}, "not for NGCF with unlearn_params"),
         ("LightGCN", {"train_neg_sample_args": {**NEGATIVES, "dynamic": True, "candidate_num": 2}}, "dynamic"),

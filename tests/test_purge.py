@@ -213,6 +213,39 @@ def test_other_columns_are_kept_as_the_model_read_them(forget, make_split):
     np.testing.assert_allclose(np.sort(after["timestamp"].numpy()), expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("model", ["BPR", "GRU4Rec"])
+@pytest.mark.parametrize("unused", [[], ["tags", "sizes"]])
+def test_lists_are_as_wide_as_the_longest_that_is_left(data, make_options, model, unused):
+    """Else their width would say how long one was that is gone; of numbers an index beside each, and in histories."""
+    head, *lines = data.read_text().splitlines()
+    user, item, _ = lines[300].split("\t")
+    head += "\ttags:token_seq\tsizes:float_seq"
+    lines = [
+        f"{line}\t{'a b c d e' if n == 300 else 'a b'}\t{'1 2 3' if n == 300 else '4'}" for n, line in enumerate(lines)
+    ]
+    data.write_text("\n".join([head, *lines]) + "\n")
+    Path("request.tsv").write_text(f"{user}\t{item}\n")
+    sequential = {"loss_type": "CE", "train_neg_sample_args": None, "MAX_ITEM_LIST_LENGTH": 5}
+    columns = {"load_col": {"inter": ["user_id", "item_id", "timestamp", "tags", "sizes"]}}
+    keys = {**columns, "unused_col": {"inter": unused}, "numerical_features": ["sizes"], "output_dir": "first"}
+    keys |= {"data_path": "data", "epochs": 1, "compare": "none", "forget_file": "request.tsv", "purge": True}
+    keys |= {"purge_dataset": True, **(sequential if model == "GRU4Rec" else {})}
+    run_unlearn(model, "tiny", None, make_options(**keys))
+    widths = {"tags": (2,), "sizes": (1, 2)}
+    with np.load("first/unlearned.triples/data/tiny/arrays.npz") as kept:
+        for part in ("train", "valid", "test"):
+            for field, shape in widths.items():
+                if field not in unused:
+                    assert kept[f"{part}/{field}"].shape[1:] == shape
+                if model == "GRU4Rec":
+                    assert kept[f"{part}/{field}_list"].shape[1:] == (5, *shape)
+    lengths = json.loads(Path("first/unlearned.triples/data/tiny/tables.json").read_text())["lengths"]
+    found = {field: np.ravel(lengths[column])[-1] for column in lengths for field in widths if field in column}
+    assert all(widths[field][0] == length for field, length in found.items())
+    asked = {"checkpoint": "first/unlearned.pth", "forget_count": 2, "compare": "none", "output_dir": "second"}
+    assert run_unlearn(config_dict=asked)["unlearning"]["exact"]
+
+
 @pytest.mark.parametrize("model", ["NeuMF", "GRU4Rec"])
 def test_the_run_that_trains_may_purge_the_data_set(data, make_options, model):
     """By models of their own trainers, which number the rows of the data set."""

@@ -1,5 +1,7 @@
 """What a user writes, as it stands in the design of this package, for every kind of model."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -121,6 +123,12 @@ def test_in_memory_and_from_the_checkpoint_are_one(prepared, name):
     with ru.load(trainer.saved_model_file, model=OWN.get(name)) as unlearner:
         outside = unlearner.forget(rows=rows)
     assert torch.equal(flat(inside.state_dict), flat(outside.state_dict))
+
+
+def test_dense_gradients_for_the_optimiser_of_sparse_ones_are_one_line_and_leave_nothing(make_options):
+    with pytest.raises(InputError, match="gradients of Own are dense, .* take another learner") as caught:
+        ru.run_unlearn(Own, "tiny", config_dict=make_options(learner="sparse_adam", output_dir="out", forget_count=3))
+    assert "\n" not in str(caught.value) and not Path("out").exists()
 
 
 def test_sparse_gradients_are_trained_again_and_take_no_step(prepared):

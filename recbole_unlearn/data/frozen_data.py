@@ -19,7 +19,9 @@ from recbole.data.dataset import Dataset, KnowledgeBasedDataset, SequentialDatas
 from recbole.data.interaction import Interaction
 from recbole.utils import FeatureSource, FeatureType, ModelType
 
+from recbole_unlearn.compat.recbole_models import is_recboles
 from recbole_unlearn.data.fingerprint import HELD_OUT, held_out_checksum, surroundings, tokens_checksum
+from recbole_unlearn.data.histories import history_columns
 from recbole_unlearn.data.sampling import ROW
 from recbole_unlearn.storage.files import replacing, write_atomically
 
@@ -36,6 +38,7 @@ CLASSES = {
 }
 INTERACTS = "[UI-Relation]"  # RecBole's own relation, which is in no row
 NOBODY = np.empty(0, np.int64)
+LISTS = (FeatureType.TOKEN_SEQ, FeatureType.FLOAT_SEQ)
 PAIRED = ("item2entity", "entity2item")  # attributes that name tokens
 
 
@@ -65,6 +68,9 @@ class Frozen:
         for name in PARTS[1:]:
             part = getattr(judged, name)._dataset
             self.tables[name] = _columns(part.inter_feat, np.delete(np.arange(len(part)), out.get(name, [])))
+        self.lengths = dict(self.data.field2seqlen)
+        if is_recboles(split.config.model_class):  # a user's own may have weights for as many as there are
+            self._narrow()
         nameless = {
             field: np.union1d(self._nameless(field), (whole or {}).get(part, NOBODY))
             for part, field in (("user", self.data.uid_field), ("item", self.data.iid_field))
@@ -97,6 +103,28 @@ class Frozen:
         """Ids of which there was something in the interactions and nothing is left, in histories neither."""
         parts = [getattr(self.split, name)._dataset.inter_feat.interaction for name in PARTS]
         return np.setdiff1d(self._ids([field], parts), self._ids([field], self.tables.values()))
+
+    def _narrow(self):
+        """Cut lists that interactions have in columns, and in histories of these, to the longest that is left.
+
+        Else their width would tell how many entries one had that is gone.
+        """
+        data, histories = self.data, {}
+        if isinstance(data, SequentialDataset):
+            histories = {column: name for name, column in history_columns(data).items()}
+        together: dict[str, dict[str, int]] = {}  # field -> its columns, with the axis of the list's entries
+        for column in self.tables["train"]:
+            if isinstance(data.field2seqlen.get(column), tuple):
+                together.setdefault(histories[column], {})[column] = 2
+            elif column not in histories and data.field2type.get(column) in LISTS:
+                together.setdefault(column, {})[column] = 1
+        for axes in together.values():
+            found = [_longest(self.tables[part][column], axis) for part in PARTS for column, axis in axes.items()]
+            width = max(1, *found)
+            for column, axis in axes.items():
+                for part in PARTS:
+                    self.tables[part][column] = self.tables[part][column].take(range(width), axis)
+                self.lengths[column] = (self.lengths[column][0], width) if axis == 2 else width
 
     def _ids(self, fields, tables):
         """What tables have in some columns, and in the histories of these: ids, without padding."""
@@ -148,7 +176,7 @@ class Frozen:
         facts = {
             "types": {field: kind.value for field, kind in data.field2type.items()},
             "sources": {field: getattr(source, "value", source) for field, source in data.field2source.items()},
-            "lengths": dict(data.field2seqlen),
+            "lengths": self.lengths,
             "buckets": dict(data.field2bucketnum),
             "alias": {name: list(map(str, fields)) for name, fields in data.alias.items()},
             "rest": list(map(str, data._rest_fields)),
@@ -169,6 +197,12 @@ class Frozen:
 def _columns(table, rows):
     """Copies of a table's columns as arrays, some rows of them; not the numbers that a trainer gives to rows."""
     return {name: np.array(column.numpy()[rows]) for name, column in table.interaction.items() if name != ROW}
+
+
+def _longest(values, axis):
+    """Entries of the longest list, padded with zeros along an axis."""
+    there = np.flatnonzero(values.any(axis=tuple(set(range(values.ndim)) - {axis})))
+    return int(there[-1]) + 1 if len(there) else 0
 
 
 def is_frozen(config: Config) -> bool:

@@ -5,8 +5,11 @@ from collections.abc import Iterable
 import numpy as np
 import torch
 from recbole.config import Config
-from recbole.data.dataset import Dataset
+from recbole.data.dataset import Dataset, SequentialDataset
 from recbole.utils import FeatureType
+
+from recbole_unlearn.data.histories import history_columns
+from recbole_unlearn.errors import InputError
 
 Limits = dict[str, tuple[float, float]]
 
@@ -16,6 +19,25 @@ def scaled(config: Config, data: Dataset) -> list[str]:
     fields = data.float_like_fields if config["normalize_all"] else config["normalize_field"] or []
     columns = data.inter_feat.columns
     return [name for name in fields if name in columns and data.field2type.get(name) == FeatureType.FLOAT]
+
+
+def check_scaled(config: Config, data: Dataset) -> None:
+    """Raises InputError where histories hold numbers that cannot be scaled anew: rows lack each user's last one."""
+    known = history_columns(data) if isinstance(data, SequentialDataset) else {}
+    for name in known if config["normalize_all"] else config["normalize_field"] or []:
+        field = known.get(name)
+        if name in data.inter_feat.columns or data.field2type.get(field) != FeatureType.FLOAT_SEQ:
+            continue
+        if isinstance(data.field2seqlen[field], int):  # else it holds lists of numbers, which stay as they are
+            raise InputError(
+                f"unused_col drops {name}, which is scaled by its smallest and largest value and stays in histories; "
+                f"nobody would know these of what remains: take {name} out of unused_col, or do not normalize it"
+            )
+
+
+def value(column: np.ndarray) -> np.ndarray:
+    """What RecBole scales of a column of numbers: of ``numerical_features`` the first of two, ``[rows, 2]``."""
+    return column[:, 0] if column.ndim > 1 else column
 
 
 def limits(columns: Iterable[tuple[str, np.ndarray]]) -> Limits:
@@ -34,12 +56,16 @@ def rescale(data: Dataset, before: Limits, after: Limits) -> None:
     for name, (low, high) in after.items():
         if (low, high) == before[name]:
             continue
-        columns[name] = _between(columns[name], low, high)
+        pairs = name in data.config["numerical_features"]
+        columns[name] = _between(columns[name], low, high, pairs)
         if (field := getattr(data, f"{name}_list_field", None)) in columns:
             there = torch.arange(columns[field].shape[1]) < columns[data.item_list_length_field][:, None]
-            columns[field] = torch.where(there, _between(columns[field], low, high), columns[field])
+            there = there[:, :, None] if pairs else there
+            columns[field] = torch.where(there, _between(columns[field], low, high, pairs), columns[field])
 
 
-def _between(values, low, high):
-    """As RecBole: one value alone is 1."""
+def _between(values, low, high, pairs):
+    """As RecBole: one value alone is 1; of pairs of a value and an index (``numerical_features``), the value."""
+    if pairs:
+        return torch.stack([_between(values[..., 0], low, high, False), values[..., 1]], dim=-1)
     return (values - low) / (high - low) if high > low else torch.ones_like(values)

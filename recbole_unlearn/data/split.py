@@ -27,9 +27,10 @@ from recbole_unlearn.data.dataset import faster
 from recbole_unlearn.data.fingerprint import HELD_OUT, fingerprint, marks, rows_checksum, surroundings, told
 from recbole_unlearn.data.forget import spammers
 from recbole_unlearn.data.frozen_data import frozen_dataset, is_frozen
+from recbole_unlearn.data.histories import history_columns
 from recbole_unlearn.data.knowledge import KEY, LinkedDataset, drop_facts
 from recbole_unlearn.data.sampling import DrawnAgain
-from recbole_unlearn.data.scaling import Limits, limits, rescale, scaled
+from recbole_unlearn.data.scaling import Limits, check_scaled, limits, rescale, scaled, value
 from recbole_unlearn.data.spam import draw_spam
 from recbole_unlearn.errors import InputError
 from recbole_unlearn.influence.recorded import popularity_weights
@@ -66,40 +67,42 @@ def rebuild_histories(part: SequentialDataset, data: SequentialDataset, rows: np
     """Take from histories what is gone, in place.
 
     RecBole writes histories into the rows (``item_id_list`` and the like) before it splits the data. A user's
-    sequence is the history of the first row, and then the rows' own items. A history is the end of what is before its
-    row: only rows that follow something gone that closely have another.
+    sequence is the history of the first row, and then the rows' own items; of what has no column of its own, the ends
+    of the histories of the rows after them. A history is the end of what is before its row: only rows that follow
+    something gone that closely have another.
 
     Args:
         part: RecBole sequential data set that holds some rows of another, in tensors of its own.
         data: the other one.
-        rows: which these are, ascending.
+        rows: which these are.
         gone: which rows of ``data`` are gone, bool array.
     """
     columns, whole, limit = part.inter_feat.interaction, data.inter_feat, data.max_item_list_len
-    lists = {name: getattr(data, f"{name}_list_field", None) for name in columns}
-    lists = {name: field for name, field in lists.items() if field in columns}
-    lengths = data.item_list_length_field
+    histories, lengths = history_columns(data), data.item_list_length_field
+    place = np.full(len(whole), -1)
+    place[rows] = np.arange(len(rows))
     owner = whole[data.uid_field].numpy()
     by_user = np.argsort(owner, kind="stable")
     touched = np.unique(owner[gone])
     begins, stops = (np.searchsorted(owner[by_user], touched, side) for side in ("left", "right"))
     for begin, stop in zip(begins, stops, strict=True):
         own = by_user[begin:stop]
-        prefix, kept = int(whole[lengths][own[0]]), ~gone[own]
-        sequences = {
-            name: torch.cat([whole[field][own[0], :prefix], whole[name][own[kept]]]) for name, field in lists.items()
-        }
+        prefix, kept, ends = int(whole[lengths][own[0]]), ~gone[own], whole[lengths][own[1:]] - 1
+        sequences = {}
+        for name, field in histories.items():
+            # the last of all is in no history
+            each = whole[name][own] if name in columns else whole[field][torch.from_numpy(own[1:]), ends]
+            sequences[field] = torch.cat([whole[field][own[0], :prefix], each[kept[: len(each)]]])
         ends = prefix + np.cumsum(kept) - kept  # items before each row that are not gone
         before = np.concatenate([[0], np.cumsum(~kept)])
         other = np.flatnonzero(before[:-1] > before[np.maximum(np.arange(len(own)) - limit, 0)])
-        places = np.searchsorted(rows, own[other])
-        here = (places < len(rows)) & (rows[np.minimum(places, len(rows) - 1)] == own[other])
-        here, ends = torch.from_numpy(places[here]), torch.from_numpy(ends[other[here]])
+        places = place[own[other]]
+        here, ends = torch.from_numpy(places[places >= 0]), torch.from_numpy(ends[other[places >= 0]])
         starts = (ends - limit).clamp(min=0)
         columns[lengths][here] = (ends - starts).to(columns[lengths].dtype)
-        for name, field in lists.items():
+        for field, sequence in sequences.items():
             at = torch.arange(columns[field].shape[1]) + starts[:, None]
-            padded = torch.cat([torch.zeros_like(sequences[name][:1]), sequences[name]])
+            padded = torch.cat([torch.zeros_like(sequence[:1]), sequence])
             columns[field][here] = padded[torch.where(at < ends[:, None], at + 1, 0)]
 
 
@@ -168,6 +171,7 @@ class Split:
     def _take(self, valid, test):
         """Derive what is known from the training loader and those of held-out data."""
         data = self.train._dataset
+        check_scaled(self.config, data)
         self.valid, self.test = self._resized(valid), self._resized(test)
         self._test_loaders = {}
         self.n_users, self.n_items = data.user_num, data.item_num
@@ -373,11 +377,11 @@ class Split:
         names = scaled(self.config, self.train._dataset)
 
         def left(name):
-            return np.concatenate([part[name].numpy() for part in parts])[~gone]
+            return np.concatenate([value(part[name].numpy()) for part in parts])[~gone]
 
         def values(name):
             users, firsts = self.firsts(name)
-            return np.concatenate([left(name), firsts[np.isin(users, left(self.train._dataset.uid_field))]])
+            return np.concatenate([left(name), value(firsts)[np.isin(users, left(self.train._dataset.uid_field))]])
 
         return limits((name, values(name)) for name in names)
 

@@ -7,6 +7,7 @@ from recbole.config import Config
 from recbole.model.abstract_recommender import AbstractRecommender
 from recbole.utils import InputType, ModelType
 
+from recbole_unlearn.compat.recbole_models import is_recboles
 from recbole_unlearn.data.frozen_data import is_frozen
 from recbole_unlearn.settings.recbole_keys import recbole_name
 
@@ -79,6 +80,7 @@ REFUSED = {
     "KGAT": "it needs dgl, which does not run with the versions of torch that this package is tested with",
     "MKR": "RecBole trains it by turns on two losses, for which no trainer keeps a log",
     "S3Rec": "it starts from weights pre-trained on the histories, which know what is to be forgotten",
+    "DIEN": "it draws negatives beside histories when the data are read, which no log holds and nobody could draw anew",
     "NCEPLRec": "RecBole computes it when it is built, and trains nothing: build it anew on the data that remain",
 }
 LABELS = "it is trained on labels of single items; a step is for pairs and for softmaxes over all items"
@@ -88,6 +90,7 @@ NO_STEP = {  # models that are trained again only, and why
     **dict.fromkeys(("GRU4RecCPR", "SASRecCPR"), "it reduces its loss on its own"),
     "RepeatNet": "it reduces its loss on its own",
 }
+DENSE = "learner: sparse_adam takes sparse ones alone; take another learner"
 KINDS = (ModelType.GENERAL, ModelType.KNOWLEDGE, ModelType.SEQUENTIAL)
 NEEDS = {"NCL": "faiss", "KGIN": "torch_scatter", "MCCLK": "torch_scatter"}
 PRELOADED = {"GRU4RecKG": ("ent_id",), "KSR": ("ent_id", "rel_id")}
@@ -132,6 +135,8 @@ def _refusal(config, name, kind):
     preloaded = config["preload_weight"] or {}
     if missing := [field for field in PRELOADED.get(name, ()) if field not in preloaded]:
         return f"it needs pre-trained vectors of {' and '.join(missing)} (RecBole's preload_weight)"
+    if str(config["learner"]).lower() == "sparse_adam" and is_recboles(config.model_class):
+        return f"its gradients are dense, and {DENSE}"
     negatives = config["train_neg_sample_args"]
     if config["MODEL_INPUT_TYPE"] == InputType.PAIRWISE and negatives["distribution"] == "none":
         return "train_neg_sample_args: None trains without negatives; pairwise models need them"

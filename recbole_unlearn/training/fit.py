@@ -29,6 +29,7 @@ from recbole_unlearn.influence.coupling import Coupling, Fresh, Paired
 from recbole_unlearn.influence.recorded import Adam, Recorded
 from recbole_unlearn.models.draws import keep_draws
 from recbole_unlearn.models.losses import fixed_randomness
+from recbole_unlearn.models.support import DENSE
 from recbole_unlearn.settings import keys
 from recbole_unlearn.settings.config import changed
 from recbole_unlearn.settings.shown import plain
@@ -99,14 +100,16 @@ def train(config, split, path, forgotten=None, seed=None, log_negatives=True):
     valid = split.judged_without(_rows(forgotten)).valid
     try:
         trainer.fit(loader, valid, verbose=True, saved=True, show_progress=config["show_progress"])
-    except ValueError as error:
-        if str(error) != NAN:
+    except (ValueError, RuntimeError) as error:
+        if str(error) == NAN:
+            said = f"the training's loss became NaN after {len(trainer.train_loss_dict)} epochs; lower learning_rate"
+        elif str(error).startswith("SparseAdam does not support dense gradients"):
+            said = f"the gradients of {config['model']} are dense, and {DENSE}"
+        else:
             raise
         for each in (Path(path), log_path(path)):
             remove(each)
-        raise InputError(
-            f"the training's loss became NaN after {len(trainer.train_loss_dict)} epochs; lower learning_rate"
-        ) from None
+        raise InputError(said) from None
     seconds = perf_counter() - start
     if not config["single_spec"]:
         distributed.barrier()  # rank 0 has written the best weights

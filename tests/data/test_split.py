@@ -160,6 +160,7 @@ def test_validation_and_test_loaders_are_unchanged(make_split):
 
 
 TIMES = {"load_col": {"inter": ["user_id", "item_id", "timestamp"]}}
+UNUSED = {"unused_col": {"inter": ["timestamp"]}}
 HISTORIES = {**TIMES, "MAX_ITEM_LIST_LENGTH": 6, "loss_type": "CE", "train_neg_sample_args": None}
 
 
@@ -192,6 +193,60 @@ def test_columns_are_scaled_by_what_remains(make_split, model, end):
 def _first_times(table):
     """Of histories of a single item, which may be in no row of its own."""
     return [table["timestamp_list"][table["item_length"] == 1, 0]] if "item_length" in table.columns else []
+
+
+@pytest.mark.parametrize("model", ["BPR", "GRU4Rec"])
+@pytest.mark.parametrize("end", [np.argmin, np.argmax])
+def test_of_numerical_features_the_value_is_scaled_and_the_index_stays(make_split, model, end):
+    keys = {"normalize_field": ["timestamp"], **(TIMES if model == "BPR" else HISTORIES)}
+    plain, pairs = make_split(model, **keys), make_split(model, numerical_features=["timestamp"], **keys)
+    rows = np.flatnonzero(plain.users == plain.users[end(plain.train.dataset.inter_feat["timestamp"][plain.data_row])])
+    out = plain.held_out({"user": plain.users[rows[:1]]})
+    for one, other in zip(tables_without(plain, rows, out), tables_without(pairs, rows, out), strict=True):
+        assert torch.equal(one["timestamp"], other["timestamp"][:, 0]) and (other["timestamp"][:, 1] == 1).all()
+        if model == "GRU4Rec":
+            assert torch.equal(one["timestamp_list"], other["timestamp_list"][:, :, 0])
+            assert torch.equal(one["item_id_list"] > 0, other["timestamp_list"][:, :, 1] == 1)
+
+
+def tables_without(split, rows, held_out=None):
+    """Columns of training, validation and test interactions without rows of the first."""
+    judged = split.judged_without(rows, held_out)
+    parts = split.remaining_dataset(rows, held_out), judged.valid.dataset, judged.test.dataset
+    return [part.inter_feat for part in parts]
+
+
+def test_histories_of_columns_that_rows_lack_are_rebuilt(make_split, tmp_path):
+    """RecBole's ``unused_col`` takes a column from the rows and leaves it in their histories."""
+    whole, lacking = make_split("GRU4Rec", **HISTORIES), make_split("GRU4Rec", **UNUSED, **HISTORIES)
+    assert "timestamp" not in lacking.train.dataset.inter_feat.columns
+    rows = np.random.default_rng(3).choice(whole.n_rows, 60, replace=False)
+    rows = np.union1d(rows, np.flatnonzero(whole.users == whole.users[100]))
+    aligned = [split.align(make_log(split, tmp_path / str(n), rows)) for n, split in enumerate((whole, lacking))]
+    for (one, other), gone in (((whole, lacking), rows), (aligned, rows[:0]), (aligned, np.arange(0, 500, 7))):
+        for expected, found in zip(tables_without(one, gone), tables_without(other, gone), strict=True):
+            for column in ("item_id_list", "item_length", "timestamp_list"):
+                assert torch.equal(expected[column], found[column].to(expected[column].dtype))
+
+
+@pytest.mark.parametrize("scaled", [{"normalize_all": True}, {"normalize_field": ["timestamp"]}])
+def test_scaled_histories_of_columns_that_rows_lack_are_refused(make_split, scaled):
+    with pytest.raises(InputError, match="unused_col drops timestamp") as caught:
+        make_split("GRU4Rec", **UNUSED, **HISTORIES, **scaled)
+    assert "\n" not in str(caught.value)
+    make_split(**UNUSED, **TIMES, **scaled)
+
+
+@pytest.mark.parametrize("parts", [{"LS": "valid_only"}, {"LS": "test_only"}, {"RS": [0.8, 0.2, 0]}, {"RS": [1, 0, 0]}])
+def test_histories_are_rebuilt_where_a_part_is_empty(make_split, tmp_path, parts):
+    arguments = {"split": parts, "order": "TO", "group_by": "user", "mode": "full"}
+    split = make_split("GRU4Rec", eval_args=arguments, **HISTORIES)
+    log = make_log(split, tmp_path, np.arange(0, 300, 5))
+    aligned = split.align(log)
+    check_aligned(aligned, log)
+    assert [len(part.dataset) for part in (aligned.valid, aligned.test)] == [
+        len(part.dataset) for part in (split.valid, split.test)
+    ]
 
 
 def test_what_is_scaled_by_rows_that_stay_is_as_it_was(make_split, forgotten):
