@@ -144,7 +144,7 @@ def plain_adam(config: Config) -> bool:
 
 def unfit(config: Config, damping: str) -> str | None:
     """In words, why a step's damping does not fit the optimiser; None where it does."""
-    if damping == "adam" and config["learner"].lower() != "adam":
+    if damping == "adam" and config["learner"] != "adam":
         return f"damping: adam does not fit learner: {config['learner']}"
     return None
 
