@@ -11,6 +11,7 @@ import pandas as pd
 from recbole_unlearn.data.forget import COHORT
 from recbole_unlearn.reports import page as html_report
 from recbole_unlearn.storage.files import write_atomically
+from recbole_unlearn.storage.paths import RESULTS
 
 
 def json_text(value: Any, indent: int | None = 1) -> str:
@@ -413,6 +414,5 @@ def write_compared(results: dict, summaries: dict, title: str, folder: Path, cut
 
 def write(result: dict, folder: Path) -> None:
     """Write result.json, result.md and report.html."""
-    write_atomically(folder / "result.json", json_text(result).encode())
-    write_atomically(folder / "result.md", markdown(result).encode())
-    write_atomically(folder / "report.html", html(result).encode())
+    for name, text in zip(RESULTS, (json_text, markdown, html), strict=True):
+        write_atomically(folder / name, text(result).encode())

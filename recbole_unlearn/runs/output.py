@@ -23,7 +23,7 @@ from recbole_unlearn.influence.coupling import Fresh, Paired
 from recbole_unlearn.settings.shown import public
 from recbole_unlearn.storage import audit, checkpoints, inter_file, paths, purging, secret, suppression
 from recbole_unlearn.storage.files import is_debris, locked, remove, replacing, write_atomically
-from recbole_unlearn.storage.paths import CHANGED, EMBEDDINGS
+from recbole_unlearn.storage.paths import CHANGED, EMBEDDINGS, MODEL, RESULTS, UNLEARNED
 from recbole_unlearn.storage.triple_log import log_path
 from recbole_unlearn.training import adoption
 from recbole_unlearn.training.fit import magnitude
@@ -107,9 +107,9 @@ def _check_audit(config, output, others):
 def claim(held, folder):
     """Make the output folder and keep other processes out of it; tidies up after a killed one."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name in ("unlearned.pth", "model.pth"):
+    for name in (UNLEARNED, MODEL):
         held.enter_context(locked(folder / name))
-    purging.recover(folder / "unlearned.pth")
+    purging.recover(folder / UNLEARNED)
     if not all(map(is_debris, folder.iterdir())):  # again, now that nobody else can be writing
         raise InputError(f"output_dir {folder} was filled by another process meanwhile; name a new one")
     held.enter_context(_nothing_half(folder))
@@ -382,7 +382,7 @@ def recorded_or_gone(path):
     try:
         yield
     except Exception:
-        for name in (path.name, log_path(path).name, "result.json", "result.md", "report.html", CHANGED, EMBEDDINGS):
+        for name in (path.name, log_path(path).name, *RESULTS, CHANGED, EMBEDDINGS):
             if name not in before:
                 remove(path.parent / name)
         raise

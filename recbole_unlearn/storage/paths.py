@@ -9,11 +9,11 @@ from recbole_unlearn.storage.files import TEMPORARY, is_debris
 from recbole_unlearn.storage.triple_log import log_path
 
 # Names of what a run writes into its folder: no audit file can have them.
+MODEL, UNLEARNED, RETRAINED = "model.pth", "unlearned.pth", "retrained.pth"
+RESULT = "result.json"
+RESULTS = (RESULT, "result.md", "report.html")
 CHANGED, EMBEDDINGS = "changed_users.csv", "embeddings"
-OUTPUT_NAMES = (
-    "model.pth", "unlearned.pth", "retrained.pth", "result.json", "result.md", "report.html", "drift.pth", CHANGED,
-    EMBEDDINGS,
-)  # fmt: skip
+OUTPUT_NAMES = (MODEL, UNLEARNED, RETRAINED, *RESULTS, CHANGED, EMBEDDINGS)
 
 
 def check_path(key: str, path: object) -> None:

@@ -24,7 +24,7 @@ from recbole_unlearn.errors import InputError
 from recbole_unlearn.storage import checkpoints, inter_file
 from recbole_unlearn.storage.files import Locked, locked, remove, sweep, sync_folder, write_atomically
 from recbole_unlearn.storage.inter_file import NOBODY, Whole
-from recbole_unlearn.storage.paths import CHANGED, EMBEDDINGS
+from recbole_unlearn.storage.paths import CHANGED, EMBEDDINGS, UNLEARNED
 from recbole_unlearn.storage.triple_log import log_path
 
 
@@ -232,7 +232,7 @@ def _check_form(form):
 def written_beside(path: Path | str) -> list[Path]:
     """What a run wrote beside a new model of it that tells of its weights, and names users and items."""
     folder = Path(path).parent
-    if Path(path).name != "unlearned.pth":  # beside another name lies what is a user's own, or a newer model's
+    if Path(path).name != UNLEARNED:  # beside another name lies what is a user's own, or a newer model's
         return []
     vectors = [folder / EMBEDDINGS / f"{field}s.{ending}" for field in ("user", "item") for ending in ("npy", "csv")]
     return [each for each in (folder / CHANGED, *vectors) if each.exists()]
