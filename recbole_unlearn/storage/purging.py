@@ -22,7 +22,16 @@ from recbole.config import Config
 
 from recbole_unlearn.errors import InputError
 from recbole_unlearn.storage import checkpoints, inter_file
-from recbole_unlearn.storage.files import Locked, locked, remove, sweep, sync_folder, write_atomically
+from recbole_unlearn.storage.files import (
+    Locked,
+    journal_path,
+    lock_path,
+    locked,
+    remove,
+    sweep,
+    sync_folder,
+    write_atomically,
+)
 from recbole_unlearn.storage.inter_file import NOBODY, Whole
 from recbole_unlearn.storage.paths import CHANGED, EMBEDDINGS, UNLEARNED
 from recbole_unlearn.storage.triple_log import log_path
@@ -62,7 +71,7 @@ def check(
                     f"purge would delete the log of {other} too; move that checkpoint elsewhere, with a copy"
                 )
     for file in thinned:
-        if file.with_name(f".{file.name}.lock").exists():
+        if lock_path(file).exists():
             with locked(file):  # whoever holds it now may hold it then
                 pass
         if shutil.disk_usage(file.parent).free < file.stat().st_size:
@@ -96,7 +105,7 @@ def purge(
             for ending, form in inter_file.others(inter, config, whole).items()
         }
         journal["seal"] = inter_file.seal(inter)
-    write_atomically(_journal(path), json.dumps(journal).encode())
+    write_atomically(journal_path(path), json.dumps(journal).encode())
     try:
         with ExitStack() as held:
             thinnings = list(_thinnings(journal))
@@ -106,12 +115,12 @@ def purge(
             for file, entry, _ in thinnings:
                 if inter_file.seal(file) != entry["seal"]:
                     entry["seal"] = inter_file.seal(file)
-                    write_atomically(_journal(path), json.dumps(journal).encode())
+                    write_atomically(journal_path(path), json.dumps(journal).encode())
             for file, entry, of in thinnings:
                 inter_file.remove_pairs(file, entry["format"], of)
         _erase(Path(path))
     except Locked:
-        _journal(path).unlink()
+        journal_path(path).unlink()
         raise
 
 
@@ -127,7 +136,7 @@ def _thinnings(journal):
 
 def pending(path: Path | str) -> bool:
     """Whether a purge of this checkpoint was begun and not finished."""
-    return Path(path).name not in ("", "..") and _journal(path).is_file()
+    return Path(path).name not in ("", "..") and journal_path(path).is_file()
 
 
 def recover(path: Path | str) -> bool:
@@ -169,14 +178,9 @@ def tidy(folder: Path | str) -> None:
         ) from error
 
 
-def _journal(path):
-    path = Path(path)
-    return path.with_name(f".{path.name}.purge")
-
-
 def _finish(path):
     """Finish what a killed process's journal says, if it is one."""
-    file = _journal(path)
+    file = journal_path(path)
     if path.is_dir() or path.is_symlink():
         raise InputError(f"{file} would purge {path}, which is no checkpoint file; delete {file.name}")
     journal = _read(file)
@@ -189,7 +193,7 @@ def _finish(path):
                 f"{file} would remove lines from {inter}, which is not as it was when a purge began here; delete "
                 f"{file.name}, and if that purge was yours, ask for it again"
             )
-        elif inter.with_name(f".{inter.name}.lock").exists():
+        elif lock_path(inter).exists():
             with locked(inter):  # takes a killed process's lock away
                 pass
     _erase(path)
@@ -250,5 +254,5 @@ def _erase(path):
         (path.parent / EMBEDDINGS).rmdir()
     checkpoints.settle(path)
     sync_folder(path.parent)
-    _journal(path).unlink()
+    journal_path(path).unlink()
     sync_folder(path.parent)
