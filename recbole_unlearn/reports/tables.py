@@ -8,8 +8,8 @@ from typing import Any
 
 import pandas as pd
 
-from recbole_unlearn.data.forget import COHORT
 from recbole_unlearn.reports import page as html_report
+from recbole_unlearn.settings.conflicts import COHORT
 from recbole_unlearn.storage.files import write_atomically
 from recbole_unlearn.storage.paths import RESULTS
 
