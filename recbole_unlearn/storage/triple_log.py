@@ -337,6 +337,11 @@ class TripleLog:
         return self.metadata["run_id"]
 
     @property
+    def missing(self) -> int:
+        """How many rows of the training that the log began with were forgotten from it."""
+        return self.metadata["fingerprint"].get("of", self.n_rows) - self.n_rows
+
+    @property
     def nbytes(self) -> int:
         """Bytes on disk."""
         return sum(file.stat().st_size for file in self.path.iterdir())

@@ -435,8 +435,7 @@ def redraws(seed: int, log: TripleLog) -> tuple[int, ...]:
     It is another one for each training, so that models of several seeds are independent, and for each log that requests
     led to: drawn by the same numbers, what one request changed would be what the next one changes.
     """
-    missing = log.metadata["fingerprint"].get("of", log.n_rows) - log.n_rows
-    return (seed, missing) if missing else (seed,)
+    return (seed, log.missing) if log.missing else (seed,)
 
 
 def recorded(config, split, stored, log):
