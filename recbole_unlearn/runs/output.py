@@ -27,7 +27,7 @@ from recbole_unlearn.storage.paths import CHANGED, EMBEDDINGS, MODEL, RESULTS, U
 from recbole_unlearn.storage.triple_log import log_path
 from recbole_unlearn.training import adoption
 from recbole_unlearn.training.fit import magnitude
-from recbole_unlearn.training.trained import Trained
+from recbole_unlearn.training.trained import Trained, seed_of
 from recbole_unlearn.unlearners import guard
 from recbole_unlearn.unlearners.base import Unlearned
 
@@ -219,7 +219,7 @@ def _seed(stored, new):
     """Seed that a model is to be built by which is not the original's; None: there is none."""
     if new is not None and new.seed is not None:
         return new.seed
-    return secrets.randbits(32) if new and isinstance(new.epochs, Fresh) else stored["triple_log"].get("seed")
+    return secrets.randbits(32) if new and isinstance(new.epochs, Fresh) else seed_of(stored)
 
 
 def _approximate(trained, rows):
