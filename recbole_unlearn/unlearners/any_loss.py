@@ -18,7 +18,7 @@ from recbole_unlearn.influence.operators import AutogradCurvature
 from recbole_unlearn.influence.solver import jacobi
 from recbole_unlearn.models.draws import keep_draws
 from recbole_unlearn.models.losses import fixed_randomness
-from recbole_unlearn.models.support import no_step
+from recbole_unlearn.models.support import BATCH_NORM, no_step
 from recbole_unlearn.models.view import View
 from recbole_unlearn.storage.checkpoints import check_finite
 from recbole_unlearn.training import compiled
@@ -431,7 +431,7 @@ class AnyLoss(Problem):
         if self.view.unreduced.norms:
             found.append("L2 norms over a batch: quadratic, with a fixed weight")
         if any(isinstance(m, torch.nn.modules.batchnorm._BatchNorm) for m in self.view.model.modules()):
-            found.append("batch norm: statistics of the original training")
+            found.append(BATCH_NORM)
         if any(isinstance(m, torch.nn.Dropout) and m.p > 0 for m in self.view.model.modules()):
             found.append("dropout: off")
         gone = np.union1d(np.flatnonzero(self.absent), rows)
