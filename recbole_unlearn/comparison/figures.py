@@ -25,7 +25,7 @@ from recbole_unlearn.devices import read
 from recbole_unlearn.errors import InputError, about
 from recbole_unlearn.evaluation.geometry import models_distance
 from recbole_unlearn.methods import METHODS, names_in, settings_of
-from recbole_unlearn.methods.base import Forgotten, Method, Task
+from recbole_unlearn.methods.base import Forgotten, Task
 from recbole_unlearn.models.support import refusal
 from recbole_unlearn.settings.config import UnlearnConfig
 from recbole_unlearn.settings.shown import plain
@@ -193,8 +193,7 @@ class Comparison:
             settings = self.settings[name]
             method = METHODS[name](self.task(seed, name, settings), settings)
             prepare_seconds = method.prepare(self._wanted)
-            own = type(method).original is not Method.original
-            before = {ORIGINAL: self._evaluate(method.original(), rows)} if own else {}
+            before = {ORIGINAL: self._evaluate(method.original(), rows)} if method.has_own_original() else {}
             forgotten = method.forget(rows)
         distance = {DISTANCE: models_distance(forgotten.model, self.task(seed).model())}
         return self._with_costs(forgotten, prepare_seconds, rows) | before | distance

@@ -105,6 +105,11 @@ class Method(ABC):
         known = cls.models is None or config["model"] in cls.models
         return None if known else f"it is for {' and '.join(cls.models or ())}"
 
+    @classmethod
+    def has_own_original(cls) -> bool:
+        """Whether it forgets from a model of its own, that `prepare` trains, not from the task's."""
+        return cls.original is not Method.original
+
     def prepare(self, rows: np.ndarray | None = None) -> float:
         """Train what the method needs before any request beside the model itself, or find it in ``task.folder``.
 
