@@ -47,6 +47,11 @@ class Task:
         self.log = TripleLog(self.log.path, copy.deepcopy(self.log.metadata))  # whose columns nobody can write to
         self.split.draws(self.log)
 
+    @property
+    def weight_decay(self) -> float:
+        """Of the model's training."""
+        return float(self.config["weight_decay"] or 0)
+
     def model(self, data: Dataset | None = None) -> AbstractRecommender:
         """The trained weights, in a model of their own.
 

@@ -42,7 +42,7 @@ class CEU(Method):
         start, task, settings = perf_counter(), self.task, self.settings
         log, epochs = task.log, last_epochs(task.stored, settings["log_epochs"])
         before, model = task.model(), task.model(task.split.remaining_dataset(rows))
-        damping = log.n_rows * log.negatives * (settings["damping"] + float(task.config["weight_decay"] or 0))
+        damping = log.n_rows * log.negatives * (settings["damping"] + task.weight_decay)
         H = curvature(before, log, np.arange(log.n_rows), epochs)
         b = settings["sigma"] * torch.from_numpy(np.random.default_rng(task.seed).standard_normal(H.size))
         z = lost_gradient(before, model, log, rows, epochs) - b

@@ -37,7 +37,7 @@ class GIF(Method):
         v = lost_gradient(before, model, log, rows, epochs)
         triples = log.n_rows * log.negatives
         H = curvature(before, log, np.arange(log.n_rows), epochs, settings["hessian"])
-        H = Damped(H, triples * float(task.config["weight_decay"] or 0))
+        H = Damped(H, triples * task.weight_decay)
         step, change = neumann(H, v, settings["scale"] * triples, settings["iterations"])
         if not torch.isfinite(step.float()).all():
             raise InputError(f"gif: the series grows without end at scale {settings['scale']}; give a larger one")

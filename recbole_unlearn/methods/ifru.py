@@ -48,7 +48,7 @@ class IFRU(Method):
         users, items = importance(log.users, log.items, rows, log.metadata["n_users"], log.metadata["n_items"])
         least = np.percentile(np.concatenate([users, items]), settings["graph_percentile"]) if graph else 0
         mask = embedding_mask(model, np.flatnonzero(users > least), np.flatnonzero(items > least))
-        damping = len(kept) * log.negatives * (settings["damping"] + float(task.config["weight_decay"] or 0))
+        damping = len(kept) * log.negatives * (settings["damping"] + task.weight_decay)
         step, report = solve_on(H, mask, damping, z, settings["cg_tolerance"], settings["cg_max_iterations"])
         add_to(model, step)
         details = {

@@ -39,7 +39,7 @@ class SCIF(Method):
         log, epochs = task.log, last_epochs(task.stored, settings["log_epochs"])
         users = np.unique(log.users[rows]).astype(np.int64)
         model = task.model(task.split.remaining_dataset(rows))
-        damping = settings["damping"] + log.n_rows * log.negatives * float(task.config["weight_decay"] or 0)
+        damping = settings["damping"] + log.n_rows * log.negatives * task.weight_decay
         if type(model).__name__ == "BPR":
             change_users(model, log, users, rows, epochs, damping)
             details = {}
