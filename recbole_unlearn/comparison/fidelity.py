@@ -242,9 +242,9 @@ def fidelity(trained, rows, seeds=6, methods=None, show_progress=True):
     if seeds < 3:
         raise InputError(f"fidelity needs at least 3 seeds, not {seeds}")
     config, split = trained.config, trained.split
-    first, forgotten = config["seed"], tuple(int(r) for r in rows)
-    originals = [SeedRun(first + n, (), True) for n in range(seeds)]
-    retrainings = [SeedRun(first + n, forgotten) for n in range(seeds)]
+    numbers = range(config["seed"], config["seed"] + seeds)
+    originals = [SeedRun.original(seed) for seed in numbers]
+    retrainings = [SeedRun.without(seed, rows) for seed in numbers]
     trained.train(originals + retrainings, show_progress)
     with quiet():
         observer = Observer(config, split, rows)

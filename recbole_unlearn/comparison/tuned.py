@@ -58,7 +58,7 @@ def tuned(
     others = np.setdiff1d(np.arange(split.n_rows), evaluated)
     if len(others) < len(evaluated):
         raise InputError(f"settings cannot be chosen beside {len(evaluated)} of {split.n_rows} rows; evaluate on fewer")
-    runs = [SeedRun(config["seed"] + OTHERS + n, (), True) for n in range(seeds)]
+    runs = [SeedRun.original(config["seed"] + OTHERS + n) for n in range(seeds)]
     with quiet(), one_thread():
         trained.train(runs, show_progress)
         trainer = BPRTrainer(config, new_model(config, split))
