@@ -90,9 +90,7 @@ class Observer:
         held_out, self.held_items = self._matched(rng)
         self.asked = asked(split, rows, held_out, np.concatenate([self.affected, self.others]), rows)
         self.seen = split.seen()
-        keep = np.ones(split.n_rows, bool)
-        keep[rows] = False
-        users, items = split.users[keep], split.items[keep]
+        users, items = np.delete(split.users, rows), np.delete(split.items, rows)
         ptr = np.searchsorted(users, np.arange(split.n_users + 1))
         self.trained = lambda user: items[ptr[user] : ptr[user + 1]]
         self.trainer = make_trainer(config, new_model(config, split))

@@ -22,6 +22,7 @@ from recbole_unlearn.compat.recbole_models import clear_caches
 from recbole_unlearn.data.split import Split, eval_loader
 from recbole_unlearn.devices import read
 from recbole_unlearn.errors import InputError
+from recbole_unlearn.influence.recorded import marked
 from recbole_unlearn.methods.base import Forgotten, Method, Task
 from recbole_unlearn.settings.config import changed
 from recbole_unlearn.storage import checkpoints as checkpoint
@@ -383,8 +384,7 @@ class Sharded(Method):
     def forget(self, rows: np.ndarray, show_progress: bool = False) -> Forgotten:
         start = perf_counter()
         rows = np.asarray(rows, np.int64)
-        keep = np.ones(self.task.split.n_rows, bool)
-        keep[rows] = False
+        keep = ~marked(self.task.split.n_rows, rows)
         found, hit = list(self._embeddings), np.unique(self.shard[rows])
         slices = rows_trained = 0
         for shard in tqdm(hit, "Shards", ncols=100, disable=not show_progress):

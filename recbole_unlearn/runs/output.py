@@ -20,6 +20,7 @@ from recbole_unlearn.data.knowledge import own_entities
 from recbole_unlearn.data.split import Split
 from recbole_unlearn.errors import InputError
 from recbole_unlearn.influence.coupling import Fresh, Paired
+from recbole_unlearn.influence.recorded import marked
 from recbole_unlearn.settings.shown import public
 from recbole_unlearn.storage import audit, checkpoints, inter_file, paths, purging, secret, suppression
 from recbole_unlearn.storage.files import is_debris, locked, remove, replacing, write_atomically
@@ -224,10 +225,8 @@ def _seed(stored, new):
 
 def _approximate(trained, rows):
     """What a model that forgot otherwise than by training again would have been trained on."""
-    gone = np.zeros(trained.log.n_rows, bool)
-    gone[rows] = True
     # by secret random numbers: with the seed, returned items could be told from drawn ones
-    return Paired(trained.recorded(), gone, secrets.randbits(128))
+    return Paired(trained.recorded(), marked(trained.log.n_rows, rows), secrets.randbits(128))
 
 
 def beyond_rows(config) -> bool:

@@ -33,6 +33,7 @@ from numpy.typing import ArrayLike
 
 from recbole_unlearn.errors import InputError
 from recbole_unlearn.influence.coupling import Epoch
+from recbole_unlearn.influence.recorded import marked
 from recbole_unlearn.storage.files import read_whole, remove, replacing, sync_folder, temporary_path, write_atomically
 
 FORMAT = "recbole_unlearn triple log"
@@ -646,8 +647,7 @@ class TripleLog:
             The new log.
         """
         path = Path(path)
-        keep = np.ones(self.n_rows, dtype=bool)
-        keep[rows] = False
+        keep = ~marked(self.n_rows, rows)
         building = temporary_path(path)
         remove(building)
         try:

@@ -26,7 +26,7 @@ from recbole_unlearn.data.split import Split, pairwise_loader
 from recbole_unlearn.devices import array, read
 from recbole_unlearn.errors import InputError
 from recbole_unlearn.influence.coupling import Coupling, Fresh, Paired
-from recbole_unlearn.influence.recorded import Adam, Recorded
+from recbole_unlearn.influence.recorded import Adam, Recorded, marked
 from recbole_unlearn.models.draws import keep_draws
 from recbole_unlearn.models.losses import fixed_randomness
 from recbole_unlearn.settings import keys
@@ -137,8 +137,7 @@ def train_paired(config, split, path, original, forgotten, seed):
     """
     stored, log = checkpoints.load(original)
     rows = _rows(forgotten)
-    gone = np.zeros(log.n_rows, bool)
-    gone[rows] = True
+    gone = marked(log.n_rows, rows)
     paired = Paired(recorded(config, split, stored, log), gone, redraws(seed, log))
     if not paired.recorded.ordered():
         raise InputError(f"the order of batches of {log.path} is not known; train again")

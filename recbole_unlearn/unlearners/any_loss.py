@@ -174,9 +174,7 @@ class AnyLoss(Problem):
             coupling: 'paired' or 'fresh', see `influence.coupling`.
             validated: whether validation chooses among fresh epochs, see `Replay`.
         """
-        gone = np.zeros(self.log.n_rows, bool)
-        gone[rows] = True
-        epochs = self._coupled(gone, coupling, self.config["epochs"] if validated else None)
+        epochs = self._coupled(rows, coupling, self.config["epochs"] if validated else None)
         beginning = self._beginning(epochs, validated) if coupling == "fresh" else self.beginning
         again, chosen = self._again(epochs, beginning, "Unlearn" if show_progress else None, validated)
         epochs = again.epochs
@@ -517,9 +515,7 @@ class AnyLoss(Problem):
         By trying: a graph ties all rows together, a user's history those of the user; most models hold no data. A
         shallow graph may tie few: rows of the forgotten items, and of other items of their users, are tried too.
         """
-        gone = self.absent.copy()
-        gone[rows] = True
-        kept = np.flatnonzero(~gone)
+        kept = self._kept(rows)
         own = np.isin(self.log.users[kept], np.unique(self.log.users[rows]))
         if self.split.sequential:
             kept = kept[own]

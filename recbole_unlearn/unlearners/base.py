@@ -20,7 +20,7 @@ from recbole_unlearn.data.sampling import PoolDraw
 from recbole_unlearn.devices import array, copies
 from recbole_unlearn.errors import InputError
 from recbole_unlearn.influence.coupling import Coupling, Fresh, Paired
-from recbole_unlearn.influence.recorded import Recorded
+from recbole_unlearn.influence.recorded import Recorded, marked
 from recbole_unlearn.influence.sharding import Shard
 from recbole_unlearn.models.losses import fixed_randomness
 from recbole_unlearn.storage.triple_log import snapshot_due
@@ -172,11 +172,12 @@ class Problem(ABC):
         """What was recorded, without what earlier requests have taken away."""
         return replace(self.recorded, absent=self.absent)
 
-    def _coupled(self, gone: np.ndarray, coupling: str, epochs: int | None = None) -> Coupling:
-        """Epochs of training without what is ``gone``, bool ``[rows]``, and what earlier requests have taken away.
+    def _coupled(self, rows: np.ndarray, coupling: str, epochs: int | None = None) -> Coupling:
+        """Epochs of training without ``rows`` and what earlier requests have taken away.
 
         ``epochs``: of fresh ones, how many there may be; default: as many as the weights are of.
         """
+        gone = marked(self.log.n_rows, rows)
         if coupling == "paired":
             return Paired(self._remaining(), gone, self.trained.redraws)
         forgotten = np.flatnonzero(gone | self.absent)

@@ -211,9 +211,7 @@ class DotProduct(Problem):
         if not self.shard.leads:
             change = self.shard.from_leader(torch.zeros(weights.shape, dtype=torch.float64)).numpy()
             return Change(change, {})
-        gone = np.zeros(self.log.n_rows, bool)
-        gone[rows] = True
-        epochs = self._coupled(gone, coupling)
+        epochs = self._coupled(rows, coupling)
         start, exact = (self._start if coupling == "paired" else None) or (self._drawn_start(), True)
         training = self.training(start, epochs.kept, stride)
         snapshots = self._train(training, epochs, "Unlearn" if show_progress else None)
@@ -227,9 +225,7 @@ class DotProduct(Problem):
 
     def _validated(self, rows, show_progress):
         """As `retrained`, by fresh random numbers, with as many epochs as validation chooses."""
-        gone = np.zeros(self.log.n_rows, bool)
-        gone[rows] = True
-        epochs = self._coupled(gone, "fresh", self.config["epochs"])
+        epochs = self._coupled(rows, "fresh", self.config["epochs"])
         again, chosen = self._again(epochs, self._beginning(epochs, True), "Unlearn" if show_progress else None, True)
         model, shape = again.trainer.model, (-1, self.P.shape[1])
         change = np.concatenate([array(value) for value in model.parameters()]).astype(np.float64)
