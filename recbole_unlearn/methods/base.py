@@ -28,7 +28,7 @@ class Task:
         config: of model, training and evaluation; ``config["method_args"]`` holds settings of methods.
         split: the one split that all methods share.
         seed: of the model's training, and of all that a method trains or draws.
-        stored: checkpoint of the model, as `checkpoint.load` returns it; only read.
+        stored: checkpoint of the model, as `checkpoints.load` returns it; only read.
         log: its log; only read.
         path: its checkpoint file.
         folder: where methods keep what they train before a request comes.

@@ -25,7 +25,7 @@ from recbole_unlearn.errors import InputError
 from recbole_unlearn.influence.recorded import marked
 from recbole_unlearn.methods.base import Forgotten, Method, Task
 from recbole_unlearn.settings.config import changed
-from recbole_unlearn.storage import checkpoints as checkpoint
+from recbole_unlearn.storage import checkpoints
 from recbole_unlearn.storage.files import locked, scratch_folder, sweep
 from recbole_unlearn.training.fit import new_model, training_settings
 from recbole_unlearn.training.trainer import BPRTrainer
@@ -214,7 +214,7 @@ class ShardEnsemble(GeneralRecommender):
     def save(self, path: str | Path) -> None:
         """Write the ensemble atomically; `load` reads it back."""
         state = {name: value.detach() for name, value in self.state_dict().items()}
-        checkpoint.save(path, {"ensemble": type(self).__name__, "state_dict": state})
+        checkpoints.save(path, {"ensemble": type(self).__name__, "state_dict": state})
 
     @classmethod
     def load(cls, path: str | Path, config: Config) -> "ShardEnsemble":
@@ -227,7 +227,7 @@ class ShardEnsemble(GeneralRecommender):
         state = stored.get("state_dict")
         if stored.get("ensemble") != cls.__name__ or not isinstance(state, dict):
             raise InputError(f"{path} holds no {cls.__name__} ensemble; give the file that it was saved to")
-        checkpoint.check_finite(state, str(path))
+        checkpoints.check_finite(state, str(path))
         try:
             model = cls(config, state["user"], state["item"])
             model.load_state_dict(state)
@@ -466,7 +466,7 @@ class Sharded(Method):
         if not (self.folder / name).is_file():
             start = perf_counter()
             made = make(*arguments)
-            checkpoint.save(self.folder / name, {"made": made, "seconds": perf_counter() - start})
+            checkpoints.save(self.folder / name, {"made": made, "seconds": perf_counter() - start})
         stored = _read(self.folder / name, ADVICE)
         return stored["made"], stored["seconds"]
 
