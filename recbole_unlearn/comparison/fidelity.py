@@ -24,7 +24,7 @@ from recbole_unlearn.settings.conflicts import DERIVED_FORMS
 from recbole_unlearn.storage import checkpoints
 from recbole_unlearn.training.fit import new_model
 from recbole_unlearn.training.trained import Trained
-from recbole_unlearn.training.trainer import make_trainer
+from recbole_unlearn.training.trainer import judge
 from recbole_unlearn.unlearner import InfluenceUnlearner
 
 # Settings of each row of the table; the paper's step is UBPR's equation (7), all else is ours.
@@ -93,8 +93,7 @@ class Observer:
         users, items = np.delete(split.users, rows), np.delete(split.items, rows)
         ptr = np.searchsorted(users, np.arange(split.n_users + 1))
         self.trained = lambda user: items[ptr[user] : ptr[user + 1]]
-        self.trainer = make_trainer(config, new_model(config, split))
-        self.trainer.eval_collector.data_collect(split.train)
+        self.trainer = judge(config, split, new_model(config, split))
 
     def _matched(self, rng):
         """A held-out pair for each forgotten one: of the same user if possible, of the nearest item popularity.

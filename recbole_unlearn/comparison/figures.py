@@ -32,7 +32,7 @@ from recbole_unlearn.settings.shown import plain
 from recbole_unlearn.storage import checkpoints
 from recbole_unlearn.storage.files import Locked, scratch_folder, write_atomically
 from recbole_unlearn.training.fit import new_model, training_settings
-from recbole_unlearn.training.trainer import BPRTrainer
+from recbole_unlearn.training.trainer import judge
 
 RETRAIN = "retrain"
 DISTANCE = "weight_distance"  # to the original; of the original, to its initialisation
@@ -216,8 +216,7 @@ class Comparison:
 
     def _evaluate(self, model, rows, forgotten=False, other=None):
         if self._trainer is None:
-            self._trainer = BPRTrainer(self.config, new_model(self.config, self.split))
-            self._trainer.eval_collector.data_collect(self.split.train)
+            self._trainer = judge(self.config, self.split, new_model(self.config, self.split))
         return judged(self._trainer, self.split, model, rows, forgotten, other)
 
     # -- other models

@@ -18,7 +18,6 @@ from recbole.sampler import Sampler
 from recbole.utils import InputType
 from tqdm import tqdm
 
-from recbole_unlearn.compat.recbole_models import clear_caches
 from recbole_unlearn.data.split import Split, eval_loader
 from recbole_unlearn.devices import read
 from recbole_unlearn.errors import InputError
@@ -28,7 +27,7 @@ from recbole_unlearn.settings.config import changed
 from recbole_unlearn.storage import checkpoints
 from recbole_unlearn.storage.files import locked, scratch_folder, sweep
 from recbole_unlearn.training.fit import new_model, training_settings
-from recbole_unlearn.training.trainer import BPRTrainer
+from recbole_unlearn.training.trainer import BPRTrainer, load_best
 
 MODELS = ("BPR", "LightGCN")  # scores are inner products of a user's and an item's embedding
 ADVICE = "delete it: what it held will be computed again"
@@ -117,10 +116,7 @@ def fit(
     with scratch_folder() as folder:
         trainer.saved_model_file = str(folder / "best.pth")
         trainer.fit(loader, valid, verbose=False, show_progress=show_progress)
-        state = read(trainer.saved_model_file)
-    model.load_state_dict(state["state_dict"])
-    clear_caches(model)
-    return state["epoch"] + 1
+        return load_best(trainer)["epoch"] + 1
 
 
 def train_shard(

@@ -31,7 +31,7 @@ from recbole_unlearn.storage.files import in_one_line, scratch_folder
 from recbole_unlearn.storage.paths import MODEL, RETRAINED, UNLEARNED
 from recbole_unlearn.training.fit import distance, new_model, train, train_paired
 from recbole_unlearn.training.trained import Checkpoint, Trained, not_paired
-from recbole_unlearn.training.trainer import check_listed, make_trainer
+from recbole_unlearn.training.trainer import check_listed, judge
 from recbole_unlearn.unlearner import InfluenceUnlearner
 from recbole_unlearn.unlearners.base import Unlearned
 
@@ -146,12 +146,11 @@ class Run:
         config, judges = self.config, self.config["evaluate"] != "none"
         if self.unlearner:
             unlearner, seconds = self.unlearner, None
-            trainer = make_trainer(config, unlearner.trained.model, trains=False) if judges else None
+            trainer = judge(config, self.split, unlearner.trained.model) if judges else None
         else:
             _, trainer, seconds = train(config, self.split, folder / MODEL)
             unlearner = self._opened(Checkpoint.written(folder / MODEL, config))
             unlearner.check(config["show_progress"])
-        if trainer:
             trainer.eval_collector.data_collect(self.split.train)
         return unlearner, seconds, trainer
 

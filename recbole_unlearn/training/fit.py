@@ -19,11 +19,11 @@ from tqdm import tqdm
 
 from recbole_unlearn import distributed
 from recbole_unlearn.compat.patches import NoTensorboard
-from recbole_unlearn.compat.recbole_models import checkpoint_state, clear_caches, is_recboles, replaced
+from recbole_unlearn.compat.recbole_models import checkpoint_state, is_recboles, replaced
 from recbole_unlearn.data.orders import BatchOrder
 from recbole_unlearn.data.sampling import Played, positions, streams
 from recbole_unlearn.data.split import Split, pairwise_loader
-from recbole_unlearn.devices import array, read
+from recbole_unlearn.devices import array
 from recbole_unlearn.errors import InputError
 from recbole_unlearn.influence.coupling import Coupling, Fresh, Paired
 from recbole_unlearn.influence.recorded import Adam, Recorded, marked
@@ -36,7 +36,7 @@ from recbole_unlearn.storage import checkpoints
 from recbole_unlearn.storage.files import remove, scratch_folder
 from recbole_unlearn.storage.triple_log import TripleLog, log_path
 from recbole_unlearn.training.compiled import LOGGED, NAN, BatchKernels, Kernels, not_again
-from recbole_unlearn.training.trainer import make_trainer
+from recbole_unlearn.training.trainer import load_best, make_trainer
 
 # How far training again may end from the weights, of the way that training moved them. Trainings that did what their
 # log tells end some 1e-6 away, though torch's arithmetic is another than the replay's; those that did not, as mildly as
@@ -110,8 +110,7 @@ def train(config, split, path, forgotten=None, seed=None, log_negatives=True):
     seconds = perf_counter() - start
     if not config["single_spec"]:
         distributed.barrier()  # rank 0 has written the best weights
-    state = read(path)
-    model.load_state_dict(state["state_dict"])
+    state = load_best(trainer)
     if trainer.triple_log:
         TripleLog.open(log_path(path)).truncate(state["epoch"] + 1)
     return model, trainer, seconds
@@ -301,10 +300,8 @@ def _validated(trainer, loader, valid, train_epoch, verbose):
     """
     with replaced(trainer, _train_epoch=lambda data, number, *_, **__: train_epoch(number)):
         trainer.fit(loader, valid, verbose=verbose)
-    state = read(trainer.saved_model_file)
-    trainer.model.load_state_dict(state["state_dict"])
+    state = load_best(trainer)
     trainer.optimizer.load_state_dict(state["optimizer"])
-    clear_caches(trainer.model)
     return state["epoch"] + 1
 
 

@@ -19,7 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data.distributed import DistributedSampler
 
 from recbole_unlearn import distributed
-from recbole_unlearn.compat.recbole_models import checkpoint_state, class_named, replaced
+from recbole_unlearn.compat.recbole_models import checkpoint_state, class_named, clear_caches, replaced
 from recbole_unlearn.data.fingerprint import fingerprint, marks
 from recbole_unlearn.data.orders import OrderNote
 from recbole_unlearn.data.sampling import (
@@ -34,7 +34,7 @@ from recbole_unlearn.data.sampling import (
     numpy_stream,
     record,
 )
-from recbole_unlearn.data.split import firsts_of, pairwise_loader
+from recbole_unlearn.data.split import Split, firsts_of, pairwise_loader
 from recbole_unlearn.devices import array, read
 from recbole_unlearn.errors import InputError
 from recbole_unlearn.evaluation.ranks import RankedLoader
@@ -428,6 +428,21 @@ def make_trainer(config: Config, model: AbstractRecommender, trains: bool = True
         return kind(config, model)
     with replaced(Trainer, _build_optimizer=lambda self, **_: None):  # torch would load its compiler: seconds
         return kind(config, model)
+
+
+def judge(config: Config, split: Split, model: AbstractRecommender) -> Trainer:
+    """A trainer that only evaluates, models like this one, and has seen the split's training data."""
+    trainer = make_trainer(config, model, trains=False)
+    trainer.eval_collector.data_collect(split.train)
+    return trainer
+
+
+def load_best(trainer: Trainer) -> dict[str, Any]:
+    """Give a trainer's model the weights of its best epoch; returns the content of its checkpoint."""
+    state = read(trainer.saved_model_file)
+    trainer.model.load_state_dict(state["state_dict"])
+    clear_caches(trainer.model)
+    return state
 
 
 def trainer_of(config: Config, model: AbstractRecommender) -> Trainer:
