@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from itertools import repeat
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -241,12 +242,14 @@ def trained_again(
         group = trainer.optimizer.param_groups[0]
         by_kernels = compiled and not not_again(config, model, group, pairwise_loader(rest))
         if by_kernels and type(model) in LOGGED:
-            play = _by_kernels(Kernels(trainer, rest._dataset, position), epochs)
+            play = _by_kernels(Kernels(trainer, rest._dataset, position), iter(epochs))
         else:
             whole = split.remaining(_rows(None), beginning.seed)
             trainer.equip(pairwise_loader(whole), static)
             played = _Coupled(whole, epochs, position, rest, beside=first)
-            play = _by_batches(BatchKernels(trainer), played) if by_kernels else _by_trainer(trainer, played)
+            if by_kernels and played.facts:
+                played.set_mode(KGDataLoaderState.RSKG)
+            play = _by_kernels(BatchKernels(trainer), repeat(played)) if by_kernels else _by_trainer(trainer, played)
         kept = {0: initial} if 0 in numbers else {}
 
         def train_epoch(number):
@@ -316,26 +319,14 @@ def nan_said(words: str) -> Iterator[None]:
         raise InputError(words) from None
 
 
-def _by_kernels(kernels, epochs):
-    """What trains an epoch, told whether its model's weights are wanted then, and returns its loss: by our kernels."""
-    coming = iter(epochs)
+def _by_kernels(kernels, coming):
+    """What trains an epoch, told whether its model's weights are wanted then, and returns its loss: by our kernels.
+
+    ``coming``: what these take of each epoch.
+    """
 
     def play(number, wanted):
         loss = kernels.epoch(next(coming))
-        if wanted:
-            kernels.write_back()
-        return loss
-
-    return play
-
-
-def _by_batches(kernels, played):
-    """The same where batches hold more than the epochs do."""
-    if played.facts:
-        played.set_mode(KGDataLoaderState.RSKG)
-
-    def play(number, wanted):
-        loss = kernels.epoch(played)
         if wanted:
             kernels.write_back()
         return loss
