@@ -29,6 +29,7 @@ from recbole_unlearn.data.sampling import (
     PairwiseCollate,
     batches,
     drawn_by,
+    interaction,
     negatives_in,
     negatives_of,
     numpy_stream,
@@ -489,19 +490,13 @@ def _unused(path):
 class _StaticCollate:
     """Static negatives for loaders whose batches hold more than ids (see `PairwiseCollate.fits`)."""
 
-    def __init__(self, loader, table=None):
-        dataset = loader._dataset
-        self.loader = loader
-        if table is not None:
-            self.table = table.T
-            return
-        users = dataset.inter_feat[loader.uid_field].numpy()
-        draw = NegativeDraw(loader._sampler, dataset.user_num)
-        negatives = negatives_of(loader) or 0
-        self.table = draw(users, negatives).reshape(negatives, -1)
+    def __init__(self, loader, table):
+        self.loader, self.table = loader, table
+        if table is None:
+            dataset, negatives = loader._dataset, negatives_of(loader) or 0
+            users = dataset.inter_feat[loader.uid_field].numpy()
+            self.table = NegativeDraw(loader._sampler, dataset.user_num)(users, negatives).reshape(negatives, -1).T
 
     def __call__(self, index):
-        index = np.array(index)
-        data = self.loader.transform(self.loader._dataset, self.loader._dataset[index])
-        negatives = torch.from_numpy(self.table[:, index].reshape(-1))
-        return self.loader.sampling_func(data, negatives)
+        rows = np.array(index)
+        return interaction(self.loader, rows, self.table[rows])
