@@ -8,11 +8,11 @@ import torch
 
 from recbole_unlearn.errors import InputError
 from recbole_unlearn.influence.operators import Curvature, Damped
-from recbole_unlearn.methods.base import Forgotten, Method
-from recbole_unlearn.methods.triples import WITH_MARGINS, add_to, curvature, last_epochs, load_kernels, lost_gradient
+from recbole_unlearn.methods.base import Forgotten
+from recbole_unlearn.methods.triples import WITH_MARGINS, OfCurvature, add_to, curvature, last_epochs, lost_gradient
 
 
-class GIF(Method):
+class GIF(OfCurvature):
     """``theta <- theta + H^-1 v``, H the curvature of all triples' loss with the old graph, over all parameters.
 
     v is the gradient of what the loss loses: the forgotten triples, and of those that the graph lets the request reach,
@@ -26,9 +26,6 @@ class GIF(Method):
     models = WITH_MARGINS
     positive = ("scale",)
     candidates = {"scale": (3e-4, 1e-3, 3e-3, 1e-2, 0.1)}
-
-    def prepare(self, rows: np.ndarray | None = None) -> float:
-        return load_kernels(self.task, self.settings["hessian"])
 
     def forget(self, rows: np.ndarray, show_progress: bool = False) -> Forgotten:
         start, task, settings = perf_counter(), self.task, self.settings

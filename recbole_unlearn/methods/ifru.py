@@ -5,20 +5,20 @@ from time import perf_counter
 
 import numpy as np
 
-from recbole_unlearn.methods.base import Forgotten, Method
+from recbole_unlearn.methods.base import Forgotten
 from recbole_unlearn.methods.triples import (
     WITH_ROWS,
+    OfCurvature,
     add_to,
     curvature,
     embedding_mask,
     last_epochs,
-    load_kernels,
     lost_gradient,
     solve_on,
 )
 
 
-class IFRU(Method):
+class IFRU(OfCurvature):
     """``theta <- theta + (H + D)^-1 v``, H and the step restricted to the embedding rows that the request matters to.
 
     v is the gradient of the forgotten triples (direct influence) and, for models with a graph, what the others'
@@ -33,9 +33,6 @@ class IFRU(Method):
 
     models = WITH_ROWS
     candidates = {"damping": (1e-6, 1e-5, 1e-4, 1e-3, 1e-2)}
-
-    def prepare(self, rows: np.ndarray | None = None) -> float:
-        return load_kernels(self.task, self.settings["hessian"])
 
     def forget(self, rows: np.ndarray, show_progress: bool = False) -> Forgotten:
         start, task, settings = perf_counter(), self.task, self.settings

@@ -10,6 +10,7 @@ import torch
 from recbole_unlearn.data.sampling import NegativeDraw
 from recbole_unlearn.methods.receraser import Clustered, Points, assign
 from recbole_unlearn.methods.shards import ScoreEnsemble, ShardEnsemble, derived_seed
+from recbole_unlearn.models.losses import fixed_randomness
 
 # Partition
 
@@ -145,10 +146,8 @@ class UltraRE(Clustered):
         split, seed = self.task.split, derived_seed(self.task.seed, self.shards, self.slices)
         users, items = split.users[keep], split.items[keep]
         sampler = split.remaining(np.flatnonzero(~keep))._sampler
-        stream = np.random.get_state()
-        np.random.seed(seed)
-        negatives = NegativeDraw(sampler, split.n_users)(users, 1)
-        np.random.set_state(stream)
+        with fixed_randomness(seed):
+            negatives = NegativeDraw(sampler, split.n_users)(users, 1)
         tables = user.numpy(), item.numpy()
         scores = [pair_scores(*tables, users, candidates) for candidates in (items, negatives)]
         labels = np.repeat([True, False], len(users))
