@@ -351,7 +351,7 @@ class Split:
         part = self._part(part, gone)
         return self.test.transform(part, part[order])
 
-    def _gone(self, gone, held_out=None):
+    def _gone(self, gone, held_out):
         """Rows of `whole_dataset` that are gone: of training, bool array, and those that are held out."""
         sizes = [len(loader._dataset) for loader in (self.valid, self.test)]
         parts = [gone, *(np.zeros(size, bool) for size in sizes)]

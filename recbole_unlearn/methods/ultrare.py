@@ -12,6 +12,8 @@ from recbole_unlearn.methods.receraser import Clustered, Points, assign
 from recbole_unlearn.methods.shards import ScoreEnsemble, ShardEnsemble, derived_seed
 from recbole_unlearn.models.losses import fixed_randomness
 
+NEWTON_STEPS, TOLERANCE = 100, 1e-8  # of the logistic regression: at most; share of the loss that is no gain
+
 # Partition
 
 
@@ -87,9 +89,7 @@ def pair_scores(user, item, users, items):
     return result
 
 
-def logistic_regression(
-    features: np.ndarray, labels: np.ndarray, ridge: float, iterations: int = 100, tolerance: float = 1e-8
-) -> tuple[np.ndarray, float]:
+def logistic_regression(features: np.ndarray, labels: np.ndarray, ridge: float) -> tuple[np.ndarray, float]:
     """Minimise the summed logistic loss + ridge / 2 * |weights|^2 by Newton's method; the intercept is free.
 
     Args:
@@ -109,7 +109,7 @@ def logistic_regression(
 
     w = np.zeros(x.shape[1])
     value = objective(w)
-    for _ in range(iterations):
+    for _ in range(NEWTON_STEPS):
         probability = 1 / (1 + np.exp(-np.clip(x @ w, -500, 500)))
         gradient = x.T @ (probability - labels) + penalty * w
         # the last term keeps the system solvable where a shard is empty and ridge is 0
@@ -120,7 +120,7 @@ def logistic_regression(
         gained = value - new
         if gained > 0:
             w, value = w - length * step, new
-        if gained <= tolerance * max(value, 1):
+        if gained <= TOLERANCE * max(value, 1):
             break
     return w[:-1], w[-1]
 

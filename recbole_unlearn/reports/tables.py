@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ def json_text(value: Any, indent: int | None = 1) -> str:
     return json.dumps(known(value), indent=indent, allow_nan=False)
 
 
-def comparison_table(result: dict, metrics: Sequence[str] = ("hit", "ndcg")) -> pd.DataFrame:
+def comparison_table(result: dict) -> pd.DataFrame:
     """One row a figure, one column a model.
 
     Args:
@@ -40,7 +40,7 @@ def comparison_table(result: dict, metrics: Sequence[str] = ("hit", "ndcg")) -> 
     rows = {}
     for protocol, figures in next(iter(models.values())).get("ranking", {}).items():
         for metric in figures:
-            if metric.split("@")[0] in metrics:
+            if metric.split("@")[0] in ("hit", "ndcg"):
                 name = metric.upper().replace("HIT", "HR")
                 rows[f"{name} ({protocol})"] = {
                     model: f"{values['ranking'][protocol][metric]:.4f}" for model, values in models.items()
@@ -368,7 +368,7 @@ def _compared_cell(row, key, name):
     return text + (f" ({delta:+.4f})" if delta is not None and name != "retrain" else "")
 
 
-def compared_markdown(results: dict, summaries: dict, title: str, cutoff: int = 10) -> str:
+def compared_markdown(results: dict, summaries: dict, title: str, cutoff: int) -> str:
     """All forget sets' tables, and how to read them, as a Markdown page.
 
     Args:
@@ -386,7 +386,7 @@ def compared_markdown(results: dict, summaries: dict, title: str, cutoff: int = 
     return "\n".join(lines)
 
 
-def write_compared(results: dict, summaries: dict, title: str, folder: Path, cutoff: int = 10) -> str:
+def write_compared(results: dict, summaries: dict, title: str, folder: Path, cutoff: int) -> str:
     """Write comparison.md, .csv (every figure), .tex and .json (every seed); returns the Markdown.
 
     Args:

@@ -57,12 +57,12 @@ def cache_folder(config, kind):
     return Path(config[f"{kind}_cache"] or Path(config["checkpoint_dir"]) / kind)
 
 
-def check_paths(config, output, config_file_list=None, saved=True):
+def check_paths(config, output, config_file_list, saved):
     """Raises InputError where one path of a run would overwrite, or be deleted with, another.
 
     Args:
         output (Path): the run's folder.
-        config_file_list (list of str, optional): that the configuration was read from.
+        config_file_list (list of str or None): that the configuration was read from.
     """
     checkpoint, purged = config["checkpoint"], config["purge"] and saved
     given = {"forget_file": config["forget_file"], "forget_requests": config["forget_requests"]}
@@ -408,7 +408,7 @@ def lasting(result: Mapping[str, Any]) -> dict[str, Any]:
     return {key: each for key, each in {**result, **left}.items() if key != "paired"}
 
 
-def append_record(trail: Path, request: str, result, trained: Trained, path: Path, state_dict, requests=()):
+def append_record(trail: Path, request: str, result, trained: Trained, path: Path, state_dict, requests):
     """Write down by what a model was replaced. Returns the record, and the SHA-256 of its line.
 
     Args:

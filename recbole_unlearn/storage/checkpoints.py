@@ -228,7 +228,7 @@ def load(path: Path | str, verify: bool = True) -> tuple[dict[str, Any], TripleL
     return state, log_of(path, state, verify)
 
 
-def log_of(path: Path | str, state: dict[str, Any], verify: bool = True) -> TripleLog:
+def log_of(path: Path | str, state: dict[str, Any], verify: bool) -> TripleLog:
     """The triple log of a checkpoint whose content was read.
 
     Raises:
