@@ -95,7 +95,7 @@ class InfluenceUnlearner:
         self.method = self.way.name
         self.auto = way if isinstance(way, Auto) else None  # until a log does not tell its training
         self.model: AbstractRecommender = trained.model
-        self.shared = shared and getattr(self.problem, "shared", False)
+        self.shared = shared and self.problem.shared
         self.guard: guard.Guard | None = None
         self.requests: list[dict[str, Any]] = []
         self.whole: dict[str, np.ndarray] = {}  # ids of users and items that were named as such

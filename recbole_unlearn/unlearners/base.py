@@ -131,6 +131,7 @@ class Problem(ABC):
     derived: bool = True  # whether its closed forms are known
     schedules: bool = False  # whether its replay takes a learning rate for each step
     no_step: str | None = None  # in words, why no influence step can be taken
+    shared: bool = False  # whether ranks share it
     shard: Shard  # of a problem that ranks share
     recorded: Recorded  # the training that a next one is coupled to
 
@@ -226,6 +227,14 @@ class Problem(ABC):
     @abstractmethod
     def damping(self, way: Any) -> torch.Tensor | float:
         """Diagonal added to the curvature of the loss, L2 included: float64 ``[size]`` or a number."""
+
+    def stops(self, way: Any) -> list[int]:
+        """Numbers of epochs after which a step looks at weights and curvature; empty: one step, at the last ones."""
+        return []
+
+    def details(self, after: Any, step: torch.Tensor) -> dict[str, Any]:
+        """What is to be known of a step beyond what every step tells."""
+        return {}
 
     def metric(self, way: Any) -> torch.Tensor | float:
         """What of the damping is measured, once between requests."""

@@ -421,14 +421,6 @@ class DotProduct(Problem):
         """Embeddings that are multiplied, without some rows: of BPR the weights themselves."""
         return weights
 
-    def stops(self, way: Influence) -> list[int]:
-        """None: one step, at the last weights."""
-        return []
-
-    def details(self, after: np.ndarray, step: torch.Tensor) -> dict[str, Any]:
-        """Nothing beyond what every step tells."""
-        return {}
-
     def solve(self, after: np.ndarray, z: torch.Tensor, way: Influence, show_progress: bool = False):
         """``(H + D)^-1 z``, how it was found, and of how many triples H is."""
         curvature, n_triples = self.curvature(after, way)
