@@ -52,19 +52,16 @@ def check(
     """
     others = inter_file.others(inter, config, whole) if inter and config else {}
     thinned = [inter, *(inter_file.beside(inter, ending) for ending in others)] if inter else []
-    for each in (*([Path(path), log_path(path), *written_beside(path)] if path else []), *thinned):
+    files = [*([Path(path), log_path(path), *written_beside(path)] if path else []), *thinned]
+    for each in (*files, *(log_path(path).rglob("*") if path else ())):
         if each.is_symlink() or (each.is_file() and each.stat().st_nlink > 1):
             raise InputError(
                 f"purge would leave the content of {each}, which has another name too; remove the link first"
             )
+    for each in files:
         if not os.access(each.absolute().parent, os.W_OK):
             raise InputError(f"purge cannot delete {each}: its folder is read-only; make it writable")
     if path:
-        for file in log_path(path).rglob("*"):
-            if file.is_symlink() or (file.is_file() and file.stat().st_nlink > 1):
-                raise InputError(
-                    f"purge would leave the content of {file}, which has another name too; remove the link"
-                )
         for other in Path(path).parent.glob(f"{glob.escape(Path(path).stem)}.*"):
             if other != Path(path) and log_path(other) == log_path(path) and zipfile.is_zipfile(other):
                 raise InputError(
