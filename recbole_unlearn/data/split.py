@@ -220,6 +220,10 @@ class Split:
         data = self.train._dataset
         return data.id2token(data.uid_field if field == "user" else data.iid_field, ids)
 
+    def named(self, whole: Mapping[str, np.ndarray]) -> dict[str, list[str]]:
+        """Tokens of users and items that are given by ids, by ``user`` and ``item``."""
+        return {field: [str(token) for token in self.token(field, ids)] for field, ids in whole.items()}
+
     def pairs(self, rows: np.ndarray) -> list[tuple[str, str]]:
         """(user token, item token) of training rows."""
         return self.tokens(self.users[rows], self.items[rows])

@@ -281,7 +281,7 @@ def left_over(config, split, request, rows, inter):
     ``everywhere`` what files of others may say.
     """
     whole = request.whole(split)
-    tokens = {field: [str(token) for token in split.token(field, ids)] for field, ids in whole.items()}
+    tokens = split.named(whole)
     if config["everywhere"]:
         others = inter_file.strangers(inter, config, tokens).items()
         found = [f"{_many(count, 'line')} of {name}" for name, count in others]
@@ -344,8 +344,7 @@ def erasure_of(config, split, rows, stored, whole=None):
                 f"purge_dataset: {both} forgotten pairs of user and item occur in other training interactions too, "
                 "which the file does not tell apart; use forget_file, which forgets all of them"
             )
-        tokens = {field: [str(token) for token in split.token(field, ids)] for field, ids in (whole or {}).items()}
-        erasure = {"inter": inter, "config": config, "pairs": forgotten, "whole": tokens}
+        erasure = {"inter": inter, "config": config, "pairs": forgotten, "whole": split.named(whole or {})}
     if config["purge"]:
         purging.check(config["checkpoint"], **erasure)
     return erasure
@@ -449,7 +448,7 @@ def suppress(path, split, rows, whole):
     """Put what was forgotten on the suppression list: those who were named as a whole, and pairs of the other rows."""
     if path is None:
         return
-    named = [(field, str(token)) for field, ids in whole.items() for token in split.token(field, ids)]
+    named = [(field, token) for field, tokens in split.named(whole).items() for token in tokens]
     covered = np.isin(split.users[rows], whole.get("user", [])) | np.isin(split.items[rows], whole.get("item", []))
     suppression.add(path, [*named, *(("pair", *pair) for pair in split.pairs(rows[~covered]))])
 
