@@ -17,7 +17,7 @@ from recbole_unlearn.comparison.ways import STEP, WAYS, ways_of
 from recbole_unlearn.devices import read
 from recbole_unlearn.errors import InputError
 from recbole_unlearn.evaluation.churn import shared
-from recbole_unlearn.evaluation.forgetting import query_scores
+from recbole_unlearn.evaluation.forgetting import query_scores, rank_percentile
 from recbole_unlearn.evaluation.ranking import evaluate
 from recbole_unlearn.settings.config import PAPER, changed
 from recbole_unlearn.settings.conflicts import DERIVED_FORMS
@@ -127,7 +127,7 @@ class Observer:
                 unseen[self.seen(user)] = False
                 others = np.sort(row[unseen].astype(np.float64))
                 own = pairs[of_pairs == place]
-                percentile[own] = _rank(others, row[items[own]])
+                percentile[own] = rank_percentile(others, row[items[own]])
                 margin[own] = row[items[own]] - others.mean()
                 row = row.copy()
                 row[0] = -np.inf
@@ -135,10 +135,6 @@ class Observer:
                 top[lists[of_lists == place]] = np.argpartition(-row, TOP_K)[:TOP_K]
         metrics = evaluate(self.trainer, model, self.judged, self.config["seed"], protocols={"full": 0})["full"]
         return Seen(percentile[:n], margin[:n], percentile[n:], top[:m], top[m:], metrics)
-
-
-def _rank(others, own):
-    return (np.searchsorted(others, own, "left") + np.searchsorted(others, own, "right")) / 2 / len(others)
 
 
 def overlap(a, b):
