@@ -406,7 +406,7 @@ class DotProduct(Problem):
         """The rows themselves: nothing else has to be built."""
         return rows
 
-    def _changed_by_steps(self):
+    def _changed_by_steps(self) -> list[str]:
         return list(TABLES)
 
     def _mean_loss(self, after, rows, state):
