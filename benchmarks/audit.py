@@ -29,7 +29,7 @@ from recbole_unlearn.comparison.seeds import quiet
 from recbole_unlearn.comparison.tuned import MOST_LOST, SEEDS, best, tuned
 from recbole_unlearn.errors import InputError
 from recbole_unlearn.methods import METHODS, chosen, settings_of, suited
-from recbole_unlearn.methods.base import Method, Task
+from recbole_unlearn.methods.base import Task
 from recbole_unlearn.reports import per_example
 from recbole_unlearn.reports.pictures.described import pair_histograms
 from recbole_unlearn.reports.pictures.drawn import svg
@@ -161,8 +161,7 @@ def lds(options):
                 method = METHODS[name](replace(task, folder=folder / name), settings)
                 if name != "ours":  # whose preparation loads kernels
                     method.prepare(rows)
-                own = type(method).original is not Method.original
-                start = panel.view(method.original())["margin"] if own else before
+                start = panel.view(method.original())["margin"] if method.has_own_original() else before
                 found_by = panel.view(method.forget(rows).model)["margin"]
                 margins.setdefault(way, []).append(found_by - start)
     truth, rows = np.stack(margins.pop("exact, paired")), []

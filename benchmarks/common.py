@@ -233,12 +233,11 @@ def judge(trained, protocol, candidates):
     """A function of weights and forgotten rows: their figures, by one of the protocols of `ranking.evaluate`."""
     from recbole_unlearn.evaluation import forgetting, ranking
     from recbole_unlearn.training.fit import new_model
-    from recbole_unlearn.training.trainer import BPRTrainer
+    from recbole_unlearn.training.trainer import judge
 
     config, split = trained.config, trained.split
     model = new_model(config, split)
-    trainer = BPRTrainer(config, model)
-    trainer.eval_collector.data_collect(split.train)
+    trainer = judge(config, split, model)
 
     def measure(state, rows):
         model.load_state_dict(state)

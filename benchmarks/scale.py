@@ -449,18 +449,17 @@ def judging(options):
     from recbole_unlearn.comparison.seeds import opened
     from recbole_unlearn.evaluation import ranking
     from recbole_unlearn.training.fit import new_model
-    from recbole_unlearn.training.trainer import make_trainer
+    from recbole_unlearn.training.trainer import judge, make_trainer
 
     config, split = opened(("BPR", options.dataset, options.config_files, {"data_path": options.data_path}))
     models = [new_model(config, split, seed) for seed in (1, 2)]
-    trainer, judge = make_trainer(config, new_model(config, split, 3)), make_trainer(config, models[0], trains=False)
-    judge.eval_collector.data_collect(split.train)
+    trainer, referee = make_trainer(config, new_model(config, split, 3)), judge(config, split, models[0])
     trainer.log_negatives, loader = False, split.train
 
     def judged(sampled):
         seeds.append(len(seeds))  # else the negatives of the round before would be known
         for model in models:
-            ranking.evaluate(judge, model, split, seeds[-1], protocols={"": sampled})
+            ranking.evaluate(referee, model, split, seeds[-1], protocols={"": sampled})
 
     seeds = []
     functions = {"an epoch": lambda: trainer._train_epoch(loader, 0), "full ranking": partial(judged, 0)}

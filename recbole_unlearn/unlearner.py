@@ -15,7 +15,7 @@ import numpy as np
 from recbole.model.abstract_recommender import AbstractRecommender
 
 from recbole_unlearn import distributed
-from recbole_unlearn.data.forget import COHORT, ForgetRequest, rows_of_pairs
+from recbole_unlearn.data.forget import ForgetRequest, rows_of_pairs
 from recbole_unlearn.errors import InputError
 from recbole_unlearn.runs.output import (
     append_record,
@@ -25,7 +25,7 @@ from recbole_unlearn.runs.output import (
     suppress,
     suppression_list,
 )
-from recbole_unlearn.settings.conflicts import check_open
+from recbole_unlearn.settings.conflicts import COHORT, check_open
 from recbole_unlearn.settings.given import Files, Given
 from recbole_unlearn.storage import audit
 from recbole_unlearn.storage.checkpoints import check_finite
@@ -95,7 +95,7 @@ class InfluenceUnlearner:
         self.method = self.way.name
         self.auto = way if isinstance(way, Auto) else None  # until a log does not tell its training
         self.model: AbstractRecommender = trained.model
-        self.shared = shared and getattr(self.problem, "shared", False)
+        self.shared = shared and self.problem.shared
         self.guard: guard.Guard | None = None
         self.requests: list[dict[str, Any]] = []
         self.whole: dict[str, np.ndarray] = {}  # ids of users and items that were named as such

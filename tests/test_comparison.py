@@ -166,7 +166,7 @@ def test_no_method_spoils_what_the_next_one_starts_from(make_options, rows, tmp_
     settings = {"careless": {}, "fine_tune": {"epochs": 2}, "ours": settings_of("ours")}
     trained = TrainedSeeds(("BPR", "tiny", [], make_options(epochs=2)), tmp_path, 1)
     comparison, seed = Comparison(trained, settings), trained.config["seed"]
-    trained.train([comparison.retrain_run(seed, rows), SeedRun(seed, (), True)], False)
+    trained.train([SeedRun.without(seed, rows), SeedRun.original(seed)], False)
 
     def measured(name):
         figures = comparison.measure(name, seed, rows)

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from test_bad_input import scene, snapshot, start  # noqa: F401  (a fixture)
 
 from recbole_unlearn.errors import InputError
+from recbole_unlearn.quick_start import run_unlearn
 from recbole_unlearn.storage.paths import check_kept, check_written, within
 from recbole_unlearn.unlearner import InfluenceUnlearner
 
@@ -196,3 +197,14 @@ def test_nothing_that_ends_up_in_a_folder_is_taken_to_be_outside(tmp_path_factor
             for check in (check_written, check_kept):
                 with pytest.raises(InputError):
                     check("output_dir", path, "model.pth")
+
+
+@pytest.mark.parametrize("run", [{"methods": "fine_tune"}, {"evaluate": "audit"}, {"experiment": "paper"}])
+def test_no_run_keeps_what_it_trains_in_a_log(run, make_options, tmp_path):
+    log = tmp_path / "old.triples"
+    log.mkdir()
+    (log / "metadata.json").write_text("{}")
+    keys = {"comparison_cache": str(log / "cache"), **run}
+    with pytest.raises(InputError, match="comparison_cache .* lies in .*, a triple log"):
+        run_unlearn("BPR", "tiny", config_dict=make_options(**keys))
+    assert [each.name for each in log.iterdir()] == ["metadata.json"]

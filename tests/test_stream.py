@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from recbole_unlearn.data import requests
-from recbole_unlearn.data.forget import COHORT
 from recbole_unlearn.errors import InputError
 from recbole_unlearn.quick_start import run_unlearn
 from recbole_unlearn.runs.stream import advice, serve
+from recbole_unlearn.settings.conflicts import COHORT
 from recbole_unlearn.storage import audit
 from recbole_unlearn.storage import checkpoints as checkpoint
 from recbole_unlearn.unlearner import InfluenceUnlearner

@@ -207,6 +207,23 @@ def test_what_validation_drew_in_between_is_drawn_again_if_there_was_any(prepare
     assert ru.InfluenceUnlearner(trained, ru.Replay()).check().distance == 0
 
 
+def test_an_optimisers_name_is_in_any_case_as_recbole_reads_it(prepared):
+    config, model, train, valid, test = prepared("BPR", learner="Adam")
+    trainer = ru.trainer_of(config, model)
+    trainer.fit(train, valid, verbose=False)
+    trained = ru.Trained.of(trainer, train, valid, test)
+    for way in (ru.Replay(rows="touched"), ru.Influence(damping="adam")):
+        assert ru.InfluenceUnlearner(trained, way).forget(users=["u17"]).seconds > 0
+
+
+def test_an_optimiser_that_recbole_does_not_know_is_one_line(prepared):
+    config, model, train, valid, test = prepared("BPR", learner="adm")
+    trainer = ru.trainer_of(config, model)
+    trainer.fit(train, valid, verbose=False)
+    with pytest.raises(InputError, match="learner must be one of adam, .*, not 'adm'; did you mean 'adam'"):
+        ru.Trained.of(trainer, train, valid, test)
+
+
 def test_what_cannot_be_forgotten_from_is_one_line(prepared):
     config, model, train, valid, test = prepared("BPR")
     trainer = ru.trainer_of(config, model)

@@ -17,14 +17,14 @@ from recbole_unlearn.comparison.ways import STEP, WAYS, ways_of
 from recbole_unlearn.devices import read
 from recbole_unlearn.errors import InputError
 from recbole_unlearn.evaluation.churn import shared
-from recbole_unlearn.evaluation.forgetting import query_scores
+from recbole_unlearn.evaluation.forgetting import query_scores, rank_percentile
 from recbole_unlearn.evaluation.ranking import evaluate
 from recbole_unlearn.settings.config import PAPER, changed
 from recbole_unlearn.settings.conflicts import DERIVED_FORMS
 from recbole_unlearn.storage import checkpoints
 from recbole_unlearn.training.fit import new_model
 from recbole_unlearn.training.trained import Trained
-from recbole_unlearn.training.trainer import make_trainer
+from recbole_unlearn.training.trainer import judge
 from recbole_unlearn.unlearner import InfluenceUnlearner
 
 # Settings of each row of the table; the paper's step is UBPR's equation (7), all else is ours.
@@ -79,10 +79,10 @@ class Seen:
 class Observer:
     """Looks at models of one split and forget set, always at the same pairs and users."""
 
-    def __init__(self, config, split, rows, seed=0):
+    def __init__(self, config, split, rows):
         self.config, self.split, self.judged = config, split, split.judged_without(rows)
         self.users, self.items = split.users[rows], split.items[rows]
-        rng = np.random.default_rng(seed)
+        rng = np.random.default_rng(0)
         affected = np.unique(self.users)
         others = np.setdiff1d(np.intersect1d(split.users, listable(split)), affected)
         self.affected = np.intersect1d(affected, listable(split))
@@ -90,13 +90,10 @@ class Observer:
         held_out, self.held_items = self._matched(rng)
         self.asked = asked(split, rows, held_out, np.concatenate([self.affected, self.others]), rows)
         self.seen = split.seen()
-        keep = np.ones(split.n_rows, bool)
-        keep[rows] = False
-        users, items = split.users[keep], split.items[keep]
+        users, items = np.delete(split.users, rows), np.delete(split.items, rows)
         ptr = np.searchsorted(users, np.arange(split.n_users + 1))
         self.trained = lambda user: items[ptr[user] : ptr[user + 1]]
-        self.trainer = make_trainer(config, new_model(config, split))
-        self.trainer.eval_collector.data_collect(split.train)
+        self.trainer = judge(config, split, new_model(config, split))
 
     def _matched(self, rng):
         """A held-out pair for each forgotten one: of the same user if possible, of the nearest item popularity.
@@ -130,7 +127,7 @@ class Observer:
                 unseen[self.seen(user)] = False
                 others = np.sort(row[unseen].astype(np.float64))
                 own = pairs[of_pairs == place]
-                percentile[own] = _rank(others, row[items[own]])
+                percentile[own] = rank_percentile(others, row[items[own]])
                 margin[own] = row[items[own]] - others.mean()
                 row = row.copy()
                 row[0] = -np.inf
@@ -138,10 +135,6 @@ class Observer:
                 top[lists[of_lists == place]] = np.argpartition(-row, TOP_K)[:TOP_K]
         metrics = evaluate(self.trainer, model, self.judged, self.config["seed"], protocols={"full": 0})["full"]
         return Seen(percentile[:n], margin[:n], percentile[n:], top[:m], top[m:], metrics)
-
-
-def _rank(others, own):
-    return (np.searchsorted(others, own, "left") + np.searchsorted(others, own, "right")) / 2 / len(others)
 
 
 def overlap(a, b):
@@ -242,9 +235,9 @@ def fidelity(trained, rows, seeds=6, methods=None, show_progress=True):
     if seeds < 3:
         raise InputError(f"fidelity needs at least 3 seeds, not {seeds}")
     config, split = trained.config, trained.split
-    first, forgotten = config["seed"], tuple(int(r) for r in rows)
-    originals = [SeedRun(first + n, (), True) for n in range(seeds)]
-    retrainings = [SeedRun(first + n, forgotten) for n in range(seeds)]
+    numbers = range(config["seed"], config["seed"] + seeds)
+    originals = [SeedRun.original(seed) for seed in numbers]
+    retrainings = [SeedRun.without(seed, rows) for seed in numbers]
     trained.train(originals + retrainings, show_progress)
     with quiet():
         observer = Observer(config, split, rows)

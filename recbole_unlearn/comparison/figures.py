@@ -25,14 +25,14 @@ from recbole_unlearn.devices import read
 from recbole_unlearn.errors import InputError, about
 from recbole_unlearn.evaluation.geometry import models_distance
 from recbole_unlearn.methods import METHODS, names_in, settings_of
-from recbole_unlearn.methods.base import Forgotten, Method, Task
+from recbole_unlearn.methods.base import Forgotten, Task
 from recbole_unlearn.models.support import refusal
 from recbole_unlearn.settings.config import UnlearnConfig
 from recbole_unlearn.settings.shown import plain
 from recbole_unlearn.storage import checkpoints
 from recbole_unlearn.storage.files import Locked, scratch_folder, write_atomically
 from recbole_unlearn.training.fit import new_model, training_settings
-from recbole_unlearn.training.trainer import BPRTrainer
+from recbole_unlearn.training.trainer import judge
 
 RETRAIN = "retrain"
 DISTANCE = "weight_distance"  # to the original; of the original, to its initialisation
@@ -116,8 +116,8 @@ class Comparison:
         results = {}
         with quiet(), one_thread():
             self._wanted = np.unique(np.concatenate(list(sets.values())))
-            originals = [self._original_run(seed) for seed in self.seeds]
-            retrained = [self.retrain_run(seed, rows) for rows in sets.values() for seed in self.seeds]
+            originals = [SeedRun.original(seed) for seed in self.seeds]
+            retrained = [SeedRun.without(seed, rows) for rows in sets.values() for seed in self.seeds]
             self.trained.train(originals + retrained, self.show_progress)
             for name, rows in sets.items():
                 names = [ORIGINAL, RETRAIN, *(method for method in self.settings if method != RETRAIN)]
@@ -145,12 +145,6 @@ class Comparison:
         told = {"seeds": self.seeds, "settings": self.settings, "models": list(models), "sets": results}
         return told | {"agreement": self.trained.agreement}
 
-    def _original_run(self, seed):
-        return SeedRun(seed, (), True)
-
-    def retrain_run(self, seed, rows, paired=False):
-        return SeedRun(seed, tuple(int(row) for row in rows), paired=paired)
-
     # -- what is kept
 
     def _kept(self, what, compute):
@@ -169,8 +163,8 @@ class Comparison:
     # -- methods
 
     def _figures(self, name, seed, rows):
-        original = self.trained.path(self._original_run(seed)).stem
-        retrained = self.trained.path(self.retrain_run(seed, rows)).stem
+        original = self.trained.path(SeedRun.original(seed)).stem
+        retrained = self.trained.path(SeedRun.without(seed, rows)).stem
         settings = self.settings.get(name)
         method = METHODS.get(name)
         what = [original, retrained, name, settings, self._evaluated_by(), measured_by(method), DISTANCE]
@@ -182,7 +176,7 @@ class Comparison:
     def measure(self, name, seed, rows):
         """Figures of one method on one original and forget set."""
         if name == ORIGINAL:
-            run = self._original_run(seed)
+            run = SeedRun.original(seed)
             forgotten = Forgotten(self.task(seed).model(), self.trained.seconds(run))
             costs = {"prepare_seconds": 0.0, "seconds": forgotten.seconds}
             start = new_model(self.config, self.split, seed)
@@ -193,8 +187,7 @@ class Comparison:
             settings = self.settings[name]
             method = METHODS[name](self.task(seed, name, settings), settings)
             prepare_seconds = method.prepare(self._wanted)
-            own = type(method).original is not Method.original
-            before = {ORIGINAL: self._evaluate(method.original(), rows)} if own else {}
+            before = {ORIGINAL: self._evaluate(method.original(), rows)} if method.has_own_original() else {}
             forgotten = method.forget(rows)
         distance = {DISTANCE: models_distance(forgotten.model, self.task(seed).model())}
         return self._with_costs(forgotten, prepare_seconds, rows) | before | distance
@@ -205,7 +198,7 @@ class Comparison:
 
     def retrained(self, seed, rows, paired=False):
         """What `methods.retrain.Retrain` gives, from the cache; or the ``paired`` run, see `fit.train_paired`."""
-        run = self.retrain_run(seed, rows, paired)
+        run = SeedRun.without(seed, rows, paired)
         state = read(self.trained.path(run))
         model = new_model(self.config, self.split, seed, self.split.remaining_dataset(rows))
         model.load_state_dict(state["state_dict"])
@@ -213,7 +206,7 @@ class Comparison:
 
     def task(self, seed, method=ORIGINAL, settings=None):
         """The `Task` of a trained original, for a method with some settings."""
-        path = self.trained.path(self._original_run(seed))
+        path = self.trained.path(SeedRun.original(seed))
         if seed not in self._tasks:
             self._tasks[seed] = checkpoints.load(path)
         stored, log = self._tasks[seed]
@@ -223,8 +216,7 @@ class Comparison:
 
     def _evaluate(self, model, rows, forgotten=False, other=None):
         if self._trainer is None:
-            self._trainer = BPRTrainer(self.config, new_model(self.config, self.split))
-            self._trainer.eval_collector.data_collect(self.split.train)
+            self._trainer = judge(self.config, self.split, new_model(self.config, self.split))
         return judged(self._trainer, self.split, model, rows, forgotten, other)
 
     # -- other models
@@ -256,8 +248,8 @@ class Comparison:
         other = beside(name, self.split, trained.split)
         own = other.rows(rows)
         comparison = Comparison(trained, {}, 1, self.show_progress)
-        run = comparison._original_run(seed)
-        trained.train([run, comparison.retrain_run(seed, own)], self.show_progress)
+        run = SeedRun.original(seed)
+        trained.train([run, SeedRun.without(seed, own)], self.show_progress)
         task = comparison.task(seed)
         ours = METHODS["ours"](task, settings_of("ours"))
         prepare_seconds = ours.prepare(own)

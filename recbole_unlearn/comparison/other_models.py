@@ -10,10 +10,8 @@ from time import perf_counter
 
 from recbole.utils import ModelType, get_model, get_trainer
 
-from recbole_unlearn.compat.recbole_models import clear_caches
 from recbole_unlearn.data import knowledge
 from recbole_unlearn.data.split import pairwise_loader
-from recbole_unlearn.devices import read
 from recbole_unlearn.errors import InputError, about
 from recbole_unlearn.methods import names_in
 from recbole_unlearn.models.support import AUTOENCODERS, NEEDS
@@ -21,6 +19,7 @@ from recbole_unlearn.settings.config import UnlearnConfig
 from recbole_unlearn.settings.conflicts import DERIVED_FORMS
 from recbole_unlearn.settings.recbole_keys import known_models
 from recbole_unlearn.training.fit import new_model
+from recbole_unlearn.training.trainer import load_best
 
 # Models that learn whole rows of the interaction matrix: RecBole refuses to train them with negatives.
 WITHOUT_NEGATIVES = (*AUTOENCODERS, "ENMF")
@@ -187,7 +186,5 @@ def train_any(config, split, seed, folder):
             f"{type(error).__name__}: {' '.join(str(error).split())}"
         ) from error
     # other_parameter stays as training left it: what models keep there (matrices of neighbours, counts) has no epochs
-    state = read(trainer.saved_model_file)
-    model.load_state_dict(state["state_dict"])
-    clear_caches(model)
+    load_best(trainer)
     return model.eval(), seconds

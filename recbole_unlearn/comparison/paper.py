@@ -206,8 +206,7 @@ class Paper:
 
     def _models(self, rows):
         """Models of the first seed: original, retrained without ``rows``, and as ours and UBPR unlearn them."""
-        original, retrained = SeedRun(self.seed, (), True), SeedRun(self.seed, tuple(int(row) for row in rows))
-        self.trained.train([original, retrained], self.show_progress)
+        self.trained.train([SeedRun.original(self.seed), SeedRun.without(self.seed, rows)], self.show_progress)
         retrained = self.comparison.retrained(self.seed, rows).model
         return {"original": self._original(), "retrained": retrained, **self._unlearned(rows)}
 
@@ -244,7 +243,7 @@ class Paper:
         """
         if not Played.fits(self.split.train):
             return {}
-        runs = [self.comparison.retrain_run(self.seed, each, paired=True) for each in rows.values()]
+        runs = [SeedRun.without(self.seed, each, paired=True) for each in rows.values()]
         self.trained.train(runs, self.show_progress)
         names = {name: f"{short}/R paired" for name, short in SHORT.items()} | {ORIGINAL: "R paired/O"}
         result = {}

@@ -28,7 +28,7 @@ from recbole_unlearn.errors import InputError, about
 from recbole_unlearn.evaluation.forgetting import query_scores
 from recbole_unlearn.evaluation.per_example import auc, effect_left, klom, log_ratios, told_apart
 from recbole_unlearn.methods import METHODS, all_settings, names_in
-from recbole_unlearn.methods.base import Method, Task
+from recbole_unlearn.methods.base import Task
 from recbole_unlearn.methods.shards import Sharded
 from recbole_unlearn.settings.config import changed
 from recbole_unlearn.settings.keys import KEYS
@@ -45,11 +45,6 @@ SCOUTS, HIDDEN = 48, 0.2  # models that find what is vulnerable; share of the in
 BY_VULNERABILITY = ("mixed", "vulnerable")  # kinds of forget sets
 HALVES = 100  # random choices of n models of each population
 INTERVAL = (0.025, 0.975)
-
-
-def _own(name):
-    """Whether a method trains a model of its own before any request."""
-    return METHODS[name].original is not Method.original
 
 
 def audited(names: list[str], config: Config, method_args: dict | None = None) -> dict[str, tuple[str, dict]]:
@@ -122,7 +117,8 @@ class Audit:
         self._panels: dict[str, Panel] = {}
         # Methods that train a model of their own beforehand -> populations of what it is before a request, and of what
         # it is where the forget set never was.
-        self.own = {way: (f"{way}, {ORIGINAL}", f"{way}, {ORACLE}") for way, (name, _) in methods.items() if _own(name)}
+        own = [way for way, (name, _) in methods.items() if METHODS[name].has_own_original()]
+        self.own = {way: (f"{way}, {ORIGINAL}", f"{way}, {ORACLE}") for way in own}
         self._way = {each: way for way, both in self.own.items() for each in both} | {way: way for way in methods}
 
     def run(self, names):

@@ -56,6 +56,16 @@ class SeedRun:
     log_negatives: bool = False
     paired: bool = False
 
+    @classmethod
+    def original(cls, seed):
+        """One that methods forget from, with its log."""
+        return cls(seed, (), True)
+
+    @classmethod
+    def without(cls, seed, rows, paired=False):
+        """One that is trained without rows, an array."""
+        return cls(seed, tuple(map(int, rows)), paired=paired)
+
 
 def agreement(config, split, folder):
     """How far compiled training ends from RecBole's own, over the way of the latter, after a few epochs.
@@ -140,7 +150,7 @@ class TrainedSeeds:
         unknown = {path: run for path, run in zip(paths, runs, strict=True) if path not in self._whole}
         missing = {path: run for path, run in unknown.items() if not _whole(run, path)}
         if missing:
-            calls = [(run, str(path), str(self.path(SeedRun(run.seed, (), True)))) for path, run in missing.items()]
+            calls = [(run, str(path), str(self.path(SeedRun.original(run.seed)))) for path, run in missing.items()]
             in_processes(_train_worker, calls, self.processes, _start_worker, (self.arguments,), show_progress)
         self._whole.update(paths)
         return paths

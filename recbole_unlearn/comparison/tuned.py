@@ -17,7 +17,7 @@ from recbole_unlearn.errors import InputError
 from recbole_unlearn.evaluation.forgetting import held_out_percentiles, percentiles
 from recbole_unlearn.methods import METHODS, settings_of
 from recbole_unlearn.training.fit import new_model
-from recbole_unlearn.training.trainer import BPRTrainer
+from recbole_unlearn.training.trainer import judge
 
 OTHERS = 3_000_000  # seeds of the models that settings are chosen on are so far from those that are evaluated
 SEEDS = 3  # of these, each with a forget set of its own
@@ -58,11 +58,10 @@ def tuned(
     others = np.setdiff1d(np.arange(split.n_rows), evaluated)
     if len(others) < len(evaluated):
         raise InputError(f"settings cannot be chosen beside {len(evaluated)} of {split.n_rows} rows; evaluate on fewer")
-    runs = [SeedRun(config["seed"] + OTHERS + n, (), True) for n in range(seeds)]
+    runs = [SeedRun.original(config["seed"] + OTHERS + n) for n in range(seeds)]
     with quiet(), one_thread():
         trained.train(runs, show_progress)
-        trainer = BPRTrainer(config, new_model(config, split))
-        trainer.eval_collector.data_collect(split.train)
+        trainer = judge(config, split, new_model(config, split))
         tried = [(name, changes) for name in names for changes in candidates(name)]
         found = np.full((len(tried) + 1, seeds, 2), np.nan)
         for seed, run in enumerate(tqdm(runs, "Tune", ncols=100, disable=not show_progress)):

@@ -25,9 +25,6 @@ from recbole_unlearn.storage.files import read_text
 if TYPE_CHECKING:
     from recbole_unlearn.data.split import Split
 
-# From this share of forgotten interactions on, a step is no small change any more, and settings that were chosen for
-# the data with them (the number of epochs, learning rate, size) are those of another data set; a convention.
-COHORT = 0.1
 BEGUN, TRAINED, HELD_OUT = range(3)  # interactions: those that histories begin with, and which rows are of
 
 

@@ -174,7 +174,9 @@ class PairwiseCollate:
     get no other column; classes of the user's own get all.
     """
 
-    def __init__(self, loader: TrainDataLoader, table: np.ndarray | None = None) -> None:
+    table: np.ndarray | None = None  # of static negatives
+
+    def __init__(self, loader: TrainDataLoader) -> None:
         columns = loader._dataset.inter_feat.interaction
         ids = (loader.uid_field, loader.iid_field)
         read = ids if is_recboles(loader.config.model_class) else columns
@@ -182,7 +184,6 @@ class PairwiseCollate:
         self.users, self.negative_field = self.columns[loader.uid_field], loader.neg_item_id
         self.negatives = loader.times
         self.draw = NegativeDraw(loader._sampler, loader._dataset.user_num)
-        self.table = table
 
     @staticmethod
     def fits(loader: TrainDataLoader) -> bool:

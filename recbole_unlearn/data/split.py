@@ -33,7 +33,7 @@ from recbole_unlearn.data.sampling import DrawnAgain
 from recbole_unlearn.data.scaling import Limits, check_scaled, limits, rescale, scaled, value
 from recbole_unlearn.data.spam import draw_spam
 from recbole_unlearn.errors import InputError
-from recbole_unlearn.influence.recorded import popularity_weights
+from recbole_unlearn.influence.recorded import marked, popularity_weights
 from recbole_unlearn.settings.config import changed
 from recbole_unlearn.storage.files import check_regular, scratch_folder
 from recbole_unlearn.storage.triple_log import TripleLog, salted
@@ -224,6 +224,10 @@ class Split:
         data = self.train._dataset
         return data.id2token(data.uid_field if field == "user" else data.iid_field, ids)
 
+    def named(self, whole: Mapping[str, np.ndarray]) -> dict[str, list[str]]:
+        """Tokens of users and items that are given by ids, by ``user`` and ``item``."""
+        return {field: [str(token) for token in self.token(field, ids)] for field, ids in whole.items()}
+
     def pairs(self, rows: np.ndarray) -> list[tuple[str, str]]:
         """(user token, item token) of training rows."""
         return self.tokens(self.users[rows], self.items[rows])
@@ -264,14 +268,12 @@ class Split:
             forgotten: rows; may be empty.
             held_out: as of `judged_without`.
         """
-        gone = np.zeros(len(self.train._dataset), bool)
-        gone[self.data_row[forgotten]] = True
+        gone = marked(self.n_rows, self.data_row[forgotten])
         return self._part(np.flatnonzero(~gone), gone, held_out)
 
     def positions_without(self, forgotten: np.ndarray) -> np.ndarray:
         """Row of `remaining_dataset` of each row of the log, int64 ``[rows]``; -1 of the forgotten ones."""
-        keep = np.ones(self.n_rows, bool)
-        keep[self.data_row[forgotten]] = False
+        keep = ~marked(self.n_rows, self.data_row[forgotten])
         return np.where(keep, np.cumsum(keep) - 1, -1)[self.data_row]
 
     def counts(self, rows: np.ndarray) -> dict[str, int]:
@@ -308,9 +310,7 @@ class Split:
             forgotten: rows.
             held_out: rows of the validation and test data, see `held_out`, that are to be in no histories either.
         """
-        gone = np.zeros(len(self.train._dataset), bool)
-        gone[self.data_row[forgotten]] = True
-        gone = self._gone(gone, held_out)
+        gone = self._gone(marked(self.n_rows, self.data_row[forgotten]), held_out)
         before, after = self._limits(np.zeros_like(gone)), self._limits(gone)
         if not (gone.any() and self.sequential) and before == after:
             return self
@@ -354,13 +354,12 @@ class Split:
         data = self.train._dataset
         if not self.sequential:
             return Interaction({data.uid_field: torch.from_numpy(self.users[rows])})
-        gone = np.zeros(len(data), bool)
-        gone[self.data_row[rows if without is None else without]] = True
+        gone = marked(self.n_rows, self.data_row[rows if without is None else without])
         part, order = np.unique(self.data_row[rows], return_inverse=True)
         part = self._part(part, gone)
         return self.test.transform(part, part[order])
 
-    def _gone(self, gone, held_out=None):
+    def _gone(self, gone, held_out):
         """Rows of `whole_dataset` that are gone: of training, bool array, and those that are held out."""
         sizes = [len(loader._dataset) for loader in (self.valid, self.test)]
         parts = [gone, *(np.zeros(size, bool) for size in sizes)]

@@ -105,10 +105,13 @@ def _percentiles(model, split, queries, users, items, seen=None):
             unseen[seen(users[asked[position]])] = False
             others = np.sort(row_scores[: split.n_items][unseen])
             pairs = np.flatnonzero(inverse == position)
-            own = row_scores[items[pairs]]
-            low, high = np.searchsorted(others, own, "left"), np.searchsorted(others, own, "right")
-            result[pairs] = (low + high) / 2 / len(others)
+            result[pairs] = rank_percentile(others, row_scores[items[pairs]])
     return result
+
+
+def rank_percentile(others: np.ndarray, own: np.ndarray) -> np.ndarray:
+    """Share of sorted scores that are below each of some, ties counted half."""
+    return (np.searchsorted(others, own, "left") + np.searchsorted(others, own, "right")) / 2 / len(others)
 
 
 def histogram(ranks: np.ndarray, bins: int = 20) -> list[int]:

@@ -101,9 +101,7 @@ def by_user(users: np.ndarray, values: np.ndarray) -> np.ndarray:
     return np.bincount(place, values) / np.bincount(place)
 
 
-def tsne_map(
-    P: np.ndarray, Q: np.ndarray, user: int, items: np.ndarray, negatives: np.ndarray, seed: int = 0
-) -> dict[str, list]:
+def tsne_map(P: np.ndarray, Q: np.ndarray, user: int, items: np.ndarray, negatives: np.ndarray) -> dict[str, list]:
     """Two-dimensional map of a user, items and negatives by t-SNE, scaled to the unit square.
 
     A map shows who is near whom; where, how large, and how two maps lie to each other mean nothing.
@@ -117,7 +115,7 @@ def tsne_map(
     """
     points = np.concatenate([P[[user]], Q[items], Q[negatives]]).astype(np.float64)
     perplexity = min(30.0, (len(points) - 1) / 3)
-    tsne = import_tsne()(perplexity=perplexity, init="pca", method="exact", random_state=seed)
+    tsne = import_tsne()(perplexity=perplexity, init="pca", method="exact", random_state=0)
     places = tsne.fit_transform(points / (points.std() or 1.0))
     middle = (places.min(0) + places.max(0)) / 2
     places = 0.5 + (places - middle) / (np.ptp(places, axis=0).max() or 1.0)
@@ -130,7 +128,6 @@ def geometry(
     log: TripleLog,
     rows: np.ndarray,
     epochs: int,
-    seed: int = 0,
     mapped: bool = True,
 ) -> dict[str, Any]:
     """PNPR of every user that loses something, and a map of the one that loses most, without saying who is who.
@@ -153,7 +150,7 @@ def geometry(
     users, items = np.asarray(log.users, np.int64)[rows], np.asarray(log.items, np.int64)[rows]
     recent = np.arange(max(epochs - RECENT, 0), epochs)
     negatives = np.concatenate(list(log.gather(rows, recent)), axis=1).astype(np.int64)
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     order = rng.permutation(len(np.unique(users)))  # the order of ids would help to tell who is who
     ids, counts = np.unique(users, return_counts=True)
     own = np.flatnonzero(users == ids[counts.argmax()])
@@ -164,5 +161,5 @@ def geometry(
     for name, (P, Q) in pairs.items():
         ratios[name] = np.round(by_user(users, pnpr(P, Q, users, items, negatives))[order], 4).tolist()
         if mapped and len(others) > 1 and P.shape[1] > 1:  # one dimension has no map
-            maps[name] = tsne_map(P, Q, int(users[own[0]]), items[own], others, seed)
+            maps[name] = tsne_map(P, Q, int(users[own[0]]), items[own], others)
     return {"pnpr": ratios, "map": maps}

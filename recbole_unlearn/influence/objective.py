@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from recbole_unlearn.influence import kernels
+from recbole_unlearn.influence.recorded import marked
 
 
 @dataclass
@@ -193,8 +194,7 @@ def pool_return(
         negatives: negatives per row and epoch.
         users, items, n_items, popularity: as for `returning`.
     """
-    gone = np.zeros(len(users), bool)
-    gone[forgotten] = True
+    gone = marked(len(users), forgotten)
     parts = [
         (
             np.full(len(kept) * len(back), user, np.int64),

@@ -22,13 +22,13 @@ PROBES = 16  # of the diagonal's estimate, whose error is then some 35 %: it onl
 
 
 @cache
-def _propagate(K, parallel):
+def _propagate(K):
     """Kernel ``(start, neighbour, root, X, out, scaled, layers)``: ``out = A_bar X``.
 
     ``root`` ``[n]`` is D^-1/2; ``scaled`` ``[2, n, K]`` is room for one layer and the next, times ``root``.
     """
 
-    @numba.njit(**{**FLAGS, "parallel": parallel})
+    @numba.njit(**FLAGS, parallel=True)
     def kernel(start, neighbour, root, X, out, scaled, layers):
         n = len(root)
         for r in numba.prange(n):
@@ -76,20 +76,17 @@ class Graph:
         self.start = np.concatenate([[0], np.cumsum(degree)])
         self.root = (degree + EPSILON) ** -0.5
 
-    def propagate(
-        self, X: np.ndarray, out: np.ndarray | None = None, scaled: np.ndarray | None = None, parallel: bool = True
-    ) -> np.ndarray:
+    def propagate(self, X: np.ndarray, out: np.ndarray | None = None, scaled: np.ndarray | None = None) -> np.ndarray:
         """``A_bar X``.
 
         Args:
             X: float32 or float64 ``[n_users + n_items, K]``, C-contiguous.
             out, scaled: room for the result, and for ``[2, *X.shape]``.
-            parallel: whether on all threads; the result is the same.
         """
         out = np.empty_like(X) if out is None else out
         scaled = np.empty((2, *X.shape), X.dtype) if scaled is None else scaled
         root = self.root.astype(X.dtype)
-        _propagate(X.shape[1], parallel)(self.start, self.neighbour, root, X, out, scaled, self.layers)
+        _propagate(X.shape[1])(self.start, self.neighbour, root, X, out, scaled, self.layers)
         return out
 
 

@@ -118,6 +118,13 @@ class Recorded:
         return np.append(rates, np.full(max(n_steps - len(rates), 0), rates[-1]))[:n_steps]
 
 
+def marked(n: int, rows: Any) -> np.ndarray:
+    """Which of n rows are these, bool ``[n]``."""
+    found = np.zeros(n, bool)
+    found[rows] = True
+    return found
+
+
 def popularity_weights(count: np.ndarray, alpha: float) -> np.ndarray:
     """``count ** alpha``, by which RecBole draws items that occur, float64; 0 of others."""
     return np.where(count > 0, np.maximum(count, 1.0) ** alpha, 0.0)

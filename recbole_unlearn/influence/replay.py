@@ -21,7 +21,7 @@ import numba
 import numpy as np
 
 from recbole_unlearn.influence.objective import returning
-from recbole_unlearn.influence.recorded import Recorded, Trajectory
+from recbole_unlearn.influence.recorded import Recorded, Trajectory, marked
 from recbole_unlearn.influence.sharding import Shard
 from recbole_unlearn.influence.vectors import FLAGS, add_scaled, dot, exp, load, parallel, store
 
@@ -319,8 +319,7 @@ def replay(
     if trajectory.epochs[-1] != epochs:
         raise ValueError(f"negatives of {epochs} epochs, but a trajectory of {trajectory.epochs[-1]}")
     recorded = replace(recorded, users=np.array(recorded.users, np.uint32), pos=np.array(recorded.pos, np.uint32))
-    gone = np.zeros(len(recorded.users), bool)
-    gone[np.asarray(forgotten, np.int64)] = True
+    gone = marked(len(recorded.users), np.asarray(forgotten, np.int64))
     places = _Places(recorded, gone, wide=shard is not None)
     selection = _Selection(recorded, gone, places, shard)
     lanes = _Lanes(recorded, places, trajectory)

@@ -28,7 +28,7 @@ class Task:
         config: of model, training and evaluation; ``config["method_args"]`` holds settings of methods.
         split: the one split that all methods share.
         seed: of the model's training, and of all that a method trains or draws.
-        stored: checkpoint of the model, as `checkpoint.load` returns it; only read.
+        stored: checkpoint of the model, as `checkpoints.load` returns it; only read.
         log: its log; only read.
         path: its checkpoint file.
         folder: where methods keep what they train before a request comes.
@@ -46,6 +46,11 @@ class Task:
         self.config, self.stored = changed(self.config), copy.deepcopy(self.stored)
         self.log = TripleLog(self.log.path, copy.deepcopy(self.log.metadata))  # whose columns nobody can write to
         self.split.draws(self.log)
+
+    @property
+    def weight_decay(self) -> float:
+        """Of the model's training."""
+        return float(self.config["weight_decay"] or 0)
 
     def model(self, data: Dataset | None = None) -> AbstractRecommender:
         """The trained weights, in a model of their own.
@@ -104,6 +109,11 @@ class Method(ABC):
         """In words, why it is not for a configuration's model; None: it is."""
         known = cls.models is None or config["model"] in cls.models
         return None if known else f"it is for {' and '.join(cls.models or ())}"
+
+    @classmethod
+    def has_own_original(cls) -> bool:
+        """Whether it forgets from a model of its own, that `prepare` trains, not from the task's."""
+        return cls.original is not Method.original
 
     def prepare(self, rows: np.ndarray | None = None) -> float:
         """Train what the method needs before any request beside the model itself, or find it in ``task.folder``.

@@ -9,6 +9,7 @@ import torch
 from recbole.model.abstract_recommender import AbstractRecommender
 
 from recbole_unlearn.devices import array
+from recbole_unlearn.influence.recorded import marked
 from recbole_unlearn.methods.base import Forgotten, Method
 from recbole_unlearn.methods.triples import last_epochs, logged_triples
 
@@ -75,8 +76,7 @@ class CertifiedRemoval(Method):
     def forget(self, rows: np.ndarray, show_progress: bool = False) -> Forgotten:
         found = (self._fit() if self.fitted is None else self.fitted).copy()
         start, settings, log = perf_counter(), self.settings, self.task.log
-        gone = np.zeros(log.n_rows, bool)
-        gone[rows] = True
+        gone = marked(log.n_rows, rows)
         users, left = np.unique(log.users[rows]), 0.0
         for user in users:
             remaining = self.problem(user, gone)

@@ -6,20 +6,20 @@ from time import perf_counter
 import numpy as np
 import torch
 
-from recbole_unlearn.methods.base import Forgotten, Method
+from recbole_unlearn.methods.base import Forgotten
 from recbole_unlearn.methods.certified import certified_epsilon
 from recbole_unlearn.methods.triples import (
     WITH_MARGINS,
+    OfCurvature,
     add_to,
     curvature,
     last_epochs,
-    load_kernels,
     lost_gradient,
     solve_on,
 )
 
 
-class CEU(Method):
+class CEU(OfCurvature):
     """``theta <- theta + (H + D)^-1 (v - b)``: v as in GIF, H of all triples with the old graph, D = L2, b Gaussian.
 
     The paper trains on ``L + D/2 |theta|^2 + b^T theta``, so that the noise hides what one step leaves of the gradient;
@@ -35,14 +35,11 @@ class CEU(Method):
     positive = ("damping", "delta")
     candidates = {"damping": (1e-7, 1e-6, 1e-5, 1e-4, 1e-3)}
 
-    def prepare(self, rows: np.ndarray | None = None) -> float:
-        return load_kernels(self.task)
-
     def forget(self, rows: np.ndarray, show_progress: bool = False) -> Forgotten:
         start, task, settings = perf_counter(), self.task, self.settings
         log, epochs = task.log, last_epochs(task.stored, settings["log_epochs"])
         before, model = task.model(), task.model(task.split.remaining_dataset(rows))
-        damping = log.n_rows * log.negatives * (settings["damping"] + float(task.config["weight_decay"] or 0))
+        damping = log.n_rows * log.negatives * (settings["damping"] + task.weight_decay)
         H = curvature(before, log, np.arange(log.n_rows), epochs)
         b = settings["sigma"] * torch.from_numpy(np.random.default_rng(task.seed).standard_normal(H.size))
         z = lost_gradient(before, model, log, rows, epochs) - b

@@ -8,11 +8,11 @@ import torch
 
 from recbole_unlearn.errors import InputError
 from recbole_unlearn.influence.operators import Curvature, Damped
-from recbole_unlearn.methods.base import Forgotten, Method
-from recbole_unlearn.methods.triples import WITH_MARGINS, add_to, curvature, last_epochs, load_kernels, lost_gradient
+from recbole_unlearn.methods.base import Forgotten
+from recbole_unlearn.methods.triples import WITH_MARGINS, OfCurvature, add_to, curvature, last_epochs, lost_gradient
 
 
-class GIF(Method):
+class GIF(OfCurvature):
     """``theta <- theta + H^-1 v``, H the curvature of all triples' loss with the old graph, over all parameters.
 
     v is the gradient of what the loss loses: the forgotten triples, and of those that the graph lets the request reach,
@@ -27,9 +27,6 @@ class GIF(Method):
     positive = ("scale",)
     candidates = {"scale": (3e-4, 1e-3, 3e-3, 1e-2, 0.1)}
 
-    def prepare(self, rows: np.ndarray | None = None) -> float:
-        return load_kernels(self.task, self.settings["hessian"])
-
     def forget(self, rows: np.ndarray, show_progress: bool = False) -> Forgotten:
         start, task, settings = perf_counter(), self.task, self.settings
         log, epochs = task.log, last_epochs(task.stored, settings["log_epochs"])
@@ -37,7 +34,7 @@ class GIF(Method):
         v = lost_gradient(before, model, log, rows, epochs)
         triples = log.n_rows * log.negatives
         H = curvature(before, log, np.arange(log.n_rows), epochs, settings["hessian"])
-        H = Damped(H, triples * float(task.config["weight_decay"] or 0))
+        H = Damped(H, triples * task.weight_decay)
         step, change = neumann(H, v, settings["scale"] * triples, settings["iterations"])
         if not torch.isfinite(step.float()).all():
             raise InputError(f"gif: the series grows without end at scale {settings['scale']}; give a larger one")

@@ -5,20 +5,20 @@ from time import perf_counter
 
 import numpy as np
 
-from recbole_unlearn.methods.base import Forgotten, Method
+from recbole_unlearn.methods.base import Forgotten
 from recbole_unlearn.methods.triples import (
     WITH_ROWS,
+    OfCurvature,
     add_to,
     curvature,
     embedding_mask,
     last_epochs,
-    load_kernels,
     lost_gradient,
     solve_on,
 )
 
 
-class IFRU(Method):
+class IFRU(OfCurvature):
     """``theta <- theta + (H + D)^-1 v``, H and the step restricted to the embedding rows that the request matters to.
 
     v is the gradient of the forgotten triples (direct influence) and, for models with a graph, what the others'
@@ -34,9 +34,6 @@ class IFRU(Method):
     models = WITH_ROWS
     candidates = {"damping": (1e-6, 1e-5, 1e-4, 1e-3, 1e-2)}
 
-    def prepare(self, rows: np.ndarray | None = None) -> float:
-        return load_kernels(self.task, self.settings["hessian"])
-
     def forget(self, rows: np.ndarray, show_progress: bool = False) -> Forgotten:
         start, task, settings = perf_counter(), self.task, self.settings
         log, epochs = task.log, last_epochs(task.stored, settings["log_epochs"])
@@ -48,7 +45,7 @@ class IFRU(Method):
         users, items = importance(log.users, log.items, rows, log.metadata["n_users"], log.metadata["n_items"])
         least = np.percentile(np.concatenate([users, items]), settings["graph_percentile"]) if graph else 0
         mask = embedding_mask(model, np.flatnonzero(users > least), np.flatnonzero(items > least))
-        damping = len(kept) * log.negatives * (settings["damping"] + float(task.config["weight_decay"] or 0))
+        damping = len(kept) * log.negatives * (settings["damping"] + task.weight_decay)
         step, report = solve_on(H, mask, damping, z, settings["cg_tolerance"], settings["cg_max_iterations"])
         add_to(model, step)
         details = {

@@ -9,11 +9,11 @@ from recbole.model.abstract_recommender import AbstractRecommender
 from recbole_unlearn.devices import placed
 from recbole_unlearn.influence.objective import Triples
 from recbole_unlearn.influence.operators import AutogradCurvature, DotProductCurvature
-from recbole_unlearn.methods.base import Forgotten, Method
-from recbole_unlearn.methods.triples import WITH_MARGINS, curvature, last_epochs, load_kernels, logged_triples, margins
+from recbole_unlearn.methods.base import Forgotten
+from recbole_unlearn.methods.triples import WITH_MARGINS, OfCurvature, curvature, last_epochs, logged_triples, margins
 
 
-class RRL(Method):
+class RRL(OfCurvature):
     """Adam on ``sum_F -ln sigmoid(s_uj - s_ui) + strength * sum_theta FIM_theta (theta - theta_0)^2``.
 
     Reconstructed from the paper's idea; not for digits. FIM is the diagonal of the Fisher information of the remaining
@@ -25,9 +25,6 @@ class RRL(Method):
 
     models = WITH_MARGINS
     candidates = {"steps": (3, 10, 30, 100, 300)}
-
-    def prepare(self, rows: np.ndarray | None = None) -> float:
-        return load_kernels(self.task)
 
     def forget(self, rows: np.ndarray, show_progress: bool = False) -> Forgotten:
         start, task, settings = perf_counter(), self.task, self.settings

@@ -8,6 +8,7 @@ import torch
 from recbole.model.abstract_recommender import AbstractRecommender
 
 from recbole_unlearn.devices import array
+from recbole_unlearn.influence.recorded import marked
 from recbole_unlearn.methods.base import Forgotten, Method
 from recbole_unlearn.methods.triples import (
     WITH_ROWS,
@@ -39,7 +40,7 @@ class SCIF(Method):
         log, epochs = task.log, last_epochs(task.stored, settings["log_epochs"])
         users = np.unique(log.users[rows]).astype(np.int64)
         model = task.model(task.split.remaining_dataset(rows))
-        damping = settings["damping"] + log.n_rows * log.negatives * float(task.config["weight_decay"] or 0)
+        damping = settings["damping"] + log.n_rows * log.negatives * task.weight_decay
         if type(model).__name__ == "BPR":
             change_users(model, log, users, rows, epochs, damping)
             details = {}
@@ -60,8 +61,7 @@ def change_users(
 ) -> None:
     """The step for BPR, user by user: no user's row is in another's Hessian."""
     P, Q = (array(part.weight).astype(np.float64) for part in (model.user_embedding, model.item_embedding))
-    gone = np.zeros(log.n_rows, bool)
-    gone[rows] = True
+    gone = marked(log.n_rows, rows)
     for user in users:
         own = np.arange(*np.searchsorted(log.users, [user, user + 1]))
         triples = logged_triples(log, own, epochs)

@@ -18,16 +18,16 @@ from recbole.sampler import Sampler
 from recbole.utils import InputType
 from tqdm import tqdm
 
-from recbole_unlearn.compat.recbole_models import clear_caches
 from recbole_unlearn.data.split import Split, eval_loader
 from recbole_unlearn.devices import read
 from recbole_unlearn.errors import InputError
+from recbole_unlearn.influence.recorded import marked
 from recbole_unlearn.methods.base import Forgotten, Method, Task
 from recbole_unlearn.settings.config import changed
-from recbole_unlearn.storage import checkpoints as checkpoint
+from recbole_unlearn.storage import checkpoints
 from recbole_unlearn.storage.files import locked, scratch_folder, sweep
 from recbole_unlearn.training.fit import new_model, training_settings
-from recbole_unlearn.training.trainer import BPRTrainer
+from recbole_unlearn.training.trainer import BPRTrainer, load_best
 
 MODELS = ("BPR", "LightGCN")  # scores are inner products of a user's and an item's embedding
 ADVICE = "delete it: what it held will be computed again"
@@ -116,10 +116,7 @@ def fit(
     with scratch_folder() as folder:
         trainer.saved_model_file = str(folder / "best.pth")
         trainer.fit(loader, valid, verbose=False, show_progress=show_progress)
-        state = read(trainer.saved_model_file)
-    model.load_state_dict(state["state_dict"])
-    clear_caches(model)
-    return state["epoch"] + 1
+        return load_best(trainer)["epoch"] + 1
 
 
 def train_shard(
@@ -213,7 +210,7 @@ class ShardEnsemble(GeneralRecommender):
     def save(self, path: str | Path) -> None:
         """Write the ensemble atomically; `load` reads it back."""
         state = {name: value.detach() for name, value in self.state_dict().items()}
-        checkpoint.save(path, {"ensemble": type(self).__name__, "state_dict": state})
+        checkpoints.save(path, {"ensemble": type(self).__name__, "state_dict": state})
 
     @classmethod
     def load(cls, path: str | Path, config: Config) -> "ShardEnsemble":
@@ -226,7 +223,7 @@ class ShardEnsemble(GeneralRecommender):
         state = stored.get("state_dict")
         if stored.get("ensemble") != cls.__name__ or not isinstance(state, dict):
             raise InputError(f"{path} holds no {cls.__name__} ensemble; give the file that it was saved to")
-        checkpoint.check_finite(state, str(path))
+        checkpoints.check_finite(state, str(path))
         try:
             model = cls(config, state["user"], state["item"])
             model.load_state_dict(state)
@@ -383,8 +380,7 @@ class Sharded(Method):
     def forget(self, rows: np.ndarray, show_progress: bool = False) -> Forgotten:
         start = perf_counter()
         rows = np.asarray(rows, np.int64)
-        keep = np.ones(self.task.split.n_rows, bool)
-        keep[rows] = False
+        keep = ~marked(self.task.split.n_rows, rows)
         found, hit = list(self._embeddings), np.unique(self.shard[rows])
         slices = rows_trained = 0
         for shard in tqdm(hit, "Shards", ncols=100, disable=not show_progress):
@@ -466,7 +462,7 @@ class Sharded(Method):
         if not (self.folder / name).is_file():
             start = perf_counter()
             made = make(*arguments)
-            checkpoint.save(self.folder / name, {"made": made, "seconds": perf_counter() - start})
+            checkpoints.save(self.folder / name, {"made": made, "seconds": perf_counter() - start})
         stored = _read(self.folder / name, ADVICE)
         return stored["made"], stored["seconds"]
 

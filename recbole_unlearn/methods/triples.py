@@ -21,7 +21,7 @@ from recbole_unlearn.influence.operators import (
     logistic_curvature,
 )
 from recbole_unlearn.influence.solver import SolveReport, conjugate_gradient, preconditioner
-from recbole_unlearn.methods.base import Task
+from recbole_unlearn.methods.base import Method
 from recbole_unlearn.storage.triple_log import TripleLog
 
 # Models whose loss holds one BPRLoss, of triples of a user and two items; and of these, those with a row for each.
@@ -143,15 +143,18 @@ def lost_gradient(
     return curvature(before, log, everything, epochs).gradient() - curvature(after, log, kept, epochs).gradient()
 
 
-def load_kernels(task: Task, exact: bool = False) -> float:
-    """Load (or, the very first time, compile) the kernels, so that a request is timed without; returns the seconds."""
-    start = perf_counter()
-    operator = curvature(task.model(), task.log, np.zeros(1, np.int64), [0], exact)
-    if isinstance(operator, DotProductCurvature):
-        operator.matvec(operator.gradient())
-        operator.diagonal()
-        preconditioner(operator, 1.0)
-    return perf_counter() - start
+class OfCurvature(Method):
+    """A method that takes the curvature of triples, and trains nothing beforehand."""
+
+    def prepare(self, rows: np.ndarray | None = None) -> float:
+        """Load (or, the very first time, compile) the kernels, so that a request is timed without."""
+        start, exact = perf_counter(), self.settings.get("hessian", False)
+        operator = curvature(self.task.model(), self.task.log, np.zeros(1, np.int64), [0], exact)
+        if isinstance(operator, DotProductCurvature):
+            operator.matvec(operator.gradient())
+            operator.diagonal()
+            preconditioner(operator, 1.0)
+        return perf_counter() - start
 
 
 class Restricted:

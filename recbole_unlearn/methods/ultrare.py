@@ -10,6 +10,9 @@ import torch
 from recbole_unlearn.data.sampling import NegativeDraw
 from recbole_unlearn.methods.receraser import Clustered, Points, assign
 from recbole_unlearn.methods.shards import ScoreEnsemble, ShardEnsemble, derived_seed
+from recbole_unlearn.models.losses import fixed_randomness
+
+NEWTON_STEPS, TOLERANCE = 100, 1e-8  # of the logistic regression: at most; share of the loss that is no gain
 
 # Partition
 
@@ -86,9 +89,7 @@ def pair_scores(user, item, users, items):
     return result
 
 
-def logistic_regression(
-    features: np.ndarray, labels: np.ndarray, ridge: float, iterations: int = 100, tolerance: float = 1e-8
-) -> tuple[np.ndarray, float]:
+def logistic_regression(features: np.ndarray, labels: np.ndarray, ridge: float) -> tuple[np.ndarray, float]:
     """Minimise the summed logistic loss + ridge / 2 * |weights|^2 by Newton's method; the intercept is free.
 
     Args:
@@ -108,7 +109,7 @@ def logistic_regression(
 
     w = np.zeros(x.shape[1])
     value = objective(w)
-    for _ in range(iterations):
+    for _ in range(NEWTON_STEPS):
         probability = 1 / (1 + np.exp(-np.clip(x @ w, -500, 500)))
         gradient = x.T @ (probability - labels) + penalty * w
         # the last term keeps the system solvable where a shard is empty and ridge is 0
@@ -119,7 +120,7 @@ def logistic_regression(
         gained = value - new
         if gained > 0:
             w, value = w - length * step, new
-        if gained <= tolerance * max(value, 1):
+        if gained <= TOLERANCE * max(value, 1):
             break
     return w[:-1], w[-1]
 
@@ -145,10 +146,8 @@ class UltraRE(Clustered):
         split, seed = self.task.split, derived_seed(self.task.seed, self.shards, self.slices)
         users, items = split.users[keep], split.items[keep]
         sampler = split.remaining(np.flatnonzero(~keep))._sampler
-        stream = np.random.get_state()
-        np.random.seed(seed)
-        negatives = NegativeDraw(sampler, split.n_users)(users, 1)
-        np.random.set_state(stream)
+        with fixed_randomness(seed):
+            negatives = NegativeDraw(sampler, split.n_users)(users, 1)
         tables = user.numpy(), item.numpy()
         scores = [pair_scores(*tables, users, candidates) for candidates in (items, negatives)]
         labels = np.repeat([True, False], len(users))

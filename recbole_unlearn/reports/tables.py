@@ -2,15 +2,16 @@
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from recbole_unlearn.data.forget import COHORT
 from recbole_unlearn.reports import page as html_report
+from recbole_unlearn.settings.conflicts import COHORT
 from recbole_unlearn.storage.files import write_atomically
+from recbole_unlearn.storage.paths import RESULTS
 
 
 def json_text(value: Any, indent: int | None = 1) -> str:
@@ -26,7 +27,7 @@ def json_text(value: Any, indent: int | None = 1) -> str:
     return json.dumps(known(value), indent=indent, allow_nan=False)
 
 
-def comparison_table(result: dict, metrics: Sequence[str] = ("hit", "ndcg")) -> pd.DataFrame:
+def comparison_table(result: dict) -> pd.DataFrame:
     """One row a figure, one column a model.
 
     Args:
@@ -39,7 +40,7 @@ def comparison_table(result: dict, metrics: Sequence[str] = ("hit", "ndcg")) -> 
     rows = {}
     for protocol, figures in next(iter(models.values())).get("ranking", {}).items():
         for metric in figures:
-            if metric.split("@")[0] in metrics:
+            if metric.split("@")[0] in ("hit", "ndcg"):
                 name = metric.upper().replace("HIT", "HR")
                 rows[f"{name} ({protocol})"] = {
                     model: f"{values['ranking'][protocol][metric]:.4f}" for model, values in models.items()
@@ -368,7 +369,7 @@ def _compared_cell(row, key, name):
     return text + (f" ({delta:+.4f})" if delta is not None and name != "retrain" else "")
 
 
-def compared_markdown(results: dict, summaries: dict, title: str, cutoff: int = 10) -> str:
+def compared_markdown(results: dict, summaries: dict, title: str, cutoff: int) -> str:
     """All forget sets' tables, and how to read them, as a Markdown page.
 
     Args:
@@ -386,7 +387,7 @@ def compared_markdown(results: dict, summaries: dict, title: str, cutoff: int = 
     return "\n".join(lines)
 
 
-def write_compared(results: dict, summaries: dict, title: str, folder: Path, cutoff: int = 10) -> str:
+def write_compared(results: dict, summaries: dict, title: str, folder: Path, cutoff: int) -> str:
     """Write comparison.md, .csv (every figure), .tex and .json (every seed); returns the Markdown.
 
     Args:
@@ -414,6 +415,5 @@ def write_compared(results: dict, summaries: dict, title: str, folder: Path, cut
 
 def write(result: dict, folder: Path) -> None:
     """Write result.json, result.md and report.html."""
-    write_atomically(folder / "result.json", json_text(result).encode())
-    write_atomically(folder / "result.md", markdown(result).encode())
-    write_atomically(folder / "report.html", html(result).encode())
+    for name, text in zip(RESULTS, (json_text, markdown, html), strict=True):
+        write_atomically(folder / name, text(result).encode())

@@ -39,6 +39,7 @@ from recbole_unlearn.storage.files import (
     sweep_scratch,
     write_atomically,
 )
+from recbole_unlearn.storage.paths import RESULT, UNLEARNED
 from recbole_unlearn.training.trained import Checkpoint
 
 # keys that a queue sets, or that could name somebody
@@ -267,7 +268,7 @@ def _take_up(queue):
 
 def _finish(queue, batch) -> bool:
     """Finish a batch if its model is on record: the purge that was asked for, and the queue; whether it is."""
-    path, trail = Path(batch["folder"]) / "unlearned.pth", Path(batch["audit"])
+    path, trail = Path(batch["folder"]) / UNLEARNED, Path(batch["audit"])
     if not (trail.is_file() and path.is_file()):
         return False
     record, line = audit.record_of(trail, path, json.loads(batch["keys"]).get("audit_key"))
@@ -301,7 +302,7 @@ def _purge(queue, batch, name):
 
 def _facts(batch, record, line, folder) -> dict[str, Any]:
     """What receipts tell of a batch: nothing of its other requests."""
-    result = json.loads(read_text(folder / "result.json"))
+    result = json.loads(read_text(folder / RESULT))
     return {
         "batch": batch,
         "time": record["time"],

@@ -35,24 +35,20 @@ def measured(given: Given, held: ExitStack, saved: bool) -> Result:
     """Train the seeds, measure the methods, write the tables."""
     config = to_train(given)
     request = ForgetRequest.from_config(config)
-    folder = output.output_folder(config)
-    output.check_paths(config, folder, given.files, saved)
     split = Split.seeded(config)
     rows = request.rows(split)
     check_sizes(config, split)
-    held.enter_context(in_one_line(folder))
-    with hidden(config):
-        init_logger(config)
+    folder = _begun(given, held, config, saved)
     trained = TrainedSeeds(given.arguments, output.cache_folder(config, "fidelity"))
     figures = fidelity(trained, rows, config["fidelity_seeds"], show_progress=config["show_progress"])
     title = (
         f"{config['model']} on {config['dataset']}: {len(rows)} interactions forgotten ({request.kind}), "
         f"{config['fidelity_seeds']} seeds"
     )
+    files = _files(folder, saved)
     if saved:
-        folder.mkdir(parents=True, exist_ok=True)
         tables.write_fidelity(figures, title, folder)
-    return Result("fidelity", {"fidelity": figures, "title": title, "files": {"tables": str(folder)} if saved else {}})
+    return Result("fidelity", {"fidelity": figures, "title": title, "files": files})
 
 
 def compared(given: Given, held: ExitStack, saved: bool) -> Result:
@@ -62,23 +58,19 @@ def compared(given: Given, held: ExitStack, saved: bool) -> Result:
     settings = methods.all_settings(names, config["method_args"])
     models = other_models(config["compare_models"], *given.arguments)
     requests(config)
-    folder = output.output_folder(config)
-    held.enter_context(in_one_line(folder))
-    with hidden(config):
-        init_logger(config)
+    folder = _begun(given, held, config, saved)
     trained = TrainedSeeds(given.arguments, output.cache_folder(config, "comparison"))
     sets, seeds = forget_sets(trained.config, trained.split), config["comparison_seeds"]
     results = Comparison(trained, settings, seeds, config["show_progress"]).run(sets, models, partial=True)
     summaries = {name: (each["interactions"], summary(each["figures"])) for name, each in results["sets"].items()}
     title = f"{config['model']} on {config['dataset']}, {seeds} seed{'s' if seeds > 1 else ''}"
     cutoff = 10 if 10 in config["topk"] else max(config["topk"])
+    files = _files(folder, saved)
     if saved:
-        folder.mkdir(parents=True, exist_ok=True)
         page = tables.write_compared(results, summaries, title, folder, cutoff)
     else:
         page = tables.compared_markdown(results, summaries, title, cutoff)
-    values = {"comparison": results, "title": title, "files": {"tables": str(folder)} if saved else {}}
-    return Result("comparison", values, page)
+    return Result("comparison", {"comparison": results, "title": title, "files": files}, page)
 
 
 def audited(given: Given, held: ExitStack, saved: bool) -> Result:
@@ -86,22 +78,35 @@ def audited(given: Given, held: ExitStack, saved: bool) -> Result:
     config = to_train(given)
     names = methods.suited(AUDITED, config) if config["methods"] is None else methods.chosen(config["methods"], config)
     chosen, sets = audit_methods(names, config, config["method_args"]), set_names(config["comparison_sets"], config)
+    folder = _begun(given, held, config, saved)
+    cache, models = output.cache_folder(config, "comparison"), config["audit_models"]
+    audit = Audit(given.arguments, cache, chosen, models, show_progress=config["show_progress"])
+    results = audit.run(sets)
+    title = f"{config['model']} on {config['dataset']}, pair by pair, {models} models each"
+    files = _files(folder, saved)
+    if saved:
+        page = per_example.write(results, title, audit.agreement, folder)
+    else:
+        page = per_example.markdown(results, title, audit.agreement)
+    return Result("audit", {"audit": results, "title": title, "files": files}, page)
+
+
+def _begun(given, held, config, saved):
+    """The run's folder, not made yet; from here on something is written."""
     folder = output.output_folder(config)
     output.check_paths(config, folder, given.files, saved)
     held.enter_context(in_one_line(folder))
     with hidden(config):
         init_logger(config)
-    cache, models = output.cache_folder(config, "comparison"), config["audit_models"]
-    audit = Audit(given.arguments, cache, chosen, models, show_progress=config["show_progress"])
-    results = audit.run(sets)
-    title = f"{config['model']} on {config['dataset']}, pair by pair, {models} models each"
-    if saved:
-        folder.mkdir(parents=True, exist_ok=True)
-        page = per_example.write(results, title, audit.agreement, folder)
-    else:
-        page = per_example.markdown(results, title, audit.agreement)
-    values = {"audit": results, "title": title, "files": {"tables": str(folder)} if saved else {}}
-    return Result("audit", values, page)
+    return folder
+
+
+def _files(folder, saved):
+    """What a result says of its files, whose folder is made."""
+    if not saved:
+        return {}
+    folder.mkdir(parents=True, exist_ok=True)
+    return {"tables": str(folder)}
 
 
 def paper(given: Given, held: ExitStack, saved: bool) -> Result:
@@ -115,6 +120,7 @@ def paper(given: Given, held: ExitStack, saved: bool) -> Result:
         changes = {name: changes[name] for name in names if name in changes}
     settings = methods.all_settings(names, changes)
     folder, dataset = Path(config["output_dir"] or "results"), config["dataset"]
+    output.check_paths(config, folder, given.files, True)
     with in_one_line(folder):
         trained = TrainedSeeds(arguments, output.cache_folder(config, "comparison"))
         experiment = Paper(trained, settings, config["comparison_seeds"], quick, config["show_progress"])

@@ -20,14 +20,15 @@ from recbole_unlearn.data.knowledge import own_entities
 from recbole_unlearn.data.split import Split
 from recbole_unlearn.errors import InputError
 from recbole_unlearn.influence.coupling import Fresh, Paired
+from recbole_unlearn.influence.recorded import marked
 from recbole_unlearn.settings.shown import public
 from recbole_unlearn.storage import audit, checkpoints, inter_file, paths, purging, secret, suppression
 from recbole_unlearn.storage.files import is_debris, locked, remove, replacing, write_atomically
-from recbole_unlearn.storage.paths import CHANGED, EMBEDDINGS
+from recbole_unlearn.storage.paths import CHANGED, EMBEDDINGS, MODEL, RESULTS, UNLEARNED
 from recbole_unlearn.storage.triple_log import log_path
 from recbole_unlearn.training import adoption
 from recbole_unlearn.training.fit import magnitude
-from recbole_unlearn.training.trained import Trained
+from recbole_unlearn.training.trained import Trained, seed_of
 from recbole_unlearn.unlearners import guard
 from recbole_unlearn.unlearners.base import Unlearned
 
@@ -56,12 +57,12 @@ def cache_folder(config, kind):
     return Path(config[f"{kind}_cache"] or Path(config["checkpoint_dir"]) / kind)
 
 
-def check_paths(config, output, config_file_list=None, saved=True):
+def check_paths(config, output, config_file_list, saved):
     """Raises InputError where one path of a run would overwrite, or be deleted with, another.
 
     Args:
         output (Path): the run's folder.
-        config_file_list (list of str, optional): that the configuration was read from.
+        config_file_list (list of str or None): that the configuration was read from.
     """
     checkpoint, purged = config["checkpoint"], config["purge"] and saved
     given = {"forget_file": config["forget_file"], "forget_requests": config["forget_requests"]}
@@ -107,9 +108,9 @@ def _check_audit(config, output, others):
 def claim(held, folder):
     """Make the output folder and keep other processes out of it; tidies up after a killed one."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name in ("unlearned.pth", "model.pth"):
+    for name in (UNLEARNED, MODEL):
         held.enter_context(locked(folder / name))
-    purging.recover(folder / "unlearned.pth")
+    purging.recover(folder / UNLEARNED)
     if not all(map(is_debris, folder.iterdir())):  # again, now that nobody else can be writing
         raise InputError(f"output_dir {folder} was filled by another process meanwhile; name a new one")
     held.enter_context(_nothing_half(folder))
@@ -219,15 +220,13 @@ def _seed(stored, new):
     """Seed that a model is to be built by which is not the original's; None: there is none."""
     if new is not None and new.seed is not None:
         return new.seed
-    return secrets.randbits(32) if new and isinstance(new.epochs, Fresh) else stored["triple_log"].get("seed")
+    return secrets.randbits(32) if new and isinstance(new.epochs, Fresh) else seed_of(stored)
 
 
 def _approximate(trained, rows):
     """What a model that forgot otherwise than by training again would have been trained on."""
-    gone = np.zeros(trained.log.n_rows, bool)
-    gone[rows] = True
     # by secret random numbers: with the seed, returned items could be told from drawn ones
-    return Paired(trained.recorded(), gone, secrets.randbits(128))
+    return Paired(trained.recorded(), marked(trained.log.n_rows, rows), secrets.randbits(128))
 
 
 def beyond_rows(config) -> bool:
@@ -282,7 +281,7 @@ def left_over(config, split, request, rows, inter):
     ``everywhere`` what files of others may say.
     """
     whole = request.whole(split)
-    tokens = {field: [str(token) for token in split.token(field, ids)] for field, ids in whole.items()}
+    tokens = split.named(whole)
     if config["everywhere"]:
         others = inter_file.strangers(inter, config, tokens).items()
         found = [f"{_many(count, 'line')} of {name}" for name, count in others]
@@ -345,8 +344,7 @@ def erasure_of(config, split, rows, stored, whole=None):
                 f"purge_dataset: {both} forgotten pairs of user and item occur in other training interactions too, "
                 "which the file does not tell apart; use forget_file, which forgets all of them"
             )
-        tokens = {field: [str(token) for token in split.token(field, ids)] for field, ids in (whole or {}).items()}
-        erasure = {"inter": inter, "config": config, "pairs": forgotten, "whole": tokens}
+        erasure = {"inter": inter, "config": config, "pairs": forgotten, "whole": split.named(whole or {})}
     if config["purge"]:
         purging.check(config["checkpoint"], **erasure)
     return erasure
@@ -382,7 +380,7 @@ def recorded_or_gone(path):
     try:
         yield
     except Exception:
-        for name in (path.name, log_path(path).name, "result.json", "result.md", "report.html", CHANGED, EMBEDDINGS):
+        for name in (path.name, log_path(path).name, *RESULTS, CHANGED, EMBEDDINGS):
             if name not in before:
                 remove(path.parent / name)
         raise
@@ -409,7 +407,7 @@ def lasting(result: Mapping[str, Any]) -> dict[str, Any]:
     return {key: each for key, each in {**result, **left}.items() if key != "paired"}
 
 
-def append_record(trail: Path, request: str, result, trained: Trained, path: Path, state_dict, requests=()):
+def append_record(trail: Path, request: str, result, trained: Trained, path: Path, state_dict, requests):
     """Write down by what a model was replaced. Returns the record, and the SHA-256 of its line.
 
     Args:
@@ -450,7 +448,7 @@ def suppress(path, split, rows, whole):
     """Put what was forgotten on the suppression list: those who were named as a whole, and pairs of the other rows."""
     if path is None:
         return
-    named = [(field, str(token)) for field, ids in whole.items() for token in split.token(field, ids)]
+    named = [(field, token) for field, tokens in split.named(whole).items() for token in tokens]
     covered = np.isin(split.users[rows], whole.get("user", [])) | np.isin(split.items[rows], whole.get("item", []))
     suppression.add(path, [*named, *(("pair", *pair) for pair in split.pairs(rows[~covered]))])
 

@@ -4,10 +4,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from recbole_unlearn.data.forget import COHORT
 from recbole_unlearn.data.requests import batches
 from recbole_unlearn.runs import output
 from recbole_unlearn.runs.result import Result
+from recbole_unlearn.settings.conflicts import COHORT
 from recbole_unlearn.storage import purging
 from recbole_unlearn.storage.triple_log import log_path
 from recbole_unlearn.unlearner import UNTRAINED, InfluenceUnlearner

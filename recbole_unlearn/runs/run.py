@@ -28,9 +28,10 @@ from recbole_unlearn.settings.conflicts import check_sizes, to_train
 from recbole_unlearn.settings.given import Given
 from recbole_unlearn.settings.shown import hidden, plain, public
 from recbole_unlearn.storage.files import in_one_line, scratch_folder
+from recbole_unlearn.storage.paths import MODEL, RETRAINED, UNLEARNED
 from recbole_unlearn.training.fit import distance, new_model, train, train_paired
 from recbole_unlearn.training.trained import Checkpoint, Trained, not_paired
-from recbole_unlearn.training.trainer import check_listed, make_trainer
+from recbole_unlearn.training.trainer import check_listed, judge
 from recbole_unlearn.unlearner import InfluenceUnlearner
 from recbole_unlearn.unlearners.base import Unlearned
 
@@ -145,12 +146,11 @@ class Run:
         config, judges = self.config, self.config["evaluate"] != "none"
         if self.unlearner:
             unlearner, seconds = self.unlearner, None
-            trainer = make_trainer(config, unlearner.trained.model, trains=False) if judges else None
+            trainer = judge(config, self.split, unlearner.trained.model) if judges else None
         else:
-            _, trainer, seconds = train(config, self.split, folder / "model.pth")
-            unlearner = self._opened(Checkpoint.written(folder / "model.pth", config))
+            _, trainer, seconds = train(config, self.split, folder / MODEL)
+            unlearner = self._opened(Checkpoint.written(folder / MODEL, config))
             unlearner.check(config["show_progress"])
-        if trainer:
             trainer.eval_collector.data_collect(self.split.train)
         return unlearner, seconds, trainer
 
@@ -183,7 +183,7 @@ class Run:
             "unlearned": unlearner.served(new_model(self.config, self.split)),
         }
         times = {"original": seconds, "unlearned": unlearned.seconds}
-        path, trained = folder / "retrained.pth", unlearner.trained
+        path, trained = folder / RETRAINED, unlearner.trained
         if not len(self.rows):
             return models, times
         if self.paired:
@@ -242,7 +242,7 @@ class Run:
 
     def _write(self, result: Result, folder: Path, unlearner: InfluenceUnlearner, unlearned: Unlearned, requests):
         """The new model last of all: whatever fails before leaves none."""
-        trained, trail, path = unlearner.trained, self.trail, folder / "unlearned.pth"
+        trained, trail, path = unlearner.trained, self.trail, folder / UNLEARNED
         with output.recorded_or_gone(path):
             inter = self.erasure.get("inter")
             more = {"guarded": unlearner.guard, "whole": self.whole, "moments": unlearner.moments()}

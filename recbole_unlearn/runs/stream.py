@@ -6,9 +6,9 @@ from time import perf_counter
 import numpy as np
 from tqdm import tqdm
 
-from recbole_unlearn.data.forget import COHORT
 from recbole_unlearn.data.requests import batches, rows_of
 from recbole_unlearn.evaluation import forgetting, ranking
+from recbole_unlearn.settings.conflicts import COHORT
 from recbole_unlearn.training.fit import train
 from recbole_unlearn.unlearners.base import Unlearned
 

@@ -34,7 +34,7 @@ def extended(config: Config, changes: Mapping[str, Any]) -> "UnlearnConfig":
         changes: keys of this package that a request may give.
 
     Raises:
-        InputError: another key, or a value that it cannot hold.
+        InputError: another key, or a value that it cannot hold; an optimiser that RecBole does not know.
     """
     for key in changes:
         if key not in keys.OWN or key in keys.OF_TRAINING:
@@ -44,6 +44,8 @@ def extended(config: Config, changes: Mapping[str, Any]) -> "UnlearnConfig":
     defaults = {name: key.default for name, key in keys.KEYS.items() if name in keys.OWN}
     new.final_config_dict = {**defaults, **config.final_config_dict, **changes}
     new.external_config_dict = {**config.external_config_dict, **changes}
+    recbole_keys.lower(new.final_config_dict)
+    recbole_keys.check_choice("learner", new["learner"], recbole_keys.CHOICES["learner"])
     new._check_own()
     return new
 

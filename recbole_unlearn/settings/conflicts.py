@@ -18,6 +18,9 @@ from recbole_unlearn.settings.given import Given
 DERIVED_FORMS = ("BPR", "LightGCN")  # models that are forgotten by replay and in closed form
 RECOMPUTED = (*DERIVED_FORMS, "FPMC", "TransRec")  # models that kernels train again on what their log holds alone
 BY_KERNELS = (*RECOMPUTED, "LINE", "CFKG")  # models that are trained again by kernels
+# From this share of forgotten interactions on, a step is no small change any more, and settings that were chosen for
+# the data with them (the number of epochs, learning rate, size) are those of another data set; a convention.
+COHORT = 0.1
 
 # Runs, by what asks for them, and the keys that only some runs do anything with; all others serve every run.
 ONE, EXPERIMENT, AUDIT, FIDELITY = "a run of one model", "experiment", "evaluate: audit", "evaluate: fidelity"
@@ -144,7 +147,7 @@ def plain_adam(config: Config) -> bool:
 
 def unfit(config: Config, damping: str) -> str | None:
     """In words, why a step's damping does not fit the optimiser; None where it does."""
-    if damping == "adam" and config["learner"].lower() != "adam":
+    if damping == "adam" and config["learner"] != "adam":
         return f"damping: adam does not fit learner: {config['learner']}"
     return None
 

@@ -192,6 +192,13 @@ def check_switch(key, value):
         raise InputError(f"{key} must be True or False, not {value!r}")
 
 
+def lower(final):
+    """Spell the values of `ANY_CASE` as we compare them, in place."""
+    for key in ANY_CASE:
+        if isinstance(final.get(key), str):
+            final[key] = final[key].lower()
+
+
 def check_values(config):
     """Raises InputError where a key of RecBole holds what RecBole would fail on while it works, or pass over.
 
@@ -199,9 +206,7 @@ def check_values(config):
         config (Config): RecBole's configuration; its values of `ANY_CASE` are lowered.
     """
     final = config.final_config_dict
-    for key in ANY_CASE:
-        if isinstance(final.get(key), str):
-            final[key] = final[key].lower()
+    lower(final)
     for key in SWITCHES:
         if key in final:
             check_switch(key, final[key])

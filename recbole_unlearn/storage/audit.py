@@ -200,7 +200,7 @@ def unlearned_record(
     before: Mapping[str, str],
     after: Mapping[str, str],
     key: bytes,
-    requests: Sequence[Mapping[str, Any]] = (),
+    requests: Sequence[Mapping[str, Any]],
 ) -> dict[str, Any]:
     """The record of one request. Figures are rounded: exact ones could tell which interaction a small request named.
 

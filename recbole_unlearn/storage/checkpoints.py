@@ -67,18 +67,21 @@ def settle(path: Path | str, state: dict[str, Any] | None = None) -> None:
         remove(log_path(path))
         os.rename(valid, log_path(path))
         sync_folder(path.parent)
-    for entry in sorted(path.parent.glob(f".{glob.escape(log_path(path).name)}.*.pending")):
+    for entry in sorted(_all_pending(path)):
         remove(entry)
 
 
 def unsettled(path: Path | str) -> bool:
     """Whether a `save_with_log` was cut off before it had tidied up."""
-    path = Path(path)
-    return any(path.parent.glob(f".{glob.escape(log_path(path).name)}.*.pending"))
+    return any(_all_pending(path))
 
 
 def _pending(path, run_id):
     return log_path(path).with_name(f".{log_path(path).name}.{run_id}.pending")
+
+
+def _all_pending(path):
+    return log_path(path).parent.glob(f".{glob.escape(log_path(path).name)}.*.pending")
 
 
 def _log_folder(path, state):
@@ -225,7 +228,7 @@ def load(path: Path | str, verify: bool = True) -> tuple[dict[str, Any], TripleL
     return state, log_of(path, state, verify)
 
 
-def log_of(path: Path | str, state: dict[str, Any], verify: bool = True) -> TripleLog:
+def log_of(path: Path | str, state: dict[str, Any], verify: bool) -> TripleLog:
     """The triple log of a checkpoint whose content was read.
 
     Raises:

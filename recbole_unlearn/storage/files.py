@@ -39,6 +39,18 @@ def temporary_path(path: Path | str) -> Path:
     return path.with_name(f".{path.name}.{os.getpid()}.tmp")
 
 
+def lock_path(path: Path | str) -> Path:
+    """The file by which `locked` keeps others off ``path``; it is there while somebody does."""
+    path = Path(path)
+    return path.with_name(f".{path.name}.lock")
+
+
+def journal_path(path: Path | str) -> Path:
+    """The journal of a checkpoint's purge, see `purging`."""
+    path = Path(path)
+    return path.with_name(f".{path.name}.purge")
+
+
 def sync_folder(folder: Path | str) -> None:
     """Make renames and deletions in a folder survive a power cut."""
     if WINDOWS:  # which opens no folders
@@ -217,7 +229,7 @@ def _lock(path, wait):
 
     Not `filelock.FileLock`: it leaves its file there, and cannot lock a checkpoint that may only be read.
     """
-    name = path.with_name(f".{path.name}.lock")
+    name = lock_path(path)
     while True:
         own = name
         try:

@@ -5,15 +5,15 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from recbole_unlearn.errors import InputError
-from recbole_unlearn.storage.files import TEMPORARY, is_debris
+from recbole_unlearn.storage.files import TEMPORARY, is_debris, journal_path, lock_path
 from recbole_unlearn.storage.triple_log import log_path
 
 # Names of what a run writes into its folder: no audit file can have them.
+MODEL, UNLEARNED, RETRAINED = "model.pth", "unlearned.pth", "retrained.pth"
+RESULT = "result.json"
+RESULTS = (RESULT, "result.md", "report.html")
 CHANGED, EMBEDDINGS = "changed_users.csv", "embeddings"
-OUTPUT_NAMES = (
-    "model.pth", "unlearned.pth", "retrained.pth", "result.json", "result.md", "report.html", "drift.pth", CHANGED,
-    EMBEDDINGS,
-)  # fmt: skip
+OUTPUT_NAMES = (MODEL, UNLEARNED, RETRAINED, *RESULTS, CHANGED, EMBEDDINGS)
 
 
 def check_path(key: str, path: object) -> None:
@@ -67,12 +67,11 @@ def _owned(checkpoint):
     if checkpoint is None:
         return []
     checkpoint = Path(checkpoint)
-    journal, lock = (checkpoint.with_name(f".{checkpoint.name}.{kind}") for kind in ("purge", "lock"))
     return [
         (checkpoint, "the checkpoint"),
         (log_path(checkpoint), "its triple log"),
-        (journal, "the journal of its purge"),
-        (lock, "its lock"),
+        (journal_path(checkpoint), "the journal of its purge"),
+        (lock_path(checkpoint), "its lock"),
     ]
 
 

@@ -22,9 +22,18 @@ from recbole.config import Config
 
 from recbole_unlearn.errors import InputError
 from recbole_unlearn.storage import checkpoints, inter_file
-from recbole_unlearn.storage.files import Locked, locked, remove, sweep, sync_folder, write_atomically
+from recbole_unlearn.storage.files import (
+    Locked,
+    journal_path,
+    lock_path,
+    locked,
+    remove,
+    sweep,
+    sync_folder,
+    write_atomically,
+)
 from recbole_unlearn.storage.inter_file import NOBODY, Whole
-from recbole_unlearn.storage.paths import CHANGED, EMBEDDINGS
+from recbole_unlearn.storage.paths import CHANGED, EMBEDDINGS, UNLEARNED
 from recbole_unlearn.storage.triple_log import log_path
 
 
@@ -43,26 +52,23 @@ def check(
     """
     others = inter_file.others(inter, config, whole) if inter and config else {}
     thinned = [inter, *(inter_file.beside(inter, ending) for ending in others)] if inter else []
-    for each in (*([Path(path), log_path(path), *written_beside(path)] if path else []), *thinned):
+    files = [*([Path(path), log_path(path), *written_beside(path)] if path else []), *thinned]
+    for each in (*files, *(log_path(path).rglob("*") if path else ())):
         if each.is_symlink() or (each.is_file() and each.stat().st_nlink > 1):
             raise InputError(
                 f"purge would leave the content of {each}, which has another name too; remove the link first"
             )
+    for each in files:
         if not os.access(each.absolute().parent, os.W_OK):
             raise InputError(f"purge cannot delete {each}: its folder is read-only; make it writable")
     if path:
-        for file in log_path(path).rglob("*"):
-            if file.is_symlink() or (file.is_file() and file.stat().st_nlink > 1):
-                raise InputError(
-                    f"purge would leave the content of {file}, which has another name too; remove the link"
-                )
         for other in Path(path).parent.glob(f"{glob.escape(Path(path).stem)}.*"):
             if other != Path(path) and log_path(other) == log_path(path) and zipfile.is_zipfile(other):
                 raise InputError(
                     f"purge would delete the log of {other} too; move that checkpoint elsewhere, with a copy"
                 )
     for file in thinned:
-        if file.with_name(f".{file.name}.lock").exists():
+        if lock_path(file).exists():
             with locked(file):  # whoever holds it now may hold it then
                 pass
         if shutil.disk_usage(file.parent).free < file.stat().st_size:
@@ -96,7 +102,7 @@ def purge(
             for ending, form in inter_file.others(inter, config, whole).items()
         }
         journal["seal"] = inter_file.seal(inter)
-    write_atomically(_journal(path), json.dumps(journal).encode())
+    write_atomically(journal_path(path), json.dumps(journal).encode())
     try:
         with ExitStack() as held:
             thinnings = list(_thinnings(journal))
@@ -106,12 +112,12 @@ def purge(
             for file, entry, _ in thinnings:
                 if inter_file.seal(file) != entry["seal"]:
                     entry["seal"] = inter_file.seal(file)
-                    write_atomically(_journal(path), json.dumps(journal).encode())
+                    write_atomically(journal_path(path), json.dumps(journal).encode())
             for file, entry, of in thinnings:
                 inter_file.remove_pairs(file, entry["format"], of)
         _erase(Path(path))
     except Locked:
-        _journal(path).unlink()
+        journal_path(path).unlink()
         raise
 
 
@@ -127,7 +133,7 @@ def _thinnings(journal):
 
 def pending(path: Path | str) -> bool:
     """Whether a purge of this checkpoint was begun and not finished."""
-    return Path(path).name not in ("", "..") and _journal(path).is_file()
+    return Path(path).name not in ("", "..") and journal_path(path).is_file()
 
 
 def recover(path: Path | str) -> bool:
@@ -169,14 +175,9 @@ def tidy(folder: Path | str) -> None:
         ) from error
 
 
-def _journal(path):
-    path = Path(path)
-    return path.with_name(f".{path.name}.purge")
-
-
 def _finish(path):
     """Finish what a killed process's journal says, if it is one."""
-    file = _journal(path)
+    file = journal_path(path)
     if path.is_dir() or path.is_symlink():
         raise InputError(f"{file} would purge {path}, which is no checkpoint file; delete {file.name}")
     journal = _read(file)
@@ -189,7 +190,7 @@ def _finish(path):
                 f"{file} would remove lines from {inter}, which is not as it was when a purge began here; delete "
                 f"{file.name}, and if that purge was yours, ask for it again"
             )
-        elif inter.with_name(f".{inter.name}.lock").exists():
+        elif lock_path(inter).exists():
             with locked(inter):  # takes a killed process's lock away
                 pass
     _erase(path)
@@ -232,7 +233,7 @@ def _check_form(form):
 def written_beside(path: Path | str) -> list[Path]:
     """What a run wrote beside a new model of it that tells of its weights, and names users and items."""
     folder = Path(path).parent
-    if Path(path).name != "unlearned.pth":  # beside another name lies what is a user's own, or a newer model's
+    if Path(path).name != UNLEARNED:  # beside another name lies what is a user's own, or a newer model's
         return []
     vectors = [folder / EMBEDDINGS / f"{field}s.{ending}" for field in ("user", "item") for ending in ("npy", "csv")]
     return [each for each in (folder / CHANGED, *vectors) if each.exists()]
@@ -250,5 +251,5 @@ def _erase(path):
         (path.parent / EMBEDDINGS).rmdir()
     checkpoints.settle(path)
     sync_folder(path.parent)
-    _journal(path).unlink()
+    journal_path(path).unlink()
     sync_folder(path.parent)

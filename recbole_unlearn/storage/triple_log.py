@@ -33,6 +33,7 @@ from numpy.typing import ArrayLike
 
 from recbole_unlearn.errors import InputError
 from recbole_unlearn.influence.coupling import Epoch
+from recbole_unlearn.influence.recorded import marked
 from recbole_unlearn.storage.files import read_whole, remove, replacing, sync_folder, temporary_path, write_atomically
 
 FORMAT = "recbole_unlearn triple log"
@@ -337,19 +338,24 @@ class TripleLog:
         return self.metadata["run_id"]
 
     @property
+    def missing(self) -> int:
+        """How many rows of the training that the log began with were forgotten from it."""
+        return self.metadata["fingerprint"].get("of", self.n_rows) - self.n_rows
+
+    @property
     def nbytes(self) -> int:
         """Bytes on disk."""
         return sum(file.stat().st_size for file in self.path.iterdir())
 
     def _file(self, epoch):
-        return self.path / f"epoch-{0 if self.static else epoch:05d}.npy"
+        return self._numbered("epoch", 0 if self.static else epoch)
 
-    def _stream_file(self, epoch):
-        return self.path / f"stream-{epoch:05d}.npy"
+    def _numbered(self, kind, n):
+        return self.path / f"{kind}-{n:05d}.npy"
 
     def _held(self, epoch):
         """The file that holds an epoch."""
-        return self._file(epoch) if self.drawn[epoch] is None else self._stream_file(epoch)
+        return self._file(epoch) if self.drawn[epoch] is None else self._numbered("stream", epoch)
 
     def _save(self, file, array):
         self.metadata["crc32"][file.name] = _save(file, array) ^ _mask(self.salt, file.name)
@@ -392,7 +398,7 @@ class TripleLog:
         self.metadata["order"] = [*self.order, order]
         found = None if stream is None or self.again is None else self.again(self.n_epochs, stream)
         if stream is not None and found is not None and np.array_equal(found, negatives):
-            self._save(self._stream_file(self.n_epochs), stream)
+            self._save(self._numbered("stream", self.n_epochs), stream)
             self._streams[self.n_epochs] = stream
             self.metadata["drawn"] = [*self.drawn, crc32(negatives)]
         else:
@@ -402,7 +408,7 @@ class TripleLog:
                 self.metadata["drawn"] = [*self.drawn, None]
         self.metadata["rates"] = [*self._rates, self._keep_rates(rates)]
         if steps is not None:
-            file, kind = self._steps_file(self.n_epochs), smallest_uint(max(steps.max(initial=0), 0))
+            file, kind = self._numbered("steps", self.n_epochs), smallest_uint(max(steps.max(initial=0), 0))
             self._save(file, steps.astype(kind))
         self.metadata["n_epochs"] += 1
 
@@ -413,7 +419,7 @@ class TripleLog:
         rates = np.asarray(rates, np.float64)
         if (rates == rates[0]).all():
             return [float(rates[0]), len(rates)]
-        file = self._rates_file(self.n_epochs)
+        file = self._numbered("rates", self.n_epochs)
         self._save(file, rates)
         return [None, len(rates)]
 
@@ -423,27 +429,23 @@ class TripleLog:
         if entry is None:
             return None
         rate, steps = entry
-        return _load(self._rates_file(epoch), [steps], np.dtype(np.float64)) if rate is None else np.full(steps, rate)
+        if rate is not None:
+            return np.full(steps, rate)
+        return _load(self._numbered("rates", epoch), [steps], np.dtype(np.float64))
 
     @property
     def _rates(self):
         return self.metadata.get("rates") or [None] * self.n_epochs
 
-    def _rates_file(self, epoch):
-        return self.path / f"rates-{epoch:05d}.npy"
-
     def steps(self, epoch: int) -> np.ndarray | None:
         """Batch of each row in an epoch, unsigned ``[rows]``; None where `order` tells it, or nothing does."""
-        file = self._steps_file(epoch)
+        file = self._numbered("steps", epoch)
         if file.name not in self.metadata["crc32"]:
             return None
         column = _column(file)
         if column.shape != (self.n_rows,) or column.dtype.kind != "u":
             raise InputError(f"triple log: {file} is not a batch of each row; train again")
         return column
-
-    def _steps_file(self, epoch):
-        return self.path / f"steps-{epoch:05d}.npy"
 
     @property
     def optimizer(self) -> str | None:
@@ -467,13 +469,13 @@ class TripleLog:
         self.metadata["parameters"] = shapes
         flat = np.concatenate([np.asarray(value).ravel() for value in parameters.values()])
         flat = flat.astype(np.float16 if n_epochs else np.float32)  # all of training follows from the start
-        self._save(self._weights_file(n_epochs), flat)
+        self._save(self._numbered("weights", n_epochs), flat)
         self.metadata["snapshots"] = sorted({*self.metadata["snapshots"], n_epochs})
 
     def snapshot(self, n_epochs: int) -> np.ndarray:
         """Weights after ``n_epochs`` epochs, memory-mapped, ``[size]``: float16, float32 of the start (from 1.1 on)."""
         size = sum(math.prod(shape) for _, shape in self.metadata["parameters"])
-        file = self._weights_file(n_epochs)
+        file = self._numbered("weights", n_epochs)
         kind = np.float16 if n_epochs or _column(file).dtype == np.float16 else np.float32
         return _load(file, [size], np.dtype(kind))
 
@@ -492,9 +494,6 @@ class TripleLog:
         """Numbers of epochs after which there is a snapshot, ascending."""
         return self.metadata["snapshots"]
 
-    def _weights_file(self, n_epochs):
-        return self.path / f"weights-{n_epochs:05d}.npy"
-
     def truncate(self, n_epochs: int) -> None:
         """Keep the first ``n_epochs`` only (training continued past the epoch that the checkpoint holds)."""
         kept = {self._held(epoch).name for epoch in range(min(n_epochs, self.n_epochs))}
@@ -504,9 +503,9 @@ class TripleLog:
             "items.npy",
             MARKS,
             "metadata.json",
-            *(self._weights_file(n).name for n in self.snapshots),
+            *(self._numbered("weights", n).name for n in self.snapshots),
         }
-        kept |= {name(epoch).name for epoch in range(n_epochs) for name in (self._rates_file, self._steps_file)}
+        kept |= {self._numbered(kind, epoch).name for epoch in range(n_epochs) for kind in ("rates", "steps")}
         if "drawn" in self.metadata:
             self.metadata["drawn"] = self.drawn[:n_epochs]
         self._kept.clear()
@@ -559,7 +558,7 @@ class TripleLog:
 
     def _stream(self, epoch):
         if epoch not in self._streams:
-            file = self._stream_file(epoch)
+            file = self._numbered("stream", epoch)
             self._streams[epoch] = np.array(_load(file, [STREAM], np.dtype(np.uint32)))
             if self._streams[epoch][-1] >= STREAM:
                 raise InputError(f"triple log: {file} is not where numpy's stream stood; train again")
@@ -583,9 +582,9 @@ class TripleLog:
             InputError: what is damaged.
         """
         epochs = {self._held(epoch).name for epoch in range(self.n_epochs)}
-        needed = {"users.npy", "items.npy", *epochs, *(self._weights_file(n).name for n in self.snapshots)}
+        needed = {"users.npy", "items.npy", *epochs, *(self._numbered("weights", n).name for n in self.snapshots)}
         needed |= {
-            self._rates_file(epoch).name for epoch, entry in enumerate(self._rates) if entry and entry[0] is None
+            self._numbered("rates", epoch).name for epoch, entry in enumerate(self._rates) if entry and entry[0] is None
         }
         if missing := needed - self.metadata["crc32"].keys():
             raise InputError(f"triple log: {self.path} has no checksum of {min(missing)}; it was changed, train again")
@@ -641,8 +640,7 @@ class TripleLog:
             The new log.
         """
         path = Path(path)
-        keep = np.ones(self.n_rows, dtype=bool)
-        keep[rows] = False
+        keep = ~marked(self.n_rows, rows)
         building = temporary_path(path)
         remove(building)
         try:

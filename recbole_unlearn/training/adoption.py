@@ -19,8 +19,8 @@ from recbole_unlearn.data.split import Split, pairwise_loader
 from recbole_unlearn.devices import copies
 from recbole_unlearn.errors import InputError
 from recbole_unlearn.settings.config import UnlearnConfig, changed
-from recbole_unlearn.storage import audit, checkpoints
-from recbole_unlearn.storage.files import in_one_line, scratch_folder
+from recbole_unlearn.storage import checkpoints
+from recbole_unlearn.storage.files import file_checksum, in_one_line, scratch_folder
 from recbole_unlearn.storage.triple_log import TripleLog
 from recbole_unlearn.training import compiled
 from recbole_unlearn.training.fit import LIMIT, distance, nan_said, new_model, was_validated
@@ -51,7 +51,7 @@ def _noted(stored):
 
 def check_origin(path: Path, stored: dict[str, Any], stock: Path) -> None:
     """Raises InputError where an adopted checkpoint was not made of this one of RecBole's."""
-    if _noted(stored).get("sha256") != audit.file_checksum(stock):
+    if _noted(stored).get("sha256") != file_checksum(stock):
         raise InputError(
             f"{path} is there already, and was not adopted from {stock} as it is now; move it elsewhere, or give "
             "another checkpoint_dir"
@@ -110,7 +110,7 @@ def adopt(
         # as it was trained: what is compared with it is not compiled either
         state["config"] |= {"compiled": False, "checkpoint_dir": config["checkpoint_dir"]}
         state |= {key: stored[key] for key in state if key in stored and key != "config"}
-        noted = {"file": stock.name, "sha256": audit.file_checksum(stock), "distance": left}
+        noted = {"file": stock.name, "sha256": file_checksum(stock), "distance": left}
         log = trainer.triple_log
         state["triple_log"] = {"run_id": log.run_id, "epochs": epochs, "adopted": noted}
         if left <= LIMIT:  # else nothing is trained again

@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from itertools import repeat
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -19,14 +20,14 @@ from tqdm import tqdm
 
 from recbole_unlearn import distributed
 from recbole_unlearn.compat.patches import NoTensorboard
-from recbole_unlearn.compat.recbole_models import checkpoint_state, clear_caches, is_recboles, replaced
+from recbole_unlearn.compat.recbole_models import checkpoint_state, is_recboles, replaced
 from recbole_unlearn.data.orders import BatchOrder
 from recbole_unlearn.data.sampling import Played, positions, streams
 from recbole_unlearn.data.split import Split, pairwise_loader
-from recbole_unlearn.devices import array, read
+from recbole_unlearn.devices import array
 from recbole_unlearn.errors import InputError
 from recbole_unlearn.influence.coupling import Coupling, Fresh, Paired
-from recbole_unlearn.influence.recorded import Adam, Recorded
+from recbole_unlearn.influence.recorded import Adam, Recorded, marked
 from recbole_unlearn.models.draws import keep_draws
 from recbole_unlearn.models.losses import fixed_randomness
 from recbole_unlearn.models.support import DENSE
@@ -37,7 +38,7 @@ from recbole_unlearn.storage import checkpoints
 from recbole_unlearn.storage.files import remove, scratch_folder
 from recbole_unlearn.storage.triple_log import TripleLog, log_path
 from recbole_unlearn.training.compiled import LOGGED, NAN, BatchKernels, Kernels, not_again
-from recbole_unlearn.training.trainer import make_trainer
+from recbole_unlearn.training.trainer import load_best, make_trainer
 
 # How far training again may end from the weights, of the way that training moved them. Trainings that did what their
 # log tells end some 1e-6 away, though torch's arithmetic is another than the replay's; those that did not, as mildly as
@@ -113,8 +114,7 @@ def train(config, split, path, forgotten=None, seed=None, log_negatives=True):
     seconds = perf_counter() - start
     if not config["single_spec"]:
         distributed.barrier()  # rank 0 has written the best weights
-    state = read(path)
-    model.load_state_dict(state["state_dict"])
+    state = load_best(trainer)
     if trainer.triple_log:
         TripleLog.open(log_path(path)).truncate(state["epoch"] + 1)
     return model, trainer, seconds
@@ -140,8 +140,7 @@ def train_paired(config, split, path, original, forgotten, seed):
     """
     stored, log = checkpoints.load(original)
     rows = _rows(forgotten)
-    gone = np.zeros(log.n_rows, bool)
-    gone[rows] = True
+    gone = marked(log.n_rows, rows)
     paired = Paired(recorded(config, split, stored, log), gone, redraws(seed, log))
     if not paired.recorded.ordered():
         raise InputError(f"the order of batches of {log.path} is not known; train again")
@@ -246,12 +245,14 @@ def trained_again(
         group = trainer.optimizer.param_groups[0]
         by_kernels = compiled and not not_again(config, model, group, pairwise_loader(rest))
         if by_kernels and type(model) in LOGGED:
-            play = _by_kernels(Kernels(trainer, rest._dataset, position), epochs)
+            play = _by_kernels(Kernels(trainer, rest._dataset, position), iter(epochs))
         else:
             whole = split.remaining(_rows(None), beginning.seed)
             trainer.equip(pairwise_loader(whole), static)
             played = _Coupled(whole, epochs, position, rest, beside=first)
-            play = _by_batches(BatchKernels(trainer), played) if by_kernels else _by_trainer(trainer, played)
+            if by_kernels and played.facts:
+                played.set_mode(KGDataLoaderState.RSKG)
+            play = _by_kernels(BatchKernels(trainer), repeat(played)) if by_kernels else _by_trainer(trainer, played)
         kept = {0: initial} if 0 in numbers else {}
 
         def train_epoch(number):
@@ -305,10 +306,8 @@ def _validated(trainer, loader, valid, train_epoch, verbose):
     """
     with replaced(trainer, _train_epoch=lambda data, number, *_, **__: train_epoch(number)):
         trainer.fit(loader, valid, verbose=verbose)
-    state = read(trainer.saved_model_file)
-    trainer.model.load_state_dict(state["state_dict"])
+    state = load_best(trainer)
     trainer.optimizer.load_state_dict(state["optimizer"])
-    clear_caches(trainer.model)
     return state["epoch"] + 1
 
 
@@ -323,26 +322,14 @@ def nan_said(words: str) -> Iterator[None]:
         raise InputError(words) from None
 
 
-def _by_kernels(kernels, epochs):
-    """What trains an epoch, told whether its model's weights are wanted then, and returns its loss: by our kernels."""
-    coming = iter(epochs)
+def _by_kernels(kernels, coming):
+    """What trains an epoch, told whether its model's weights are wanted then, and returns its loss: by our kernels.
+
+    ``coming``: what these take of each epoch.
+    """
 
     def play(number, wanted):
         loss = kernels.epoch(next(coming))
-        if wanted:
-            kernels.write_back()
-        return loss
-
-    return play
-
-
-def _by_batches(kernels, played):
-    """The same where batches hold more than the epochs do."""
-    if played.facts:
-        played.set_mode(KGDataLoaderState.RSKG)
-
-    def play(number, wanted):
-        loss = kernels.epoch(played)
         if wanted:
             kernels.write_back()
         return loss
@@ -438,8 +425,7 @@ def redraws(seed: int, log: TripleLog) -> tuple[int, ...]:
     It is another one for each training, so that models of several seeds are independent, and for each log that requests
     led to: drawn by the same numbers, what one request changed would be what the next one changes.
     """
-    missing = log.metadata["fingerprint"].get("of", log.n_rows) - log.n_rows
-    return (seed, missing) if missing else (seed,)
+    return (seed, log.missing) if log.missing else (seed,)
 
 
 def recorded(config, split, stored, log):

@@ -217,7 +217,7 @@ class Trained:
     @property
     def unlearned_before(self) -> bool:
         """Whether the log is that of an unlearned model."""
-        return self.log.metadata["fingerprint"].get("of", self.log.n_rows) > self.log.n_rows
+        return self.log.missing > 0
 
     def copy(self) -> AbstractRecommender:
         """A model of its own with the trained weights."""

@@ -19,7 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data.distributed import DistributedSampler
 
 from recbole_unlearn import distributed
-from recbole_unlearn.compat.recbole_models import checkpoint_state, class_named, replaced
+from recbole_unlearn.compat.recbole_models import checkpoint_state, class_named, clear_caches, replaced
 from recbole_unlearn.data.fingerprint import fingerprint, marks
 from recbole_unlearn.data.orders import OrderNote
 from recbole_unlearn.data.sampling import (
@@ -29,12 +29,13 @@ from recbole_unlearn.data.sampling import (
     PairwiseCollate,
     batches,
     drawn_by,
+    interaction,
     negatives_in,
     negatives_of,
     numpy_stream,
     record,
 )
-from recbole_unlearn.data.split import firsts_of, pairwise_loader
+from recbole_unlearn.data.split import Split, firsts_of, pairwise_loader
 from recbole_unlearn.devices import array, read
 from recbole_unlearn.errors import InputError
 from recbole_unlearn.evaluation.ranks import RankedLoader
@@ -430,6 +431,21 @@ def make_trainer(config: Config, model: AbstractRecommender, trains: bool = True
         return kind(config, model)
 
 
+def judge(config: Config, split: Split, model: AbstractRecommender) -> Trainer:
+    """A trainer that only evaluates, models like this one, and has seen the split's training data."""
+    trainer = make_trainer(config, model, trains=False)
+    trainer.eval_collector.data_collect(split.train)
+    return trainer
+
+
+def load_best(trainer: Trainer) -> dict[str, Any]:
+    """Give a trainer's model the weights of its best epoch; returns the content of its checkpoint."""
+    state = read(trainer.saved_model_file)
+    trainer.model.load_state_dict(state["state_dict"])
+    clear_caches(trainer.model)
+    return state
+
+
 def trainer_of(config: Config, model: AbstractRecommender) -> Trainer:
     """The trainer that logs, for a model that can be unlearned from; what RecBole's ``get_trainer`` gives for it too.
 
@@ -474,19 +490,13 @@ def _unused(path):
 class _StaticCollate:
     """Static negatives for loaders whose batches hold more than ids (see `PairwiseCollate.fits`)."""
 
-    def __init__(self, loader, table=None):
-        dataset = loader._dataset
-        self.loader = loader
-        if table is not None:
-            self.table = table.T
-            return
-        users = dataset.inter_feat[loader.uid_field].numpy()
-        draw = NegativeDraw(loader._sampler, dataset.user_num)
-        negatives = negatives_of(loader) or 0
-        self.table = draw(users, negatives).reshape(negatives, -1)
+    def __init__(self, loader, table):
+        self.loader, self.table = loader, table
+        if table is None:
+            dataset, negatives = loader._dataset, negatives_of(loader) or 0
+            users = dataset.inter_feat[loader.uid_field].numpy()
+            self.table = NegativeDraw(loader._sampler, dataset.user_num)(users, negatives).reshape(negatives, -1).T
 
     def __call__(self, index):
-        index = np.array(index)
-        data = self.loader.transform(self.loader._dataset, self.loader._dataset[index])
-        negatives = torch.from_numpy(self.table[:, index].reshape(-1))
-        return self.loader.sampling_func(data, negatives)
+        rows = np.array(index)
+        return interaction(self.loader, rows, self.table[rows])

@@ -18,7 +18,7 @@ from recbole_unlearn.influence.operators import AutogradCurvature
 from recbole_unlearn.influence.solver import jacobi
 from recbole_unlearn.models.draws import keep_draws
 from recbole_unlearn.models.losses import fixed_randomness
-from recbole_unlearn.models.support import no_step
+from recbole_unlearn.models.support import BATCH_NORM, no_step
 from recbole_unlearn.models.view import View
 from recbole_unlearn.storage.checkpoints import check_finite
 from recbole_unlearn.training import compiled
@@ -174,9 +174,7 @@ class AnyLoss(Problem):
             coupling: 'paired' or 'fresh', see `influence.coupling`.
             validated: whether validation chooses among fresh epochs, see `Replay`.
         """
-        gone = np.zeros(self.log.n_rows, bool)
-        gone[rows] = True
-        epochs = self._coupled(gone, coupling, self.config["epochs"] if validated else None)
+        epochs = self._coupled(rows, coupling, self.config["epochs"] if validated else None)
         beginning = self._beginning(epochs, validated) if coupling == "fresh" else self.beginning
         again, chosen = self._again(epochs, beginning, "Unlearn" if show_progress else None, validated)
         epochs = again.epochs
@@ -431,7 +429,7 @@ class AnyLoss(Problem):
         if self.view.unreduced.norms:
             found.append("L2 norms over a batch: quadratic, with a fixed weight")
         if any(isinstance(m, torch.nn.modules.batchnorm._BatchNorm) for m in self.view.model.modules()):
-            found.append("batch norm: statistics of the original training")
+            found.append(BATCH_NORM)
         if any(isinstance(m, torch.nn.Dropout) and m.p > 0 for m in self.view.model.modules()):
             found.append("dropout: off")
         gone = np.union1d(np.flatnonzero(self.absent), rows)
@@ -517,9 +515,7 @@ class AnyLoss(Problem):
         By trying: a graph ties all rows together, a user's history those of the user; most models hold no data. A
         shallow graph may tie few: rows of the forgotten items, and of other items of their users, are tried too.
         """
-        gone = self.absent.copy()
-        gone[rows] = True
-        kept = np.flatnonzero(~gone)
+        kept = self._kept(rows)
         own = np.isin(self.log.users[kept], np.unique(self.log.users[rows]))
         if self.split.sequential:
             kept = kept[own]

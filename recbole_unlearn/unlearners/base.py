@@ -20,7 +20,7 @@ from recbole_unlearn.data.sampling import PoolDraw
 from recbole_unlearn.devices import array, copies
 from recbole_unlearn.errors import InputError
 from recbole_unlearn.influence.coupling import Coupling, Fresh, Paired
-from recbole_unlearn.influence.recorded import Recorded
+from recbole_unlearn.influence.recorded import Recorded, marked
 from recbole_unlearn.influence.sharding import Shard
 from recbole_unlearn.models.losses import fixed_randomness
 from recbole_unlearn.storage.triple_log import snapshot_due
@@ -131,6 +131,7 @@ class Problem(ABC):
     derived: bool = True  # whether its closed forms are known
     schedules: bool = False  # whether its replay takes a learning rate for each step
     no_step: str | None = None  # in words, why no influence step can be taken
+    shared: bool = False  # whether ranks share it
     shard: Shard  # of a problem that ranks share
     recorded: Recorded  # the training that a next one is coupled to
 
@@ -172,11 +173,12 @@ class Problem(ABC):
         """What was recorded, without what earlier requests have taken away."""
         return replace(self.recorded, absent=self.absent)
 
-    def _coupled(self, gone: np.ndarray, coupling: str, epochs: int | None = None) -> Coupling:
-        """Epochs of training without what is ``gone``, bool ``[rows]``, and what earlier requests have taken away.
+    def _coupled(self, rows: np.ndarray, coupling: str, epochs: int | None = None) -> Coupling:
+        """Epochs of training without ``rows`` and what earlier requests have taken away.
 
         ``epochs``: of fresh ones, how many there may be; default: as many as the weights are of.
         """
+        gone = marked(self.log.n_rows, rows)
         if coupling == "paired":
             return Paired(self._remaining(), gone, self.trained.redraws)
         forgotten = np.flatnonzero(gone | self.absent)
@@ -225,6 +227,14 @@ class Problem(ABC):
     @abstractmethod
     def damping(self, way: Any) -> torch.Tensor | float:
         """Diagonal added to the curvature of the loss, L2 included: float64 ``[size]`` or a number."""
+
+    def stops(self, way: Any) -> list[int]:
+        """Numbers of epochs after which a step looks at weights and curvature; empty: one step, at the last ones."""
+        return []
+
+    def details(self, after: Any, step: torch.Tensor) -> dict[str, Any]:
+        """What is to be known of a step beyond what every step tells."""
+        return {}
 
     def metric(self, way: Any) -> torch.Tensor | float:
         """What of the damping is measured, once between requests."""

@@ -29,6 +29,7 @@ from recbole_unlearn.unlearners.influence import Influence, conjugate, warn_unle
 
 MOSTLY_TOUCHED = 0.5  # share of the interactions with a touched user or item, from which on replay runs all rows again
 CURVATURE_TRIPLES = 8_000_000
+TABLES = "user_embedding.weight", "item_embedding.weight"
 MOMENT_EPOCHS = 5  # that moments anew are the running mean of
 
 
@@ -74,16 +75,18 @@ class DotProduct(Problem):
 
     def _hold(self, state_dict):
         self._state = state_dict
-        self.P = state_dict["user_embedding.weight"].numpy()
-        self.Q = state_dict["item_embedding.weight"].numpy()
+        self.P, self.Q = (state_dict[name].numpy() for name in TABLES)
+
+    @property
+    def table(self) -> np.ndarray:
+        """Embeddings of users, then items, ``[n_users + n_items, K]``."""
+        return np.concatenate([self.P, self.Q])
 
     def moved(self, step: np.ndarray | torch.Tensor) -> dict[str, torch.Tensor]:
         rows = np.asarray(step).reshape(-1, self.P.shape[1])
-        state = dict(self.state_dict)
-        user_change, item_change = rows[: len(self.P)], rows[len(self.P) :]
-        state["user_embedding.weight"] = torch.from_numpy((self.P + user_change).astype(self.P.dtype))
-        state["item_embedding.weight"] = torch.from_numpy((self.Q + item_change).astype(self.Q.dtype))
-        return state
+        changes = zip(TABLES, (self.P, self.Q), np.split(rows, [len(self.P)]), strict=True)
+        new = {name: torch.from_numpy((table + change).astype(table.dtype)) for name, table, change in changes}
+        return {**self.state_dict, **new}
 
     def apply(self, rows: np.ndarray, unlearned: Unlearned) -> None:
         super().apply(rows, unlearned)
@@ -190,7 +193,7 @@ class DotProduct(Problem):
         training = self.training(start, again.kept)
         self._train(training, again, "Check the log" if show_progress else None)
         stored = self.trained.stored["state_dict"]  # a step may have moved the problem's since
-        end = np.concatenate([array(stored[f"{field}_embedding.weight"]) for field in ("user", "item")])
+        end = np.concatenate([array(stored[name]) for name in TABLES])
         way = max(float(np.linalg.norm(end - start)), np.finfo(np.float32).tiny)
         rounding = 0.0 if exact else float(np.linalg.norm(start) * np.finfo(np.float16).eps / 2)
         return float(np.linalg.norm(training.W - end) / way), float(rounding / way)
@@ -207,13 +210,11 @@ class DotProduct(Problem):
         """
         if validated:
             return self._validated(rows, show_progress)
-        weights = flat(self.P, self.Q).numpy().reshape(-1, self.P.shape[1])
+        weights = self.table
         if not self.shard.leads:
             change = self.shard.from_leader(torch.zeros(weights.shape, dtype=torch.float64)).numpy()
             return Change(change, {})
-        gone = np.zeros(self.log.n_rows, bool)
-        gone[rows] = True
-        epochs = self._coupled(gone, coupling)
+        epochs = self._coupled(rows, coupling)
         start, exact = (self._start if coupling == "paired" else None) or (self._drawn_start(), True)
         training = self.training(start, epochs.kept, stride)
         snapshots = self._train(training, epochs, "Unlearn" if show_progress else None)
@@ -227,13 +228,11 @@ class DotProduct(Problem):
 
     def _validated(self, rows, show_progress):
         """As `retrained`, by fresh random numbers, with as many epochs as validation chooses."""
-        gone = np.zeros(self.log.n_rows, bool)
-        gone[rows] = True
-        epochs = self._coupled(gone, "fresh", self.config["epochs"])
+        epochs = self._coupled(rows, "fresh", self.config["epochs"])
         again, chosen = self._again(epochs, self._beginning(epochs, True), "Unlearn" if show_progress else None, True)
         model, shape = again.trainer.model, (-1, self.P.shape[1])
         change = np.concatenate([array(value) for value in model.parameters()]).astype(np.float64)
-        change -= flat(self.P, self.Q).numpy().reshape(shape)
+        change -= self.table
         details = self._trained_again(again.epochs, "fresh", change, True) | chosen
         moments = {n: copies(state) for n, state in again.trainer.optimizer.state_dict()["state"].items()}
         start = again.start.numpy().astype(np.float32).reshape(shape)
@@ -263,7 +262,7 @@ class DotProduct(Problem):
             return {}
         nothing = np.zeros(self.log.n_rows, bool)
         epochs = Paired(replace(self._remaining(), order=None), nothing, secrets.randbits(128))
-        training = self.training(flat(self.P, self.Q).numpy().reshape(-1, self.P.shape[1]), epochs.kept)
+        training = self.training(self.table, epochs.kept)
         for number in range(max(self.epochs - MOMENT_EPOCHS, 0), self.epochs):
             epoch = epochs.epoch(number)
             training.epoch(self.log.users, self.log.items, replace(epoch, rates=np.zeros_like(epoch.rates)))
@@ -290,7 +289,7 @@ class DotProduct(Problem):
     def _trajectory(self):
         """The weights over the course of training, as far as they were kept."""
         times = [n for n in self.snapshots if n < self.epochs]
-        weights = [*(self.snapshots[n] for n in times), flat(self.P, self.Q).numpy()]
+        weights = [*(self.snapshots[n] for n in times), self.table.ravel()]
         return Trajectory([*times, self.epochs], weights)
 
     def replayed(self, rows: np.ndarray, show_progress: bool = False) -> Change:
@@ -390,13 +389,15 @@ class DotProduct(Problem):
         ]
         return l2 + strength * torch.from_numpy(np.concatenate(metric))
 
+    def one_row(self) -> UserTriples:
+        """One row's triples, of the types that the log's have: for kernels to be loaded or compiled."""
+        one, neg = np.zeros(1, np.int64), np.zeros((1, self.log.negatives), self.log.dtype)
+        return UserTriples(one.astype(np.int32), one.astype(self.log.items.dtype), neg, 1, 1)
+
     def warm_up_step(self, way: Influence) -> None:
         """Load or compile the kernels of a step."""
-        one = np.zeros(1, np.int64)
         row = np.zeros((1, self.P.shape[1]), np.float32)
-        neg = np.zeros((1, self.log.negatives), self.log.dtype)
-        triples = UserTriples(one.astype(np.int32), one.astype(self.log.items.dtype), neg, 1, 1)
-        curvature = DotProductCurvature(triples, row, row, exact=way.exact)
+        curvature = DotProductCurvature(self.one_row(), row, row, exact=way.exact)
         z = torch.ones(curvature.size, dtype=torch.float64)
         conjugate(way, curvature, 1.0, z, preconditioner(curvature, 1.0))
         gradient(sampled_triples([0], [0], np.zeros((1, 1, 1), np.int64)), row, row)
@@ -405,13 +406,11 @@ class DotProduct(Problem):
         """The rows themselves: nothing else has to be built."""
         return rows
 
-    def _changed_by_steps(self):
-        return ["user_embedding.weight", "item_embedding.weight"]
+    def _changed_by_steps(self) -> list[str]:
+        return list(TABLES)
 
     def _mean_loss(self, after, rows, state):
-        E = self._embedded(
-            np.concatenate([state[f"{field}_embedding.weight"].numpy() for field in ("user", "item")]), after
-        )
+        E = self._embedded(np.concatenate([state[name].numpy() for name in TABLES]), after)
         users, items = E[: len(self.P)], E[len(self.P) :]
         negatives = np.asarray(self.log.epoch(self.epochs - 1)[rows], np.int64)
         ways = items[np.asarray(self.log.items[rows], np.int64)][:, None] - items[negatives]
@@ -421,14 +420,6 @@ class DotProduct(Problem):
     def _embedded(self, weights, without):
         """Embeddings that are multiplied, without some rows: of BPR the weights themselves."""
         return weights
-
-    def stops(self, way: Influence) -> list[int]:
-        """None: one step, at the last weights."""
-        return []
-
-    def details(self, after: np.ndarray, step: torch.Tensor) -> dict[str, Any]:
-        """Nothing beyond what every step tells."""
-        return {}
 
     def solve(self, after: np.ndarray, z: torch.Tensor, way: Influence, show_progress: bool = False):
         """``(H + D)^-1 z``, how it was found, and of how many triples H is."""

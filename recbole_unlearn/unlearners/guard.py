@@ -20,7 +20,7 @@ from recbole.utils import ModelType
 
 from recbole_unlearn.errors import InputError
 from recbole_unlearn.storage import audit
-from recbole_unlearn.storage.files import read_whole, write_atomically
+from recbole_unlearn.storage.files import file_checksum, read_whole, write_atomically
 from recbole_unlearn.storage.triple_log import salt_of, salted, same_start, start_of
 from recbole_unlearn.training import adoption
 from recbole_unlearn.training.fit import LIMIT, magnitude
@@ -197,7 +197,7 @@ def _keep(folder, state_dict, guard, surroundings):
 
 def _ties(state_dict, folder, surroundings):
     """By what the log's own fingerprint does not tell too: the log is checked anew where facts or features differ."""
-    weights, log = audit.weights_checksum(state_dict), audit.file_checksum(folder / "metadata.json")
+    weights, log = audit.weights_checksum(state_dict), file_checksum(folder / "metadata.json")
     found = {"weights": weights, "log": log, "surroundings": surroundings}
     return {name: salted(salt_of(folder), checksum) for name, checksum in found.items()}
 

@@ -89,7 +89,7 @@ class Propagated(DotProduct):
         m = log.negatives
         users, items = (np.repeat(np.asarray(ids, np.int64)[kept], m) for ids in (log.users, log.items))
         factors = embedding_l2(
-            np.concatenate([self.P, self.Q]),
+            self.table,
             (users, n_users + items, n_users + neg.ravel()),
             np.ones(len(users)),
             self.reg_weight,
@@ -102,7 +102,7 @@ class Propagated(DotProduct):
 
     def _at(self, triples, graph, way):
         """Curvature of triples at the weights propagated over a graph."""
-        E = graph.propagate(np.concatenate([self.P, self.Q]))
+        E = graph.propagate(self.table)
         parts = E[: len(self.P)], E[len(self.P) :]
         return PropagatedCurvature(graph, DotProductCurvature(triples, *parts, exact=way.exact))
 
@@ -115,7 +115,7 @@ class Propagated(DotProduct):
         """The gradient of what retraining removes, change of the graph included, minus that of what comes back."""
         rows, log, K, n_users = after, self.log, self.P.shape[1], len(self.P)
         with_them, without_them = self._graph(rows[:0]), self._graph(rows)
-        W = np.concatenate([self.P, self.Q])
+        W = self.table
         m = log.negatives
 
         def through(graph, triples):

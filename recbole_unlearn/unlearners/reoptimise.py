@@ -8,7 +8,6 @@ import numpy as np
 from tqdm import tqdm
 
 from recbole_unlearn.influence.newton import Objective, flat, minimise
-from recbole_unlearn.influence.operators import UserTriples
 from recbole_unlearn.unlearners.base import Change
 
 # Gradient of the whole objective, as a share of its L2 part's, up to which a model counts as converged. At a minimum
@@ -51,11 +50,8 @@ class Reoptimise:
         return found, f"{'' if found else 'not '}converged, the gradient is {share:.1e} of its L2 part"
 
     def warm_up(self, problem: Any) -> None:
-        one = np.zeros(1, np.int64)
-        row = np.zeros((1, problem.P.shape[1]), np.float32)
-        neg = np.zeros((1, problem.log.negatives), problem.log.dtype)
-        triples = UserTriples(one.astype(np.int32), one.astype(problem.log.items.dtype), neg, 1, 1)
-        minimise(Objective([triples], 1, 1.0, (1, 1, row.size)), row + 1, row + 1, 0.1, 1)
+        row = np.ones((1, problem.P.shape[1]), np.float32)
+        minimise(Objective([problem.one_row()], 1, 1.0, (1, 1, row.size)), row, row, 0.1, 1)
 
     def forget(self, problem: Any, rows: np.ndarray, show_progress: bool = False) -> Change:
         """The change to a minimum of the objective without the rows, and the certificate that it is one.

@@ -33,15 +33,14 @@ class TestGraph:
         K=st.sampled_from([1, 3, 8]),
         layers=st.integers(0, 4),
         edges=st.integers(1, 60),
-        parallel=st.booleans(),
     )
-    def test_is_the_mean_of_the_powers_of_the_adjacency(self, seed, K, layers, edges, parallel):
+    def test_is_the_mean_of_the_powers_of_the_adjacency(self, seed, K, layers, edges):
         users, items = random_edges(seed, edges=edges)
         graph = Graph(users, items, 7, 9, layers)
         X = np.random.default_rng(seed).normal(size=(16, K))
         expected = dense(users, items, 7, 9, layers) @ X
-        np.testing.assert_allclose(graph.propagate(X, parallel=parallel), expected, rtol=0, atol=1e-12)
-        single = graph.propagate(X.astype(np.float32), parallel=parallel)
+        np.testing.assert_allclose(graph.propagate(X), expected, rtol=0, atol=1e-12)
+        single = graph.propagate(X.astype(np.float32))
         assert single.dtype == np.float32
         np.testing.assert_allclose(single, expected, rtol=0, atol=1e-5)
 

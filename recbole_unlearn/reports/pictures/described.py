@@ -191,7 +191,7 @@ def _curves(values, look_of, title, x, y):
     return Chart(title, x, y, series, f"{y.label} against {x.label}{', ' + title if title else ''}: {ranges}.")
 
 
-def cutoff_curves(values: Mapping[str, Curves], metric: str = "NDCG", title: str | None = None) -> Picture:
+def cutoff_curves(values: Mapping[str, Curves], metric: str = "NDCG") -> Picture:
     """HR@K or NDCG@K of several methods, one panel a forget ratio (Figures 1 and 2 of the paper).
 
     Args:
@@ -199,7 +199,7 @@ def cutoff_curves(values: Mapping[str, Curves], metric: str = "NDCG", title: str
     """
     looked = looks(list(dict.fromkeys(method for methods in values.values() for method in methods)))
     panels = [_curves(methods, looked, ratio, Axis("K"), Axis(f"{metric}@K")) for ratio, methods in values.items()]
-    return Picture(title or f"{metric}@K by forget ratio", panels, min(3, len(panels)))
+    return Picture(f"{metric}@K by forget ratio", panels, min(3, len(panels)))
 
 
 def ratio_curves(values: Curves, label: str, title: str, log: bool = False) -> Picture:
