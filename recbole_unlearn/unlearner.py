@@ -25,6 +25,7 @@ from recbole_unlearn.runs.output import (
     suppress,
     suppression_list,
 )
+from recbole_unlearn.settings.config import anywhere
 from recbole_unlearn.settings.conflicts import check_open
 from recbole_unlearn.settings.given import Files, Given
 from recbole_unlearn.storage import audit
@@ -131,6 +132,7 @@ class InfluenceUnlearner:
         with ExitStack() as held:
             opened = Checkpoint.open(given, held)
             assert opened
+            opened = replace(opened, config=anywhere(opened.config))
             unlearner = cls(opened.trained(opened.split()), way)
             unlearner.check()
             unlearner.warm_up()

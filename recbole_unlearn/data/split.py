@@ -1,6 +1,7 @@
 """One frozen split of a RecBole data set, and what remains of it without a forget set."""
 
 import copy
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -168,6 +169,7 @@ class Split:
     def _take(self, valid, test):
         """Derive what is known from the training loader and those of held-out data."""
         data = self.train._dataset
+        data.dataset_path = os.path.abspath(data.dataset_path)  # some requests read its files, wherever we work then
         self.valid, self.test = self._resized(valid), self._resized(test)
         self._test_loaders = {}
         self.n_users, self.n_items = data.user_num, data.item_num

@@ -20,6 +20,7 @@ from recbole_unlearn.data.knowledge import own_entities
 from recbole_unlearn.data.split import Split
 from recbole_unlearn.errors import InputError
 from recbole_unlearn.influence.coupling import Fresh, Paired
+from recbole_unlearn.settings.config import is_bare
 from recbole_unlearn.settings.shown import public
 from recbole_unlearn.storage import audit, checkpoints, inter_file, paths, purging, secret, suppression
 from recbole_unlearn.storage.files import is_debris, locked, remove, replacing, write_atomically
@@ -87,8 +88,7 @@ def check_paths(config, output, config_file_list=None, saved=True):
 
 def _audit_path(config, output):
     """The key ``audit``, a bare name in ``output``."""
-    path = Path(config["audit"])
-    return output / path if path.name == config["audit"] else path
+    return Path(output, config["audit"]) if is_bare("audit", config["audit"]) else Path(config["audit"])
 
 
 def _check_audit(config, output, others):
@@ -194,6 +194,8 @@ def save_unlearned(
         state["data"] = {"inter": inter}
         state["config"] |= frozen_data.SETTINGS
         state["config"]["data_path"] = str(frozen_data.folder(log_path(path)) / config["dataset"])
+    elif os.path.abspath(config["data_path"]) != (now := split.train._dataset.dataset_path):
+        state["config"]["data_path"] = now  # the working folder is another than where it was opened
     checkpoints.save_with_log(path, state, write_log)
 
 
@@ -418,9 +420,9 @@ def append_record(trail: Path, request: str, result, trained: Trained, path: Pat
         path, state_dict: the new model.
         requests: of a stream.
     """
-    key = secret.made(secret.key_path(trail, trained.config["audit_key"]))
     before = audit.model_checksums(trained.path, trained.stored["state_dict"])
     after = audit.model_checksums(path, state_dict)
+    key = secret.made(secret.key_path(trail, trained.config["audit_key"]))  # not before what may fail
     entry = audit.unlearned_record(request, result, trained.config, before, after, key, requests)
     return entry, audit.append(trail, entry)
 

@@ -23,7 +23,7 @@ from recbole_unlearn.errors import InputError
 from recbole_unlearn.influence.recorded import Recorded
 from recbole_unlearn.models.losses import fixed_randomness
 from recbole_unlearn.settings import keys, recbole_keys
-from recbole_unlearn.settings.config import UnlearnConfig, extended
+from recbole_unlearn.settings.config import UnlearnConfig, anywhere, extended
 from recbole_unlearn.settings.conflicts import check_open, supported, trainable
 from recbole_unlearn.settings.given import Given
 from recbole_unlearn.settings.shown import hidden, plain
@@ -87,12 +87,12 @@ class Checkpoint:
                 f"purge: True would leave {stock}, which RecBole wrote and which knows what is to be forgotten too; "
                 f"forget from {path} once you have deleted it yourself, or leave purge out"
             )
-        return cls(path, config, stored, log, stock)
+        return cls(path.absolute(), config, stored, log, stock and stock.absolute())
 
     @classmethod
     def written(cls, path: Path | str, config: UnlearnConfig) -> "Checkpoint":
         """The one that a training of this configuration has just written."""
-        return cls(Path(path), config, *checkpoints.load(path))
+        return cls(Path(path).absolute(), config, *checkpoints.load(path))
 
     def split(self) -> Split:
         """The data that it was trained on, without what it has forgotten since."""
@@ -177,17 +177,19 @@ class Trained:
         """
         asked = {key: value for key, value in trainer.config.external_config_dict.items() if key in keys.KEYS}
         check_open(Given.read(config_dict={**asked, **changes}))
-        path = Path(trainer.saved_model_file)
         if getattr(trainer, "triple_log", None) is None:
             reason = getattr(trainer, "no_log", None) or "it was not fitted by one of our trainers, with saved=True"
             raise InputError(f"the trainer has no triple log: {reason}")
+        path = trainer.triple_log.path.with_name(
+            Path(trainer.saved_model_file).name
+        )  # the working folder may be another
         stored, log = checkpoints.load(path)
         now = copies(trainer.model.state_dict())
         if not same_weights(now, stored["state_dict"]):  # of the last epoch, not of the best
             state = checkpoint_state(trainer, log.n_epochs - 1)
             tie = {**stored["triple_log"], "epochs": log.n_epochs}
             stored = {**copy.deepcopy(state), "state_dict": now, "triple_log": tie}
-        config = supported(extended(trainer.config, {"checkpoint": str(path), **changes}))
+        config = anywhere(supported(extended(trainer.config, {"checkpoint": str(path), **changes})))
         split = Split.of(config, train, valid, test).align(log)
         with fixed_randomness(0):  # building a model sets and uses the random streams of the process
             model = new_model(config, split)
