@@ -83,9 +83,15 @@ class Checkpoint:
         if log is None:  # to be adopted, by training again
             trainable(config)
         if config["purge"] and stock and stock.is_file():
+            then = f"forget from {path} once you have deleted it yourself"
+            if log is None:  # it is all that there is
+                then = (
+                    f"have it adopted as {path} first, by recbole_unlearn.load({str(stock)!r}) with your other keys, "
+                    "and then delete it yourself and forget from the adopted one"
+                )
             raise InputError(
                 f"purge: True would leave {stock}, which RecBole wrote and which knows what is to be forgotten too; "
-                f"forget from {path} once you have deleted it yourself, or leave purge out"
+                f"{then}, or leave purge out"
             )
         return cls(path.absolute(), config, stored, log, stock and stock.absolute())
 
