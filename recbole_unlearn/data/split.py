@@ -114,9 +114,11 @@ class Split:
         spam: rows that ``forget_spam`` added to the training data, int64; they come last of their user.
         n_users, n_items: sizes of the id spaces, padding id 0 included.
         unlinked: ids of entities of which what remains (`remaining`, `remaining_dataset`) has no facts, int64.
+        earlier: users and items, ids, of the interactions that were forgotten before and are in the data set still.
     """
 
     unlinked: np.ndarray = np.empty(0, np.int64)
+    earlier: tuple[np.ndarray, np.ndarray] = (np.empty(0, np.int64), np.empty(0, np.int64))
 
     @faster()
     def __init__(self, config: Config) -> None:
@@ -231,6 +233,15 @@ class Split:
         tokens = self.token("user", users), self.token("item", items)
         return [(str(user), str(item)) for user, item in zip(*tokens, strict=True)]
 
+    def pair_numbers(self, users: np.ndarray, items: np.ndarray) -> np.ndarray:
+        """A number of each pair of ids, int64."""
+        return users.astype(np.int64) * self.n_items + items.astype(np.int64)
+
+    def among(self, users: np.ndarray, items: np.ndarray, named: Mapping[str, np.ndarray]) -> np.ndarray:
+        """Which interactions are of what is named: ids by ``user`` and ``item``, `pair_numbers` by ``pair``."""
+        columns = {"user": users, "item": items, "pair": self.pair_numbers(users, items)}
+        return np.logical_or.reduce([np.isin(columns[field], each) for field, each in named.items()])
+
     @faster()
     def remaining(self, forgotten: np.ndarray, seed: int | None = None) -> TrainDataLoader | KnowledgeBasedDataLoader:
         """A new training loader without some rows, with the negative pool that retraining would have.
@@ -281,16 +292,21 @@ class Split:
         """Rows of the validation and test data sets that are of some users or items, by ``valid`` and ``test``.
 
         Args:
-            whole: ids by ``user`` and ``item``.
+            whole: as of `among`.
         """
         found = {}
         for name in ("valid", "test"):
             data = getattr(self, name)._dataset
-            columns = {"user": data.inter_feat[data.uid_field], "item": data.inter_feat[data.iid_field]}
-            found[name] = np.flatnonzero(
-                np.logical_or.reduce([np.isin(columns[field].numpy(), ids) for field, ids in whole.items()])
-            )
+            users, items = (data.inter_feat[field].numpy() for field in (data.uid_field, data.iid_field))
+            found[name] = np.flatnonzero(self.among(users, items, whole))
         return found
+
+    def held_out_pairs(self) -> np.ndarray:
+        """`pair_numbers` of the validation and test interactions."""
+        parts = [(loader._dataset, loader._dataset.inter_feat) for loader in (self.valid, self.test)]
+        return np.concatenate(
+            [self.pair_numbers(own[data.uid_field].numpy(), own[data.iid_field].numpy()) for data, own in parts]
+        )
 
     def whole_dataset(self) -> Dataset:
         """One RecBole data set of all interactions: training, validation, test."""
@@ -479,6 +495,8 @@ class Split:
         split.train = self.remaining(forgotten)
         split.users, split.items = self.users[kept], self.items[kept]
         split.spam = np.flatnonzero(np.isin(kept, self.spam))
+        real = np.setdiff1d(forgotten, self.spam)
+        split.earlier = self.users[real], self.items[real]
         # rows of the remaining data set are numbered anew, in its own order
         split.data_row = np.argsort(np.argsort(self.data_row[kept]))
         split.fingerprint = self.fingerprint_without(forgotten)

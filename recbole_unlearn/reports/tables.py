@@ -104,9 +104,15 @@ def markdown(result: dict) -> str:
         "",
         *(["Nothing is held out for the test: no ranking is measured.", ""] if not _ranked(result) else []),
         *(_drift(result["stream"]) if "stream" in result else []),
+        *([_removed(result["lines"]), ""] if "lines" in result else []),
         *([f"Left: {result['left']}.", ""] if "left" in result else []),
     ]
     return "\n".join(lines)
+
+
+def _removed(lines):
+    before = f", and of {lines['earlier']} forgotten before" if lines["earlier"] else ""
+    return f"Removed from the data set: the lines of {lines['requested']} interactions that were asked for{before}."
 
 
 def _untold(result):
