@@ -195,7 +195,7 @@ def test_the_lines_of_what_was_forgotten_before_can_go_alone(forget, data, forgo
 
 
 def test_a_refusal_tells_what_was_forgotten_from_what_is_held_out(forget, forgotten_before):
-    found = r"7 such of 7: 5 forgotten before, 2 held out, and never trained on\)"
+    found = r"7 such of 7: 5 forgotten before, 2 held-out, never trained on\)"
     nothing = {"purge": False, "purge_dataset": False, "output_dir": "x"}
     refused(forget, found, checkpoint="first/unlearned.pth", forget_file="both.tsv", **nothing)
 

@@ -257,6 +257,35 @@ def test_pairs_that_name_nobody_end_in_one_line(trained, pairs, said):
         assert not len(session.forgotten)
 
 
+@pytest.mark.parametrize(
+    ("request_", "said"),
+    [
+        ({"rows": []}, "rows is empty"),
+        ({"rows": [[1, 2], [3, 4]]}, "one flat list"),
+        ({"rows": [[1], [3, 4]]}, "one flat list"),
+        ({"rows": [1.5]}, "one flat list"),
+        ({"rows": [10**6]}, "one flat list"),
+        ({"spam": 3}, "no spam to forget"),
+        ({"nonsense": 3}, "what to forget is one of rows, pairs, ratio, (?!.*spam)"),
+    ],
+)
+def test_a_request_that_cannot_be_ends_in_one_line(trained, request_, said):
+    with InfluenceUnlearner.load(trained()) as session:
+        with pytest.raises(InputError, match=said) as refused:
+            session.forget(**request_)
+        assert "\n" not in str(refused.value) and not len(session.forgotten)
+
+
+def test_who_is_held_out_alone_is_sent_to_what_takes_them(trained):
+    """An open unlearner itself has no keys of purges."""
+    with InfluenceUnlearner.load(trained()) as session:
+        session.forget(users=[user := str(session.split.token("user", [5])[0])])
+        session.save("later.pth")
+    with InfluenceUnlearner.load("later.pth") as session:
+        with pytest.raises(InputError, match="is taken by run_unlearn, with purge"):
+            session.forget(users=[user])
+
+
 @pytest.mark.parametrize("path", ["", ".", None, 5])
 def test_what_is_no_path_ends_in_one_line(trained, path):
     with pytest.raises(InputError, match="must be the path of a file"):

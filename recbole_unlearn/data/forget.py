@@ -72,7 +72,8 @@ class ForgetRequest:
     def of(cls, kind: str, value: object, config: Config) -> "ForgetRequest":
         """The request that the key ``forget_<kind>`` states with this value; InputError for a bad one."""
         if kind not in STRATEGIES:
-            raise InputError(f"cannot forget {kind!r}; what to forget is one of {', '.join(KINDS)}")
+            named = ("rows", "pairs", *(each for each in KINDS if each != "spam"))  # which a training plants
+            raise InputError(f"cannot forget {kind!r}; what to forget is one of {', '.join(named)}")
         if value is None:
             raise InputError(f"forget_{kind} names nobody")
         read, _ = STRATEGIES[kind]
@@ -94,8 +95,8 @@ class ForgetRequest:
             if beyond or (split.config["purge_dataset"] and self.forgotten_before(split)):
                 return rows
             raise InputError(
-                "the forget set is empty: no training interaction matches the request; what else names users or items "
-                "goes with purge, purge_dataset and everywhere: True"
+                "the forget set is empty: no training interaction matches the request; what else names these is taken "
+                "by run_unlearn, with purge, purge_dataset and everywhere: True"
             )
         return checked(split, rows)
 
@@ -505,6 +506,11 @@ def _told_apart(own, lines, pairs, ordered):
 
 
 def _of_spam(split, accounts, rng):
+    if not len(split.spam):
+        raise InputError(
+            "there is no spam to forget: forget_spam of run_unlearn plants it in a training, and forgets that alone; "
+            "of your own data name users, items or pairs"
+        )
     return split.spam
 
 
@@ -544,7 +550,7 @@ def rows_of_pairs(split, pairs, where):
         user, item = pairs[np.flatnonzero(missing)[0]]
         counts = {
             "forgotten before": before,
-            "held out, and never trained on": held_out & ~before,
+            "held-out, never trained on": held_out & ~before,
             "in none of the data": ~before & ~held_out,
         }
         counts = {what: np.count_nonzero(each & missing) for what, each in counts.items()}

@@ -250,8 +250,8 @@ def whole_of(config, split, request):
     whole = request.named(split)
     if not any(map(len, whole.values())):
         raise InputError(
-            "everywhere: True takes users, items and pairs that are named: forget_users, forget_items, forget_file or "
-            "forget_requests"
+            "everywhere: True takes users and items as a whole, and pairs that are named: forget_users, forget_items, "
+            "forget_file or forget_requests"
         )
     users, items = split.firsts()
     if begun := len(np.setdiff1d(users[split.among(users, items, {**whole, "user": []})], whole["user"])):

@@ -120,7 +120,7 @@ class Run:
             models, seconds = self._models(unlearner, unlearned, folder, seconds)
             files = {name: str(folder / f"{name}.pth") for name in models} if self.saved else {}
             if files:
-                files["original"] = str(unlearner.trained.path)
+                files["original"] = str(self.checkpoint.path if self.checkpoint else folder / "model.pth")
             result = Result(
                 "run",
                 {

@@ -93,12 +93,12 @@ class Checkpoint:
                 f"purge: True would leave {stock}, which RecBole wrote and which knows what is to be forgotten too; "
                 f"{then}, or leave purge out"
             )
-        return cls(path.absolute(), config, stored, log, stock and stock.absolute())
+        return cls(path, config, stored, log, stock)
 
     @classmethod
     def written(cls, path: Path | str, config: UnlearnConfig) -> "Checkpoint":
         """The one that a training of this configuration has just written."""
-        return cls(Path(path).absolute(), config, *checkpoints.load(path))
+        return cls(Path(path), config, *checkpoints.load(path))
 
     def split(self) -> Split:
         """The data that it was trained on, without what it has forgotten since."""
@@ -120,7 +120,7 @@ class Checkpoint:
         model = new_model(self.config, split, seed)
         initial = _parameters(model)
         load_weights(model, stored)
-        return Trained(model, self.config, split, log, stored, self.path, initial, seed)
+        return Trained(model, self.config, split, log, stored, self.path.absolute(), initial, seed)
 
 
 def _hold(path, held, new=False, looks=False):
@@ -148,7 +148,7 @@ class Trained:
         split: its data.
         log: what was drawn in training.
         stored: the other content of its checkpoint.
-        path: of the checkpoint.
+        path: of the checkpoint, wherever one works by now.
         initial: weights that the training's seed gives, by name; None where nobody knows them.
         seed: of the training, where it is another than the configuration's.
     """
