@@ -121,10 +121,12 @@ def _batch(queue, origin, checkpoint, output_dir, trail, keys):
     batch = {"id": name, "started": now(), "checkpoint": checkpoint, "folder": str(folder), "audit": str(trail)}
     batch |= {"before": queue.secret.checksum(checkpoint), "keys": json.dumps(_anywhere(keys, opened))}
     taken = queue.begin(batch, origin, served, refused, done, left)
-    served, refused, done = ({name: each[name] for name in each if name in taken} for each in (served, refused, done))
+    served, refused = ({name: each[name] for name in each if name in taken} for each in (served, refused))
+    done = {name: reason for name, reason in done.items() if name in taken}
     said = [f"{each}: failed, {reason}" for each, reason in refused.items()]
-    nothing = {each: [] if reason == NOTHING_LEFT else ["nothing to forget"] for each, reason in done.items()}
-    said += [f"{each}: done, {'; '.join(filter(None, [*nothing[each], done[each]]))}" for each in done]
+    for each, reason in done.items():
+        nothing = None if reason == NOTHING_LEFT else "nothing to forget"
+        said.append(f"{each}: done, {'; '.join(filter(None, [nothing, reason]))}")
     if served:
         try:
             _forget(queue, name, {**keys, "checkpoint": checkpoint, "output_dir": str(folder), "audit": str(trail)})
@@ -134,8 +136,8 @@ def _batch(queue, origin, checkpoint, output_dir, trail, keys):
         else:
             if not _finish(queue, queue.open_batch()):
                 raise InputError(f"{folder} holds no unlearned model that {trail} records; it was changed meanwhile")
-        notes = {each: f"; {left[each]}" if each in left else "" for each in served}
-        said += [f"{each}: done, {count} interactions{notes[each]}" for each, count in served.items()]
+        told = {each: f"{count} interactions" for each, count in served.items()}
+        said += [f"{each}: done, {'; '.join([told[each], *filter(None, [left.get(each)])])}" for each in served]
         said += [f"serve {queue.checkpoints[1]}"]
     return "\n".join(said) or f"nothing is pending; the queue goes on from {checkpoint}"
 
