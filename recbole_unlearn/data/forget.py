@@ -508,7 +508,7 @@ def _told_apart(own, lines, pairs, ordered):
 def _of_spam(split, accounts, rng):
     if not len(split.spam):
         raise InputError(
-            "there is no spam to forget: forget_spam of run_unlearn plants it in a training, and forgets that alone; "
+            "the forget set is empty: there is no spam to forget, which forget_spam of run_unlearn plants in training; "
             "of your own data name users, items or pairs"
         )
     return split.spam
