@@ -25,6 +25,7 @@ from recbole_unlearn.runs.output import (
     suppress,
     suppression_list,
 )
+from recbole_unlearn.settings.config import anywhere
 from recbole_unlearn.settings.conflicts import COHORT, check_open
 from recbole_unlearn.settings.given import Files, Given
 from recbole_unlearn.storage import audit
@@ -131,6 +132,7 @@ class InfluenceUnlearner:
         with ExitStack() as held:
             opened = Checkpoint.open(given, held)
             assert opened
+            opened = replace(opened, config=anywhere(opened.config))
             unlearner = cls(opened.trained(opened.split()), way)
             unlearner.check()
             unlearner.warm_up()
@@ -347,10 +349,22 @@ class InfluenceUnlearner:
         """As `forget`, for rows of ``split``."""
         self._check_open()
         self.check()
+        try:
+            rows = np.asarray(rows)
+        except ValueError:  # lists of several lengths
+            rows = np.empty((0, 0))
+        if rows.ndim == 1 and not len(rows):
+            raise InputError("rows is empty: it names nothing to forget")
+        if not (
+            rows.ndim == 1
+            and np.issubdtype(rows.dtype, np.integer)
+            and 0 <= rows.min() <= rows.max() < self.split.n_rows
+        ):
+            raise InputError(
+                f"rows must be whole numbers from 0 to {self.split.n_rows - 1}, of the training data, in one flat list"
+            )
         rows = np.unique(rows)
-        if len(rows) and not (np.issubdtype(rows.dtype, np.integer) and 0 <= rows[0] and rows[-1] < self.split.n_rows):
-            raise InputError(f"rows must be whole numbers from 0 to {self.split.n_rows - 1}, of the training data")
-        rows = rows[~self.problem.absent[rows]] if len(rows) else rows.astype(np.int64)
+        rows = rows[~self.problem.absent[rows]]
         if len(rows) == 0:
             raise InputError("every interaction of this request has been forgotten already")
         if len(rows) + len(self.forgotten) >= self.split.n_rows:

@@ -355,11 +355,16 @@ def test_bad_requests_are_refused_before_anything_is_trained(stock, monkeypatch)
 
 def test_a_purge_would_leave_what_recbole_wrote(stock):
     path, request = stock("bpr"), {"forget_count": 5, "compare": "none", "evaluate": "none", "purge": True}
-    for leave in (path, adopted(path)):
+    for leave in (path, path, adopted(path)):
         before = contents(path.parent)
-        with pytest.raises(InputError, match="would leave"):
-            run_unlearn(config_dict={"checkpoint": str(leave), "output_dir": "out", **request})
+        for keys in ({"output_dir": "out"}, {"dry_run": True}):
+            with pytest.raises(InputError, match="would leave") as refused:
+                run_unlearn(config_dict={"checkpoint": str(leave), **keys, **request})
         assert contents(path.parent) == before
+        # nobody is to delete the only one that there is
+        assert (f"adopted as {adopted(path)} first, by recbole_unlearn.load({str(path)!r})" in str(refused.value)) == (
+            not adopted(path).exists()
+        )
         load(path).close()
     path.unlink()
     assert run_unlearn(config_dict={"checkpoint": str(adopted(path)), "output_dir": "out", **request})

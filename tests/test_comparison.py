@@ -24,6 +24,7 @@ from recbole_unlearn.errors import InputError
 from recbole_unlearn.methods import METHODS, settings_of
 from recbole_unlearn.methods.base import Forgotten, Method
 from recbole_unlearn.quick_start import run_unlearn
+from recbole_unlearn.reports.tables import compared_table
 from recbole_unlearn.storage.files import locked
 from recbole_unlearn.storage.triple_log import log_path
 
@@ -230,6 +231,21 @@ def test_differences_are_to_retrains_mean_and_in_its_standard_deviations():
     assert got["ours"]["speed_up"]["mean"] == pytest.approx(0.6)
     assert got["original"]["forget_auc"]["sd"] is None
     assert "delta" not in got["Pop"]["forget_auc"] and "speed_up" not in got["Pop"]
+
+
+@pytest.mark.parametrize(
+    ("metrics", "shown"),
+    [
+        (["recall@10", "mrr@10", "ndcg@10", "hit@10", "precision@10"], {"NDCG@10 (full)", "HR@10 (full)"}),
+        (["recall@5", "recall@10", "mrr@10"], {"Recall@10 (full)", "MRR@10 (full)"}),
+        (["gauc"], {"GAUC (full)"}),
+    ],
+)
+def test_the_metrics_that_were_asked_for_stand_in_the_table(metrics, shown):
+    figures = {"ranking": {"full": dict.fromkeys([*metrics, "fairness@10"], 0.5)}}
+    table = compared_table(summary({"retrain": [run | figures for run in runs(0.2, 0.4)]}))
+    assert {title for title in table.columns if "(full)" in title and "minus" not in title} == shown
+    assert "active users minus others, NDCG@10 (full)" in table.columns
 
 
 # -- what to compare

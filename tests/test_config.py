@@ -11,6 +11,7 @@ import yaml
 from recbole.config import Config
 
 from recbole_unlearn.errors import InputError
+from recbole_unlearn.quick_start import run_unlearn
 from recbole_unlearn.settings.config import UnlearnConfig
 from recbole_unlearn.settings.conflicts import check_sizes
 from recbole_unlearn.settings.keys import KEYS, OWN, properties_dir
@@ -261,6 +262,12 @@ def test_missing_model_or_data_set_is_refused():
 
 
 # -- files
+
+
+@pytest.mark.parametrize("files", ["bpr.yaml", b"bpr.yaml", 5])
+def test_config_files_that_are_no_list_are_refused(files):
+    with pytest.raises(InputError, match="must be a list of files"):
+        run_unlearn("BPR", "tiny", files)
 
 
 def test_a_missing_config_file_is_refused(tmp_path):

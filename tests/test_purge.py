@@ -13,7 +13,7 @@ from conftest import SECRET_USER, tiny_interactions
 from recbole_unlearn.data.split import Split
 from recbole_unlearn.errors import InputError
 from recbole_unlearn.quick_start import run_unlearn
-from recbole_unlearn.storage import checkpoints, inter_file
+from recbole_unlearn.storage import audit, checkpoints, inter_file
 from recbole_unlearn.storage.triple_log import TripleLog
 from recbole_unlearn.unlearner import load
 from recbole_unlearn.verify import verify
@@ -147,6 +147,67 @@ def test_further_requests_go_on_and_thin_the_file_out(forget, data):
         held_out = [*kept["valid/user_id"], *kept["test/user_id"]]
     named = json.loads((frozen / "tokens.json").read_text())["user_id"].index(SECRET_USER) + 1
     assert named not in log.users and named in held_out
+
+
+def lines_of(data, pairs):
+    """Those of a file that name some pairs."""
+    return [line for line in data.read_text().splitlines() if tuple(line.split("\t")[:2]) in set(pairs)]
+
+
+@pytest.fixture
+def forgotten_before(forget):
+    """Pairs that first/unlearned.pth has forgotten without a purge, in request.tsv too, and some that are held out."""
+    forget(forget_count=1, output_dir="zero", purge=False, purge_dataset=False)
+    with load("zero/model.pth") as opened:
+        pairs = opened.split.pairs(np.arange(2, 7))
+        held_out = opened.split.valid.dataset.inter_feat
+        held_out = opened.split.tokens(*(held_out[field].numpy()[:2] for field in ("user_id", "item_id")))
+    for name, some in (("request", pairs), ("both", [*pairs, *held_out])):
+        Path(f"{name}.tsv").write_text("".join(f"{user}\t{item}\n" for user, item in some))
+    forget("zero/model.pth", forget_file="request.tsv", output_dir="first", purge=False, purge_dataset=False)
+    return pairs, held_out
+
+
+def test_purge_dataset_takes_the_lines_of_what_was_forgotten_before(forget, data, forgotten_before):
+    pairs, _ = forgotten_before
+    assert len(lines_of(data, pairs)) == 5
+    planned = forget("first/unlearned.pth", forget_count=3, dry_run=True)
+    told = "the lines of 3 forgotten interactions, and of 5 forgotten before"
+    assert [each["then"] for each in planned["left"] if each["what"] == told] == ["are removed"]
+    lines = len(data.read_text().splitlines())
+    result = forget("first/unlearned.pth", forget_count=3, output_dir="second")
+    assert result["lines"] == {"requested": 3, "earlier": 5} and "and of 5 forgotten before" in result.page
+    assert audit.read("second/audit.jsonl").records[-1]["lines"] == result["lines"]
+    assert lines_of(data, pairs) == [] and len(data.read_text().splitlines()) == lines - 8
+    again = forget("second/unlearned.pth", forget_count=2, output_dir="third")
+    assert again["lines"] == {"requested": 2, "earlier": 0} and len(data.read_text().splitlines()) == lines - 10
+    stays = forget("third/unlearned.pth", forget_count=2, output_dir="fourth", purge=False, purge_dataset=False)
+    assert "2 lines of tiny.inter, which no later request can tell" in stays["left"]
+
+
+def test_the_lines_of_what_was_forgotten_before_can_go_alone(forget, data, forgotten_before):
+    pairs, _ = forgotten_before
+    before = checkpoints.load("first/unlearned.pth")[0]["state_dict"]
+    result = forget("first/unlearned.pth", forget_file="request.tsv", output_dir="second")
+    assert result["forget_set"]["interactions"] == 0 and result["lines"] == {"requested": 0, "earlier": 5}
+    after = checkpoints.load("second/unlearned.pth")[0]["state_dict"]
+    assert lines_of(data, pairs) == [] and all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_a_refusal_tells_what_was_forgotten_from_what_is_held_out(forget, forgotten_before):
+    found = r"7 such of 7: 5 forgotten before, 2 held-out, never trained on\)"
+    nothing = {"purge": False, "purge_dataset": False, "output_dir": "x"}
+    refused(forget, found, checkpoint="first/unlearned.pth", forget_file="both.tsv", **nothing)
+
+
+def test_held_out_pairs_go_with_everywhere(forget, data, forgotten_before):
+    pairs, held_out = forgotten_before
+    result = forget("first/unlearned.pth", forget_file="both.tsv", output_dir="second", everywhere=True)
+    assert result["lines"] == {"requested": 2, "earlier": 5} and lines_of(data, [*pairs, *held_out]) == []
+    with load("second/unlearned.pth") as opened:
+        assert not set(held_out) & set(
+            opened.split.tokens(*np.divmod(opened.split.held_out_pairs(), opened.split.n_items))
+        )
 
 
 def test_a_moved_model_finds_its_data(forget):

@@ -430,6 +430,45 @@ def test_pairs_alone_are_served_as_in_company_where_all_of_users_is_to_go(here, 
     assert f"{user}\t{item}\t" not in Path("data/tiny/tiny.inter").read_text()
 
 
+def held_out_pair(split):
+    """Tokens of a validation interaction."""
+    data = split.valid.dataset.inter_feat
+    return split.tokens(data["user_id"][:1].numpy(), data["item_id"][:1].numpy())[0]
+
+
+def lines_of(pair):
+    return [line for line in Path("data/tiny/tiny.inter").read_text().splitlines() if line.split("\t")[:2] == [*pair]]
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_of_a_held_out_pair_it_is_said_that_its_line_is_left(here, command, alone):
+    pair, told = held_out_pair(here), "left: 1 held-out interaction; everywhere: True takes them too"
+    command("add", "q.db", "--pair", *pair, "--id", "a")
+    if not alone:
+        command("add", "q.db", "--user", "u20", "--id", "other")
+    assert f"a: done, nothing to forget; {told}\n" in command(*SERVE, *PURGE) + "\n" and lines_of(pair)
+    assert told in command("list", "q.db")
+    assert json.loads(command("receipt", "q.db", "a"))["receipt"]["request"]["note"] == told
+    command("receipt", "q.db", "a", "--out", "a.html")
+    assert told in Path("a.html").read_text()
+
+
+def test_a_held_out_pair_goes_with_everywhere(here, command):
+    command("add", "q.db", "--pair", *(pair := held_out_pair(here)), "--id", "a")
+    assert "a: done, 0 interactions\n" in command(*SERVE, *EVERYWHERE) and not lines_of(pair)
+    assert suppression.lists("gone.list", "pair", pair) and "left" not in command("list", "q.db")
+
+
+def test_the_line_of_a_pair_that_was_forgotten_before_goes_with_purge_dataset(here, command):
+    pair = here.pairs(np.array([0]))[0]
+    command("add", "q.db", "--pair", *pair, "--id", "a")
+    command(*SERVE)
+    assert lines_of(pair)
+    command("add", "q.db", "--pair", *pair, "--id", "b")
+    assert "b: done, 0 interactions\n" in command(*SERVE, *PURGE) and not lines_of(pair)
+    assert audit.read("q.db.audit.jsonl").records[-1]["lines"] == {"requested": 0, "earlier": 1}
+
+
 def test_what_a_run_refuses_can_be_withdrawn_at_once(here, command):
     command("add", "q.db", "--user", "u20", "--id", "a")
     Path("served").write_text("no folder")
@@ -636,7 +675,7 @@ def test_only_who_has_the_token_gets_it_into_a_receipt(served, command):
 def test_a_receipt_escapes_what_it_names(here, command):
     command("add", "q.db", "--user", token := "<script>alert(1)</script>", "--id", "a")
     with Queue("q.db") as queue:
-        queue.begin({"id": "0" * 16, "checkpoint": "model.pth"}, "model.pth", {}, {}, {"a": None})
+        queue.begin({"id": "0" * 16, "checkpoint": "model.pth"}, "model.pth", {}, {}, {"a": None}, {})
     command("receipt", "q.db", "a", "--user", token, "--out", "a.html")
     assert "<script" not in Path("a.html").read_text() and "&lt;script&gt;alert(1)" in Path("a.html").read_text()
     assert "nothing" in Path("a.html").read_text()

@@ -57,6 +57,13 @@ def trained(finished, tmp_path):
     return tmp_path / "trained"
 
 
+def test_the_metrics_that_were_asked_for_stand_in_the_table(run):
+    run(forget_count=5, metrics=["Recall", "MRR"], valid_metric="MRR@10", output_dir="out")
+    for page in (Path("out/result.md").read_text(), Path("out/report.html").read_text().replace("<wbr>", "")):
+        assert all(f"{name} (full)" in page for name in ("Recall@5", "Recall@10", "MRR@5", "MRR@10"))
+        assert "NDCG@5 (full)" not in page
+
+
 def weights(path):
     return torch.load(path, weights_only=True)["state_dict"]
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import inside
 from numba.core.dispatcher import Dispatcher
 
 from recbole_unlearn.errors import InputError
@@ -17,6 +18,7 @@ from recbole_unlearn.influence import replay
 from recbole_unlearn.quick_start import run_unlearn
 from recbole_unlearn.storage import audit, secret
 from recbole_unlearn.storage import checkpoints as checkpoint
+from recbole_unlearn.storage.files import file_checksum
 from recbole_unlearn.training.trained import Checkpoint
 from recbole_unlearn.unlearner import InfluenceUnlearner
 from recbole_unlearn.unlearners.replay import Replay
@@ -255,6 +257,35 @@ def test_pairs_that_name_nobody_end_in_one_line(trained, pairs, said):
         assert not len(session.forgotten)
 
 
+@pytest.mark.parametrize(
+    ("request_", "said"),
+    [
+        ({"rows": []}, "rows is empty"),
+        ({"rows": [[1, 2], [3, 4]]}, "one flat list"),
+        ({"rows": [[1], [3, 4]]}, "one flat list"),
+        ({"rows": [1.5]}, "one flat list"),
+        ({"rows": [10**6]}, "one flat list"),
+        ({"spam": 3}, "no spam to forget"),
+        ({"nonsense": 3}, "what to forget is one of rows, pairs, ratio, (?!.*spam)"),
+    ],
+)
+def test_a_request_that_cannot_be_ends_in_one_line(trained, request_, said):
+    with InfluenceUnlearner.load(trained()) as session:
+        with pytest.raises(InputError, match=said) as refused:
+            session.forget(**request_)
+        assert "\n" not in str(refused.value) and not len(session.forgotten)
+
+
+def test_who_is_held_out_alone_is_sent_to_what_takes_them(trained):
+    """An open unlearner itself has no keys of purges."""
+    with InfluenceUnlearner.load(trained()) as session:
+        session.forget(users=[user := str(session.split.token("user", [5])[0])])
+        session.save("later.pth")
+    with InfluenceUnlearner.load("later.pth") as session:
+        with pytest.raises(InputError, match="is taken by run_unlearn, with purge"):
+            session.forget(users=[user])
+
+
 @pytest.mark.parametrize("path", ["", ".", None, 5])
 def test_what_is_no_path_ends_in_one_line(trained, path):
     with pytest.raises(InputError, match="must be the path of a file"):
@@ -292,3 +323,60 @@ def test_a_checkpoint_names_its_parents(trained):
         path = name
     tie = checkpoint.load(path)[0]["triple_log"]
     assert tie["parents"] == known and len({*known, tie["run_id"]}) == 3
+
+
+@pytest.mark.parametrize(
+    ("model", "keys"),
+    [
+        ("BPR", {"method": "influence"}),
+        ("SASRec", {"coupling": "paired", "n_layers": 1, "n_heads": 1, "inner_size": 8, "hidden_size": 8}),
+        ("GRU4Rec", {"coupling": "paired", "hidden_size": 8, "num_layers": 1}),
+    ],
+)
+def test_what_was_opened_stays_what_it_was_when_the_working_folder_is_another(
+    tmp_path, write_data, interactions, make_options, model, keys
+):
+    """As in a notebook: two projects of one layout, whose models are trained on the same data by other seeds."""
+    (tmp_path / "elsewhere").mkdir()
+    own = {key: value for key, value in keys.items() if key not in ("coupling", "method")}
+    timed = {"load_col": {"inter": ["user_id", "item_id", "timestamp"]}}
+    own |= {} if model == "BPR" else {"train_neg_sample_args": None, **timed}
+    for seed, project in enumerate("ab"):
+        write_data(tmp_path / project / "data", "tiny", interactions)
+        with inside(tmp_path / project):
+            once = {"forget_count": 1, "output_dir": "out", "evaluate": "none", "seed": seed, **own}
+            run_unlearn(model, "tiny", config_dict=make_options(data_path="data", **once))
+    items = tmp_path / "b" / "data" / "tiny" / "tiny.item"
+    items.write_text(items.read_text().replace("\tc0", "\tc1"))  # of which the other project knows nothing
+
+    def opened(**more):
+        given = {key: keys[key] for key in ("coupling", "method") if key in keys}
+        return InfluenceUnlearner.load("out/model.pth", config_dict={**given, "forget_category_field": "class", **more})
+
+    with inside(tmp_path / "a"):
+        with opened() as session:
+            session.forget(category=["c0"])
+            expected = flat(session.model.state_dict()).clone()
+        session = opened(audit="trail/audit.jsonl", suppression="listed")
+        Path("trail").mkdir()
+    with inside(tmp_path / "b"), session:
+        session.forget(category=["c0"])
+        assert torch.equal(flat(session.model.state_dict()), expected)
+        session.save(tmp_path / "elsewhere" / "new.pth")
+        assert not Path("listed").exists() and not Path("trail").exists()
+        InfluenceUnlearner.load(tmp_path / "elsewhere" / "new.pth").close()
+    trail, listed = (tmp_path / "a" / name for name in ("trail/audit.jsonl", "listed"))
+    audit.verify(trail, [tmp_path / "elsewhere" / "new.pth"])
+    key, before = secret.read(secret.key_path(trail)), audit.read(trail).records[0]["before"]
+    assert before["file"] == secret.keyed(key, file_checksum(tmp_path / "a" / "out" / "model.pth"))
+    assert listed.exists()
+
+
+def test_a_model_that_cannot_be_saved_leaves_no_key(trained):
+    with InfluenceUnlearner.load(trained()) as session:
+        session.forget("count", 3)
+        Path("out/model.pth").rename("moved.pth")
+        Path("new").mkdir()
+        with pytest.raises(InputError, match="cannot write"):
+            session.save("new/forgotten.pth")
+        assert not [entry.name for entry in Path("new").iterdir() if not entry.name.startswith(".")]

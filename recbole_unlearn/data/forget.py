@@ -69,7 +69,8 @@ class ForgetRequest:
     def of(cls, kind: str, value: object, config: Config) -> "ForgetRequest":
         """The request that the key ``forget_<kind>`` states with this value; InputError for a bad one."""
         if kind not in STRATEGIES:
-            raise InputError(f"cannot forget {kind!r}; what to forget is one of {', '.join(KINDS)}")
+            named = ("rows", "pairs", *(each for each in KINDS if each != "spam"))  # which a training plants
+            raise InputError(f"cannot forget {kind!r}; what to forget is one of {', '.join(named)}")
         if value is None:
             raise InputError(f"forget_{kind} names nobody")
         read, _ = STRATEGIES[kind]
@@ -79,7 +80,7 @@ class ForgetRequest:
         """Rows of ``split.users`` / ``split.items`` to forget: int64, sorted.
 
         Args:
-            beyond: whether more is done for users and items as a whole, so that these may have no row.
+            beyond: whether more is done for what is named, so that it may have no row.
 
         Raises:
             InputError: unknown tokens, pairs that are not training interactions, an empty set, or one that leaves
@@ -87,12 +88,12 @@ class ForgetRequest:
         """
         _, select = STRATEGIES[self.kind]
         rows = select(split, self.value, np.random.default_rng(self.seed))
-        if len(rows) == 0 and any(map(len, self.whole(split).values())):
-            if beyond:
+        if len(rows) == 0 and any(map(len, self.named(split).values())):
+            if beyond or (split.config["purge_dataset"] and self.forgotten_before(split)):
                 return rows
             raise InputError(
-                "the forget set is empty: no training interaction matches the request; what else names users or items "
-                "goes with purge, purge_dataset and everywhere: True"
+                "the forget set is empty: no training interaction matches the request; what else names these is taken "
+                "by run_unlearn, with purge, purge_dataset and everywhere: True"
             )
         return checked(split, rows)
 
@@ -115,6 +116,20 @@ class ForgetRequest:
             named |= requests.whole(split, self.value)  # pyright: ignore
         return named
 
+    def named(self, split: "Split") -> dict[str, np.ndarray]:
+        """As `whole`, and by ``pair`` the `Split.pair_numbers` of the pairs that are named."""
+        users, items = np.empty(0, np.int64), np.empty(0, np.int64)
+        if self.kind == "file":
+            own_users, own_items = zip(*_pairs_in(split, self.value), strict=True)
+            users, items = ids(split, "user", own_users), ids(split, "item", own_items)
+        elif self.kind == "requests":
+            users, items = requests.pairs(split, self.value)  # pyright: ignore
+        return {**self.whole(split), "pair": np.unique(split.pair_numbers(users, items))}
+
+    def forgotten_before(self, split: "Split") -> int:
+        """How many interactions this names that were forgotten before and are in the data set still."""
+        return np.count_nonzero(split.among(*split.earlier, self.named(split)))
+
     def begun(self, split: "Split", rows: np.ndarray) -> np.ndarray:
         """Whether this names interactions that histories begin with too, see `Split.firsts`, which are in no row.
 
@@ -134,9 +149,8 @@ class ForgetRequest:
             return _in_category(_of_rows(split, users, items), self.value)
         if self.kind in ("popular_items", "rare_items"):
             return np.isin(items, split.items[rows]).astype(np.int8)
-        if self.kind in ("users", "items", "requests"):
-            _, select = STRATEGIES[self.kind]
-            none[select(_of_rows(split, users, items), self.value, None)] = 1
+        if self.kind in ("users", "items", "file", "requests"):
+            return split.among(users, items, self.named(split)).astype(np.int8)
         return none
 
 
@@ -358,7 +372,9 @@ def _in_category(split, value):
     if ending == "inter":
         users, items = named
         there = (users.notna() & items.notna()).to_numpy()
-        return _told(_pairs(split, split.users, split.items), _pairs(split, users[there], items[there]), chosen[there])
+        return _told(
+            split.pair_numbers(split.users, split.items), split.pair_numbers(users[there], items[there]), chosen[there]
+        )
     owners = split.items if ending == "item" else split.users
     return np.isin(owners, named[0][chosen].dropna()).astype(np.int8)
 
@@ -376,11 +392,6 @@ def _check_there(data, key):
             f"{key} reads columns of files, and after purge_dataset the model's data are those kept with "
             "its log, which have none; name users, items or pairs"
         )
-
-
-def _pairs(split, users, items):
-    """A number of each pair of ids."""
-    return users.astype(np.int64) * split.n_items + items.astype(np.int64)
 
 
 def _categorical(data, ending, keys):
@@ -421,7 +432,9 @@ def _in_window(split, window):
     users, items = (file[key].map(data.field2token_id[key]) for key in (data.uid_field, data.iid_field))
     file = pd.DataFrame({"user": users, "item": items, "time": pd.to_numeric(file[field], errors="coerce")})
     file = file.dropna(subset=["user", "item"])
-    lines = pd.DataFrame({"pair": _pairs(split, file["user"], file["item"]), "time": file["time"].astype(np.float64)})
+    lines = pd.DataFrame(
+        {"pair": split.pair_numbers(file["user"], file["item"]), "time": file["time"].astype(np.float64)}
+    )
     lines["inside"] = lines["time"].between(*window)
     own = _occurrences(split, field)
     told = _told(own["pair"], lines["pair"], lines["inside"])
@@ -453,7 +466,7 @@ def _occurrences(split, time):
     users, items = split.firsts()
     users, items = column(data.uid_field, users, split.users), column(data.iid_field, items, split.items)
     parts = np.repeat([BEGUN, TRAINED, HELD_OUT, HELD_OUT], [len(each) for each in users])
-    found = pd.DataFrame({"part": parts, "pair": _pairs(split, np.concatenate(users), np.concatenate(items))})
+    found = pd.DataFrame({"part": parts, "pair": split.pair_numbers(np.concatenate(users), np.concatenate(items))})
     if time in data.inter_feat.columns:
         own = data.inter_feat[time].numpy()[split.data_row]
         found["loaded"] = np.concatenate(column(time, split.firsts(time)[1], own)).astype(np.float32)
@@ -490,6 +503,11 @@ def _told_apart(own, lines, pairs, ordered):
 
 
 def _of_spam(split, accounts, rng):
+    if not len(split.spam):
+        raise InputError(
+            "the forget set is empty: there is no spam to forget, which forget_spam of run_unlearn plants in training; "
+            "of your own data name users, items or pairs"
+        )
     return split.spam
 
 
@@ -498,15 +516,19 @@ def _in_requests(split, table, rng):
 
 
 def _in_file(split, path, rng):
+    return rows_of_pairs(split, _pairs_in(split, path), path)
+
+
+def _pairs_in(split, path):
     data = split.train._dataset
-    return rows_of_pairs(split, _read_pairs(path, (f"{data.uid_field}:token", f"{data.iid_field}:token")), path)
+    return _read_pairs(path, (f"{data.uid_field}:token", f"{data.iid_field}:token"))
 
 
 def rows_of_pairs(split, pairs, where):
     """Rows of the split that are some pairs of a user token and an item token, as they stand; ``where``: to name them.
 
     Raises:
-        InputError: unknown tokens, or pairs that are not training interactions.
+        InputError: unknown tokens, or pairs that are not training interactions, unless their lines alone are to go.
     """
     if not isinstance(pairs, Iterable) or isinstance(pairs, (str, bytes)):
         raise InputError(f"{where} must be pairs of a user token and an item token, in a list")
@@ -515,13 +537,24 @@ def rows_of_pairs(split, pairs, where):
         raise InputError(f"{where} must be pairs of a user token and an item token")
     users = ids(split, "user", read_tokens(str(where), [user for user, _ in pairs]))
     items = ids(split, "item", read_tokens(str(where), [item for _, item in pairs]))
-    keys, wanted = _pairs(split, split.users, split.items), _pairs(split, users, items)
-    missing = np.flatnonzero(~np.isin(wanted, keys))
-    if len(missing):
-        user, item = pairs[missing[0]]
+    keys, wanted = split.pair_numbers(split.users, split.items), split.pair_numbers(users, items)
+    before = np.isin(wanted, split.pair_numbers(*split.earlier))
+    held_out = np.isin(wanted, split.held_out_pairs())
+    # purge_dataset removes the lines of the ones, everywhere those of the others
+    served = (before & bool(split.config["purge_dataset"])) | (held_out & bool(split.config["everywhere"]))
+    missing = ~np.isin(wanted, keys) & ~served
+    if missing.any():
+        user, item = pairs[np.flatnonzero(missing)[0]]
+        counts = {
+            "forgotten before": before,
+            "held-out, never trained on": held_out & ~before,
+            "in none of the data": ~before & ~held_out,
+        }
+        counts = {what: np.count_nonzero(each & missing) for what, each in counts.items()}
+        found = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
         raise InputError(
-            f"{where}: user {user!r} and item {item!r} are no training interaction ({len(missing)} such of "
-            f"{len(pairs)}; held-out interactions were never trained on); remove them"
+            f"{where}: user {user!r} and item {item!r} are no training interaction ({np.count_nonzero(missing)} such "
+            f"of {len(pairs)}: {found}); remove them"
         )
     return np.flatnonzero(np.isin(keys, wanted))
 

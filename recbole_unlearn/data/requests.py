@@ -73,6 +73,12 @@ def whole(split: "Split", table: pd.DataFrame) -> dict[str, np.ndarray]:
     return {field: np.unique(ids(split, field, table.loc[named, field].tolist())) for field, named in alone.items()}
 
 
+def pairs(split: "Split", table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+    """Users and items of the pairs that a request names: ids, int64."""
+    named = table[(table["user"] != "") & (table["item"] != "")]
+    return ids(split, "user", named["user"].tolist()), ids(split, "item", named["item"].tolist())
+
+
 def rows_of(split: "Split", table: pd.DataFrame) -> list[np.ndarray]:
     """Training rows that each request names, int64; empty for what was never trained on.
 

@@ -1,6 +1,7 @@
 """One frozen split of a RecBole data set, and what remains of it without a forget set."""
 
 import copy
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -116,9 +117,11 @@ class Split:
         spam: rows that ``forget_spam`` added to the training data, int64; they come last of their user.
         n_users, n_items: sizes of the id spaces, padding id 0 included.
         unlinked: ids of entities of which what remains (`remaining`, `remaining_dataset`) has no facts, int64.
+        earlier: users and items, ids, of the interactions that were forgotten before and are in the data set still.
     """
 
     unlinked: np.ndarray = np.empty(0, np.int64)
+    earlier: tuple[np.ndarray, np.ndarray] = (np.empty(0, np.int64), np.empty(0, np.int64))
 
     @faster()
     def __init__(self, config: Config) -> None:
@@ -171,6 +174,7 @@ class Split:
     def _take(self, valid, test):
         """Derive what is known from the training loader and those of held-out data."""
         data = self.train._dataset
+        data.dataset_path = os.path.abspath(data.dataset_path)  # some requests read its files, wherever we work then
         check_scaled(self.config, data)
         self.valid, self.test = self._resized(valid), self._resized(test)
         self._test_loaders = {}
@@ -225,8 +229,10 @@ class Split:
         return data.id2token(data.uid_field if field == "user" else data.iid_field, ids)
 
     def named(self, whole: Mapping[str, np.ndarray]) -> dict[str, list[str]]:
-        """Tokens of users and items that are given by ids, by ``user`` and ``item``."""
-        return {field: [str(token) for token in self.token(field, ids)] for field, ids in whole.items()}
+        """Tokens of users and items that are given by ids, by ``user`` and ``item``; pairs have none of their own."""
+        return {
+            field: [str(token) for token in self.token(field, ids)] for field, ids in whole.items() if field != "pair"
+        }
 
     def pairs(self, rows: np.ndarray) -> list[tuple[str, str]]:
         """(user token, item token) of training rows."""
@@ -236,6 +242,15 @@ class Split:
         """(user token, item token) of interactions, given by ids."""
         tokens = self.token("user", users), self.token("item", items)
         return [(str(user), str(item)) for user, item in zip(*tokens, strict=True)]
+
+    def pair_numbers(self, users: np.ndarray, items: np.ndarray) -> np.ndarray:
+        """A number of each pair of ids, int64."""
+        return users.astype(np.int64) * self.n_items + items.astype(np.int64)
+
+    def among(self, users: np.ndarray, items: np.ndarray, named: Mapping[str, np.ndarray]) -> np.ndarray:
+        """Which interactions are of what is named: ids by ``user`` and ``item``, `pair_numbers` by ``pair``."""
+        columns = {"user": users, "item": items, "pair": self.pair_numbers(users, items)}
+        return np.logical_or.reduce([np.isin(columns[field], each) for field, each in named.items()])
 
     @faster()
     def remaining(self, forgotten: np.ndarray, seed: int | None = None) -> TrainDataLoader | KnowledgeBasedDataLoader:
@@ -285,16 +300,21 @@ class Split:
         """Rows of the validation and test data sets that are of some users or items, by ``valid`` and ``test``.
 
         Args:
-            whole: ids by ``user`` and ``item``.
+            whole: as of `among`.
         """
         found = {}
         for name in ("valid", "test"):
             data = getattr(self, name)._dataset
-            columns = {"user": data.inter_feat[data.uid_field], "item": data.inter_feat[data.iid_field]}
-            found[name] = np.flatnonzero(
-                np.logical_or.reduce([np.isin(columns[field].numpy(), ids) for field, ids in whole.items()])
-            )
+            users, items = (data.inter_feat[field].numpy() for field in (data.uid_field, data.iid_field))
+            found[name] = np.flatnonzero(self.among(users, items, whole))
         return found
+
+    def held_out_pairs(self) -> np.ndarray:
+        """`pair_numbers` of the validation and test interactions."""
+        parts = [(loader._dataset, loader._dataset.inter_feat) for loader in (self.valid, self.test)]
+        return np.concatenate(
+            [self.pair_numbers(own[data.uid_field].numpy(), own[data.iid_field].numpy()) for data, own in parts]
+        )
 
     def whole_dataset(self) -> Dataset:
         """One RecBole data set of all interactions: training, validation, test."""
@@ -480,6 +500,8 @@ class Split:
         split.train = self.remaining(forgotten)
         split.users, split.items = self.users[kept], self.items[kept]
         split.spam = np.flatnonzero(np.isin(kept, self.spam))
+        real = np.setdiff1d(forgotten, self.spam)
+        split.earlier = self.users[real], self.items[real]
         # rows of the remaining data set are numbered anew, in its own order
         split.data_row = np.argsort(np.argsort(self.data_row[kept]))
         split.fingerprint = self.fingerprint_without(forgotten)

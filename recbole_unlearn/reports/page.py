@@ -94,12 +94,24 @@ def _pnpr(ratios):
     return {"columns": [f"mean PNPR of {number:,} user{'s' * (number > 1)}"], "rows": rows}
 
 
+def metric_title(metric: str) -> str:
+    """How tables name a metric such as ``ndcg@10``."""
+    name, at, k = metric.partition("@")
+    titles = {"hit": "HR", "fairness": "active users minus others, NDCG"}
+    return f"{titles.get(name) or (name.upper() if len(name) <= 4 else name.capitalize())}{at}{k}"
+
+
+def drift_names(comparison: dict) -> dict[str, str]:
+    """What is shown of a comparison along a stream, key -> title: forget-set AUC, and NDCG or the first metric."""
+    found = [key.removesuffix("_unlearned") for key in comparison if key.endswith("_unlearned") and "@" in key]
+    found = sorted(found, key=lambda key: not key.startswith("ndcg"))[:1]
+    return {"forget_auc": "forget-set AUC", **{key: metric_title(key) for key in found}}
+
+
 def _drift(comparisons):
     if not comparisons:
         return None
-    keys = [key.removesuffix("_unlearned") for key in comparisons[0] if key.endswith("_unlearned")]
-    names = {"forget_auc": "forget-set AUC"} | {key: key.upper() for key in keys if key.startswith("ndcg")}
-    names = dict(list(names.items())[:2])
+    names = drift_names(comparisons[0])
     panels = [chart for key, name in names.items() for chart in described.drift(comparisons, key, name).panels]
     return {
         "picture": described.Picture("Drift along the stream", panels, 2),

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,8 @@ from recbole_unlearn.reports import page as html_report
 from recbole_unlearn.settings.conflicts import COHORT
 from recbole_unlearn.storage.files import write_atomically
 from recbole_unlearn.storage.paths import RESULTS
+
+DEFAULT = {"recall", "mrr", "ndcg", "hit", "precision"}  # RecBole's key ``metrics``
 
 
 def json_text(value: Any, indent: int | None = 1) -> str:
@@ -27,6 +29,12 @@ def json_text(value: Any, indent: int | None = 1) -> str:
     return json.dumps(known(value), indent=indent, allow_nan=False)
 
 
+def shown(metrics: Iterable[str]) -> set[str]:
+    """Which of some metrics, such as ``ndcg@10``, tables show: all that were asked for; of RecBole's default two."""
+    found = {metric.partition("@")[0] for metric in metrics} - {"fairness"}
+    return {"hit", "ndcg"} if found == DEFAULT else found
+
+
 def comparison_table(result: dict) -> pd.DataFrame:
     """One row a figure, one column a model.
 
@@ -39,10 +47,10 @@ def comparison_table(result: dict) -> pd.DataFrame:
     models = result["models"]
     rows = {}
     for protocol, figures in next(iter(models.values())).get("ranking", {}).items():
+        metrics = shown(figures)
         for metric in figures:
-            if metric.split("@")[0] in ("hit", "ndcg"):
-                name = metric.upper().replace("HIT", "HR")
-                rows[f"{name} ({protocol})"] = {
+            if metric.partition("@")[0] in metrics:
+                rows[f"{html_report.metric_title(metric)} ({protocol})"] = {
                     model: f"{values['ranking'][protocol][metric]:.4f}" for model, values in models.items()
                 }
     if html_report.judged(result):
@@ -105,9 +113,15 @@ def markdown(result: dict) -> str:
         "",
         *(["Nothing is held out for the test: no ranking is measured.", ""] if not _ranked(result) else []),
         *(_drift(result["stream"]) if "stream" in result else []),
+        *([_removed(result["lines"]), ""] if "lines" in result else []),
         *([f"Left: {result['left']}.", ""] if "left" in result else []),
     ]
     return "\n".join(lines)
+
+
+def _removed(lines):
+    before = f", and of {lines['earlier']} forgotten before" if lines["earlier"] else ""
+    return f"Removed from the data set: the lines of {lines['requested']} interactions that were asked for{before}."
 
 
 def _untold(result):
@@ -154,8 +168,7 @@ def _drift(stream):
     """Comparisons with retraining along a stream, and the advice that follows."""
     lines = []
     if stream["drift"]:
-        found = [key for key in stream["drift"][0] if key.endswith("_unlearned") and key.startswith("ndcg")]
-        names = {"forget_auc": "forget-set AUC", **{key[:-10]: key[:-10].upper() for key in found[:1]}}
+        names = html_report.drift_names(stream["drift"][0])
         columns = {f"{key}_{of}": f"{name} {of}" for key, name in names.items() for of in ("unlearned", "retrained")}
         counts = ["requests", "forgotten"]
         table = pd.DataFrame(stream["drift"])[[*counts, *columns]].rename(columns=columns)
@@ -338,13 +351,12 @@ def compared_table(figures: dict, cutoff: int = 10, refused: Mapping[str, str] |
     Returns:
         pandas.DataFrame of strings: mean ± standard deviation over seeds (difference to Retrain's mean).
     """
-    shown = (f"ndcg@{cutoff}|", f"hit@{cutoff}|", f"fairness@{cutoff}|")
-    of_ranking = [key for key in figures["retrain"] if key.startswith(shown)]
-    columns, titles = {}, {"HIT": "HR", "FAIRNESS": "active users minus others, NDCG"}
-    for key in of_ranking:
-        metric, protocol = key.split("|")
-        name, at, k = metric.upper().partition("@")
-        columns[key] = f"{titles.get(name, name)}{at}{k} ({protocol})"
+    of_ranking = [key.split("|") for key in figures["retrain"] if "|" in key and not key.startswith("forget_auc|")]
+    metrics, columns = shown(metric for metric, _ in of_ranking) | {"fairness"}, {}
+    for metric, protocol in of_ranking:
+        name, _, k = metric.partition("@")
+        if name in metrics and k in ("", str(cutoff)):
+            columns[f"{metric}|{protocol}"] = f"{html_report.metric_title(metric)} ({protocol})"
     columns |= {"forget_auc": "forget-set AUC", "forget_auc|z": "AUC, sd from Retrain"}
     if any("forget_auc|original" in row for row in figures.values()):
         columns["forget_auc|original"] = "before, where the method has its own model"

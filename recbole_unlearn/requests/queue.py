@@ -255,6 +255,7 @@ class Queue:
         served: dict[str, int],
         refused: dict[str, str],
         done: dict[str, str | None],
+        left: dict[str, str],
     ) -> set[str]:
         """Write down, before any work, what is about to be served.
 
@@ -263,7 +264,8 @@ class Queue:
             origin: the checkpoint that the queue began with.
             served: number of interactions of each request of the batch.
             refused: why others cannot be served.
-            done: others, for which there is nothing to do, and why, where that is to be told.
+            done: others, for which there is nothing to do, and why, or what is left, where that is to be told.
+            left: what is left of some of those that are served.
 
         Returns:
             Ids of those that are pending still; nothing is written down of others, which were withdrawn meanwhile.
@@ -276,8 +278,8 @@ class Queue:
             for name in done.keys() & pending:
                 self._run(f"UPDATE requests SET {finished} WHERE id = ?", now(), done[name], name)
             for name in served.keys() & pending:
-                of_batch = "batch = ?, interactions = ?"
-                self._run(f"UPDATE requests SET {of_batch} WHERE id = ?", batch["id"], served[name], name)
+                values = batch["id"], served[name], left.get(name)
+                self._run("UPDATE requests SET batch = ?, interactions = ?, reason = ? WHERE id = ?", *values, name)
             if served.keys() & pending:
                 names = ", ".join(batch)
                 values = ", ".join("?" * len(batch))
@@ -288,7 +290,7 @@ class Queue:
     def give_back(self, batch: str) -> None:
         """Its requests are pending as before: nothing of it was done."""
         with self.transaction():
-            self._run("UPDATE requests SET batch = NULL, interactions = NULL WHERE batch = ?", batch)
+            self._run("UPDATE requests SET batch = NULL, interactions = NULL, reason = NULL WHERE batch = ?", batch)
             self._run("DELETE FROM batches WHERE id = ?", batch)
 
     def done(self, batch: str, facts: dict[str, Any], checkpoint: str) -> None:

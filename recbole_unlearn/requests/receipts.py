@@ -45,7 +45,11 @@ def receipt(queue: Queue, name: str, kind: str = "", tokens: Sequence[str] = ())
     return {
         "format": FORMAT,
         "issued": now(),
-        "request": {**asked, **({"tokens": list(tokens)} if tokens else {})},
+        "request": {
+            **asked,
+            **({"note": found["reason"]} if found["reason"] else {}),
+            **({"tokens": list(tokens)} if tokens else {}),
+        },
         **{key: facts[key] for key in told if key in facts},
     }
 

@@ -116,17 +116,18 @@ def _batch(queue, origin, checkpoint, output_dir, trail, keys):
     with ExitStack() as held:
         opened = Checkpoint.open(Given.read(config_dict={**keys, "checkpoint": checkpoint}), held)
         assert opened
-        served, refused, done = _looked_up(queue, opened, pending)
+        served, refused, done, left = _looked_up(queue, opened, pending)
     name = secrets.token_hex(8)
     folder = output_dir / name
     batch = {"id": name, "started": now(), "checkpoint": checkpoint, "folder": str(folder), "audit": str(trail)}
-    if keys.get("everywhere") and all(each["kind"] == "pair" for each in pending if each["id"] in served):
-        keys = {**keys, "everywhere": False}  # which is for users and items
     batch |= {"before": queue.secret.checksum(checkpoint), "keys": json.dumps(_anywhere(keys, opened))}
-    taken = queue.begin(batch, origin, served, refused, done)
-    served, refused, done = ({name: each[name] for name in each if name in taken} for each in (served, refused, done))
+    taken = queue.begin(batch, origin, served, refused, done, left)
+    served, refused = ({name: each[name] for name in each if name in taken} for each in (served, refused))
+    done = {name: reason for name, reason in done.items() if name in taken}
     said = [f"{each}: failed, {reason}" for each, reason in refused.items()]
-    said += [f"{each}: done, {reason or 'nothing to forget'}" for each, reason in done.items()]
+    for each, reason in done.items():
+        nothing = None if reason == NOTHING_LEFT else "nothing to forget"
+        said.append(f"{each}: done, {'; '.join(filter(None, [nothing, reason]))}")
     if served:
         try:
             _forget(queue, name, {**keys, "checkpoint": checkpoint, "output_dir": str(folder), "audit": str(trail)})
@@ -136,7 +137,8 @@ def _batch(queue, origin, checkpoint, output_dir, trail, keys):
         else:
             if not _finish(queue, queue.open_batch()):
                 raise InputError(f"{folder} holds no unlearned model that {trail} records; it was changed meanwhile")
-        said += [f"{each}: done, {count} interactions" for each, count in served.items()]
+        told = {each: f"{count} interactions" for each, count in served.items()}
+        said += [f"{each}: done, {'; '.join([told[each], *filter(None, [left.get(each)])])}" for each in served]
         said += [f"serve {queue.checkpoints[1]}"]
     return "\n".join(said) or f"nothing is pending; the queue goes on from {checkpoint}"
 
@@ -151,17 +153,19 @@ def _anywhere(keys, opened):
 
 def _looked_up(
     queue: Queue, opened: Checkpoint, pending: Sequence[sqlite3.Row]
-) -> tuple[dict[str, int], dict[str, str], dict[str, str | None]]:
-    """Number of training interactions of each request to serve, why others cannot be, and for which nothing is to do.
+) -> tuple[dict[str, int], dict[str, str], dict[str, str | None], dict[str, str]]:
+    """Number of training interactions of each request to serve, why others cannot be, for which nothing is to do, and
+    what is left of those that are served.
 
     Without naming anybody.
     """
-    served, refused, done, forgotten = {}, {}, {}, []
+    served, refused, done, left, forgotten = {}, {}, {}, {}, []
     config, split, listed = opened.config, opened.split(), output.suppression_list(opened.config)
     inter = output.data_file(config, opened.stored)
     for request in pending:
         name, kind, tokens = request["id"], request["kind"], json.loads(request["tokens"])
-        table, whole = _table([request]), {} if kind == "pair" else {kind: tokens}
+        table, named = _table([request]), {kind: tokens}
+        whole = {} if kind == "pair" else named
         unknown = [field for field in ("user", "item") if table[field][0] and not _known(split, field, table[field][0])]
         if unknown and not _forgotten(queue, kind, tokens, listed):
             refused[name] = f"unknown {unknown[0]} token"
@@ -170,14 +174,20 @@ def _looked_up(
         elif unknown:
             done[name] = NOTHING_LEFT
             forgotten.append((kind, *tokens))
-        elif (count := len(rows_of(split, table)[0])) or _beyond(config, whole, listed):
-            served[name] = count
         else:
-            done[name] = None
+            asked, rows = ForgetRequest("requests", table), rows_of(split, table)[0]
+            stays = output.left_over(config, split, asked, rows, inter)
+            note = f"left: {stays}" if stays else None
+            lines = config["purge_dataset"] and asked.forgotten_before(split)
+            if len(rows) or lines or _beyond(config, named, listed):
+                served[name] = len(rows)
+                left |= {name: note} if note else {}
+            else:
+                done[name] = note
     if listed and forgotten:
         suppression.add(listed, forgotten)
     alone = _refused(opened, split, [request for request in pending if request["id"] in served])
-    return {name: count for name, count in served.items() if name not in alone}, {**refused, **alone}, done
+    return {name: count for name, count in served.items() if name not in alone}, {**refused, **alone}, done, left
 
 
 def _refused(opened, split, requests):
@@ -185,10 +195,9 @@ def _refused(opened, split, requests):
     config = opened.config
 
     def check(some):
-        request, whole = ForgetRequest("requests", _table(some)), {}
+        request = ForgetRequest("requests", _table(some))
         rows = request.rows(split, output.beyond_rows(config))
-        if any(each["kind"] != "pair" for each in some):
-            whole = output.whole_of(config, split, request)
+        whole = output.whole_of(config, split, request)
         output.erasure_of(config, split, rows, opened.stored, whole)
 
     output.erasure_of(config, split, NO_ROWS, opened.stored)  # what is refused of no request is none's fault
@@ -208,9 +217,9 @@ def _refused(opened, split, requests):
     return refused
 
 
-def _beyond(config, whole, listed):
-    """Whether more is to be done for users and items as a whole, see `output.beyond_rows`, which is not done yet."""
-    return any(config["everywhere"] or (listed and not suppression.lists(listed, *each)) for each in whole.items())
+def _beyond(config, named, listed):
+    """Whether more is to be done for what is named, see `output.beyond_rows`, which is not done yet."""
+    return any(config["everywhere"] or (listed and not suppression.lists(listed, *each)) for each in named.items())
 
 
 def _forgotten(queue, kind, tokens, listed):
@@ -296,7 +305,8 @@ def _purge(queue, batch, name):
             whole = output.whole_of(opened.config, split, request)
             rows = request.rows(split, output.beyond_rows(opened.config))
             erasure = output.erasure_of(opened.config, split, rows, opened.stored, whole)
-            result = {"files": {"original": str(path)}, "audit": {"request": name}}
+            lines = output.lines_of(split, rows, erasure, whole)
+            result = {"files": {"original": str(path)}, "audit": {"request": name}, "lines": lines}
             output.purge(result, opened.config, path, erasure, trail)
 
 

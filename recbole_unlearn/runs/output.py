@@ -21,6 +21,7 @@ from recbole_unlearn.data.split import Split
 from recbole_unlearn.errors import InputError
 from recbole_unlearn.influence.coupling import Fresh, Paired
 from recbole_unlearn.influence.recorded import marked
+from recbole_unlearn.settings.config import is_bare
 from recbole_unlearn.settings.shown import public
 from recbole_unlearn.storage import audit, checkpoints, inter_file, paths, purging, secret, suppression
 from recbole_unlearn.storage.files import is_debris, locked, remove, replacing, write_atomically
@@ -31,6 +32,8 @@ from recbole_unlearn.training.fit import magnitude
 from recbole_unlearn.training.trained import Trained, seed_of
 from recbole_unlearn.unlearners import guard
 from recbole_unlearn.unlearners.base import Unlearned
+
+NO_PAIRS = np.empty(0, np.int64)
 
 
 def output_folder(config, looks=False):
@@ -88,8 +91,7 @@ def check_paths(config, output, config_file_list, saved):
 
 def _audit_path(config, output):
     """The key ``audit``, a bare name in ``output``."""
-    path = Path(config["audit"])
-    return output / path if path.name == config["audit"] else path
+    return Path(output, config["audit"]) if is_bare("audit", config["audit"]) else Path(config["audit"])
 
 
 def _check_audit(config, output, others):
@@ -195,6 +197,8 @@ def save_unlearned(
         state["data"] = {"inter": inter}
         state["config"] |= frozen_data.SETTINGS
         state["config"]["data_path"] = str(frozen_data.folder(log_path(path)) / config["dataset"])
+    elif os.path.abspath(config["data_path"]) != (now := split.train._dataset.dataset_path):
+        state["config"]["data_path"] = now  # the working folder is another than where it was opened
     checkpoints.save_with_log(path, state, write_log)
 
 
@@ -235,21 +239,21 @@ def beyond_rows(config) -> bool:
 
 
 def whole_of(config, split, request):
-    """Ids of users and items of whom nothing is to stay, by ``user`` and ``item``; empty without ``everywhere``.
+    """What is named of which nothing is to stay, as `ForgetRequest.named` has it; empty without ``everywhere``.
 
     Raises:
         InputError: nobody is named as a whole, or nothing would be left of a part of the data.
     """
     if not config["everywhere"]:
         return {}
-    whole = request.whole(split)
+    whole = request.named(split)
     if not any(map(len, whole.values())):
         raise InputError(
-            "everywhere: True takes users and items as a whole: forget_users, forget_items, or requests that leave the "
-            "other column empty"
+            "everywhere: True takes users and items as a whole, and pairs that are named: forget_users, forget_items, "
+            "forget_file or forget_requests"
         )
     users, items = split.firsts()
-    if begun := len(np.setdiff1d(users[np.isin(items, whole.get("item", []))], whole.get("user", []))):
+    if begun := len(np.setdiff1d(users[split.among(users, items, {**whole, "user": []})], whole["user"])):
         raise InputError(
             f"everywhere: True: the histories of {begun} users begin with these items, in no row of its own that could "
             f"be forgotten, so that {config['model']} stays trained on them; leave it out, or train anew without them"
@@ -277,25 +281,23 @@ def check_unlinked(config, entities: np.ndarray, exact: bool) -> None:
 def left_over(config, split, request, rows, inter):
     """In words, what a request leaves of whom or what it names beside its rows; None: nothing.
 
-    Of users and items as a whole all; of other requests what histories begin with, of users who are trained on. With
+    Of what is named all; of other requests what histories begin with, of users who are trained on. With
     ``everywhere`` what files of others may say.
     """
-    whole = request.whole(split)
-    tokens = split.named(whole)
+    named, tokens = request.named(split), split.named(request.whole(split))
     if config["everywhere"]:
         others = inter_file.strangers(inter, config, tokens).items()
         found = [f"{_many(count, 'line')} of {name}" for name, count in others]
         return f"{', '.join(found)}, which may name them and which this data set is not read from" if found else None
     users, _ = split.firsts()
-    begun, of_users = request.begun(split, rows), np.isin(users, whole["user"])
+    begun, of_users = request.begun(split, rows), np.isin(users, named["user"])
     begun = np.where(of_users | np.isin(users, np.delete(split.users, rows)), begun, 0)
-    held_out = sum(map(len, split.held_out(whole).values())) if any(map(len, whole.values())) else 0
-    counts = {
-        "held-out interaction": (held_out, ""),
-        "interaction": (np.count_nonzero(begun > 0), " that histories begin with"),
-        "first interaction": (np.count_nonzero(begun < 0), " of histories of which nobody can tell"),
-    }
-    found = [f"{_many(count, what)}{which}" for what, (count, which) in counts.items() if count]
+    counts = [
+        ("held-out interaction", sum(map(len, split.held_out(named).values())), ""),
+        ("interaction", np.count_nonzero(begun > 0), " that histories begin with"),
+        ("first interaction", np.count_nonzero(begun < 0), " of histories of which nobody can tell"),
+    ]
+    found = [f"{_many(count, what)}{which}" for what, count, which in counts if count]
     try:
         for ending, form in inter_file.others(inter, config, tokens).items():
             file = inter_file.beside(inter, ending)
@@ -303,7 +305,12 @@ def left_over(config, split, request, rows, inter):
     except InputError:  # nobody asked for them
         found.append(f"what the files beside {inter.name} say, which cannot be read")
     taken = "" if begun[~of_users].any() else "; everywhere: True takes them too"
-    return f"{', '.join(found)}{taken}" if found else None
+    left = [f"{', '.join(found)}{taken}"] if found else []
+    if frozen_data.is_frozen(config) and len(rows) and not config["purge_dataset"]:
+        left.append(
+            f"{_many(len(rows), 'line')} of {inter.name}, which no later request can tell: purge_dataset does now"
+        )
+    return "; ".join(left) or None
 
 
 def _many(count, what):
@@ -335,19 +342,56 @@ def erasure_of(config, split, rows, stored, whole=None):
                 f"purge_dataset: {inter} is not there any more; put it back, give the data_path where it lies "
                 "now, or leave purge_dataset out"
             )
-        forgotten, kept = split.pairs(rows), split.pairs(np.delete(np.arange(split.n_rows), rows))
-        users, items = split.firsts()
-        stay = ~np.isin(users, (whole or {}).get("user", []))
-        kept += split.tokens(users[stay], items[stay])
-        if both := len(set(forgotten) & set(kept)):
+        if both := len(np.intersect1d(_numbers(split, rows), _kept(split, rows, whole))):
             raise InputError(
                 f"purge_dataset: {both} forgotten pairs of user and item occur in other training interactions too, "
                 "which the file does not tell apart; use forget_file, which forgets all of them"
             )
-        erasure = {"inter": inter, "config": config, "pairs": forgotten, "whole": split.named(whole or {})}
+        gone = forgotten_before(split, rows, whole), _held_out(split, whole)
+        gone = [*split.pairs(rows), *_pairs(split, np.concatenate(gone))]
+        erasure = {"inter": inter, "config": config, "pairs": gone, "whole": split.named(whole or {})}
     if config["purge"]:
         purging.check(config["checkpoint"], **erasure)
     return erasure
+
+
+def lines_of(split, rows, erasure, whole) -> dict[str, int] | None:
+    """Of how many interactions, of this request and of earlier ones, the data file loses the lines; None: of none."""
+    if not erasure:
+        return None
+    own, earlier = len(rows) + len(_held_out(split, whole)), len(forgotten_before(split, rows, whole))
+    return {"requested": own, "earlier": earlier}
+
+
+def _numbers(split, rows):
+    return split.pair_numbers(split.users[rows], split.items[rows])
+
+
+def _pairs(split, numbers):
+    """Pairs of tokens, of their `Split.pair_numbers`."""
+    return split.tokens(*np.divmod(numbers.astype(np.int64), split.n_items))
+
+
+def _kept(split, rows, whole):
+    """Numbers of the pairs that are trained on without some rows, or that histories begin with."""
+    users, items = split.firsts()
+    stay = ~np.isin(users, (whole or {}).get("user", []))
+    trained = _numbers(split, np.delete(np.arange(split.n_rows), rows))
+    return np.concatenate([trained, split.pair_numbers(users[stay], items[stay])])
+
+
+def forgotten_before(split, rows, whole):
+    """Numbers of the pairs that earlier requests forgot, one for each interaction whose line the data file still has.
+
+    Not those that are trained on all the same, without ``rows``: the file does not tell them apart.
+    """
+    earlier = split.pair_numbers(*split.earlier)
+    return earlier[~np.isin(earlier, _kept(split, rows, whole))] if len(earlier) else earlier
+
+
+def _held_out(split, whole):
+    """Numbers of the held-out pairs among those of `whole_of`."""
+    return np.intersect1d((whole or {}).get("pair", NO_PAIRS), split.held_out_pairs())
 
 
 def audit_file(config, output):
@@ -416,9 +460,9 @@ def append_record(trail: Path, request: str, result, trained: Trained, path: Pat
         path, state_dict: the new model.
         requests: of a stream.
     """
-    key = secret.made(secret.key_path(trail, trained.config["audit_key"]))
     before = audit.model_checksums(trained.path, trained.stored["state_dict"])
     after = audit.model_checksums(path, state_dict)
+    key = secret.made(secret.key_path(trail, trained.config["audit_key"]))  # not before what may fail
     entry = audit.unlearned_record(request, result, trained.config, before, after, key, requests)
     return entry, audit.append(trail, entry)
 
@@ -444,13 +488,14 @@ def suppression_list(config):
     return path
 
 
-def suppress(path, split, rows, whole):
-    """Put what was forgotten on the suppression list: those who were named as a whole, and pairs of the other rows."""
+def suppress(path, split, rows, named):
+    """Put what was forgotten on the suppression list: what was named (`ForgetRequest.named`), pairs of other rows."""
     if path is None:
         return
-    named = [(field, token) for field, tokens in split.named(whole).items() for token in tokens]
-    covered = np.isin(split.users[rows], whole.get("user", [])) | np.isin(split.items[rows], whole.get("item", []))
-    suppression.add(path, [*named, *(("pair", *pair) for pair in split.pairs(rows[~covered]))])
+    entries = [(field, token) for field, tokens in split.named(named).items() for token in tokens]
+    others = rows[~split.among(split.users[rows], split.items[rows], {**named, "user": named.get("user", [])})]
+    pairs = _pairs(split, np.union1d(_numbers(split, others), named.get("pair", NO_PAIRS)))
+    suppression.add(path, [*entries, *(("pair", *pair) for pair in pairs)])
 
 
 def purge(result, config, path, erasure, trail):
@@ -460,4 +505,4 @@ def purge(result, config, path, erasure, trail):
         result["files"].pop("original")
         if trail:
             purged = ["checkpoint", "log", *(["data set"] if erasure else [])]
-            audit.append(trail, audit.purged_record(result["audit"]["request"], purged))
+            audit.append(trail, audit.purged_record(result["audit"]["request"], purged, result.get("lines")))

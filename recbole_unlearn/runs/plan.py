@@ -80,7 +80,9 @@ def _left(run) -> list[dict[str, str]]:
     config, path, purge = run.config, run.checkpoint.path, run.config["purge"]
     deleted = "is deleted" if purge else "stays (purge: True deletes it)"
     inter = run.erasure.get("inter")
+    before = len(output.forgotten_before(run.split, run.rows, run.whole))
     lines = f"the lines of {len(run.rows)} forgotten interactions"
+    lines += f", and of {before} forgotten before" if before else ""
     data = output.data_file(config, run.checkpoint.stored)
     found = [
         ("the original checkpoint", path, deleted),

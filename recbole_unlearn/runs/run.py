@@ -71,6 +71,7 @@ class Run:
         if self.unlearner and self.request.kind != "requests":
             output.check_unlinked(config, self.unlinked, self.unlearner.will_be_exact(self.rows))
         self.erasure = output.erasure_of(config, self.split, self.rows, earlier, self.whole) if saved else {}
+        self.lines = output.lines_of(self.split, self.rows, self.erasure, self.whole)
         inter = output.data_file(config, earlier)
         self.left = output.left_over(config, self.split, self.request, self.rows, inter) if saved else None
         self.suppression = output.suppression_list(config) if saved else None
@@ -120,7 +121,7 @@ class Run:
             models, seconds = self._models(unlearner, unlearned, folder, seconds)
             files = {name: str(folder / f"{name}.pth") for name in models} if self.saved else {}
             if files:
-                files["original"] = str(unlearner.trained.path)
+                files["original"] = str(self.checkpoint.path if self.checkpoint else folder / "model.pth")
             result = Result(
                 "run",
                 {
@@ -133,6 +134,7 @@ class Run:
                     "files": files,
                     "settings": public(self.config, seed=not self.config["purge"]),
                     **({"stream": served.report()} if served else {}),
+                    **({"lines": self.lines} if self.lines else {}),
                     **({"left": self.left} if self.left else {}),
                 },
             )
@@ -250,7 +252,7 @@ class Run:
             if trail:
                 result["audit"] = {"file": str(trail), "request": secrets.token_hex(8)}
             tables.write(output.lasting(result), folder)
-            output.suppress(self.suppression, self.split, self.rows, self.request.whole(self.split))
+            output.suppress(self.suppression, self.split, self.rows, self.request.named(self.split))
             output.record(result, trained, unlearned, trail, requests)
         output.purge(result, self.config, trained.path, self.erasure, trail)
         tables.write(output.lasting(result), folder)

@@ -26,6 +26,20 @@ def changed(config, **values):
     return new
 
 
+def anywhere(config: "UnlearnConfig") -> "UnlearnConfig":
+    """A configuration whose paths of ours mean the same in another working folder, for a model that stays open.
+
+    A bare ``audit`` stays: it is a name beside the model that is written.
+    """
+    named = {key: config[key] for key in keys.PATHS if config[key]}
+    return changed(config, **{key: os.path.abspath(path) for key, path in named.items() if not is_bare(key, path)})
+
+
+def is_bare(key: str, path: str) -> bool:
+    """Whether a key's path is the name of a file that lies where the new model does."""
+    return key == "audit" and os.path.basename(path) == path
+
+
 def extended(config: Config, changes: Mapping[str, Any]) -> "UnlearnConfig":
     """RecBole's own configuration, or ours, of a training that is over, with our keys; nothing else is changed.
 

@@ -123,8 +123,10 @@ def read_files(files: Files) -> dict[str, Any]:
     """Keys and values of YAML files, later ones above earlier ones; ``properties/...`` is found in the package too.
 
     Raises:
-        InputError: a file that cannot be read, or is no YAML of keys and values.
+        InputError: no list, a file that cannot be read, or is no YAML of keys and values.
     """
+    if not isinstance(files or [], (list, tuple)):
+        raise InputError(f"config_file_list must be a list of files, such as ['bpr.yaml'], not {files!r}")
     loaded: dict[str, Any] = {}
     for file in files or []:
         path = Path(file)

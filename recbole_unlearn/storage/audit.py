@@ -261,9 +261,10 @@ def coarse(value: Any) -> Any:
     return type(value)(float(f"{value:.2g}"))
 
 
-def purged_record(request_id: str, purged: list[str]) -> dict[str, Any]:
-    """The record that a request's original was deleted; ``purged``: what was."""
-    return {"event": "purged", "request": request_id, "time": now(), "purged": purged}
+def purged_record(request_id: str, purged: list[str], lines: dict[str, int] | None = None) -> dict[str, Any]:
+    """The record that a request's original was deleted; ``purged``: what was, ``lines``: of how many interactions."""
+    told = {"lines": lines} if lines else {}
+    return {"event": "purged", "request": request_id, "time": now(), "purged": purged, **told}
 
 
 def versions() -> dict[str, str]:

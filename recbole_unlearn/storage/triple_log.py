@@ -224,7 +224,7 @@ class TripleLog:
     again: Callable[[int, np.ndarray], np.ndarray | None] | None = None
 
     def __init__(self, path: Path | str, metadata: dict[str, Any]) -> None:
-        self.path = Path(path)
+        self.path = Path(path).absolute()  # columns are read when they are wanted, whatever the working folder is then
         self.metadata = metadata
         self.salt = salt_of(self.path) if metadata.get("salted") else b""
         self.n_rows = metadata["rows"]

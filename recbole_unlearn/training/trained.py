@@ -23,7 +23,7 @@ from recbole_unlearn.errors import InputError
 from recbole_unlearn.influence.recorded import Recorded
 from recbole_unlearn.models.losses import fixed_randomness
 from recbole_unlearn.settings import keys, recbole_keys
-from recbole_unlearn.settings.config import UnlearnConfig, extended
+from recbole_unlearn.settings.config import UnlearnConfig, anywhere, extended
 from recbole_unlearn.settings.conflicts import check_open, supported, trainable
 from recbole_unlearn.settings.given import Given
 from recbole_unlearn.settings.shown import hidden, plain
@@ -83,9 +83,15 @@ class Checkpoint:
         if log is None:  # to be adopted, by training again
             trainable(config)
         if config["purge"] and stock and stock.is_file():
+            then = f"forget from {path} once you have deleted it yourself"
+            if log is None:  # it is all that there is
+                then = (
+                    f"have it adopted as {path} first, by recbole_unlearn.load({str(stock)!r}) with your other keys, "
+                    "and then delete it yourself and forget from the adopted one"
+                )
             raise InputError(
                 f"purge: True would leave {stock}, which RecBole wrote and which knows what is to be forgotten too; "
-                f"forget from {path} once you have deleted it yourself, or leave purge out"
+                f"{then}, or leave purge out"
             )
         return cls(path, config, stored, log, stock)
 
@@ -114,7 +120,7 @@ class Checkpoint:
         model = new_model(self.config, split, seed)
         initial = _parameters(model)
         load_weights(model, stored)
-        return Trained(model, self.config, split, log, stored, self.path, initial, seed)
+        return Trained(model, self.config, split, log, stored, self.path.absolute(), initial, seed)
 
 
 def _hold(path, held, new=False, looks=False):
@@ -142,7 +148,7 @@ class Trained:
         split: its data.
         log: what was drawn in training.
         stored: the other content of its checkpoint.
-        path: of the checkpoint.
+        path: of the checkpoint, wherever one works by now.
         initial: weights that the training's seed gives, by name; None where nobody knows them.
         seed: of the training, where it is another than the configuration's.
     """
@@ -177,17 +183,19 @@ class Trained:
         """
         asked = {key: value for key, value in trainer.config.external_config_dict.items() if key in keys.KEYS}
         check_open(Given.read(config_dict={**asked, **changes}))
-        path = Path(trainer.saved_model_file)
         if getattr(trainer, "triple_log", None) is None:
             reason = getattr(trainer, "no_log", None) or "it was not fitted by one of our trainers, with saved=True"
             raise InputError(f"the trainer has no triple log: {reason}")
+        path = trainer.triple_log.path.with_name(
+            Path(trainer.saved_model_file).name
+        )  # the working folder may be another
         stored, log = checkpoints.load(path)
         now = copies(trainer.model.state_dict())
         if not same_weights(now, stored["state_dict"]):  # of the last epoch, not of the best
             state = checkpoint_state(trainer, log.n_epochs - 1)
             tie = {**stored["triple_log"], "epochs": log.n_epochs}
             stored = {**copy.deepcopy(state), "state_dict": now, "triple_log": tie}
-        config = supported(extended(trainer.config, {"checkpoint": str(path), **changes}))
+        config = anywhere(supported(extended(trainer.config, {"checkpoint": str(path), **changes})))
         split = Split.of(config, train, valid, test).align(log)
         with fixed_randomness(0):  # building a model sets and uses the random streams of the process
             model = new_model(config, split)
