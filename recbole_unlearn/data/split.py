@@ -230,9 +230,8 @@ class Split:
 
     def named(self, whole: Mapping[str, np.ndarray]) -> dict[str, list[str]]:
         """Tokens of users and items that are given by ids, by ``user`` and ``item``; pairs have none of their own."""
-        return {
-            field: [str(token) for token in self.token(field, ids)] for field, ids in whole.items() if field != "pair"
-        }
+        fields = (field for field in whole if field != "pair")
+        return {field: [str(token) for token in self.token(field, whole[field])] for field in fields}
 
     def pairs(self, rows: np.ndarray) -> list[tuple[str, str]]:
         """(user token, item token) of training rows."""
