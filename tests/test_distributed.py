@@ -27,7 +27,10 @@ CASES = {
     "replay": ("redrawn", {"method": "replay", "replay_rows": "touched"}),
     "replay of all rows": ("redrawn", {"method": "replay", "replay_rows": "all"}),
     "Gauss-Newton": ("redrawn", {"method": "influence"}),
-    "few triples": ("redrawn", {"method": "influence", "curvature_triples": 900, "damping": "scalar"}),
+    "few triples": (
+        "redrawn",
+        {"method": "influence", "curvature_triples": 900, "damping": "scalar", "damping_strength": 0.5},
+    ),
     "Hessian": ("redrawn", {"method": "influence", "curvature": "hessian", "damping_strength": 3.0}),
     "one user": ("redrawn", {"method": "influence", "forget_count": None, "forget_core_users": 1}),
     "re-optimisation": ("static", {"method": "reoptimise", "reoptimise_tolerance": 1e-11}),
