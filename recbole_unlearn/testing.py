@@ -38,7 +38,7 @@ from recbole_unlearn.unlearners.replay import Replay
 WAYS: tuple[Way, ...] = (Replay(), Reoptimise(), Influence(), PAPER)
 N_USERS, N_ITEMS = 37, 46
 SEED = 7  # not RecBole's default
-BRIEF = {"seed": SEED, "embedding_size": 4, "train_batch_size": 10**4, "epochs": 30, "eval_step": 0}
+BRIEF = {"seed": SEED, "train_batch_size": 10**4, "epochs": 30, "eval_step": 0}
 _checkpoints: dict[Any, Path] = {}  # of trainings that batteries with the same model and keys share
 
 

@@ -28,6 +28,13 @@ NAME = "tiny"
 FACTS = 200  # of the knowledge graph
 SECRET_USER, SECRET_ITEM = "SECRETUSER-93", "SECRETITEM-41"
 
+SEQUENTIAL = {
+    "loss_type": "BPR",
+    "MAX_ITEM_LIST_LENGTH": 6,
+    "load_col": {"inter": ["user_id", "item_id", "timestamp"]},
+    "train_neg_sample_args": {"distribution": "uniform", "sample_num": 1},
+}
+
 torch.set_num_threads(1)
 
 
@@ -45,6 +52,11 @@ def inside(folder):
         yield Path(folder)
     finally:
         os.chdir(before)
+
+
+def weights(path):
+    """The state dict in a checkpoint."""
+    return torch.load(path, weights_only=True)["state_dict"]
 
 
 @pytest.fixture(autouse=True)
@@ -159,7 +171,7 @@ def make_trained_task(make_split, tmp_path_factory):
         name = f"{model}-{sorted(keys.items())}"
         if name not in made:
             folder = tmp_path_factory.mktemp("task")
-            negatives = {"train_neg_sample_args": {"distribution": "uniform", "sample_num": 2}}
+            negatives = {"train_neg_sample_args": {"distribution": "uniform", "sample_num": 3}}
             with inside(folder):
                 split = make_split(model, **{"epochs": 6, "checkpoint_dir": str(folder), **negatives, **keys})
                 train(split.config, split, folder / "model.pth", seed=split.config["seed"])

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import scipy.sparse
 import torch
+from conftest import SEQUENTIAL
 from recbole.model.general_recommender.bpr import BPR
 from recbole.quick_start import load_data_and_model
 from test_crash import KILLED, Dying
@@ -28,11 +29,8 @@ from recbole_unlearn.training import adoption
 from recbole_unlearn.training.fit import LIMIT, new_model, train
 from recbole_unlearn.unlearner import load
 
-NEGATIVES = {"distribution": "uniform", "sample_num": 4}
-SEQUENTIAL = {
-    "loss_type": "BPR", "hidden_size": 8, "MAX_ITEM_LIST_LENGTH": 6,
-    "load_col": {"inter": ["user_id", "item_id", "timestamp"]},
-}  # fmt: skip
+NEGATIVES = {"distribution": "uniform", "sample_num": 3}
+SOFTMAX = {"loss_type": "CE", "train_neg_sample_args": None, "hidden_size": 8, "inner_size": 8}
 GRAPH = {
     "inter": ["user_id", "item_id"], "kg": ["head_id", "relation_id", "tail_id"], "link": ["item_id", "entity_id"],
 }  # fmt: skip
@@ -45,11 +43,11 @@ TRAININGS = {
     "sampled": ("BPR", {"epochs": 9, "eval_step": 2, "eval_args": SAMPLED, "eval_batch_size": 50}),
     "unjudged": ("BPR", {"eval_step": 0}),
     "graph": ("LightGCN", {"n_layers": 2}),
-    "sequential": ("GRU4Rec", SEQUENTIAL),
+    "sequential": ("GRU4Rec", {**SEQUENTIAL, "hidden_size": 8}),
     "translation": ("TransRec", SEQUENTIAL),
     "chain": ("FPMC", SEQUENTIAL),
     "facts": ("CKE", {"kg_embedding_size": 8, "load_col": GRAPH}),
-    "softmax": ("SASRec", {**SEQUENTIAL, "loss_type": "CE", "train_neg_sample_args": None, "inner_size": 8}),
+    "softmax": ("SASRec", {**SEQUENTIAL, **SOFTMAX}),
     "dropout": ("NGCF", {"hidden_size_list": [8], "message_dropout": 0.2}),
     "own": ("Mine", {}),
 }
@@ -159,7 +157,7 @@ def killed_at(path, points):
     content, found, status = path.read_bytes(), [], KILLED
     temporary = path.parent / "temporary"
     temporary.mkdir()
-    for n in points:
+    for number, n in enumerate(points):
         for left in path.parent.glob("*-adopted*"):
             shutil.rmtree(left) if left.is_dir() else left.unlink()
         status = exit_status(_adopt, path.parent, temporary, path, n)
@@ -171,7 +169,7 @@ def killed_at(path, points):
             kept, log = checkpoints.load(adopted(path), verify=True)
             assert log.run_id == kept["triple_log"]["run_id"]
             assert all(torch.equal(kept["state_dict"][key], value) for key, value in raw(path).items())
-        if n % 10 == 0 or found[-1]:
+        if number % 10 == 0 or found[-1]:
             with load(path) as opened:
                 assert opened.forget(count=3).details["exact"]
             assert not [each for each in path.parent.glob(".*") if each.suffix != ".lock"]
@@ -181,7 +179,7 @@ def killed_at(path, points):
 
 
 def test_killed_while_it_adopts_there_is_nothing_or_a_whole_checkpoint(stock):
-    found, _ = killed_at(stock("unjudged"), range(1, 400, 9))
+    found, _ = killed_at(stock("unjudged"), range(1, 400, 20))
     assert set(found) == {False, True} and found == sorted(found)
 
 

@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from conftest import SEQUENTIAL
 from recbole.data.interaction import Interaction
 from recbole.quick_start import load_data_and_model
 
@@ -29,12 +30,6 @@ from recbole_unlearn.verify import verify
 
 ONE = {"train_neg_sample_args": {"distribution": "uniform", "sample_num": 1}}
 TWO = {"train_neg_sample_args": {"distribution": "uniform", "sample_num": 2}}
-SEQUENTIAL = {
-    "loss_type": "BPR",
-    "MAX_ITEM_LIST_LENGTH": 6,
-    "load_col": {"inter": ["user_id", "item_id", "timestamp"]},
-    **ONE,
-}
 SOFTMAX = {**SEQUENTIAL, "loss_type": "CE", "train_neg_sample_args": None, "hidden_size": 8, "inner_size": 8}
 FACTS = {"kg": ["head_id", "relation_id", "tail_id"], "link": ["item_id", "entity_id"]}
 GRAPH = {"load_col": {"inter": ["user_id", "item_id"], **FACTS}, **TWO}

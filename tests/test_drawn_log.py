@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-import torch
+from conftest import weights
 from recbole.model.general_recommender import BPR
 
 import recbole_unlearn as ru
@@ -12,10 +12,11 @@ from recbole_unlearn.errors import InputError
 from recbole_unlearn.quick_start import run_unlearn
 from recbole_unlearn.storage import checkpoints
 from recbole_unlearn.storage.triple_log import TripleLog, crc32, log_path
+from recbole_unlearn.training.trained import same_weights
 from recbole_unlearn.training.trainer import BPRTrainer, trainer_of
 from recbole_unlearn.verify import verify
 
-POPULAR = {"distribution": "popularity", "sample_num": 2, "alpha": 0.75, "dynamic": False, "candidate_num": 0}
+POPULAR = {"distribution": "popularity", "sample_num": 3, "alpha": 0.75, "dynamic": False, "candidate_num": 0}
 UNIFORM = {**POPULAR, "distribution": "uniform"}
 SEQUENTIAL = {
     "load_col": {"inter": ["user_id", "item_id", "timestamp"]}, "MAX_ITEM_LIST_LENGTH": 5, "loss_type": "BPR",
@@ -53,14 +54,6 @@ def forgotten(make_options):
     return run
 
 
-def weights(path):
-    return checkpoints.load(path)[0]["state_dict"]
-
-
-def same(first, second):
-    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
-
-
 def opened(path):
     """The training behind a checkpoint."""
     with ru.load(path) as unlearner:
@@ -72,7 +65,7 @@ def test_forgetting_from_drawn_and_stored_negatives_ends_in_the_same_weights(nam
     model, keys = MODELS[name]
     stored, drawn = (forgotten(model, kind, **keys) for kind in (True, "drawn"))
     for one, other in zip(stored, drawn, strict=True):
-        assert same(weights(one), weights(other))
+        assert same_weights(weights(one), weights(other))
     log, again = (opened(path[0]) for path in (stored, drawn))
     assert not list(again.log.path.glob("epoch-*")) and again.log.n_epochs == log.log.n_epochs
     for epoch in reversed(range(log.log.n_epochs)):
@@ -91,7 +84,7 @@ def test_a_later_request_and_recbole_itself_draw_the_same(forgotten):
             with ru.load(path, way=way) as unlearner:
                 results.append(unlearner.forget(count=7).state_dict)
             assert np.array_equal(before, np.random.get_state()[1])
-        assert same(*results)
+        assert same_weights(*results)
 
 
 def test_a_result_stores_its_negatives_and_nothing_that_draws_the_old_ones(forgotten):
@@ -120,7 +113,7 @@ def test_negatives_that_were_drawn_otherwise_are_stored(make_options, caplog):
     with caplog.at_level("WARNING"):
         for kind in (True, "drawn"):
             run_unlearn(Drawing, "tiny", config_dict=make_options(log_negatives=kind, output_dir=str(kind), **keys))
-    assert same(weights("True/unlearned.pth"), weights("drawn/unlearned.pth"))
+    assert same_weights(weights("True/unlearned.pth"), weights("drawn/unlearned.pth"))
     log = TripleLog.open(log_path("drawn/model.pth"))
     assert set(log.drawn) == {None} and "drawn again" in caplog.text
 

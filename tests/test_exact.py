@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import SEQUENTIAL
 
 import recbole_unlearn as ru
 from recbole_unlearn.errors import InputError
@@ -18,13 +19,13 @@ from recbole_unlearn.quick_start import run_unlearn
 from recbole_unlearn.settings.conflicts import BY_KERNELS, RECOMPUTED
 from recbole_unlearn.storage import checkpoints
 from recbole_unlearn.storage.triple_log import TripleLog, log_path
+from recbole_unlearn.testing import flat
 from recbole_unlearn.training.compiled import COMPILED, LOGGED
 from recbole_unlearn.training.fit import train
 from recbole_unlearn.training.trained import Checkpoint
 from recbole_unlearn.verify import main, verify
 
 MODELS = {"BPR": {}, "LightGCN": {"n_layers": 2, "reg_weight": 1e-3}}
-SEQUENTIAL = {"MAX_ITEM_LIST_LENGTH": 6, "load_col": {"inter": ["user_id", "item_id", "timestamp"]}}
 TRAINED = MODELS | {"FPMC": SEQUENTIAL}
 
 
@@ -40,10 +41,6 @@ def trained(request, make_options):
 def bpr(make_options):
     run_unlearn("BPR", "tiny", config_dict=make_options(compare="none", output_dir="out", forget_count=1, epochs=6))
     return "out/model.pth"
-
-
-def flat(state_dict):
-    return torch.cat([value.ravel().double() for value in state_dict.values()])
 
 
 def tokens(unlearner):

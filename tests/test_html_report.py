@@ -9,13 +9,12 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 from browser import measure, needs_chromium, open_page, run
+from conftest import SECRET_ITEM, SECRET_USER
 
 from recbole_unlearn.quick_start import run_unlearn
 from recbole_unlearn.reports import tables as reporting
 from recbole_unlearn.reports.pictures import described, interactive
 from recbole_unlearn.storage.triple_log import TripleLog
-
-SECRET_USER, SECRET_ITEM = "SECRETUSER-93", "SECRETITEM-41"
 
 
 class Tables(HTMLParser):

@@ -4,16 +4,16 @@ import json
 from pathlib import Path
 
 import pytest
+from conftest import SEQUENTIAL
 
 from recbole_unlearn.errors import InputError
 from recbole_unlearn.quick_start import run_unlearn
 
-SEQUENTIAL = {"MAX_ITEM_LIST_LENGTH": 6, "load_col": {"inter": ["user_id", "item_id", "timestamp"]}, "hidden_size": 8}
 MODELS = {
     "BPR": {},
     "LightGCN": {"n_layers": 2, "learning_rate": 0.005},
     "NGCF": {"hidden_size_list": [8]},
-    "GRU4Rec": {**SEQUENTIAL, "loss_type": "CE", "train_neg_sample_args": None},
+    "GRU4Rec": {**SEQUENTIAL, "hidden_size": 8, "loss_type": "CE", "train_neg_sample_args": None},
 }
 EXACT = {"method": "replay", "replay_rows": "all", "coupling": "paired"}
 

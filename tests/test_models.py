@@ -363,7 +363,16 @@ def check_histories(before, after, split, rows):
         assert len(now) == min(len(left), after.history_item_id.shape[1]) == after.history_item_len[user]
 
 
-@pytest.mark.parametrize("name", ["LightGCN", "SGL", "SimpleX", "GRU4Rec", "SASRec"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "LightGCN",
+        "SGL",
+        "SimpleX",
+        pytest.param("GRU4Rec", marks=pytest.mark.slow),
+        pytest.param("SASRec", marks=pytest.mark.slow),
+    ],
+)
 def test_request(trained, name):
     config, split, stored, log, model, unlearner = trained(name)
     assert isinstance(unlearner.problem, AnyLoss)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import SECRET_ITEM, SECRET_USER
+from conftest import SECRET_ITEM, SECRET_USER, SEQUENTIAL
 from recbole.config import Config
 from recbole.data import create_dataset, data_preparation
 from recbole.model.general_recommender.bpr import BPR
@@ -27,13 +27,9 @@ from recbole_unlearn.storage import checkpoints as checkpoint
 from recbole_unlearn.storage.triple_log import TripleLog, log_path
 from recbole_unlearn.unlearner import InfluenceUnlearner
 
-SEQUENTIAL = {
-    "loss_type": "BPR", "train_neg_sample_args": {"distribution": "uniform", "sample_num": 1}, "hidden_size": 8,
-    "embedding_size": 8, "load_col": {"inter": ["user_id", "item_id", "timestamp"]}, "MAX_ITEM_LIST_LENGTH": 7,
-}  # fmt: skip
 MODELS = {
     "BPR": {}, "LightGCN": {"n_layers": 1}, "NGCF": {"hidden_size_list": [8]}, "LINE": {}, "DGCF": {"n_factors": 2},
-    "GRU4Rec": SEQUENTIAL, "FPMC": SEQUENTIAL,
+    "GRU4Rec": {**SEQUENTIAL, "hidden_size": 8}, "FPMC": SEQUENTIAL,
 }  # fmt: skip
 
 
@@ -283,7 +279,7 @@ def test_a_user_with_one_interaction_is_no_obstacle(make_options, write_data, tm
 
 
 def test_one_dimension_has_figures_but_no_map(make_options):
-    given = make_options(embedding_size=1, forget_count=4, output_dir="out")
+    given = make_options(embedding_size=1, forget_count=4, output_dir="out", learner="adamw")
     result = run_unlearn("BPR", "tiny", None, given)
     assert result["geometry"]["map"] == {} and result["geometry"]["pnpr"]
     assert Path("out/report.html").is_file()

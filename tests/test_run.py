@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import inside
+from conftest import SECRET_ITEM, SECRET_USER, inside, weights
 from recbole.config import Config
 from recbole.data import create_dataset, data_preparation
 from recbole.model.general_recommender.bpr import BPR
@@ -29,11 +29,10 @@ from recbole_unlearn.runs import run as one
 from recbole_unlearn.settings.keys import KEYS
 from recbole_unlearn.storage import checkpoints as checkpoint
 from recbole_unlearn.storage.triple_log import TripleLog
-from recbole_unlearn.training.trained import Trained
+from recbole_unlearn.training.trained import Trained, same_weights
 from recbole_unlearn.unlearner import InfluenceUnlearner
 
 ROOT = Path(recbole_unlearn.__file__).resolve().parents[1]
-SECRET_USER, SECRET_ITEM = "SECRETUSER-93", "SECRETITEM-41"
 RECBOLE_LOGS = {"log", "log_tensorboard"}
 
 
@@ -62,14 +61,6 @@ def test_the_metrics_that_were_asked_for_stand_in_the_table(run):
     for page in (Path("out/result.md").read_text(), Path("out/report.html").read_text().replace("<wbr>", "")):
         assert all(f"{name} (full)" in page for name in ("Recall@5", "Recall@10", "MRR@5", "MRR@10"))
         assert "NDCG@5 (full)" not in page
-
-
-def weights(path):
-    return torch.load(path, weights_only=True)["state_dict"]
-
-
-def same(first, second):
-    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
 def content(folder):
@@ -169,7 +160,7 @@ def test_the_unlearned_model_differs_from_both_others(finished):
     _, folder = finished
     original, unlearned, retrained = (weights(folder / f"{name}.pth") for name in ("model", "unlearned", "retrained"))
     for first, second in ((original, unlearned), (unlearned, retrained), (original, retrained)):
-        assert not same(first, second)
+        assert not same_weights(first, second)
     for value in unlearned.values():
         assert torch.isfinite(value).all()
 
@@ -184,7 +175,7 @@ def test_the_original_is_what_stock_recbole_trains(finished, make_options, tmp_p
     trainer.fit(train, valid, verbose=False)
     metrics = dict(trainer.evaluate(test))
     result, folder = finished
-    assert same(dict(trainer.model.state_dict()), weights(folder / "model.pth"))
+    assert same_weights(dict(trainer.model.state_dict()), weights(folder / "model.pth"))
     assert result["models"]["original"]["ranking"]["full"] == metrics
 
 
@@ -254,7 +245,7 @@ def test_the_papers_method_runs(run):
     settings = result["settings"]
     assert result["unlearning"]["method"] == "influence"
     assert (settings["curvature"], settings["damping"], settings["pool_return"]) == ("hessian", "none", False)
-    assert not same(weights("out/model.pth"), weights("out/unlearned.pth"))
+    assert not same_weights(weights("out/model.pth"), weights("out/unlearned.pth"))
     assert checkpoint.load("out/unlearned.pth")[0]["config"]["paper"] is True
 
 
@@ -282,13 +273,13 @@ def test_the_same_seed_gives_the_same_bits(run, method):
         run(output_dir=name, forget_count=12, method=method)
     run(output_dir="c", forget_count=12, method=method, forget_seed=1)
     first, again, other = (weights(f"{name}/unlearned.pth") for name in "abc")
-    assert same(first, again) and not same(first, other)
-    assert same(weights("a/model.pth"), weights("c/model.pth"))
+    assert same_weights(first, again) and not same_weights(first, other)
+    assert same_weights(weights("a/model.pth"), weights("c/model.pth"))
 
 
 def test_unlearning_from_a_checkpoint_gives_the_bits_of_unlearning_at_once(finished, trained, run):
     result = run(checkpoint=str(trained / "model.pth"), forget_count=25)
-    assert same(weights("out/unlearned.pth"), weights(finished[1] / "unlearned.pth"))
+    assert same_weights(weights("out/unlearned.pth"), weights(finished[1] / "unlearned.pth"))
     assert result["models"]["original"]["ranking"] == finished[0]["models"]["original"]["ranking"]
     assert result["models"]["unlearned"]["ranking"] == finished[0]["models"]["unlearned"]["ranking"]
     assert result["models"]["original"]["seconds"] is None
@@ -326,7 +317,7 @@ def test_the_unlearned_checkpoint_loads_into_stock_recbole(finished, make_option
     trainer = Trainer(config, BPR(config, train.dataset))
     trainer.eval_collector.data_collect(train)
     metrics = trainer.evaluate(test, model_file=str(folder / "unlearned.pth"))
-    assert same(dict(trainer.model.state_dict()), weights(folder / "unlearned.pth"))
+    assert same_weights(dict(trainer.model.state_dict()), weights(folder / "unlearned.pth"))
     assert dict(metrics) == result["models"]["unlearned"]["ranking"]["full"]
 
 
@@ -340,7 +331,7 @@ def test_a_second_request_forgets_other_pairs_too(run, split, tmp_path, method):
     result = run(checkpoint="first/unlearned.pth", forget_file=str(tmp_path / "f.tsv"), output_dir="second")
     assert result["forget_set"]["interactions"] == 3 and result["forget_set"]["of"] == len(first)
     assert log_rows("second") == [pair for n, pair in enumerate(first) if n not in wanted]
-    assert not same(weights("first/unlearned.pth"), weights("second/unlearned.pth"))
+    assert not same_weights(weights("first/unlearned.pth"), weights("second/unlearned.pth"))
     third = run(checkpoint="second/unlearned.pth", forget_count=4, output_dir="third")
     assert third["forget_set"]["of"] == len(first) - 3
     assert len(log_rows("third")) == len(first) - 7
@@ -360,7 +351,7 @@ def test_a_second_request_is_compared_with_retraining_without_both(run, make_spl
     from recbole_unlearn.training.fit import train
 
     train(split.config, split, Path("expected.pth"), gone, log_negatives=False)
-    assert same(users, weights("expected.pth"))
+    assert same_weights(users, weights("expected.pth"))
 
 
 @pytest.mark.parametrize("kind", ["file", "users", "items"])

@@ -14,11 +14,12 @@ from conftest import inside
 from numba.core.dispatcher import Dispatcher
 
 from recbole_unlearn.errors import InputError
-from recbole_unlearn.influence import replay
+from recbole_unlearn.influence import dot_product, kernels, replay
 from recbole_unlearn.quick_start import run_unlearn
 from recbole_unlearn.storage import audit, secret
 from recbole_unlearn.storage import checkpoints as checkpoint
 from recbole_unlearn.storage.files import file_checksum
+from recbole_unlearn.testing import flat
 from recbole_unlearn.training.trained import Checkpoint
 from recbole_unlearn.unlearner import InfluenceUnlearner
 from recbole_unlearn.unlearners.replay import Replay
@@ -50,8 +51,12 @@ def compiled():
     return {(each, *each.signatures): each.py_func.__module__ for each in found}
 
 
-def flat(state_dict):
-    return torch.cat([value.ravel() for value in state_dict.values()])
+def forget_kernels():
+    """Have those that are made for a number of columns loaded again, as in a new process."""
+    for module in (dot_product, kernels, replay):
+        for each in vars(module).values():
+            if hasattr(each, "cache_clear"):
+                each.cache_clear()
 
 
 @pytest.mark.parametrize("keys", [{}, {"method": "influence"}, {"method": "replay", "replay_rows": "touched"}])
@@ -67,14 +72,21 @@ def test_a_request_does_what_the_unlearner_does_and_the_model_serves_it(trained,
     assert not torch.equal(before, flat(expected))
 
 
-@pytest.mark.parametrize("replay_rows", ["touched", "all"])
-def test_no_request_waits_for_the_compiler(trained, replay_rows):
-    negatives = {"distribution": "uniform", "sample_num": 3}
-    path = trained(method="influence", embedding_size=5, train_neg_sample_args=negatives)
-    session = InfluenceUnlearner.load(path, None, {"method": "replay", "replay_rows": replay_rows})
+@pytest.mark.parametrize(
+    ("keys", "module"),
+    [
+        ({"method": "replay", "replay_rows": "touched"}, replay),
+        ({"method": "replay", "replay_rows": "all"}, dot_product),
+        ({"method": "influence"}, kernels),
+    ],
+)
+def test_no_request_waits_for_the_compiler(trained, keys, module):
+    path = trained(method="influence", train_neg_sample_args={"distribution": "uniform", "sample_num": 3})
+    forget_kernels()
+    session = InfluenceUnlearner.load(path, None, keys)
     loaded = compiled()
     session.forget("count", 9)
-    assert compiled() == loaded and replay.__name__ in loaded.values()
+    assert compiled() == loaded and module.__name__ in loaded.values()
 
 
 @pytest.mark.parametrize("keys", [{"replay_rows": "touched"}, {"replay_rows": "all"}, {"method": "influence"}])

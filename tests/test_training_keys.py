@@ -15,7 +15,6 @@ from recbole_unlearn.training.trained import config_of
 OWN = set(KEYS)
 # RecBole derives valid_metric_bigger from valid_metric, whatever is given
 TRAININGS = sorted(recbole_keys() - FREE - OWN - {"model", "dataset", "valid_metric_bigger"})
-EXTRA = {"n_layers": 3, "my_own_key": 5}  # of other models, and of a user's own
 
 
 @pytest.fixture(scope="module")

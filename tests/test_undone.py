@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from conftest import SEQUENTIAL
 from recbole.data.interaction import Interaction
 
 from recbole_unlearn.data.split import Split
@@ -16,12 +17,6 @@ from recbole_unlearn.training.trained import same_weights
 from recbole_unlearn.unlearner import load
 from recbole_unlearn.unlearners.influence import PAPER, Influence
 
-SEQUENTIAL = {
-    "loss_type": "BPR",
-    "MAX_ITEM_LIST_LENGTH": 6,
-    "load_col": {"inter": ["user_id", "item_id", "timestamp"]},
-    "train_neg_sample_args": {"distribution": "uniform", "sample_num": 1},
-}
 MODELS = {"BPR": {}, "LightGCN": {"n_layers": 2}, "NGCF": {"hidden_size_list": [8]}, "FPMC": SEQUENTIAL}
 FAR = Influence(damping="scalar", damping_strength=1e-8)  # hardly damped: far beyond what the quadratic says
 NOT_FAR = Influence(undone_limit=1e9)

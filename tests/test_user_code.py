@@ -13,6 +13,7 @@ from recbole.utils import get_trainer, init_seed
 import recbole_unlearn as ru
 from recbole_unlearn.errors import InputError
 from recbole_unlearn.settings.config import UnlearnConfig
+from recbole_unlearn.testing import flat
 
 COLUMNS = {"inter": ["user_id", "item_id", "timestamp"]}
 FACTS = ["head_id", "relation_id", "tail_id"]
@@ -75,10 +76,6 @@ def prepared(linked_path, make_options):
         return config, model, *loaders
 
     return make
-
-
-def flat(state):
-    return torch.cat([value.ravel().double() for value in state.values()])
 
 
 @pytest.mark.parametrize("kind", [Config, UnlearnConfig], ids=["RecBole's", "ours"])

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import SEQUENTIAL
 from recbole.trainer import Trainer
 
 import recbole_unlearn as ru
@@ -25,7 +26,6 @@ from recbole_unlearn.unlearners.choose import problem_of
 from recbole_unlearn.verify import verify
 
 ONE = {"train_neg_sample_args": {"distribution": "uniform", "sample_num": 1}}
-SEQUENTIAL = {"MAX_ITEM_LIST_LENGTH": 6, "load_col": {"inter": ["user_id", "item_id", "timestamp"]}, **ONE}
 MODELS = {
     "BPR": {},
     "LightGCN": {"n_layers": 2, "reg_weight": 1e-3},

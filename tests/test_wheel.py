@@ -91,7 +91,7 @@ def test_the_unpacked_wheel_trains_forgets_and_compares(wheel, tmp_path):
     site, work = tmp_path / "site", tmp_path / "work"
     work.mkdir()
     zipfile.ZipFile(wheel).extractall(site)
-    command = [sys.executable, "-m", "run_unlearn", "--epochs=2", "--embedding_size=4", "--show_progress=False"]
+    command = [sys.executable, "-m", "run_unlearn", "--epochs=2", "--learner=adamw", "--show_progress=False"]
     environment = {**os.environ, "PYTHONPATH": str(site)}
     done = subprocess.run(command, capture_output=True, text=True, cwd=work, env=environment)
     assert done.returncode == 0, done.stderr[-2000:]

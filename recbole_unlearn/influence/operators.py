@@ -181,7 +181,7 @@ class DotProductCurvature:
 
     def _linearise(self, block: Block):
         h, b = np.empty(block.neg.shape, self.P.dtype), np.empty(len(block.dist), self.P.dtype)
-        weight = np.ascontiguousarray(self.triples.weight[block.rows])
+        weight = np.array(self.triples.weight[block.rows])  # writable, or numba compiles the kernel once more
         kernel = kernels.linearise(self.K, self.P.dtype == np.float32)
         loss = kernel(self.P[block.users], self.Q, *block.arguments(CHUNKS), weight, h, b)
         return float(loss.sum()), h, b

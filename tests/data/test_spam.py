@@ -6,12 +6,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import weights
 
 from recbole_unlearn.data.forget import ForgetRequest
 from recbole_unlearn.errors import InputError
 from recbole_unlearn.evaluation.exposure import exposure
 from recbole_unlearn.quick_start import run_unlearn
 from recbole_unlearn.storage.triple_log import TripleLog
+from recbole_unlearn.training.trained import same_weights
 
 ACCOUNTS, PROMOTED = 9, "SECRETITEM-41"
 
@@ -45,14 +47,6 @@ def refusal(make_split):
 
 def rows_of(split):
     return list(zip(split.users.tolist(), split.items.tolist(), strict=True))
-
-
-def weights(path):
-    return torch.load(path, weights_only=True)["state_dict"]
-
-
-def same(first, second):
-    return all(torch.equal(first[name], second[name]) for name in first)
 
 
 # -- injection
@@ -228,8 +222,8 @@ def test_spam_is_trained_on_forgotten_and_compared_with_the_clean_model(run, mak
     assert json.loads(Path("out/result.json").read_text()) == result
     clean = run_unlearn("BPR", "shop", None, make_options(compare="none", output_dir="clean", **keys))
     assert "exposure" not in clean["models"]["original"]
-    assert same(weights("out/retrained.pth"), weights("clean/model.pth"))
-    assert not same(weights("out/model.pth"), weights("clean/model.pth"))
+    assert same_weights(weights("out/retrained.pth"), weights("clean/model.pth"))
+    assert not same_weights(weights("out/model.pth"), weights("clean/model.pth"))
 
 
 def test_the_unlearned_model_needs_no_spam_to_go_on_but_the_original_does(run, make_split, rare):
@@ -242,7 +236,7 @@ def test_the_unlearned_model_needs_no_spam_to_go_on_but_the_original_does(run, m
         run(checkpoint="out/unlearned.pth", spam_items=[rare], output_dir="a")
     again = run(checkpoint="out/model.pth", spam_items=[rare], output_dir="again")
     assert again["models"]["original"]["exposure"].keys() == {"exposure@5", "exposure@10"}
-    assert same(weights("again/unlearned.pth"), weights("out/unlearned.pth"))
+    assert same_weights(weights("again/unlearned.pth"), weights("out/unlearned.pth"))
     more = run(checkpoint="out/unlearned.pth", forget_spam=None, forget_count=3, output_dir="more")
     assert more["forget_set"]["of"] == make_split().n_rows
 

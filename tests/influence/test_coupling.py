@@ -71,7 +71,7 @@ def test_each_negative_is_drawn_from_the_new_pool(kind, alpha):
     Where items are drawn by popularity, what is forgotten does not count any more, in nobody's pool.
     """
     weights = weighed(~GONE, alpha)
-    training = recorded(4000, alpha)
+    training = recorded(2000, alpha)
     epochs = Paired(training, GONE, 1) if kind == "paired" else Fresh(training, GONE, 1, own_draw(weights))
     found = np.array([epoch.negatives for epoch in epochs])
     for row in np.flatnonzero(~GONE):
@@ -94,7 +94,7 @@ def test_where_own_items_are_drawn_too_nothing_comes_back_and_popularity_is_coun
 
     rng, before, after = np.random.default_rng(3), weighed(EVERYTHING, alpha), weighed(~GONE, alpha)
     rows = range(len(USERS))
-    drawn = np.stack([rng.choice(N_ITEMS, (4000, M), p=pool_of(row, before)) for row in rows], 1).astype(np.uint16)
+    drawn = np.stack([rng.choice(N_ITEMS, (2000, M), p=pool_of(row, before)) for row in rows], 1).astype(np.uint16)
     training = recorded(1, alpha, returns=False, order=None)
     training = replace(training, negatives=list(drawn))
     found = np.array([epoch.negatives for epoch in Paired(training, GONE, 1)])
@@ -112,7 +112,7 @@ def test_where_own_items_are_drawn_too_nothing_comes_back_and_popularity_is_coun
 @pytest.mark.parametrize("alpha", ALPHAS.values(), ids=ALPHAS)
 def test_a_paired_negative_changes_as_rarely_as_it_can(alpha):
     """By the total variation between the old pool and the new one."""
-    training = recorded(4000, alpha)
+    training = recorded(2000, alpha)
     changed = np.array(
         [e.negatives != old for e, old in zip(Paired(training, GONE, 1), training.negatives, strict=True)]
     )
@@ -156,7 +156,7 @@ def test_an_order_that_is_not_drawn_stays(kind):
 @pytest.mark.parametrize("kind", ["paired", "fresh"])
 def test_orders_are_uniform(kind):
     """Each row is in each place as often as another; a paired one by the recorded, uniform one."""
-    training = recorded(4000)
+    training = recorded(2000)
     epochs = Paired(training, GONE, 4) if kind == "paired" else Fresh(training, GONE, 4, own_draw(np.ones(N_ITEMS)))
     kept = np.flatnonzero(~GONE)
     orders = np.array([epoch.order for epoch in epochs])

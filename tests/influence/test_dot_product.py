@@ -91,8 +91,7 @@ def assert_trained(problem, tolerance):
     return training
 
 
-@pytest.mark.parametrize("m", [1, 4])
-@pytest.mark.parametrize("K", [1, 7, 8, 32, 64])
+@pytest.mark.parametrize(("K", "m"), [(1, 1), (7, 4), (8, 1), (8, 4), (32, 4), (64, 1)])
 def test_like_torch(K, m):
     assert_trained(Problem(K, m), 1e-5)
 
@@ -100,7 +99,7 @@ def test_like_torch(K, m):
 @pytest.mark.parametrize("rates", RATES)
 @pytest.mark.parametrize("decay", [0.0, 0.01])
 def test_schedules_and_weight_decay(rates, decay):
-    assert_trained(Problem(32, 1, replace(ADAM, weight_decay=decay), rates=rates), 1e-5)
+    assert_trained(Problem(64, 1, replace(ADAM, weight_decay=decay), rates=rates), 1e-5)
 
 
 @pytest.mark.parametrize(
@@ -123,9 +122,9 @@ def test_other_settings_of_adam(changes):
 @pytest.mark.parametrize("eps", [1e-8, 1e-5, 1e-3])
 def test_rows_catch_up_after_hundreds_of_steps(eps):
     """Batches of one or two rows, so that most weight rows wait for long."""
-    problem = Problem(32, 1, replace(ADAM, lr=0.001, eps=eps), batch=3, epochs=4)
+    problem = Problem(64, 1, replace(ADAM, lr=0.001, eps=eps), batch=3, epochs=2)
     training = assert_trained(problem, 2e-5)
-    assert training.steps > 3000
+    assert training.steps > 1500
 
 
 def test_as_close_to_float64_as_torch_in_float32():
@@ -152,7 +151,7 @@ def test_the_number_of_threads_does_not_show(K, m, decay):
         np.testing.assert_array_equal(getattr(one, name), getattr(two, name))
 
 
-@pytest.mark.parametrize("K", [8, 32])  # of 8 columns one thread arranges blocks ahead
+@pytest.mark.parametrize("K", [8, 64])  # of 8 columns one thread arranges blocks ahead
 def test_blocks_are_like_one(monkeypatch, K):
     problem = Problem(K, 1, rows=4000, batch=8)
     whole, _ = problem.train()
@@ -164,7 +163,7 @@ def test_blocks_are_like_one(monkeypatch, K):
 
 
 def test_untouched_rows_stay_and_what_is_given_is_not_changed(tmp_path):
-    problem = Problem(32, 1)
+    problem = Problem(64, 1)
     given, start = problem.epochs[0].negatives.copy(), problem.start.copy()
     np.save(tmp_path / "negatives.npy", given)
     before, _ = problem.train()
@@ -191,9 +190,9 @@ def test_an_epoch_without_a_batch_is_no_step():
 
 
 def test_a_thread_that_fails_does_not_leave_the_other_waiting(monkeypatch):
-    problem = Problem(32, 1)
+    problem = Problem(64, 1)
     problem.train()
-    kernel = module.train_steps(16, 1)
+    kernel = module.train_steps(32, 1)
 
     def fail(begin, *rest):
         if begin == 1:
@@ -245,7 +244,7 @@ from recbole_unlearn.influence.dot_product import DotProductTraining
 from recbole_unlearn.influence.recorded import Adam
 from recbole_unlearn.influence.coupling import Epoch
 rng = np.random.default_rng(0)
-start = rng.normal(size=(2000, 32)).astype(np.float32)
+start = rng.normal(size=(2000, 64)).astype(np.float32)
 users, pos = rng.integers(0, 1000, (2, 20000))
 negatives = rng.integers(0, 1000, (20000, 1)).astype(np.uint16)
 epoch = Epoch(np.arange(20000), np.arange(0, 20001, 100), negatives, np.full(200, 0.01))
@@ -258,21 +257,3 @@ for threads in (1, 2):
 """
     one, two = map(float, in_another_process(program))
     assert two < 20 * one + 1
-
-
-def test_a_second_process_compiles_nothing():
-    program = """
-import gc
-import numpy as np
-from numba.core.dispatcher import Dispatcher
-from recbole_unlearn.influence import dot_product
-from recbole_unlearn.influence.recorded import Adam
-from recbole_unlearn.influence.coupling import Epoch
-training = dot_product.DotProductTraining(np.ones((3, 3), np.float32), 1, Adam(0.1, 0.9, 0.999, 1e-8, 0.0), 2)
-training.epoch([0, 0], [0, 1], Epoch([0, 1], [0, 1, 2], np.zeros((2, 1), np.uint16), [0.1, 0.1]))
-used = [each for each in gc.get_objects() if isinstance(each, Dispatcher) and each.signatures]
-print(sum(len(kernel.stats.cache_misses) for kernel in used), sum(len(kernel.stats.cache_hits) for kernel in used))
-"""
-    for _ in range(2):
-        counts = in_another_process(program)
-    assert counts == ["0", "4"]

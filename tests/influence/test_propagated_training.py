@@ -79,13 +79,13 @@ class Problem:
 
 REGULARISED = {"reg_weight": 0.3}
 PROBLEMS = [
-    {"K": 1},
+    {"K": 5},
     {"K": 8},
     {"K": 64},
-    {"K": 20, "m": 3},  # a block of columns that is not full
+    {"K": 20, "m": 3},  # two blocks of columns, one not full
     {"K": 8, "m": 3, **REGULARISED},
     {"K": 64, "m": 3, **REGULARISED, "require_pow": True},
-    {"K": 1, **REGULARISED, "require_pow": True, "weight_decay": 0.05},
+    {"K": 5, **REGULARISED, "require_pow": True, "weight_decay": 0.05},
     {"layers": 1, "weight_decay": 0.05},
     {"layers": 3, "m": 3, **REGULARISED, "weight_decay": 0.05},
     {"layers": 0, **REGULARISED},
@@ -93,7 +93,7 @@ PROBLEMS = [
 ]
 
 
-@pytest.mark.parametrize("settings", PROBLEMS, ids=str)
+@pytest.mark.parametrize("settings", [*PROBLEMS, pytest.param({"K": 1}, marks=pytest.mark.slow)], ids=str)
 class TestAgainstTorch:
     def test_weights_moments_and_losses_in_float64(self, settings):
         problem = Problem(**settings)

@@ -187,16 +187,17 @@ def assert_equals_reference(p, tolerance=FLOAT32):
 
 class TestAgainstTorch:
     @pytest.mark.parametrize("weight_decay", [0.0, 0.01])
-    @pytest.mark.parametrize("K", [3, 8])
-    def test_full_batches(self, K, weight_decay):
-        p = random_problem(seed=K, K=K, m=3, batch_triples=141, adam=replace(ADAM, weight_decay=weight_decay))
+    @pytest.mark.parametrize(("K", "m"), [(3, 2), (8, 3)])
+    def test_full_batches(self, K, m, weight_decay):
+        p = random_problem(seed=K, K=K, m=m, batch_triples=47 * m, adam=replace(ADAM, weight_decay=weight_decay))
         assert p.n_steps == 1
         assert_equals_reference(p)
 
     @pytest.mark.parametrize("weight_decay", [0.0, 0.01])
-    @pytest.mark.parametrize("K", [1, 3, 8])
-    def test_many_batches(self, K, weight_decay):
-        p = random_problem(seed=10 + K, K=K, batch_triples=10, adam=replace(ADAM, weight_decay=weight_decay))
+    @pytest.mark.parametrize(("K", "m"), [(1, 2), (3, 2), (8, 3)])
+    def test_many_batches(self, K, m, weight_decay):
+        adam = replace(ADAM, weight_decay=weight_decay)
+        p = random_problem(seed=10 + K, K=K, m=m, batch_triples=5 * m, adam=adam)
         assert p.n_steps == 10
         assert_equals_reference(p)
 
@@ -222,7 +223,7 @@ class TestAgainstTorch:
         seed=st.integers(0, 2**32 - 1),
         n_users=st.integers(2, 9),
         n_items=st.integers(3, 12),
-        shape=st.sampled_from([(1, 2), (3, 2), (3, 3), (8, 1), (8, 4)]),  # each is compiled
+        shape=st.sampled_from([(1, 2), (3, 2), (8, 1), (8, 4)]),  # each is compiled
         rows=st.integers(2, 40),
         part=st.floats(0, 1),
         batch_triples=st.integers(1, 200),
@@ -353,7 +354,7 @@ class TestBits:
         for other in results[1:]:
             np.testing.assert_array_equal(other, results[0])
 
-    @pytest.mark.parametrize("dtype", [np.uint8, np.uint32, np.int64])
+    @pytest.mark.parametrize("dtype", [np.uint8, np.uint32])
     def test_same_for_any_type_of_ids(self, wide, dtype):
         other = self.bits(
             wide,

@@ -13,16 +13,13 @@ from recbole_unlearn.errors import InputError
 from recbole_unlearn.evaluation.forgetting import percentiles
 from recbole_unlearn.methods import METHODS, all_settings, chosen, settings_of
 from recbole_unlearn.settings.keys import properties_dir
+from recbole_unlearn.training.trained import same_weights
 
 ON_GRAPHS = ("retrain", "fine_tune", "gradient_ascent", "rrl", "scif", "ifru", "gif", "ceu")
 
 
 def weights(model):
     return {name: value.clone() for name, value in model.state_dict().items()}
-
-
-def equal(first, second):
-    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
 def plain(state):
@@ -44,9 +41,9 @@ def test_a_method_forgets_and_leaves_the_task_as_it_is(name, task, rows, run):
     forgotten = run(name, task, rows)
     assert forgotten.seconds > 0 and not forgotten.model.training
     assert plain(task.stored) == plain(stored)
-    assert equal(weights(task.model()), before) and files(task.log.path) == log
+    assert same_weights(weights(task.model()), before) and files(task.log.path) == log
     # UBPR's undamped Hessian may have no positive curvature to go along at all; it says so
-    assert not equal(weights(forgotten.model), before) or forgotten.details["negative_curvature"]
+    assert not same_weights(weights(forgotten.model), before) or forgotten.details["negative_curvature"]
     auc = [percentiles(model, task.split, rows).mean() for model in (task.model(), forgotten.model)]
     # more epochs teach a model as small as this more about all items
     assert auc[1] < auc[0] or name in ("fine_tune", "ubpr")
@@ -70,7 +67,7 @@ def test_ours_compares_the_log_with_the_training_before_any_request_comes(task):
 def test_a_method_gives_the_same_bits_again(name, task, rows, run):
     first, _ = run(name, task, rows), torch.manual_seed(5)
     np.random.seed(5)
-    assert equal(weights(first.model), weights(run(name, task, rows).model))
+    assert same_weights(weights(first.model), weights(run(name, task, rows).model))
 
 
 @pytest.mark.parametrize("name", ON_GRAPHS)
