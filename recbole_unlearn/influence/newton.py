@@ -9,7 +9,9 @@ until the gradient vanishes: its norm, which anyone can recompute, is the certif
 The objective is not convex, and rotating P and Q together does not change it, so that the Hessian has at least
 K (K - 1) / 2 zero eigenvalues at every minimum. Nothing here asks for positive definiteness. A vanishing gradient
 alone does not tell a minimum from a saddle; but steps that descend, and follow negative curvature where they meet it,
-do not end at a saddle unless they start on one.
+do not end at a saddle unless they start on one. That they do where L2 had left P and Q a lower rank than K, and the
+objective without some triples has room for one more: along columns that are 0 the gradient vanishes, at any weights.
+So where a column is missing, its curvature is looked at.
 """
 
 from collections.abc import Callable, Sequence
@@ -26,6 +28,9 @@ ROUNDING = 1e-13
 # A step that lowers the objective by less than this share of what was predicted is not taken.
 ACCEPTED = 0.1
 PRODUCTS_PER_STEP = 1000
+# A column of P and Q together counts as missing where it holds less than this share of the greatest one's squares.
+MISSING = 1e-6
+POWER_STEPS = 50  # of two products each, to the direction in which a missing column lowers the objective most
 
 
 @dataclass
@@ -131,7 +136,17 @@ def minimise(
     report = NewtonReport(gradient_norm_before=first / objective.n_triples, gradient_norm=first / objective.n_triples)
     target = tolerance * objective.n_triples
     precondition = radius = None
-    while norm > target and report.iterations < max_iterations:
+    stuck = False  # where rounding ends progress
+    while report.iterations < max_iterations:
+        if norm <= target or stuck:
+            away = _off_saddle(objective, theta, value, loss)
+            if away is None:
+                break
+            theta, precondition, radius, stuck = away, None, None, False
+            value, gradient, loss = objective.at(theta)
+            norm = space.norm(gradient)
+            report.iterations, report.negative_curvature = report.iterations + 1, True
+            continue
         if precondition is None:
             precondition = preconditioner(loss, objective.l2)
         if radius is None:
@@ -147,7 +162,8 @@ def minimise(
         trial_norm = space.norm(trial[1])
         ratio = _ratio(value, trial[0], model.decrease, trial_norm < norm)
         if ratio is None:
-            break
+            stuck = True
+            continue
         radius = _next_radius(radius, ratio, model)
         if ratio > ACCEPTED:
             theta = theta + model.step
@@ -163,6 +179,43 @@ def minimise(
         report.gradient_norm = space.norm(objective.at(theta)[1]) / objective.n_triples
     report.converged = report.gradient_norm <= tolerance
     return *objective.split(theta), report
+
+
+def _off_saddle(objective, theta, value, loss):
+    """Weights of a lower value that have one column more, where one is missing and would lower it; None: nowhere.
+
+    In a direction of K in which all rows are 0 the Hessian is ``[[l2, G], [G^T, l2]]``, G the gradient for the scores:
+    a power iteration finds the greatest singular value of G.
+    """
+    space, K = objective.space, objective.K
+    rows = space.once(theta).view(-1, K)
+    squares, turn = torch.linalg.eigh(space.sum(rows.T @ rows))
+    if squares[0] > MISSING * squares[-1]:
+        return None
+    z = turn[:, 0]
+
+    def product(v):
+        return ((loss.matvec(v).view(-1, K) @ z)[:, None] * z).reshape(-1)
+
+    start = torch.randn(objective.n_items, generator=torch.Generator().manual_seed(0), dtype=theta.dtype)
+    v = (torch.cat([start.new_zeros(len(theta) // K - len(start)), start])[:, None] * z).reshape(-1)
+    for _ in range(POWER_STEPS):
+        v = product(product(v))
+        if not (length := space.norm(v)):
+            return None
+        v /= length
+    Gv = product(v)
+    v = v - Gv / space.norm(Gv)
+    v /= space.norm(v)
+    if space.dot(v, product(v)) + objective.l2 >= 0:
+        return None
+    length = space.norm(theta) / np.sqrt(K) or 1.0
+    while length**2 > ROUNDING:
+        away = theta + length * v
+        if objective.at(away)[0] < value - ROUNDING * abs(value):
+            return away
+        length /= 2
+    return None
 
 
 def _ratio(before: float, after: float, predicted: float, flatter: bool) -> float | None:

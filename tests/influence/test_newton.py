@@ -1,5 +1,6 @@
 """Re-optimisation against scipy's optimisers and automatic differentiation, all in float64."""
 
+import copy
 from dataclasses import dataclass
 
 import numpy as np
@@ -189,6 +190,36 @@ def test_it_leaves_a_saddle_by_negative_curvature(monkeypatch, most, n_users, K=
     rank = np.linalg.matrix_rank(P, tol=1e-3)
     assert rank == min(n_users - 1, K)  # user 0 is the padding
     assert (eigenvalues < 1e-6 * eigenvalues[-1]).sum() == rank * (rank - 1) // 2 + rank * (K - rank)  # rotations
+
+
+@pytest.mark.parametrize("missing", [0.0, 1e-7])
+def test_it_leaves_a_saddle_on_which_it_starts(missing):
+    """A minimum of two columns is one of three where L2 is large, else a saddle."""
+    problem = random_problem(n_users=12, K=3)
+    problem.P[:, 2], problem.Q[:, 2] = missing * problem.P[:, 2], missing * problem.Q[:, 2]
+    objective, independent = problem.objective()
+    lower = copy.copy(objective)
+    lower.space, lower.K = Space(), 2
+    P, Q, report = minimise(lower, problem.P[:, :2], problem.Q[:, :2], 1e-12, 300)
+    assert report.converged
+    start = [np.hstack([each, own[:, 2:]]) for each, own in zip((P, Q), (problem.P, problem.Q), strict=True)]
+    before = value_and_gradient(independent, flat(*start).numpy())[0]
+    P, Q, report = minimise(objective, *start, 1e-9, 300)
+    after, eigenvalues = (
+        value_and_gradient(independent, flat(P, Q).numpy())[0],
+        torch.linalg.eigvalsh(torch.autograd.functional.hessian(independent, flat(P, Q))),
+    )
+    assert report.converged and report.negative_curvature and after < before * (1 - 1e-4)
+    assert eigenvalues[0] > -1e-6 * eigenvalues[-1] and np.linalg.matrix_rank(P, tol=1e-3) == 3
+
+
+def test_a_rank_that_l2_leaves_stays(trained):
+    objective, _ = trained.objective(FORGOTTEN)
+    objective.l2 *= 100
+    P, Q, report = minimise(objective, trained.P, trained.Q, 1e-12, 300)
+    again = minimise(objective, P, Q, 1e-12, 300)
+    assert report.converged and again[2].converged and again[2].iterations == 0
+    np.testing.assert_array_equal(again[0], P)
 
 
 def test_the_iteration_limit_stops_it_unconverged(trained):
