@@ -120,8 +120,9 @@ class ForgetRequest:
         """As `whole`, and by ``pair`` the `Split.pair_numbers` of the pairs that are named."""
         users, items = np.empty(0, np.int64), np.empty(0, np.int64)
         if self.kind == "file":
-            own_users, own_items = zip(*_pairs_in(split, self.value), strict=True)
-            users, items = ids(split, "user", own_users), ids(split, "item", own_items)
+            users, items = (
+                ids(split, field, own) for field, own in zip(("user", "item"), self.value.columns, strict=True)
+            )
         elif self.kind == "requests":
             users, items = requests.pairs(split, self.value)  # pyright: ignore
         return {**self.whole(split), "pair": np.unique(split.pair_numbers(users, items))}
@@ -193,6 +194,23 @@ def _path(key, value, config):
     if not isinstance(value, (str, Path)):
         raise InputError(f"{key} must be the path of a file, not {value!r}")
     return value
+
+
+@dataclass(frozen=True)
+class PairsOfFile:
+    """What a file names, read once: it may be gone, or another, when the model has forgotten."""
+
+    path: str | Path
+    columns: tuple[list[str], list[str]]  # tokens of users and of items
+
+
+def _pairs_file(key, value, config):
+    path = _path(key, value, config)
+    header = f"{config['USER_ID_FIELD']}:token", f"{config['ITEM_ID_FIELD']}:token"
+    pairs = _read_pairs(path, header)
+    if not pairs:
+        raise InputError(f"the forget set is empty: {path} names no pair of a user and an item")
+    return PairsOfFile(path, ([user for user, _ in pairs], [item for _, item in pairs]))
 
 
 def _table(key, value, config):
@@ -515,13 +533,8 @@ def _in_requests(split, table, rng):
     return np.unique(np.concatenate(requests.rows_of(split, table)))
 
 
-def _in_file(split, path, rng):
-    return rows_of_pairs(split, _pairs_in(split, path), path)
-
-
-def _pairs_in(split, path):
-    data = split.train._dataset
-    return _read_pairs(path, (f"{data.uid_field}:token", f"{data.iid_field}:token"))
+def _in_file(split, value, rng):
+    return rows_of_pairs(split, zip(*value.columns, strict=True), value.path)
 
 
 def rows_of_pairs(split, pairs, where):
@@ -588,7 +601,7 @@ STRATEGIES = {
     "count": (_whole, _draw),
     "users": (_tokens, _of_users),
     "items": (_tokens, _of_items),
-    "file": (_path, _in_file),
+    "file": (_pairs_file, _in_file),
     "requests": (_table, _in_requests),
     "core_users": (_whole, partial(_of_extreme_users, most=True)),
     "edge_users": (_whole, partial(_of_extreme_users, most=False)),

@@ -22,6 +22,7 @@ from recbole_unlearn.errors import InputError
 from recbole_unlearn.influence.coupling import Fresh, Paired
 from recbole_unlearn.influence.recorded import marked
 from recbole_unlearn.settings.config import is_bare
+from recbole_unlearn.settings.keys import PATHS
 from recbole_unlearn.settings.shown import public
 from recbole_unlearn.storage import audit, checkpoints, inter_file, paths, purging, secret, suppression
 from recbole_unlearn.storage.files import is_debris, locked, remove, replacing, write_atomically
@@ -183,7 +184,8 @@ def save_unlearned(
         tie["seed"] = seed
     state = {
         **stored,
-        "config": public(config) | ({"seed": seed} if seed is not None and frozen else {}),
+        # where files of this run lie is nobody's business
+        "config": {**public(config), **dict.fromkeys(PATHS), **({"seed": seed} if seed is not None and frozen else {})},
         "state_dict": unlearned.state_dict,
         "optimizer": stored["optimizer"] | ({} if kept is None else {"state": kept}),
         "epoch": len(epochs) - 1,

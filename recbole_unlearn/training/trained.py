@@ -186,9 +186,9 @@ class Trained:
         if getattr(trainer, "triple_log", None) is None:
             reason = getattr(trainer, "no_log", None) or "it was not fitted by one of our trainers, with saved=True"
             raise InputError(f"the trainer has no triple log: {reason}")
-        path = trainer.triple_log.path.with_name(
-            Path(trainer.saved_model_file).name
-        )  # the working folder may be another
+        path = Path(trainer.saved_model_file)
+        if not path.is_absolute() and (beside := trainer.triple_log.path.with_name(path.name)).is_file():
+            path = beside  # the working folder may be another by now
         stored, log = checkpoints.load(path)
         now = copies(trainer.model.state_dict())
         if not same_weights(now, stored["state_dict"]):  # of the last epoch, not of the best

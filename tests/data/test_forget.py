@@ -291,3 +291,15 @@ def test_two_requests_at_once_are_refused_and_named(refusal, keys):
 
 def test_no_request_at_all_is_refused(refusal):
     assert "exactly one" in refusal(forget_ratio=None)
+
+
+def test_a_file_is_read_once(split, tmp_path):
+    """It may be gone, or another, by the time that the model has forgotten."""
+    pairs, path = split.pairs(np.array([3, 40, 77])), tmp_path / "f.tsv"
+    path.write_text("".join(f"{user}\t{item}\n" for user, item in pairs))
+    request = ForgetRequest.of("file", path, split.config)
+    path.unlink()
+    rows = request.rows(split)
+    assert sorted(split.pairs(rows)) == sorted(pairs)
+    numbers = split.pair_numbers(split.users[rows], split.items[rows])
+    np.testing.assert_array_equal(request.named(split)["pair"], np.sort(numbers))
