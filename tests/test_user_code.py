@@ -156,6 +156,22 @@ def test_ways_are_values(prepared):
         ru.InfluenceUnlearner(trained, ru.Reoptimise())
 
 
+@pytest.mark.parametrize("absolute", [False, True])
+def test_a_folder_may_be_moved_after_training_and_no_model_says_where_it_was(prepared, absolute):
+    config, model, train, valid, test = prepared("BPR")
+    trainer = ru.trainer_of(config, model)
+    trainer.fit(train, valid, verbose=False)
+    folder = Path(trainer.saved_model_file).parent.rename("archive")
+    trainer.saved_model_file = str((folder.absolute() if absolute else folder) / Path(trainer.saved_model_file).name)
+    trained = ru.Trained.of(trainer, train, valid, test, audit="kept/audit.jsonl", suppression="kept/list")
+    Path("kept").mkdir()
+    unlearner = ru.InfluenceUnlearner(trained)
+    unlearner.forget(count=3)
+    unlearner.save("v2.pth")
+    kept = torch.load("v2.pth", weights_only=True)["config"]
+    assert not [key for key, value in kept.items() if "kept" in str(value) or "archive" in str(value)]
+
+
 def test_the_last_epochs_weights_are_forgotten_from_too(prepared):
     """Without RecBole's ``evaluate`` the model has the last epoch's weights, the checkpoint the best one's."""
     config, model, train, valid, test = prepared("BPR", epochs=30, learning_rate=0.03, stopping_step=40)
