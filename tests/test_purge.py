@@ -210,6 +210,76 @@ def test_held_out_pairs_go_with_everywhere(forget, data, forgotten_before):
         )
 
 
+def count_of(data):
+    return len(data.read_text().splitlines())
+
+
+def saved_and_said(forget, data, *arguments, **keys):
+    """What dry run, result and audit record say of lines, which is how many are gone; and the result."""
+    before = count_of(data)
+    planned = forget(*arguments, **keys, dry_run=True)
+    result = forget(*arguments, **keys)
+    lines = result["lines"]
+    assert before - count_of(data) == sum(lines.values())
+    assert audit.read(f"{keys['output_dir']}/audit.jsonl").records[-1]["lines"] == lines
+    told = [each["what"] for each in planned["left"] if each["what"].startswith("the lines of")]
+    earlier = f", and of {lines['earlier']} forgotten before" if lines["earlier"] else ""
+    assert told == [f"the lines of {lines['requested']} forgotten interactions{earlier}"]
+    return lines, planned, result
+
+
+@pytest.fixture
+def again(forget, data):
+    """zero/model.pth, of users who all have their first item again, last of all; returns two pairs of these."""
+    lines = data.read_text().splitlines()
+    firsts = {line.split("\t")[0]: line.split("\t")[1] for line in reversed(lines[1:])}
+    lines += [f"{user}\t{item}\t{2000000 + n}" for n, (user, item) in enumerate(sorted(firsts.items()))]
+    data.write_text("\n".join(lines) + "\n")
+    keys = {"eval_args": {"split": {"LS": "valid_and_test"}, "order": "TO", "group_by": "user", "mode": "full"}}
+    keys["load_col"] = {"inter": ["user_id", "item_id", "timestamp"]}
+    forget(forget_count=1, output_dir="zero", purge=False, purge_dataset=False, **keys)
+    return sorted(firsts.items())[3:5]
+
+
+def test_lines_of_pairs_that_are_held_out_too(forget, data, again):
+    """Of earlier requests they stay; of the request itself they go, and are said to go, and are in no log either."""
+    pair, other = again
+    Path("request.tsv").write_text("\t".join(pair) + "\n")
+    forget("zero/model.pth", forget_file="request.tsv", output_dir="first", purge=False, purge_dataset=False)
+    Path("request.tsv").write_text("\t".join(other) + "\n")
+    lines, _, result = saved_and_said(
+        forget, data, "first/unlearned.pth", forget_file="request.tsv", output_dir="second"
+    )
+    assert lines == {"requested": 2, "earlier": 0} and "left" not in result
+    assert len(lines_of(data, [pair])) == 2 and not lines_of(data, [other])
+    with load("second/unlearned.pth") as opened:
+        held_out = opened.split.tokens(*np.divmod(opened.split.held_out_pairs(), opened.split.n_items))
+    assert pair in held_out and other not in held_out
+
+
+def test_with_everywhere_all_lines_are_counted(forget, data, again):
+    user = again[0][0]
+    lines, planned, _ = saved_and_said(
+        forget, data, "zero/model.pth", forget_users=[user], output_dir="first", everywhere=True
+    )
+    assert lines["requested"] > 20 and any("all other lines" in each["what"] for each in planned["left"])
+
+
+def test_of_pairs_no_other_lines_are_said_to_go(forget, data, forgotten_before):
+    keys = {"forget_file": "both.tsv", "output_dir": "second", "everywhere": True}
+    lines, planned, _ = saved_and_said(forget, data, "first/unlearned.pth", **keys)
+    assert lines == {"requested": 2, "earlier": 5}
+    assert not any("all other lines" in each["what"] for each in planned["left"])
+
+
+def test_a_quoted_line_of_an_earlier_request_hinders_no_later_one(forget, data, forgotten_before):
+    user, item = forgotten_before[0][0]
+    data.write_text(data.read_text().replace(f"\n{user}\t{item}\t", f'\n"{user}"\t{item}\t'))
+    lines, _, result = saved_and_said(forget, data, "first/unlearned.pth", forget_count=2, output_dir="second")
+    assert lines == {"requested": 2, "earlier": 4} and f'\n"{user}"\t{item}\t' in data.read_text()
+    assert "1 pair forgotten before, which tiny.inter names otherwise" in result["left"]
+
+
 def test_a_moved_model_finds_its_data(forget):
     forget(forget_count=7, output_dir="first")
     os.rename("first", "moved")

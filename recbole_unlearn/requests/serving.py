@@ -197,7 +197,7 @@ def _refused(opened, split, requests):
     def check(some):
         request = ForgetRequest("requests", _table(some))
         rows = request.rows(split, output.beyond_rows(config))
-        whole = output.whole_of(config, split, request)
+        whole = output.whole_of(config, split, request, rows)
         output.erasure_of(config, split, rows, opened.stored, whole)
 
     output.erasure_of(config, split, NO_ROWS, opened.stored)  # what is refused of no request is none's fault
@@ -302,8 +302,8 @@ def _purge(queue, batch, name):
             assert opened
             split = opened.split()
             request = ForgetRequest("requests", _table(queue.requests(batch=batch["id"])))
-            whole = output.whole_of(opened.config, split, request)
             rows = request.rows(split, output.beyond_rows(opened.config))
+            whole = output.whole_of(opened.config, split, request, rows)
             erasure = output.erasure_of(opened.config, split, rows, opened.stored, whole)
             lines = output.lines_of(split, rows, erasure, whole)
             result = {"files": {"original": str(path)}, "audit": {"request": name}, "lines": lines}

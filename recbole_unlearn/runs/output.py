@@ -238,14 +238,29 @@ def beyond_rows(config) -> bool:
     return bool(config["everywhere"] or config["suppression"])
 
 
-def whole_of(config, split, request):
-    """What is named of which nothing is to stay, as `ForgetRequest.named` has it; empty without ``everywhere``.
+def whole_of(config, split, request, rows):
+    """Of what nothing is to stay, as `ForgetRequest.named` has it: with ``everywhere`` of what is named.
+
+    With ``purge_dataset`` of the pairs of rows that are held out too, whose lines the file does not tell apart.
 
     Raises:
         InputError: nobody is named as a whole, or nothing would be left of a part of the data.
     """
-    if not config["everywhere"]:
-        return {}
+    both = _held_out_too(config, split, rows)
+    whole = _named_whole(config, split, request) if config["everywhere"] else {}
+    if len(both):
+        whole |= {"pair": np.union1d(whole.get("pair", NO_PAIRS), both)}
+    for name, gone in split.held_out(whole).items() if whole else ():
+        if 0 < len(gone) == len(getattr(split, name)._dataset):
+            raise InputError(
+                f"{'everywhere' if config['everywhere'] else 'purge_dataset'}: True would leave no {name} interaction; "
+                "leave it out, or train anew"
+            )
+    return whole
+
+
+def _named_whole(config, split, request):
+    """As `whole_of`, with ``everywhere``: what is named."""
     whole = request.named(split)
     if not any(map(len, whole.values())):
         raise InputError(
@@ -258,10 +273,14 @@ def whole_of(config, split, request):
             f"everywhere: True: the histories of {begun} users begin with these items, in no row of its own that could "
             f"be forgotten, so that {config['model']} stays trained on them; leave it out, or train anew without them"
         )
-    for name, rows in split.held_out(whole).items():
-        if 0 < len(rows) == len(getattr(split, name)._dataset):
-            raise InputError(f"everywhere: True would leave no {name} interaction; leave it out, or train anew")
     return whole
+
+
+def _held_out_too(config, split, rows):
+    """Numbers of the pairs of rows that are held out too, where the file loses their lines."""
+    if not (config["purge_dataset"] and len(rows)):
+        return NO_PAIRS
+    return np.intersect1d(_numbers(split, rows), split.held_out_pairs())
 
 
 def unlinked(split: Split, whole: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -292,8 +311,10 @@ def left_over(config, split, request, rows, inter):
     users, _ = split.firsts()
     begun, of_users = request.begun(split, rows), np.isin(users, named["user"])
     begun = np.where(of_users | np.isin(users, np.delete(split.users, rows)), begun, 0)
+    gone = {"pair": _held_out_too(config, split, rows)}
+    held_out = (np.setdiff1d(own, split.held_out(gone)[name]) for name, own in split.held_out(named).items())
     counts = [
-        ("held-out interaction", sum(map(len, split.held_out(named).values())), ""),
+        ("held-out interaction", sum(map(len, held_out)), ""),
         ("interaction", np.count_nonzero(begun > 0), " that histories begin with"),
         ("first interaction", np.count_nonzero(begun < 0), " of histories of which nobody can tell"),
     ]
@@ -347,8 +368,8 @@ def erasure_of(config, split, rows, stored, whole=None):
                 f"purge_dataset: {both} forgotten pairs of user and item occur in other training interactions too, "
                 "which the file does not tell apart; use forget_file, which forgets all of them"
             )
-        gone = forgotten_before(split, rows, whole), _held_out(split, whole)
-        gone = [*split.pairs(rows), *_pairs(split, np.concatenate(gone))]
+        earlier = inter_file.plainly(inter, config, _pairs(split, forgotten_before(split, rows, whole)))
+        gone = [*_own(split, rows, whole), *earlier]
         erasure = {"inter": inter, "config": config, "pairs": gone, "whole": split.named(whole or {})}
     if config["purge"]:
         purging.check(config["checkpoint"], **erasure)
@@ -356,11 +377,29 @@ def erasure_of(config, split, rows, stored, whole=None):
 
 
 def lines_of(split, rows, erasure, whole) -> dict[str, int] | None:
-    """Of how many interactions, of this request and of earlier ones, the data file loses the lines; None: of none."""
+    """How many lines the data file loses, of this request and of earlier ones alone; None: nothing is taken out."""
     if not erasure:
         return None
-    own, earlier = len(rows) + len(_held_out(split, whole)), len(forgotten_before(split, rows, whole))
-    return {"requested": own, "earlier": earlier}
+    inter, form = erasure["inter"], inter_file.reading(erasure["config"], erasure["whole"])
+    own, pairs = set(_own(split, rows, whole)), set(erasure["pairs"])
+    requested = inter_file.count(inter, form, own)
+    return {"requested": requested, "earlier": inter_file.count(inter, form, pairs) - requested if pairs > own else 0}
+
+
+def untold(split, rows, erasure, whole) -> str | None:
+    """In words, what of earlier requests the data file keeps though it is to lose it; None: nothing."""
+    if not erasure:
+        return None
+    hidden = len(set(_pairs(split, forgotten_before(split, rows, whole))) - set(erasure["pairs"]))
+    name = erasure["inter"].name
+    if hidden:
+        return f"{_many(hidden, 'pair')} forgotten before, which {name} names otherwise than RecBole read it (quotes?)"
+    return None
+
+
+def _own(split, rows, whole):
+    """Pairs of tokens that a request itself takes out of the data file."""
+    return [*split.pairs(rows), *_pairs(split, _held_out(split, whole))]
 
 
 def _numbers(split, rows):
@@ -383,10 +422,15 @@ def _kept(split, rows, whole):
 def forgotten_before(split, rows, whole):
     """Numbers of the pairs that earlier requests forgot, one for each interaction whose line the data file still has.
 
-    Not those that are trained on all the same, without ``rows``: the file does not tell them apart.
+    Not those that are trained on all the same, without ``rows``, or held out: the file does not tell them apart.
     """
     earlier = split.pair_numbers(*split.earlier)
-    return earlier[~np.isin(earlier, _kept(split, rows, whole))] if len(earlier) else earlier
+    if not len(earlier):
+        return earlier
+    held_out = split.held_out_pairs()
+    if whole:
+        held_out = held_out[~split.among(*np.divmod(held_out, split.n_items), whole)]
+    return earlier[~np.isin(earlier, np.concatenate([_kept(split, rows, whole), held_out]))]
 
 
 def _held_out(split, whole):

@@ -109,10 +109,18 @@ def beside(inter: Path, ending: str) -> Path:
     return inter.with_suffix(f".{ending}")
 
 
-def count(path: Path, form: Mapping[str, Any]) -> int:
-    """Lines that name what a form says."""
-    form = _quick(form)
-    return sum(_named(values, form, ()) for _, values in lines(path, form))
+def count(path: Path, form: Mapping[str, Any], pairs: Iterable[tuple[str, str]] = ()) -> int:
+    """Lines that name one of these (user token, item token), or what a form says."""
+    pairs, form = set(pairs), _quick(form)
+    return sum(_named(values, form, pairs) for _, values in lines(path, form))
+
+
+def plainly(path: Path, config: Config, pairs: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Those of some pairs that the file names, nowhere otherwise than RecBole reads it."""
+    pairs, found, hidden = set(pairs), set(), set()
+    for own, record in records(path, reading(config)) if pairs else ():
+        (found if own == [record] else hidden).update(pairs.intersection([*own, record]))
+    return sorted(found - hidden)
 
 
 def _named(values, form, pairs):
