@@ -200,6 +200,19 @@ def test_a_refusal_tells_what_was_forgotten_from_what_is_held_out(forget, forgot
     refused(forget, found, checkpoint="first/unlearned.pth", forget_file="both.tsv", **nothing)
 
 
+def test_a_refusal_knows_what_histories_begin_with(make_options, data):
+    keys = {"MAX_ITEM_LIST_LENGTH": 6, "hidden_size": 8, "num_layers": 1, "loss_type": "CE"}
+    keys |= {"train_neg_sample_args": None, "load_col": {"inter": ["user_id", "item_id", "timestamp"]}}
+    keys |= {"compare": "none", "evaluate": "none", "data_path": "data"}
+    rows = [line.split("\t") for line in data.read_text().splitlines()[1:]]
+    user, first, _ = rows[0]
+    never = next(item for _, item, _ in rows if item not in {item for name, item, _ in rows if name == user})
+    Path("request.tsv").write_text(f"{user}\t{first}\n{user}\t{never}\n")
+    told = "2 such of 2: 1 that histories begin with, 1 not in the data as the model read them"
+    with pytest.raises(InputError, match=told):
+        run_unlearn("GRU4Rec", "tiny", None, make_options(forget_file="request.tsv", **keys))
+
+
 def test_held_out_pairs_go_with_everywhere(forget, data, forgotten_before):
     pairs, held_out = forgotten_before
     result = forget("first/unlearned.pth", forget_file="both.tsv", output_dir="second", everywhere=True)
@@ -278,6 +291,33 @@ def test_a_quoted_line_of_an_earlier_request_hinders_no_later_one(forget, data, 
     lines, _, result = saved_and_said(forget, data, "first/unlearned.pth", forget_count=2, output_dir="second")
     assert lines == {"requested": 2, "earlier": 4} and f'\n"{user}"\t{item}\t' in data.read_text()
     assert "1 pair forgotten before, which tiny.inter names otherwise" in result["left"]
+
+
+@pytest.mark.parametrize("changed", ["data", "log"])
+def test_a_line_that_is_new_is_not_taken_for_one_that_was_forgotten(forget, data, again, changed):
+    """As many rows of the same tokens: an operator took the forgotten line out, and its user came back."""
+    rows = [line.split("\t") for line in data.read_text().splitlines()[1:]]
+    user, items = again[0][0], [item for _, item, _ in rows]
+    own = [item for name, item, _ in rows if name == user]
+    pair = user, next(item for item in own[2:-4] if items.index(item) < [name for name, *_ in rows].index(user))
+    Path("request.tsv").write_text("\t".join(pair) + "\n")
+    forget("zero/model.pth", forget_file="request.tsv", output_dir="first", purge=False, purge_dataset=False)
+    if changed == "data":
+        new = next(item for item in sorted(set(items)) if item not in own)
+        kept = [line for line in data.read_text().splitlines() if tuple(line.split("\t")[:2]) != pair]
+        data.write_text("\n".join([*kept, f"{user}\t{new}\t9999999"]) + "\n")
+    else:  # as earlier versions wrote it
+        file = Path("first/unlearned.triples/metadata.json")
+        metadata = json.loads(file.read_text())
+        del metadata["fingerprint"]["held_out_rows"], metadata["crc32"]["metadata.json"]
+        file.write_text(json.dumps(metadata))
+    before = [line for line in data.read_text().splitlines() if line.startswith(f"{user}\t")]
+    forget("first/unlearned.pth", forget_count=1, output_dir="second", purge=False, purge_dataset=False)
+    keys = {"forget_users": [again[1][0]], "output_dir": "third"}
+    _, planned, result = saved_and_said(forget, data, "second/unlearned.pth", **keys)
+    assert [line for line in data.read_text().splitlines() if line.startswith(f"{user}\t")] == before
+    told = "2 lines of tiny.inter that earlier requests forgot or that are new"
+    assert told in result["left"] and told in planned.page and result["lines"]["earlier"] == 0
 
 
 def test_a_moved_model_finds_its_data(forget):

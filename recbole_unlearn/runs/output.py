@@ -157,7 +157,7 @@ def save_unlearned(
     frozen = Frozen(split, rows, whole) if inter else None
     new = unlearned.training
     epochs = new.epochs if new else _approximate(trained, rows)
-    fingerprint = frozen.fingerprint if frozen else split.fingerprint_without(rows)
+    fingerprint = frozen.fingerprint if frozen else split.logged_without(rows)
 
     def write_log(folder):
         # where no row goes, batches tell of none
@@ -391,10 +391,17 @@ def untold(split, rows, erasure, whole) -> str | None:
     if not erasure:
         return None
     hidden = len(set(_pairs(split, forgotten_before(split, rows, whole))) - set(erasure["pairs"]))
-    name = erasure["inter"].name
+    name, kept = erasure["inter"].name, []
     if hidden:
-        return f"{_many(hidden, 'pair')} forgotten before, which {name} names otherwise than RecBole read it (quotes?)"
-    return None
+        kept.append(
+            f"{_many(hidden, 'pair')} forgotten before, which {name} names otherwise than RecBole read it (quotes?)"
+        )
+    if split.doubtful:
+        kept.append(
+            f"{_many(split.doubtful, 'line')} of {name} that earlier requests forgot or that are new, which the "
+            "model's log does not tell (it is of an earlier version, or the data have changed since)"
+        )
+    return "; ".join(kept) or None
 
 
 def _own(split, rows, whole):
