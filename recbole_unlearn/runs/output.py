@@ -297,18 +297,42 @@ def check_unlinked(config, entities: np.ndarray, exact: bool) -> None:
         )
 
 
-def left_over(config, split, request, rows, inter):
-    """In words, what a request leaves of whom or what it names beside its rows; None: nothing.
+def left_over(config, split, asked, inter, names=True):
+    """In words, what each request leaves of whom or what it names beside its rows; None: nothing.
 
     Of what is named all; of other requests what histories begin with, of users who are trained on. With
     ``everywhere`` what files of others may say.
+
+    Args:
+        asked: requests, each with its rows. What lies in files is looked up for all of them at once.
+        names: whether to name files which the data set is not read from.
     """
-    named, tokens = request.named(split), split.named(request.whole(split))
+    tokens = [split.named(request.whole(split)) for request, _ in asked]
     if config["everywhere"]:
-        others = inter_file.strangers(inter, config, tokens).items()
-        found = [f"{_many(count, 'line')} of {name}" for name, count in others]
-        return f"{', '.join(found)}, which may name them and which this data set is not read from" if found else None
-    users, _ = split.firsts()
+        return [_by_others(found, names) for found in inter_file.strangers(inter, config, tokens)]
+    try:
+        mentions = [_lines(found) for found in inter_file.mentions(inter, config, tokens)]
+    except InputError:  # nobody asked for them
+        unread = [f"what the files beside {inter.name} say, which cannot be read"]
+        mentions = [unread if any(own.values()) else [] for own in tokens]
+    return [_left(config, split, *each, inter, own) for each, own in zip(asked, mentions, strict=True)]
+
+
+def _by_others(found, names):
+    """In words, what `inter_file.strangers` has found for a request."""
+    if not found:
+        return None
+    said = ", ".join(_lines(found if names else {"other files": sum(found.values())}))
+    return f"{said}, which may name them and which this data set is not read from"
+
+
+def _lines(found):
+    return [f"{_many(count, 'line')} of {name}" for name, count in found.items()]
+
+
+def _left(config, split, request, rows, inter, mentions):
+    """As `left_over` without ``everywhere``, of one request; ``mentions``: in words, of the files beside ``inter``."""
+    named, (users, _) = request.named(split), split.firsts()
     begun, of_users = request.begun(split, rows), np.isin(users, named["user"])
     begun = np.where(of_users | np.isin(users, np.delete(split.users, rows)), begun, 0)
     gone = {"pair": _held_out_too(config, split, rows)}
@@ -319,12 +343,7 @@ def left_over(config, split, request, rows, inter):
         ("first interaction", np.count_nonzero(begun < 0), " of histories of which nobody can tell"),
     ]
     found = [f"{_many(count, what)}{which}" for what, count, which in counts if count]
-    try:
-        for ending, form in inter_file.others(inter, config, tokens).items():
-            file = inter_file.beside(inter, ending)
-            found.append(f"{_many(inter_file.count(file, form), 'line')} of {file.name}")
-    except InputError:  # nobody asked for them
-        found.append(f"what the files beside {inter.name} say, which cannot be read")
+    found += mentions
     taken = "" if begun[~of_users].any() else "; everywhere: True takes them too"
     left = [f"{', '.join(found)}{taken}"] if found else []
     if frozen_data.is_frozen(config) and len(rows) and not config["purge_dataset"]:
