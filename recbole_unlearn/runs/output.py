@@ -315,7 +315,8 @@ def left_over(config, split, asked, inter, names=True):
     except InputError:  # nobody asked for them
         unread = [f"what the files beside {inter.name} say, which cannot be read"]
         mentions = [unread if any(own.values()) else [] for own in tokens]
-    return [_left(config, split, *each, inter, own) for each, own in zip(asked, mentions, strict=True)]
+    each = zip(asked, mentions, strict=True)
+    return [_left(config, split, request, rows, inter, own) for (request, rows), own in each]
 
 
 def _by_others(found, names):
