@@ -200,6 +200,19 @@ def test_a_refusal_tells_what_was_forgotten_from_what_is_held_out(forget, forgot
     refused(forget, found, checkpoint="first/unlearned.pth", forget_file="both.tsv", **nothing)
 
 
+def test_a_refusal_knows_what_histories_begin_with(make_options, data):
+    keys = {"MAX_ITEM_LIST_LENGTH": 6, "hidden_size": 8, "num_layers": 1, "loss_type": "CE"}
+    keys |= {"train_neg_sample_args": None, "load_col": {"inter": ["user_id", "item_id", "timestamp"]}}
+    keys |= {"compare": "none", "evaluate": "none", "data_path": "data"}
+    rows = [line.split("\t") for line in data.read_text().splitlines()[1:]]
+    user, first, _ = rows[0]
+    never = next(item for _, item, _ in rows if item not in {item for name, item, _ in rows if name == user})
+    Path("request.tsv").write_text(f"{user}\t{first}\n{user}\t{never}\n")
+    told = "2 such of 2: 1 that histories begin with, 1 not in the data as the model read them"
+    with pytest.raises(InputError, match=told):
+        run_unlearn("GRU4Rec", "tiny", None, make_options(forget_file="request.tsv", **keys))
+
+
 def test_held_out_pairs_go_with_everywhere(forget, data, forgotten_before):
     pairs, held_out = forgotten_before
     result = forget("first/unlearned.pth", forget_file="both.tsv", output_dir="second", everywhere=True)
@@ -208,6 +221,103 @@ def test_held_out_pairs_go_with_everywhere(forget, data, forgotten_before):
         assert not set(held_out) & set(
             opened.split.tokens(*np.divmod(opened.split.held_out_pairs(), opened.split.n_items))
         )
+
+
+def count_of(data):
+    return len(data.read_text().splitlines())
+
+
+def saved_and_said(forget, data, *arguments, **keys):
+    """What dry run, result and audit record say of lines, which is how many are gone; and the result."""
+    before = count_of(data)
+    planned = forget(*arguments, **keys, dry_run=True)
+    result = forget(*arguments, **keys)
+    lines = result["lines"]
+    assert before - count_of(data) == sum(lines.values())
+    assert audit.read(f"{keys['output_dir']}/audit.jsonl").records[-1]["lines"] == lines
+    told = [each["what"] for each in planned["left"] if each["what"].startswith("the lines of")]
+    earlier = f", and of {lines['earlier']} forgotten before" if lines["earlier"] else ""
+    assert told == [f"the lines of {lines['requested']} forgotten interactions{earlier}"]
+    return lines, planned, result
+
+
+@pytest.fixture
+def again(forget, data):
+    """zero/model.pth, of users who all have their first item again, last of all; returns two pairs of these."""
+    lines = data.read_text().splitlines()
+    firsts = {line.split("\t")[0]: line.split("\t")[1] for line in reversed(lines[1:])}
+    lines += [f"{user}\t{item}\t{2000000 + n}" for n, (user, item) in enumerate(sorted(firsts.items()))]
+    data.write_text("\n".join(lines) + "\n")
+    keys = {"eval_args": {"split": {"LS": "valid_and_test"}, "order": "TO", "group_by": "user", "mode": "full"}}
+    keys["load_col"] = {"inter": ["user_id", "item_id", "timestamp"]}
+    forget(forget_count=1, output_dir="zero", purge=False, purge_dataset=False, **keys)
+    return sorted(firsts.items())[3:5]
+
+
+def test_lines_of_pairs_that_are_held_out_too(forget, data, again):
+    """Of earlier requests they stay; of the request itself they go, and are said to go, and are in no log either."""
+    pair, other = again
+    Path("request.tsv").write_text("\t".join(pair) + "\n")
+    forget("zero/model.pth", forget_file="request.tsv", output_dir="first", purge=False, purge_dataset=False)
+    Path("request.tsv").write_text("\t".join(other) + "\n")
+    lines, _, result = saved_and_said(
+        forget, data, "first/unlearned.pth", forget_file="request.tsv", output_dir="second"
+    )
+    assert lines == {"requested": 2, "earlier": 0} and "left" not in result
+    assert len(lines_of(data, [pair])) == 2 and not lines_of(data, [other])
+    with load("second/unlearned.pth") as opened:
+        held_out = opened.split.tokens(*np.divmod(opened.split.held_out_pairs(), opened.split.n_items))
+    assert pair in held_out and other not in held_out
+
+
+def test_with_everywhere_all_lines_are_counted(forget, data, again):
+    user = again[0][0]
+    lines, planned, _ = saved_and_said(
+        forget, data, "zero/model.pth", forget_users=[user], output_dir="first", everywhere=True
+    )
+    assert lines["requested"] > 20 and any("all other lines" in each["what"] for each in planned["left"])
+
+
+def test_of_pairs_no_other_lines_are_said_to_go(forget, data, forgotten_before):
+    keys = {"forget_file": "both.tsv", "output_dir": "second", "everywhere": True}
+    lines, planned, _ = saved_and_said(forget, data, "first/unlearned.pth", **keys)
+    assert lines == {"requested": 2, "earlier": 5}
+    assert not any("all other lines" in each["what"] for each in planned["left"])
+
+
+def test_a_quoted_line_of_an_earlier_request_hinders_no_later_one(forget, data, forgotten_before):
+    user, item = forgotten_before[0][0]
+    data.write_text(data.read_text().replace(f"\n{user}\t{item}\t", f'\n"{user}"\t{item}\t'))
+    lines, _, result = saved_and_said(forget, data, "first/unlearned.pth", forget_count=2, output_dir="second")
+    assert lines == {"requested": 2, "earlier": 4} and f'\n"{user}"\t{item}\t' in data.read_text()
+    assert "1 pair forgotten before, which tiny.inter names otherwise" in result["left"]
+
+
+@pytest.mark.parametrize("changed", ["data", "log"])
+def test_a_line_that_is_new_is_not_taken_for_one_that_was_forgotten(forget, data, again, changed):
+    """As many rows of the same tokens: an operator took the forgotten line out, and its user came back."""
+    rows = [line.split("\t") for line in data.read_text().splitlines()[1:]]
+    user, items = again[0][0], [item for _, item, _ in rows]
+    own = [item for name, item, _ in rows if name == user]
+    pair = user, next(item for item in own[2:-4] if items.index(item) < [name for name, *_ in rows].index(user))
+    Path("request.tsv").write_text("\t".join(pair) + "\n")
+    forget("zero/model.pth", forget_file="request.tsv", output_dir="first", purge=False, purge_dataset=False)
+    if changed == "data":
+        new = next(item for item in sorted(set(items)) if item not in own)
+        kept = [line for line in data.read_text().splitlines() if tuple(line.split("\t")[:2]) != pair]
+        data.write_text("\n".join([*kept, f"{user}\t{new}\t9999999"]) + "\n")
+    else:  # as earlier versions wrote it
+        file = Path("first/unlearned.triples/metadata.json")
+        metadata = json.loads(file.read_text())
+        del metadata["fingerprint"]["held_out_rows"], metadata["crc32"]["metadata.json"]
+        file.write_text(json.dumps(metadata))
+    before = [line for line in data.read_text().splitlines() if line.startswith(f"{user}\t")]
+    forget("first/unlearned.pth", forget_count=1, output_dir="second", purge=False, purge_dataset=False)
+    keys = {"forget_users": [again[1][0]], "output_dir": "third"}
+    _, planned, result = saved_and_said(forget, data, "second/unlearned.pth", **keys)
+    assert [line for line in data.read_text().splitlines() if line.startswith(f"{user}\t")] == before
+    told = "2 lines of tiny.inter that earlier requests forgot or that are new"
+    assert told in result["left"] and told in planned.page and result["lines"]["earlier"] == 0
 
 
 def test_a_moved_model_finds_its_data(forget):

@@ -454,6 +454,36 @@ def test_of_a_held_out_pair_it_is_said_that_its_line_is_left(here, command, alon
     assert told in Path("a.html").read_text()
 
 
+def test_files_of_others_are_read_once_for_all_and_have_no_name_in_receipts(here, command, monkeypatch):
+    Path("data/tiny/customers.csv").write_text("u20\nu23\nu23\t1\nu2\n")
+    for name, user in (("a", "u20"), ("b", "u23"), ("c", "u26")):
+        command("add", "q.db", "--user", user, "--id", name)
+    read, plain_open = [], open
+
+    def noted(file, *arguments, **keys):
+        read.append(Path(file).name) if isinstance(file, (str, Path)) else None
+        return plain_open(file, *arguments, **keys)
+
+    monkeypatch.setattr("builtins.open", noted)
+    said = command(*SERVE, *EVERYWHERE)
+    assert read.count("customers.csv") == 2  # by the queue, and by the run
+    told = "of other files, which may name them and which this data set is not read from"
+    notes = [json.loads(command("receipt", "q.db", name))["receipt"]["request"].get("note") for name in "abc"]
+    assert notes == [f"left: 1 line {told}", f"left: 2 lines {told}", None]
+    assert "customers" not in said + command("list", "q.db")
+
+
+def test_a_quoted_line_of_what_was_forgotten_before_leaves_no_request_pending(here, command):
+    pair = here.pairs(np.array([0]))[0]
+    command("add", "q.db", "--pair", *pair, "--id", "before")
+    command(*SERVE)
+    file = Path("data/tiny/tiny.inter")
+    file.write_text(file.read_text().replace("\n{}\t{}\t".format(*pair), '\n"{}"\t{}\t'.format(*pair)))
+    command("add", "q.db", "--user", "u20", "--id", "a")
+    assert "a: done" in command(*SERVE, *PURGE) and '\n"{}"\t{}\t'.format(*pair) in file.read_text()
+    assert any("forgotten before, which tiny.inter" in each.read_text() for each in Path("served").glob("*/result.md"))
+
+
 def test_a_held_out_pair_goes_with_everywhere(here, command):
     command("add", "q.db", "--pair", *(pair := held_out_pair(here)), "--id", "a")
     assert "a: done, 0 interactions\n" in command(*SERVE, *EVERYWHERE) and not lines_of(pair)

@@ -11,6 +11,7 @@ from recbole.data.dataset import Dataset
 from recbole_unlearn.data.scaling import scaled
 
 HELD_OUT = "held_out"
+HELD_OUT_ROWS = "held_out_rows"  # of logs that lack rows: of the held-out interactions in data that have these rows
 
 
 def fingerprint(loader: TrainDataLoader) -> dict[str, str]:

@@ -558,12 +558,16 @@ def rows_of_pairs(split, pairs, where):
     missing = ~np.isin(wanted, keys) & ~served
     if missing.any():
         user, item = pairs[np.flatnonzero(missing)[0]]
-        counts = {
+        begun = np.isin(wanted, split.pair_numbers(*split.firsts()))
+        classes = {
             "forgotten before": before,
-            "held-out, never trained on": held_out & ~before,
-            "in none of the data": ~before & ~held_out,
+            "held-out, never trained on": held_out,
+            "that histories begin with": begun,
         }
-        counts = {what: np.count_nonzero(each & missing) for what, each in counts.items()}
+        left, counts = missing, {}
+        for what, each in classes.items():
+            counts[what], left = np.count_nonzero(each & left), left & ~each
+        counts["not in the data as the model read them"] = np.count_nonzero(left)
         found = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
         raise InputError(
             f"{where}: user {user!r} and item {item!r} are no training interaction ({np.count_nonzero(missing)} such "

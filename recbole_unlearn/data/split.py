@@ -25,7 +25,15 @@ from recbole.sampler.sampler import AbstractSampler
 from recbole.utils import ModelType, init_seed
 
 from recbole_unlearn.data.dataset import faster
-from recbole_unlearn.data.fingerprint import HELD_OUT, fingerprint, marks, rows_checksum, surroundings, told
+from recbole_unlearn.data.fingerprint import (
+    HELD_OUT,
+    HELD_OUT_ROWS,
+    fingerprint,
+    marks,
+    rows_checksum,
+    surroundings,
+    told,
+)
 from recbole_unlearn.data.forget import spammers
 from recbole_unlearn.data.frozen_data import frozen_dataset, is_frozen
 from recbole_unlearn.data.histories import history_columns
@@ -118,10 +126,12 @@ class Split:
         n_users, n_items: sizes of the id spaces, padding id 0 included.
         unlinked: ids of entities of which what remains (`remaining`, `remaining_dataset`) has no facts, int64.
         earlier: users and items, ids, of the interactions that were forgotten before and are in the data set still.
+        doubtful: how many interactions the model lacks of which nobody can tell whether they were forgotten or are new.
     """
 
     unlinked: np.ndarray = np.empty(0, np.int64)
     earlier: tuple[np.ndarray, np.ndarray] = (np.empty(0, np.int64), np.empty(0, np.int64))
+    doubtful: int = 0
 
     @faster()
     def __init__(self, config: Config) -> None:
@@ -452,6 +462,17 @@ class Split:
         of = self.fingerprint.get("of", self.n_rows)
         return {**self.fingerprint, "rows": rows_checksum(self.users[keep], self.items[keep]), "of": of}
 
+    def logged_without(self, forgotten: np.ndarray) -> dict[str, Any]:
+        """As `fingerprint_without`, for a log: by the held-out data, too, `align` tells forgotten rows from new ones.
+
+        Their checksum tells nothing of the forgotten, of which nothing is held out but what stays so.
+        """
+        found = self.fingerprint_without(forgotten)
+        return found if self.doubtful else {**found, HELD_OUT_ROWS: self._held_out_checksum()}
+
+    def _held_out_checksum(self):
+        return rows_checksum(*np.divmod(np.sort(self.held_out_pairs()), self.n_items))
+
     def surroundings(self, forgotten: np.ndarray | None = None) -> str:
         """Checksum of what else training without some rows reads, see `fingerprint.surroundings`."""
         data, order = self.train._dataset, self.data_row
@@ -500,7 +521,11 @@ class Split:
         split.users, split.items = self.users[kept], self.items[kept]
         split.spam = np.flatnonzero(np.isin(kept, self.spam))
         real = np.setdiff1d(forgotten, self.spam)
-        split.earlier = self.users[real], self.items[real]
+        # a line that was taken out and another one in its stead give as many rows, of which the log lacks one too
+        if theirs.get(HELD_OUT_ROWS) == salted(log.salt, self._held_out_checksum()):
+            split.earlier = self.users[real], self.items[real]
+        else:
+            split.doubtful = len(real)
         # rows of the remaining data set are numbered anew, in its own order
         split.data_row = np.argsort(np.argsort(self.data_row[kept]))
         split.fingerprint = self.fingerprint_without(forgotten)

@@ -161,12 +161,16 @@ def _looked_up(
     """
     served, refused, done, left, forgotten = {}, {}, {}, {}, []
     config, split, listed = opened.config, opened.split(), output.suppression_list(opened.config)
-    inter = output.data_file(config, opened.stored)
+    inter, asked = output.data_file(config, opened.stored), {}
+    for request in pending:
+        table = _table([request])
+        if not _unknown(split, table):
+            asked[request["id"]] = ForgetRequest("requests", table), rows_of(split, table)[0]
+    notes = dict(zip(asked, output.left_over(config, split, asked.values(), inter, names=False), strict=True))
     for request in pending:
         name, kind, tokens = request["id"], request["kind"], json.loads(request["tokens"])
-        table, named = _table([request]), {kind: tokens}
+        named, unknown = {kind: tokens}, _unknown(split, _table([request]))
         whole = {} if kind == "pair" else named
-        unknown = [field for field in ("user", "item") if table[field][0] and not _known(split, field, table[field][0])]
         if unknown and not _forgotten(queue, kind, tokens, listed):
             refused[name] = f"unknown {unknown[0]} token"
         elif unknown and config["everywhere"] and (files := inter_file.naming(inter, config, whole)):
@@ -175,10 +179,9 @@ def _looked_up(
             done[name] = NOTHING_LEFT
             forgotten.append((kind, *tokens))
         else:
-            asked, rows = ForgetRequest("requests", table), rows_of(split, table)[0]
-            stays = output.left_over(config, split, asked, rows, inter)
-            note = f"left: {stays}" if stays else None
-            lines = config["purge_dataset"] and asked.forgotten_before(split)
+            asking, rows = asked[name]
+            note = f"left: {notes[name]}" if notes[name] else None
+            lines = config["purge_dataset"] and asking.forgotten_before(split)
             if len(rows) or lines or _beyond(config, named, listed):
                 served[name] = len(rows)
                 left |= {name: note} if note else {}
@@ -197,7 +200,7 @@ def _refused(opened, split, requests):
     def check(some):
         request = ForgetRequest("requests", _table(some))
         rows = request.rows(split, output.beyond_rows(config))
-        whole = output.whole_of(config, split, request)
+        whole = output.whole_of(config, split, request, rows)
         output.erasure_of(config, split, rows, opened.stored, whole)
 
     output.erasure_of(config, split, NO_ROWS, opened.stored)  # what is refused of no request is none's fault
@@ -226,6 +229,11 @@ def _forgotten(queue, kind, tokens, listed):
     """Whether the queue, or a suppression list, knows that this, or whom it is of, was forgotten as a whole."""
     covered = [(kind, tokens)] + ([("user", tokens[:1]), ("item", tokens[1:])] if kind == "pair" else [])
     return any(queue.forgotten(*each) or (listed and suppression.lists(listed, *each)) for each in covered)
+
+
+def _unknown(split, table):
+    """Fields, ``user`` and ``item``, of a request's token that the data set does not know."""
+    return [field for field in ("user", "item") if table[field][0] and not _known(split, field, table[field][0])]
 
 
 def _known(split, field, token):
@@ -302,8 +310,8 @@ def _purge(queue, batch, name):
             assert opened
             split = opened.split()
             request = ForgetRequest("requests", _table(queue.requests(batch=batch["id"])))
-            whole = output.whole_of(opened.config, split, request)
             rows = request.rows(split, output.beyond_rows(opened.config))
+            whole = output.whole_of(opened.config, split, request, rows)
             erasure = output.erasure_of(opened.config, split, rows, opened.stored, whole)
             lines = output.lines_of(split, rows, erasure, whole)
             result = {"files": {"original": str(path)}, "audit": {"request": name}, "lines": lines}

@@ -158,7 +158,7 @@ def save_unlearned(
     frozen = Frozen(split, rows, whole) if inter else None
     new = unlearned.training
     epochs = new.epochs if new else _approximate(trained, rows)
-    fingerprint = frozen.fingerprint if frozen else split.fingerprint_without(rows)
+    fingerprint = frozen.fingerprint if frozen else split.logged_without(rows)
 
     def write_log(folder):
         # where no row goes, batches tell of none
@@ -240,14 +240,29 @@ def beyond_rows(config) -> bool:
     return bool(config["everywhere"] or config["suppression"])
 
 
-def whole_of(config, split, request):
-    """What is named of which nothing is to stay, as `ForgetRequest.named` has it; empty without ``everywhere``.
+def whole_of(config, split, request, rows):
+    """Of what nothing is to stay, as `ForgetRequest.named` has it: with ``everywhere`` of what is named.
+
+    With ``purge_dataset`` of the pairs of rows that are held out too, whose lines the file does not tell apart.
 
     Raises:
         InputError: nobody is named as a whole, or nothing would be left of a part of the data.
     """
-    if not config["everywhere"]:
-        return {}
+    both = _held_out_too(config, split, rows)
+    whole = _named_whole(config, split, request) if config["everywhere"] else {}
+    if len(both):
+        whole |= {"pair": np.union1d(whole.get("pair", NO_PAIRS), both)}
+    for name, gone in split.held_out(whole).items() if whole else ():
+        if 0 < len(gone) == len(getattr(split, name)._dataset):
+            raise InputError(
+                f"{'everywhere' if config['everywhere'] else 'purge_dataset'}: True would leave no {name} interaction; "
+                "leave it out, or train anew"
+            )
+    return whole
+
+
+def _named_whole(config, split, request):
+    """As `whole_of`, with ``everywhere``: what is named."""
     whole = request.named(split)
     if not any(map(len, whole.values())):
         raise InputError(
@@ -260,10 +275,14 @@ def whole_of(config, split, request):
             f"everywhere: True: the histories of {begun} users begin with these items, in no row of its own that could "
             f"be forgotten, so that {config['model']} stays trained on them; leave it out, or train anew without them"
         )
-    for name, rows in split.held_out(whole).items():
-        if 0 < len(rows) == len(getattr(split, name)._dataset):
-            raise InputError(f"everywhere: True would leave no {name} interaction; leave it out, or train anew")
     return whole
+
+
+def _held_out_too(config, split, rows):
+    """Numbers of the pairs of rows that are held out too, where the file loses their lines."""
+    if not (config["purge_dataset"] and len(rows)):
+        return NO_PAIRS
+    return np.intersect1d(_numbers(split, rows), split.held_out_pairs())
 
 
 def unlinked(split: Split, whole: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -280,32 +299,54 @@ def check_unlinked(config, entities: np.ndarray, exact: bool) -> None:
         )
 
 
-def left_over(config, split, request, rows, inter):
-    """In words, what a request leaves of whom or what it names beside its rows; None: nothing.
+def left_over(config, split, asked, inter, names=True):
+    """In words, what each request leaves of whom or what it names beside its rows; None: nothing.
 
     Of what is named all; of other requests what histories begin with, of users who are trained on. With
     ``everywhere`` what files of others may say.
+
+    Args:
+        asked: requests, each with its rows. What lies in files is looked up for all of them at once.
+        names: whether to name files which the data set is not read from.
     """
-    named, tokens = request.named(split), split.named(request.whole(split))
+    tokens = [split.named(request.whole(split)) for request, _ in asked]
     if config["everywhere"]:
-        others = inter_file.strangers(inter, config, tokens).items()
-        found = [f"{_many(count, 'line')} of {name}" for name, count in others]
-        return f"{', '.join(found)}, which may name them and which this data set is not read from" if found else None
-    users, _ = split.firsts()
+        return [_by_others(found, names) for found in inter_file.strangers(inter, config, tokens)]
+    try:
+        mentions = [_lines(found) for found in inter_file.mentions(inter, config, tokens)]
+    except InputError:  # nobody asked for them
+        unread = [f"what the files beside {inter.name} say, which cannot be read"]
+        mentions = [unread if any(own.values()) else [] for own in tokens]
+    each = zip(asked, mentions, strict=True)
+    return [_left(config, split, request, rows, inter, own) for (request, rows), own in each]
+
+
+def _by_others(found, names):
+    """In words, what `inter_file.strangers` has found for a request."""
+    if not found:
+        return None
+    said = ", ".join(_lines(found if names else {"other files": sum(found.values())}))
+    return f"{said}, which may name them and which this data set is not read from"
+
+
+def _lines(found):
+    return [f"{_many(count, 'line')} of {name}" for name, count in found.items()]
+
+
+def _left(config, split, request, rows, inter, mentions):
+    """As `left_over` without ``everywhere``, of one request; ``mentions``: in words, of the files beside ``inter``."""
+    named, (users, _) = request.named(split), split.firsts()
     begun, of_users = request.begun(split, rows), np.isin(users, named["user"])
     begun = np.where(of_users | np.isin(users, np.delete(split.users, rows)), begun, 0)
+    gone = {"pair": _held_out_too(config, split, rows)}
+    held_out = (np.setdiff1d(own, split.held_out(gone)[name]) for name, own in split.held_out(named).items())
     counts = [
-        ("held-out interaction", sum(map(len, split.held_out(named).values())), ""),
+        ("held-out interaction", sum(map(len, held_out)), ""),
         ("interaction", np.count_nonzero(begun > 0), " that histories begin with"),
         ("first interaction", np.count_nonzero(begun < 0), " of histories of which nobody can tell"),
     ]
     found = [f"{_many(count, what)}{which}" for what, count, which in counts if count]
-    try:
-        for ending, form in inter_file.others(inter, config, tokens).items():
-            file = inter_file.beside(inter, ending)
-            found.append(f"{_many(inter_file.count(file, form), 'line')} of {file.name}")
-    except InputError:  # nobody asked for them
-        found.append(f"what the files beside {inter.name} say, which cannot be read")
+    found += mentions
     taken = "" if begun[~of_users].any() else "; everywhere: True takes them too"
     left = [f"{', '.join(found)}{taken}"] if found else []
     if frozen_data.is_frozen(config) and len(rows) and not config["purge_dataset"]:
@@ -349,8 +390,8 @@ def erasure_of(config, split, rows, stored, whole=None):
                 f"purge_dataset: {both} forgotten pairs of user and item occur in other training interactions too, "
                 "which the file does not tell apart; use forget_file, which forgets all of them"
             )
-        gone = forgotten_before(split, rows, whole), _held_out(split, whole)
-        gone = [*split.pairs(rows), *_pairs(split, np.concatenate(gone))]
+        earlier = inter_file.plainly(inter, config, _pairs(split, forgotten_before(split, rows, whole)))
+        gone = [*_own(split, rows, whole), *earlier]
         erasure = {"inter": inter, "config": config, "pairs": gone, "whole": split.named(whole or {})}
     if config["purge"]:
         purging.check(config["checkpoint"], **erasure)
@@ -358,11 +399,36 @@ def erasure_of(config, split, rows, stored, whole=None):
 
 
 def lines_of(split, rows, erasure, whole) -> dict[str, int] | None:
-    """Of how many interactions, of this request and of earlier ones, the data file loses the lines; None: of none."""
+    """How many lines the data file loses, of this request and of earlier ones alone; None: nothing is taken out."""
     if not erasure:
         return None
-    own, earlier = len(rows) + len(_held_out(split, whole)), len(forgotten_before(split, rows, whole))
-    return {"requested": own, "earlier": earlier}
+    inter, form = erasure["inter"], inter_file.reading(erasure["config"], erasure["whole"])
+    own, pairs = set(_own(split, rows, whole)), set(erasure["pairs"])
+    requested = inter_file.count(inter, form, own)
+    return {"requested": requested, "earlier": inter_file.count(inter, form, pairs) - requested if pairs > own else 0}
+
+
+def untold(split, rows, erasure, whole) -> str | None:
+    """In words, what of earlier requests the data file keeps though it is to lose it; None: nothing."""
+    if not erasure:
+        return None
+    hidden = len(set(_pairs(split, forgotten_before(split, rows, whole))) - set(erasure["pairs"]))
+    name, kept = erasure["inter"].name, []
+    if hidden:
+        kept.append(
+            f"{_many(hidden, 'pair')} forgotten before, which {name} names otherwise than RecBole read it (quotes?)"
+        )
+    if split.doubtful:
+        kept.append(
+            f"{_many(split.doubtful, 'line')} of {name} that earlier requests forgot or that are new, which the "
+            "model's log does not tell (it is of an earlier version, or the data have changed since)"
+        )
+    return "; ".join(kept) or None
+
+
+def _own(split, rows, whole):
+    """Pairs of tokens that a request itself takes out of the data file."""
+    return [*split.pairs(rows), *_pairs(split, _held_out(split, whole))]
 
 
 def _numbers(split, rows):
@@ -385,10 +451,15 @@ def _kept(split, rows, whole):
 def forgotten_before(split, rows, whole):
     """Numbers of the pairs that earlier requests forgot, one for each interaction whose line the data file still has.
 
-    Not those that are trained on all the same, without ``rows``: the file does not tell them apart.
+    Not those that are trained on all the same, without ``rows``, or held out: the file does not tell them apart.
     """
     earlier = split.pair_numbers(*split.earlier)
-    return earlier[~np.isin(earlier, _kept(split, rows, whole))] if len(earlier) else earlier
+    if not len(earlier):
+        return earlier
+    held_out = split.held_out_pairs()
+    if whole:
+        held_out = held_out[~split.among(*np.divmod(held_out, split.n_items), whole)]
+    return earlier[~np.isin(earlier, np.concatenate([_kept(split, rows, whole), held_out]))]
 
 
 def _held_out(split, whole):

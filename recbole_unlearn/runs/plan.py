@@ -80,17 +80,21 @@ def _left(run) -> list[dict[str, str]]:
     config, path, purge = run.config, run.checkpoint.path, run.config["purge"]
     deleted = "is deleted" if purge else "stays (purge: True deletes it)"
     inter = run.erasure.get("inter")
-    before = len(output.forgotten_before(run.split, run.rows, run.whole))
-    lines = f"the lines of {len(run.rows)} forgotten interactions"
-    lines += f", and of {before} forgotten before" if before else ""
+    counts = run.lines or {
+        "requested": len(run.rows),
+        "earlier": len(output.forgotten_before(run.split, run.rows, run.whole)),
+    }
+    lines = f"the lines of {counts['requested']} forgotten interactions"
+    lines += f", and of {counts['earlier']} forgotten before" if counts["earlier"] else ""
     data = output.data_file(config, run.checkpoint.stored)
+    named = any(len(run.whole.get(field, ())) for field in ("user", "item"))  # pairs have lines in one file alone
     found = [
         ("the original checkpoint", path, deleted),
         ("its log", log_path(path), deleted),
         *(("a list or vectors beside it", each, deleted) for each in purging.written_beside(path)),
         (lines, data, "are removed" if inter else "stay (purge_dataset: True removes them)"),
         *([(run.left, data.parent, "stay")] if run.left else []),
-        *([("all other lines that name them", data.parent, "are removed")] if run.whole else []),
+        *([("all other lines that name them", data.parent, "are removed")] if named else []),
         ("the request, and copies of data and models elsewhere", "wherever you keep them", "stay; they are yours"),
     ]
     if run.checkpoint.stock:

@@ -66,14 +66,17 @@ class Run:
             raise InputError("compare: paired trains in one process; leave torchrun and nproc out, or compare: retrain")
         self.unlearner = self._opened(checkpoint) if checkpoint and not (adopts and config["dry_run"]) else None
         earlier = checkpoint.stored if checkpoint else None
-        self.whole = output.whole_of(config, self.split, self.request)
+        self.whole = output.whole_of(config, self.split, self.request, self.rows)
         self.unlinked = output.unlinked(self.split, self.whole)
         if self.unlearner and self.request.kind != "requests":
             output.check_unlinked(config, self.unlinked, self.unlearner.will_be_exact(self.rows))
         self.erasure = output.erasure_of(config, self.split, self.rows, earlier, self.whole) if saved else {}
         self.lines = output.lines_of(self.split, self.rows, self.erasure, self.whole)
         inter = output.data_file(config, earlier)
-        self.left = output.left_over(config, self.split, self.request, self.rows, inter) if saved else None
+        asked = [(self.request, self.rows)] if saved else []
+        left = output.left_over(config, self.split, asked, inter)
+        untold = output.untold(self.split, self.rows, self.erasure, self.whole)
+        self.left = "; ".join(filter(None, [*left, untold])) or None
         self.suppression = output.suppression_list(config) if saved else None
         if checkpoint and config["suppression"] and config["compare"] == "retrain":  # found now, not after forgetting
             left_out = "the model to compare with would be trained on them: leave it out by compare: none"

@@ -5,9 +5,9 @@ of their column.
 """
 
 import csv
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from itertools import islice
+from itertools import islice, product
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -49,31 +49,57 @@ def others(inter: Path, config: Config, whole: Whole) -> dict[str, dict[str, Any
 
     Those of an item are its line in ``.item``, its link, and the triples of its entity, if no other item has that.
     """
-    inter_form = reading(config, whole)
-    user, item = inter_form["fields"]
-    gone, found = inter_form["whole"], {}
-
-    def look(ending, whole):
-        form = {**inter_form, "fields": list(whole), "whole": whole}
-        path = beside(inter, ending)
-        if whole and path.is_file():
-            _check_plain(path, form)
-            if names_any(path, form, ()):
-                found[ending] = form
-
-    look("user", {user: gone[user]} if user in gone else {})
-    if item in gone:
-        for ending in ("item", "link"):
-            look(ending, {item: gone[item]})
-    if "link" in found and beside(inter, "kg").is_file():
-        entity = config["ENTITY_ID_FIELD"] or "entity_id"
-        linked = records(beside(inter, "link"), {**inter_form, "fields": [item, entity]})
-        links = [values for _, values in linked if values]
-        kept = {entity for token, entity in links if token not in gone[item]}
-        entities = sorted({entity for token, entity in links if token in gone[item]} - kept)
-        ends = [config[f"{end}_ENTITY_ID_FIELD"] or f"{end.lower()}_id" for end in ("HEAD", "TAIL")]
-        look("kg", dict.fromkeys(ends, entities) if entities else {})
+    found = {}
+    for path, form, _ in _asked(inter, config, [whole]):
+        if names_any(path, form, ()):
+            found[path.suffix[1:]] = form
     return found
+
+
+def mentions(inter: Path, config: Config, wholes: Sequence[Whole]) -> list[dict[str, int]]:
+    """As `others`, of each of ``wholes``: the files' names, and how many of their lines go; each file is read once."""
+    found: list[dict[str, int]] = [{} for _ in wholes]
+    for path, form, asking in _asked(inter, config, wholes):
+        named = (zip(form["fields"], values, strict=True) for _, values in lines(path, form) if values is not None)
+        _count(found, path, (set().union(*(asking[field].get(value, ()) for field, value in own)) for own in named))
+    return found
+
+
+def _count(found, path, lines):
+    """Count lines of a file, each given by who asks for it, in ``found``."""
+    for asking in lines:
+        for n in asking:
+            found[n][path.name] = found[n].get(path.name, 0) + 1
+
+
+def _asked(inter, config, wholes):
+    """(path, its form, who asks: number in ``wholes`` by field and token) of files that may have lines of any."""
+    form = reading(config)
+    user, item = form["fields"]
+    gone = [reading(config, whole)["whole"] for whole in wholes]
+
+    def file(ending, fields, tokens):
+        asking: dict[str, dict[str, list[int]]] = {field: {} for field in fields}
+        for field, (n, own) in product(fields, enumerate(tokens)):
+            for token in own:
+                asking[field].setdefault(token, []).append(n)
+        path, named = beside(inter, ending), {**form, "fields": fields}
+        named["whole"] = {field: sorted(own) for field, own in asking.items()}
+        if any(tokens) and path.is_file():
+            _check_plain(path, named)
+            yield path, named, asking
+
+    yield from file("user", [user], [each.get(user, []) for each in gone])
+    items = [each.get(item, []) for each in gone]
+    for ending in ("item", "link"):
+        yield from file(ending, [item], items)
+    if any(items) and beside(inter, "link").is_file() and beside(inter, "kg").is_file():
+        entity, owners = config["ENTITY_ID_FIELD"] or "entity_id", {}
+        for _, values in records(beside(inter, "link"), {**form, "fields": [item, entity]}):
+            if values:
+                owners.setdefault(values[1], set()).add(values[0])
+        ends = [config[f"{end}_ENTITY_ID_FIELD"] or f"{end.lower()}_id" for end in ("HEAD", "TAIL")]
+        yield from file("kg", ends, [[each for each, own in owners.items() if own <= {*some}] for some in items])
 
 
 def naming(inter: Path, config: Config, whole: Whole) -> list[str]:
@@ -83,24 +109,29 @@ def naming(inter: Path, config: Config, whole: Whole) -> list[str]:
     return [path.name for path in (*own, *(beside(inter, ending) for ending in others(inter, config, whole)))]
 
 
-def strangers(inter: Path, config: Config, whole: Whole) -> dict[str, int]:
-    """Other files in the data set's folder, by name, and how many of their lines have a token of these users or items.
+def strangers(inter: Path, config: Config, wholes: Sequence[Whole]) -> list[dict[str, int]]:
+    """Of each of ``wholes``: other files in the folder, by name, and how many of their lines have a token of these.
 
-    Whatever column it is in, alone or in a list: nobody knows how to read them, and nothing is taken out of them.
+    Whatever column it is in, alone or in a list: nobody knows how to read them, and nothing is taken out of them. Each
+    file is read once.
     """
-    form, found = reading(config, whole), {}
-    tokens = {token.encode(form["encoding"]) for each in form["whole"].values() for token in each}
+    form = reading(config)
+    found: list[dict[str, int]] = [{} for _ in wholes]
+    asking: dict[bytes, list[int]] = {}
+    for n, whole in enumerate(wholes):
+        for token in {token for tokens in whole.values() for token in tokens}:
+            asking.setdefault(token.encode(form["encoding"]), []).append(n)
     separator, known = form["separator"].encode(form["encoding"]), {beside(inter, each) for each in ("inter", *OTHERS)}
-    for path in sorted(inter.parent.iterdir()) if tokens and inter.parent.is_dir() else ():
+    for path in sorted(inter.parent.iterdir()) if asking and inter.parent.is_dir() else ():
         if path in known or not path.is_file() or is_debris(path):
             continue
         try:
             with open(path, "rb") as file:
                 values = (line.rstrip(b"\r\n").split(separator) for line in file)
-                count = sum(not tokens.isdisjoint([*own, *b" ".join(own).split(b" ")]) for own in values)
+                tokens = (asking.keys() & {*own, *b" ".join(own).split(b" ")} for own in values)
+                _count(found, path, (set().union(*map(asking.__getitem__, own)) for own in tokens))
         except OSError as error:
             raise InputError(f"cannot read {path}: {error.strerror}") from None
-        found |= {path.name: count} if count else {}
     return found
 
 
@@ -109,10 +140,18 @@ def beside(inter: Path, ending: str) -> Path:
     return inter.with_suffix(f".{ending}")
 
 
-def count(path: Path, form: Mapping[str, Any]) -> int:
-    """Lines that name what a form says."""
-    form = _quick(form)
-    return sum(_named(values, form, ()) for _, values in lines(path, form))
+def count(path: Path, form: Mapping[str, Any], pairs: Iterable[tuple[str, str]] = ()) -> int:
+    """Lines that name one of these (user token, item token), or what a form says."""
+    pairs, form = set(pairs), _quick(form)
+    return sum(_named(values, form, pairs) for _, values in lines(path, form))
+
+
+def plainly(path: Path, config: Config, pairs: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Those of some pairs that the file names, nowhere otherwise than RecBole reads it."""
+    pairs, found, hidden = set(pairs), set(), set()
+    for own, record in records(path, reading(config)) if pairs else ():
+        (found if own == [record] else hidden).update(pairs.intersection([*own, record]))
+    return sorted(found - hidden)
 
 
 def _named(values, form, pairs):
