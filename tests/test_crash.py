@@ -617,7 +617,7 @@ def test_what_a_killed_run_without_files_left_is_swept_by_the_next(scene, tmp_pa
 
     fresh(scene, tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr(run_module, "make_trainer", die)
+        patch.setattr(run_module, "judge", die)
         keys = {"checkpoint": str(MODEL), "forget_count": 3, "compare": "none"}
         assert forked(lambda: run_unlearn(config_dict=keys, saved=False)) == KILLED
     (left,) = temporary.iterdir()

@@ -276,8 +276,10 @@ def test_a_rank_that_dies_ends_the_others(make_options, tmp_path):
     assert ended[1][0] == 9
     others = [text for rank, (_, text) in enumerate(ended) if rank != 1]
     assert all(status == 1 for rank, (status, _) in enumerate(ended) if rank != 1)  # rank_worker has no main of ours
-    assert sum("lost contact with another rank" in text for text in others) == 1
-    assert sum("OtherRankFailed" in text for text in others) == 1
+    lost = ["lost contact with another rank" in text for text in others]
+    told = ["OtherRankFailed" in text for text in others]
+    # who notices first tells the other, who may have noticed by then
+    assert any(lost) and all(each ^ other for each, other in zip(lost, told, strict=True))
 
 
 def test_a_rank_that_never_comes_is_given_up(make_options, tmp_path):

@@ -45,7 +45,8 @@ def test_with_nothing_forgotten_it_is_the_training_again_bit_by_bit(make_trained
 
 def test_it_stops_where_the_originals_weights_are_from(make_trained_task, tmp_path):
     """Not where the training ended: this one learns too fast, and is best before its last epoch."""
-    task = make_trained_task("BPR", learning_rate=1.0, epochs=12)
+    negatives = {"distribution": "uniform", "sample_num": 2}
+    task = make_trained_task("BPR", learning_rate=1.0, epochs=12, train_neg_sample_args=negatives)
     assert task.stored["triple_log"]["epochs"] < 8
     assert np.array_equal(flat(again(task, NO_ROWS, tmp_path)), flat(task.stored["state_dict"]))
 

@@ -129,7 +129,7 @@ class ForgetRequest:
 
     def forgotten_before(self, split: "Split") -> int:
         """How many interactions this names that were forgotten before and are in the data set still."""
-        return np.count_nonzero(split.among(*split.earlier, self.named(split)))
+        return int(np.count_nonzero(split.among(*split.earlier, self.named(split))))
 
     def begun(self, split: "Split", rows: np.ndarray) -> np.ndarray:
         """Whether this names interactions that histories begin with too, see `Split.firsts`, which are in no row.

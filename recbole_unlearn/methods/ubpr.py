@@ -6,8 +6,8 @@ from recbole_unlearn.settings.config import PAPER
 
 
 class UBPR(Ours):
-    """Exact Hessian of the last epoch's triples, no damping but L2, the forgotten triples' gradient and nothing else:
-    neither what comes back as negatives nor a share of L2, which equation (7) does not sum over triples.
+    """Exact Hessian of the last epoch's triples, no damping but L2, and the gradient of the forgotten triples' loss, in
+    which equation (7) has L2 too (here: each triple's share of it); nothing else.
 
     "Learning to unlearn for Bayesian personalized ranking via influence function" (2025). Without L2, or where training
     stopped early, this Hessian is indefinite; conjugate gradient then stops at the first direction of negative

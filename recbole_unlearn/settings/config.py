@@ -3,6 +3,7 @@
 import copy
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -37,7 +38,7 @@ def anywhere(config: "UnlearnConfig") -> "UnlearnConfig":
 
 def is_bare(key: str, path: str) -> bool:
     """Whether a key's path is the name of a file that lies where the new model does."""
-    return key == "audit" and os.path.basename(path) == path
+    return key == "audit" and Path(path).name == path
 
 
 def extended(config: Config, changes: Mapping[str, Any]) -> "UnlearnConfig":

@@ -120,7 +120,7 @@ class Checkpoint:
         model = new_model(self.config, split, seed)
         initial = _parameters(model)
         load_weights(model, stored)
-        return Trained(model, self.config, split, log, stored, self.path.absolute(), initial, seed)
+        return Trained(model, self.config, split, log, stored, Path(self.path).absolute(), initial, seed)
 
 
 def _hold(path, held, new=False, looks=False):

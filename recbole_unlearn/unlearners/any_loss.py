@@ -483,8 +483,7 @@ class AnyLoss(Problem):
             some = spread(changed, limit)
             negatives, weight = self._one_epoch_each(some, epochs), np.full(len(some), len(changed) / len(some))
             z += self._gradient(before, some, negatives, weight) - self._gradient(after, some, negatives, weight)
-        if not way.forgotten_stay:
-            z += len(rows) * self._terms * self.weight_decay * _joined(before.parameters)
+        z += len(rows) * self._terms * self.weight_decay * _joined(before.parameters)
         if self.come_back(way.pool_return):
             kept, drawn, returned, weight = self.returned(rows, epochs)
             # a forgotten item is drawn instead of another

@@ -446,8 +446,8 @@ class DotProduct(Problem):
         users, items = np.asarray(log.users[own], np.int64) - shard.users.start, np.asarray(log.items[own], np.int64)
         removed = sampled_triples(users, items, log.gather(own, self.log_epochs(way)))
         z = torch.from_numpy(gradient(removed, P, self.Q))
-        if not way.forgotten_stay:  # L2 is a mean over triples too, so fewer triples carry less of it
-            shard.once(z).add_(len(rows) * log.negatives * self.weight_decay * shard.once(self.spread()))
+        # L2 is a mean over triples too, so fewer triples carry less of it
+        shard.once(z).add_(len(rows) * log.negatives * self.weight_decay * shard.once(self.spread()))
         if self.come_back(way.pool_return):
             z -= torch.from_numpy(gradient(self._returned(rows), P, self.Q))
         return shard.sum_items(z)

@@ -129,9 +129,8 @@ class Propagated(DotProduct):
         nodes = removed.users, n_users + removed.pos, n_users + removed.neg
         batch = None if self.require_pow else self._batch
         l2 = embedding_l2(W, nodes, removed.weight, self.reg_weight, batch)
-        z += (l2[:, None] * W).ravel()
+        z += (l2[:, None] * W).ravel() + len(rows) * m * self.weight_decay * W.ravel()
         if not way.forgotten_stay:
-            z += len(rows) * m * self.weight_decay * W.ravel()
             triples = self._curvature_triples(rows, way)
             at = (self._at(triples, graph, way).gradient() for graph in (with_them, without_them))
             z += (next(at) - next(at)).numpy()
