@@ -208,8 +208,6 @@ def _pairs_file(key, value, config):
     path = _path(key, value, config)
     header = f"{config['USER_ID_FIELD']}:token", f"{config['ITEM_ID_FIELD']}:token"
     pairs = _read_pairs(path, header)
-    if not pairs:
-        raise InputError(f"the forget set is empty: {path} names no pair of a user and an item")
     return PairsOfFile(path, ([user for user, _ in pairs], [item for _, item in pairs]))
 
 
