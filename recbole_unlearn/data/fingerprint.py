@@ -8,6 +8,7 @@ import pandas as pd
 from recbole.data.dataloader import TrainDataLoader
 from recbole.data.dataset import Dataset
 
+from recbole_unlearn.data.histories import history_columns
 from recbole_unlearn.data.scaling import scaled
 
 HELD_OUT = "held_out"
@@ -90,8 +91,8 @@ def told(data: Dataset) -> set[str]:
     Not the ids, which the fingerprint knows, nor the numbers that a trainer gives to rows, which are no field; nor
     what is scaled by what remains: in two requests it is rounded otherwise than in one.
     """
-    moving = scaled(data.config, data)
-    lists = {getattr(data, f"{name}_list_field", None) for name in moving}
+    moving, histories = scaled(data.config, data), history_columns(data)
+    lists = {histories[name] for name in moving if name in histories}
     return data.field2type.keys() - {data.uid_field, data.iid_field, *moving, *lists}
 
 

@@ -21,7 +21,7 @@ from recbole.utils import FeatureSource, FeatureType, ModelType
 
 from recbole_unlearn.compat.recbole_models import is_recboles
 from recbole_unlearn.data.fingerprint import HELD_OUT, held_out_checksum, surroundings, tokens_checksum
-from recbole_unlearn.data.histories import history_columns
+from recbole_unlearn.data.histories import ENDS, history_columns
 from recbole_unlearn.data.sampling import ROW
 from recbole_unlearn.storage.files import replacing, write_atomically
 
@@ -109,9 +109,8 @@ class Frozen:
 
         Else their width would tell how many entries one had that is gone.
         """
-        data, histories = self.data, {}
-        if isinstance(data, SequentialDataset):
-            histories = {column: name for name, column in history_columns(data).items()}
+        data = self.data
+        histories = {column: name for name, column in history_columns(data).items()}
         together: dict[str, dict[str, int]] = {}  # field -> its columns, with the axis of the list's entries
         for column in self.tables["train"]:
             if isinstance(data.field2seqlen.get(column), tuple):
@@ -128,7 +127,8 @@ class Frozen:
 
     def _ids(self, fields, tables):
         """What tables have in some columns, and in the histories of these: ids, without padding."""
-        columns = {*fields, *(getattr(self.data, f"{field}_list_field", field) for field in fields)}
+        histories = history_columns(self.data)
+        columns = {*fields, *(histories[field] for field in fields if field in histories)}
         found = [np.ravel(table[column]) for table in tables for column in columns if column in table]
         return np.setdiff1d(np.concatenate([NOBODY, *found]), [0])
 
@@ -181,7 +181,7 @@ class Frozen:
             "alias": {name: list(map(str, fields)) for name, fields in data.alias.items()},
             "rest": list(map(str, data._rest_fields)),
             "tables": list(data.feat_name_list),
-            "lists": {name: value for name, value in vars(data).items() if name.endswith("_list_field")},
+            "lists": {name: value for name, value in vars(data).items() if name.endswith(ENDS)},
             "preloaded": list(data._preloaded_weight),
             **(pairs if any(pairs.values()) else {}),
         }

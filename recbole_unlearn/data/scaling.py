@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import numpy as np
 import torch
 from recbole.config import Config
-from recbole.data.dataset import Dataset, SequentialDataset
+from recbole.data.dataset import Dataset
 from recbole.utils import FeatureType
 
 from recbole_unlearn.data.histories import history_columns
@@ -23,7 +23,7 @@ def scaled(config: Config, data: Dataset) -> list[str]:
 
 def check_scaled(config: Config, data: Dataset) -> None:
     """Raises InputError where histories hold numbers that cannot be scaled anew: rows lack each user's last one."""
-    known = history_columns(data) if isinstance(data, SequentialDataset) else {}
+    known = history_columns(data)
     for name in known if config["normalize_all"] else config["normalize_field"] or []:
         field = known.get(name)
         if name in data.inter_feat.columns or data.field2type.get(field) != FeatureType.FLOAT_SEQ:
@@ -52,13 +52,13 @@ def rescale(data: Dataset, before: Limits, after: Limits) -> None:
         data: RecBole data set with tensors of its own, in a dict of its own.
         before, after: limits of all rows, and of those that stay.
     """
-    columns = data.inter_feat.interaction
+    columns, histories = data.inter_feat.interaction, history_columns(data)
     for name, (low, high) in after.items():
         if (low, high) == before[name]:
             continue
         pairs = name in data.config["numerical_features"]
         columns[name] = _between(columns[name], low, high, pairs)
-        if (field := getattr(data, f"{name}_list_field", None)) in columns:
+        if field := histories.get(name):
             there = torch.arange(columns[field].shape[1]) < columns[data.item_list_length_field][:, None]
             there = there[:, :, None] if pairs else there
             columns[field] = torch.where(there, _between(columns[field], low, high, pairs), columns[field])

@@ -600,5 +600,5 @@ def firsts_of(data: Dataset, field: str | None = None) -> tuple[np.ndarray, np.n
     if not isinstance(data, SequentialDataset):
         return np.empty(0, np.int64), np.empty(0, np.int64)
     alone = data.inter_feat[data.item_list_length_field] == 1
-    lists = data.inter_feat[getattr(data, f"{field or data.iid_field}_list_field")]
+    lists = data.inter_feat[history_columns(data)[field or data.iid_field]]
     return data.inter_feat[data.uid_field][alone].numpy(), lists[alone, 0].numpy()

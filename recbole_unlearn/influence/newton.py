@@ -142,8 +142,8 @@ def minimise(
             away = _off_saddle(objective, theta, value, loss)
             if away is None:
                 break
-            theta, precondition, radius, stuck = away, None, None, False
-            value, gradient, loss = objective.at(theta)
+            theta, (value, gradient, loss) = away
+            precondition, radius, stuck = None, None, False
             norm = space.norm(gradient)
             report.iterations, report.negative_curvature = report.iterations + 1, True
             continue
@@ -182,7 +182,8 @@ def minimise(
 
 
 def _off_saddle(objective, theta, value, loss):
-    """Weights of a lower value that have one column more, where one is missing and would lower it; None: nowhere.
+    """Weights that have one column more, and the lower objective there, where one is missing and would lower it; else
+    None.
 
     In a direction of K in which all rows are 0 the Hessian is ``[[l2, G], [G^T, l2]]``, G the gradient for the scores:
     a power iteration finds the greatest singular value of G.
@@ -212,8 +213,8 @@ def _off_saddle(objective, theta, value, loss):
     length = space.norm(theta) / np.sqrt(K) or 1.0
     while length**2 > ROUNDING:
         away = theta + length * v
-        if objective.at(away)[0] < value - ROUNDING * abs(value):
-            return away
+        if (found := objective.at(away))[0] < value - ROUNDING * abs(value):
+            return away, found
         length /= 2
     return None
 

@@ -11,6 +11,7 @@ from recbole.data.dataset import Dataset
 from recbole.model.abstract_recommender import AbstractRecommender
 from recbole.model.sequential_recommender import FPMC, TransRec
 
+from recbole_unlearn.data.histories import history_columns
 from recbole_unlearn.devices import array
 from recbole_unlearn.influence.summed_training import DISTANCE, OWN, PRODUCT, Part
 
@@ -88,6 +89,6 @@ def width(model: AbstractRecommender) -> int:
 def last_items(data: Dataset) -> np.ndarray:
     """Last item of each row's history, int64 ``[rows]``; 0 where it is empty."""
     columns = data.inter_feat
-    lists = columns[getattr(data, f"{data.iid_field}_list_field")].numpy()
+    lists = columns[history_columns(data)[data.iid_field]].numpy()
     ends = columns[data.item_list_length_field].numpy()
     return np.where(ends > 0, lists[np.arange(len(lists)), ends - 1], 0)

@@ -169,7 +169,7 @@ def _looked_up(
     notes = dict(zip(asked, output.left_over(config, split, asked.values(), inter, names=False), strict=True))
     for request in pending:
         name, kind, tokens = request["id"], request["kind"], json.loads(request["tokens"])
-        named, unknown = {kind: tokens}, _unknown(split, _table([request]))
+        named, unknown = {kind: tokens}, [] if name in asked else _unknown(split, _table([request]))
         whole = {} if kind == "pair" else named
         if unknown and not _forgotten(queue, kind, tokens, listed):
             refused[name] = f"unknown {unknown[0]} token"
