@@ -25,6 +25,7 @@ from recbole_unlearn.quick_start import run_unlearn
 from recbole_unlearn.reports import tables as reporting
 from recbole_unlearn.runs import output
 from recbole_unlearn.runs import run as run_module
+from recbole_unlearn.runs.erasure import Erasure
 from recbole_unlearn.settings.config import UnlearnConfig
 from recbole_unlearn.storage import audit, checkpoints, files, purging
 from recbole_unlearn.storage.files import locked, scratch_folder
@@ -76,9 +77,9 @@ def forget(scene, ready=lambda: None):
     ready()
     with ExitStack() as held:
         held.enter_context(locked(MODEL))
-        erasure = output.erasure_of(config, split, rows, trained.stored)
+        erasure = Erasure(config, split, trained.stored, rows)
         folder = output.claim(held, UNLEARNED.parent)
-        output.save_unlearned(UNLEARNED, trained, scene["unlearned"], rows, erasure["inter"])
+        output.save_unlearned(UNLEARNED, trained, scene["unlearned"], rows, erasure.inter)
         reporting.write(result, folder)
         output.record(result, trained, scene["unlearned"], folder / "audit.jsonl")
         output.purge(result, config, MODEL, erasure, folder / "audit.jsonl")

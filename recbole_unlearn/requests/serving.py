@@ -15,7 +15,6 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from recbole_unlearn.data.forget import ForgetRequest
@@ -25,6 +24,7 @@ from recbole_unlearn.errors import InputError
 from recbole_unlearn.quick_start import run_unlearn
 from recbole_unlearn.requests.queue import NOTHING_LEFT, Queue
 from recbole_unlearn.runs import output
+from recbole_unlearn.runs.erasure import Erasure, data_file, left_over
 from recbole_unlearn.settings.given import Given, parse_value
 from recbole_unlearn.settings.keys import FORGET, PATHS, PERSONAL
 from recbole_unlearn.storage import audit, inter_file, purging, suppression
@@ -45,7 +45,6 @@ from recbole_unlearn.training.trained import Checkpoint
 # keys that a queue sets, or that could name somebody
 OURS = (*FORGET, *PERSONAL, "checkpoint", "output_dir", "audit", "request_batch", "model", "dataset")
 PLACES = (*PATHS, "data_path", "checkpoint_dir")
-NO_ROWS = np.empty(0, np.int64)
 BATCH = re.compile("[0-9a-f]{16}")
 
 
@@ -145,7 +144,7 @@ def _batch(queue, origin, checkpoint, output_dir, trail, keys):
 
 def _anywhere(keys, opened):
     """Keys that mean the same to a process in another working folder: what a killed one left is finished by them."""
-    inter = output.data_file(opened.config, opened.stored).absolute()
+    inter = data_file(opened.config, opened.stored).absolute()
     named = {key: value for key, value in keys.items() if key in PLACES and parse_value(value, key) is not None}
     found = {"data_path": str(inter.parent.parent)} if inter.is_file() else {}
     return {**keys, **{key: os.path.abspath(value) for key, value in named.items()}, **found}
@@ -161,12 +160,12 @@ def _looked_up(
     """
     served, refused, done, left, forgotten = {}, {}, {}, {}, []
     config, split, listed = opened.config, opened.split(), output.suppression_list(opened.config)
-    inter, asked = output.data_file(config, opened.stored), {}
+    inter, asked = data_file(config, opened.stored), {}
     for request in pending:
         table = _table([request])
         if not _unknown(split, table):
             asked[request["id"]] = ForgetRequest("requests", table), rows_of(split, table)[0]
-    notes = dict(zip(asked, output.left_over(config, split, asked.values(), inter, names=False), strict=True))
+    notes = dict(zip(asked, left_over(config, split, asked.values(), inter, names=False), strict=True))
     for request in pending:
         name, kind, tokens = request["id"], request["kind"], json.loads(request["tokens"])
         named, unknown = {kind: tokens}, [] if name in asked else _unknown(split, _table([request]))
@@ -198,12 +197,9 @@ def _refused(opened, split, requests):
     config = opened.config
 
     def check(some):
-        request = ForgetRequest("requests", _table(some))
-        rows = request.rows(split, output.beyond_rows(config))
-        whole = output.whole_of(config, split, request, rows)
-        output.erasure_of(config, split, rows, opened.stored, whole)
+        Erasure.of(config, split, opened.stored, ForgetRequest("requests", _table(some)))
 
-    output.erasure_of(config, split, NO_ROWS, opened.stored)  # what is refused of no request is none's fault
+    Erasure(config, split, opened.stored)  # what is refused of no request is none's fault
     kept, refused = [], {}
     with suppress(InputError):
         if requests:
@@ -221,7 +217,7 @@ def _refused(opened, split, requests):
 
 
 def _beyond(config, named, listed):
-    """Whether more is to be done for what is named, see `output.beyond_rows`, which is not done yet."""
+    """Whether more is to be done for what is named, see `beyond_rows`, which is not done yet."""
     return any(config["everywhere"] or (listed and not suppression.lists(listed, *each)) for each in named.items())
 
 
@@ -308,13 +304,9 @@ def _purge(queue, batch, name):
         with ExitStack() as held:
             opened = Checkpoint.open(given, held)
             assert opened
-            split = opened.split()
             request = ForgetRequest("requests", _table(queue.requests(batch=batch["id"])))
-            rows = request.rows(split, output.beyond_rows(opened.config))
-            whole = output.whole_of(opened.config, split, request, rows)
-            erasure = output.erasure_of(opened.config, split, rows, opened.stored, whole)
-            lines = output.lines_of(split, rows, erasure, whole)
-            result = {"files": {"original": str(path)}, "audit": {"request": name}, "lines": lines}
+            erasure = Erasure.of(opened.config, opened.split(), opened.stored, request)
+            result = {"files": {"original": str(path)}, "audit": {"request": name}, "lines": erasure.lines}
             output.purge(result, opened.config, path, erasure, trail)
 
 

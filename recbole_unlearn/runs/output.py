@@ -16,15 +16,15 @@ import torch
 
 from recbole_unlearn.data import frozen_data
 from recbole_unlearn.data.frozen_data import Frozen
-from recbole_unlearn.data.knowledge import own_entities
 from recbole_unlearn.data.split import Split
 from recbole_unlearn.errors import InputError
 from recbole_unlearn.influence.coupling import Fresh, Paired
 from recbole_unlearn.influence.recorded import marked
+from recbole_unlearn.runs.erasure import Erasure
 from recbole_unlearn.settings.config import is_bare
 from recbole_unlearn.settings.keys import PATHS
 from recbole_unlearn.settings.shown import public
-from recbole_unlearn.storage import audit, checkpoints, inter_file, paths, purging, secret, suppression
+from recbole_unlearn.storage import audit, checkpoints, paths, purging, secret, suppression
 from recbole_unlearn.storage.files import is_debris, locked, remove, replacing, write_atomically
 from recbole_unlearn.storage.paths import CHANGED, EMBEDDINGS, MODEL, RESULTS, UNLEARNED
 from recbole_unlearn.storage.triple_log import log_path
@@ -33,8 +33,6 @@ from recbole_unlearn.training.fit import magnitude
 from recbole_unlearn.training.trained import Trained, seed_of
 from recbole_unlearn.unlearners import guard
 from recbole_unlearn.unlearners.base import Unlearned
-
-NO_PAIRS = np.empty(0, np.int64)
 
 
 def output_folder(config, looks=False):
@@ -138,7 +136,7 @@ def save_unlearned(
     trained: Trained,
     unlearned: Unlearned,
     rows: np.ndarray,
-    inter=None,
+    inter: Path | str | None = None,
     guarded: guard.Guard | None = None,
     whole: Mapping[str, np.ndarray] | None = None,
     moments: dict[int, dict[str, torch.Tensor]] | None = None,
@@ -148,7 +146,7 @@ def save_unlearned(
     Args:
         inter: the user's interactions file if it loses lines; ids and split are kept with the log then, see `Frozen`.
         guarded: what is known of the original's log.
-        whole: of `whole_of`, of whom nothing is kept.
+        whole: as of an `Erasure`, of whom nothing is kept.
         moments: state of the optimiser that is kept instead of the original's, where no new training has one.
     """
     config, split, stored, log = trained.config, trained.split, trained.stored, trained.log
@@ -233,238 +231,6 @@ def _approximate(trained, rows):
     """What a model that forgot otherwise than by training again would have been trained on."""
     # by secret random numbers: with the seed, returned items could be told from drawn ones
     return Paired(trained.recorded(), marked(trained.log.n_rows, rows), secrets.randbits(128))
-
-
-def beyond_rows(config) -> bool:
-    """Whether a run does more for users and items as a whole than to forget what was trained on."""
-    return bool(config["everywhere"] or config["suppression"])
-
-
-def whole_of(config, split, request, rows):
-    """Of what nothing is to stay, as `ForgetRequest.named` has it: with ``everywhere`` of what is named.
-
-    With ``purge_dataset`` of the pairs of rows that are held out too, whose lines the file does not tell apart.
-
-    Raises:
-        InputError: nobody is named as a whole, or nothing would be left of a part of the data.
-    """
-    both = _held_out_too(config, split, rows)
-    whole = _named_whole(config, split, request) if config["everywhere"] else {}
-    if len(both):
-        whole |= {"pair": np.union1d(whole.get("pair", NO_PAIRS), both)}
-    for name, gone in split.held_out(whole).items() if whole else ():
-        if 0 < len(gone) == len(getattr(split, name)._dataset):
-            raise InputError(
-                f"{'everywhere' if config['everywhere'] else 'purge_dataset'}: True would leave no {name} interaction; "
-                "leave it out, or train anew"
-            )
-    return whole
-
-
-def _named_whole(config, split, request):
-    """As `whole_of`, with ``everywhere``: what is named."""
-    whole = request.named(split)
-    if not any(map(len, whole.values())):
-        raise InputError(
-            "everywhere: True takes users and items as a whole, and pairs that are named: forget_users, forget_items, "
-            "forget_file or forget_requests"
-        )
-    users, items = split.firsts()
-    if begun := len(np.setdiff1d(users[split.among(users, items, {**whole, "user": []})], whole["user"])):
-        raise InputError(
-            f"everywhere: True: the histories of {begun} users begin with these items, in no row of its own that could "
-            f"be forgotten, so that {config['model']} stays trained on them; leave it out, or train anew without them"
-        )
-    return whole
-
-
-def _held_out_too(config, split, rows):
-    """Numbers of the pairs of rows that are held out too, where the file loses their lines."""
-    if not (config["purge_dataset"] and len(rows)):
-        return NO_PAIRS
-    return np.intersect1d(_numbers(split, rows), split.held_out_pairs())
-
-
-def unlinked(split: Split, whole: Mapping[str, np.ndarray]) -> np.ndarray:
-    """Ids of entities whose facts are to go with the items of `whole_of`, that no other item has."""
-    return own_entities(split.train._dataset, map(str, split.token("item", whole.get("item", np.empty(0, np.int64)))))
-
-
-def check_unlinked(config, entities: np.ndarray, exact: bool) -> None:
-    """Raises InputError where a model would stay trained on facts that are to go."""
-    if len(entities) and not exact:
-        raise InputError(
-            f"everywhere: True: {config['model']} would stay trained on the facts of {len(entities)} of these items, "
-            "since this request is not served by training again; give method: replay and replay_rows: all"
-        )
-
-
-def left_over(config, split, asked, inter, names=True):
-    """In words, what each request leaves of whom or what it names beside its rows; None: nothing.
-
-    Of what is named all; of other requests what histories begin with, of users who are trained on. With
-    ``everywhere`` what files of others may say.
-
-    Args:
-        asked: requests, each with its rows. What lies in files is looked up for all of them at once.
-        names: whether to name files which the data set is not read from.
-    """
-    tokens = [split.named(request.whole(split)) for request, _ in asked]
-    if config["everywhere"]:
-        return [_by_others(found, names) for found in inter_file.strangers(inter, config, tokens)]
-    try:
-        mentions = [_lines(found) for found in inter_file.mentions(inter, config, tokens)]
-    except InputError:  # nobody asked for them
-        unread = [f"what the files beside {inter.name} say, which cannot be read"]
-        mentions = [unread if any(own.values()) else [] for own in tokens]
-    each = zip(asked, mentions, strict=True)
-    return [_left(config, split, request, rows, inter, own) for (request, rows), own in each]
-
-
-def _by_others(found, names):
-    """In words, what `inter_file.strangers` has found for a request."""
-    if not found:
-        return None
-    said = ", ".join(_lines(found if names else {"other files": sum(found.values())}))
-    return f"{said}, which may name them and which this data set is not read from"
-
-
-def _lines(found):
-    return [f"{_many(count, 'line')} of {name}" for name, count in found.items()]
-
-
-def _left(config, split, request, rows, inter, mentions):
-    """As `left_over` without ``everywhere``, of one request; ``mentions``: in words, of the files beside ``inter``."""
-    named, (users, _) = request.named(split), split.firsts()
-    begun, of_users = request.begun(split, rows), np.isin(users, named["user"])
-    begun = np.where(of_users | np.isin(users, np.delete(split.users, rows)), begun, 0)
-    gone = {"pair": _held_out_too(config, split, rows)}
-    held_out = (np.setdiff1d(own, split.held_out(gone)[name]) for name, own in split.held_out(named).items())
-    counts = [
-        ("held-out interaction", sum(map(len, held_out)), ""),
-        ("interaction", np.count_nonzero(begun > 0), " that histories begin with"),
-        ("first interaction", np.count_nonzero(begun < 0), " of histories of which nobody can tell"),
-    ]
-    found = [f"{_many(count, what)}{which}" for what, count, which in counts if count]
-    found += mentions
-    taken = "" if begun[~of_users].any() else "; everywhere: True takes them too"
-    left = [f"{', '.join(found)}{taken}"] if found else []
-    if frozen_data.is_frozen(config) and len(rows) and not config["purge_dataset"]:
-        left.append(
-            f"{_many(len(rows), 'line')} of {inter.name}, which no later request can tell: purge_dataset does now"
-        )
-    return "; ".join(left) or None
-
-
-def _many(count, what):
-    return f"{count} {what}{'' if count == 1 else 's'}"
-
-
-def data_file(config, stored):
-    """The user's interactions file, which need not be there."""
-    earlier = (stored or {}).get("data")
-    return Path(earlier["inter"]) if earlier else Path(config["data_path"]) / f"{config['dataset']}.inter"
-
-
-def erasure_of(config, split, rows, stored, whole=None):
-    """What `purge` is to remove from the data set: keyword arguments of it; empty without ``purge_dataset``.
-
-    ``whole``: of `whole_of`.
-
-    Raises:
-        InputError: the original or the data set could not be purged.
-    """
-    erasure = {}
-    if config["purge_dataset"]:
-        earlier = (stored or {}).get("data")
-        inter = Path(earlier["inter"]) if earlier else inter_file.plain_path(config)
-        if inter.name != f"{config['dataset']}.inter":  # what a checkpoint from elsewhere may say
-            raise InputError(f"purge_dataset: {inter} is not {config['dataset']}.inter; leave purge_dataset out")
-        if not inter.is_file():
-            raise InputError(
-                f"purge_dataset: {inter} is not there any more; put it back, give the data_path where it lies "
-                "now, or leave purge_dataset out"
-            )
-        if both := len(np.intersect1d(_numbers(split, rows), _kept(split, rows, whole))):
-            raise InputError(
-                f"purge_dataset: {both} forgotten pairs of user and item occur in other training interactions too, "
-                "which the file does not tell apart; use forget_file, which forgets all of them"
-            )
-        earlier = inter_file.plainly(inter, config, _pairs(split, forgotten_before(split, rows, whole)))
-        gone = [*_own(split, rows, whole), *earlier]
-        erasure = {"inter": inter, "config": config, "pairs": gone, "whole": split.named(whole or {})}
-    if config["purge"]:
-        purging.check(config["checkpoint"], **erasure)
-    return erasure
-
-
-def lines_of(split, rows, erasure, whole) -> dict[str, int] | None:
-    """How many lines the data file loses, of this request and of earlier ones alone; None: nothing is taken out."""
-    if not erasure:
-        return None
-    inter, form = erasure["inter"], inter_file.reading(erasure["config"], erasure["whole"])
-    own, pairs = set(_own(split, rows, whole)), set(erasure["pairs"])
-    requested = inter_file.count(inter, form, own)
-    return {"requested": requested, "earlier": inter_file.count(inter, form, pairs) - requested if pairs > own else 0}
-
-
-def untold(split, rows, erasure, whole) -> str | None:
-    """In words, what of earlier requests the data file keeps though it is to lose it; None: nothing."""
-    if not erasure:
-        return None
-    hidden = len(set(_pairs(split, forgotten_before(split, rows, whole))) - set(erasure["pairs"]))
-    name, kept = erasure["inter"].name, []
-    if hidden:
-        kept.append(
-            f"{_many(hidden, 'pair')} forgotten before, which {name} names otherwise than RecBole read it (quotes?)"
-        )
-    if split.doubtful:
-        kept.append(
-            f"{_many(split.doubtful, 'line')} of {name} that earlier requests forgot or that are new, which the "
-            "model's log does not tell (it is of an earlier version, or the data have changed since)"
-        )
-    return "; ".join(kept) or None
-
-
-def _own(split, rows, whole):
-    """Pairs of tokens that a request itself takes out of the data file."""
-    return [*split.pairs(rows), *_pairs(split, _held_out(split, whole))]
-
-
-def _numbers(split, rows):
-    return split.pair_numbers(split.users[rows], split.items[rows])
-
-
-def _pairs(split, numbers):
-    """Pairs of tokens, of their `Split.pair_numbers`."""
-    return split.tokens(*np.divmod(numbers.astype(np.int64), split.n_items))
-
-
-def _kept(split, rows, whole):
-    """Numbers of the pairs that are trained on without some rows, or that histories begin with."""
-    users, items = split.firsts()
-    stay = ~np.isin(users, (whole or {}).get("user", []))
-    trained = _numbers(split, np.delete(np.arange(split.n_rows), rows))
-    return np.concatenate([trained, split.pair_numbers(users[stay], items[stay])])
-
-
-def forgotten_before(split, rows, whole):
-    """Numbers of the pairs that earlier requests forgot, one for each interaction whose line the data file still has.
-
-    Not those that are trained on all the same, without ``rows``, or held out: the file does not tell them apart.
-    """
-    earlier = split.pair_numbers(*split.earlier)
-    if not len(earlier):
-        return earlier
-    held_out = split.held_out_pairs()
-    if whole:
-        held_out = held_out[~split.among(*np.divmod(held_out, split.n_items), whole)]
-    return earlier[~np.isin(earlier, np.concatenate([_kept(split, rows, whole), held_out]))]
-
-
-def _held_out(split, whole):
-    """Numbers of the held-out pairs among those of `whole_of`."""
-    return np.intersect1d((whole or {}).get("pair", NO_PAIRS), split.held_out_pairs())
 
 
 def audit_file(config, output):
@@ -567,15 +333,16 @@ def suppress(path, split, rows, named):
         return
     entries = [(field, token) for field, tokens in split.named(named).items() for token in tokens]
     others = rows[~split.among(split.users[rows], split.items[rows], {**named, "user": named.get("user", [])})]
-    pairs = _pairs(split, np.union1d(_numbers(split, others), named.get("pair", NO_PAIRS)))
+    numbers = split.pair_numbers(split.users[others], split.items[others])
+    pairs = split.tokens(*np.divmod(np.union1d(numbers, named.get("pair", numbers[:0])), split.n_items))
     suppression.add(path, [*entries, *(("pair", *pair) for pair in pairs)])
 
 
-def purge(result, config, path, erasure, trail):
+def purge(result, config, path, erasure: Erasure, trail):
     """Delete the original, if asked for, and write that down too."""
     if config["purge"]:
-        purging.purge(path, **erasure)
+        purging.purge(path, **erasure.removal)
         result["files"].pop("original")
         if trail:
-            purged = ["checkpoint", "log", *(["data set"] if erasure else [])]
+            purged = ["checkpoint", "log", *(["data set"] if erasure.removal else [])]
             audit.append(trail, audit.purged_record(result["audit"]["request"], purged, result.get("lines")))

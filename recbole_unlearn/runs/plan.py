@@ -62,7 +62,7 @@ def _way(run, unlearner: InfluenceUnlearner) -> dict[str, Any]:
         "memory": None,
         "guard": found.sentence if found else None,
     }
-    if len(run.rows) or len(run.unlinked) or settled and not unlearner.settled:
+    if len(run.rows) or len(run.erasure.unlinked) or settled and not unlearner.settled:
         return told
     stays = {"chosen": UNTRAINED, "exact": unlearner.settled, "validated": False, "seconds": 0.0}
     return told | dict.fromkeys(("coupling", "epochs")) | stays
@@ -79,22 +79,18 @@ def _left(run) -> list[dict[str, str]]:
     """What there is of the forgotten, where, and what becomes of it."""
     config, path, purge = run.config, run.checkpoint.path, run.config["purge"]
     deleted = "is deleted" if purge else "stays (purge: True deletes it)"
-    inter = run.erasure.get("inter")
-    counts = run.lines or {
-        "requested": len(run.rows),
-        "earlier": len(output.forgotten_before(run.split, run.rows, run.whole)),
-    }
+    erasure = run.erasure
+    counts = erasure.lines or {"requested": len(run.rows), "earlier": len(erasure.before)}
     lines = f"the lines of {counts['requested']} forgotten interactions"
     lines += f", and of {counts['earlier']} forgotten before" if counts["earlier"] else ""
-    data = output.data_file(config, run.checkpoint.stored)
-    named = any(len(run.whole.get(field, ())) for field in ("user", "item"))  # pairs have lines in one file alone
+    named = any(len(erasure.whole.get(field, ())) for field in ("user", "item"))  # pairs have lines in one file alone
     found = [
         ("the original checkpoint", path, deleted),
         ("its log", log_path(path), deleted),
         *(("a list or vectors beside it", each, deleted) for each in purging.written_beside(path)),
-        (lines, data, "are removed" if inter else "stay (purge_dataset: True removes them)"),
-        *([(run.left, data.parent, "stay")] if run.left else []),
-        *([("all other lines that name them", data.parent, "are removed")] if named else []),
+        (lines, erasure.inter, "are removed" if erasure.removal else "stay (purge_dataset: True removes them)"),
+        *([(run.left, erasure.inter.parent, "stay")] if run.left else []),
+        *([("all other lines that name them", erasure.inter.parent, "are removed")] if named else []),
         ("the request, and copies of data and models elsewhere", "wherever you keep them", "stay; they are yours"),
     ]
     if run.checkpoint.stock:

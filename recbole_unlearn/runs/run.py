@@ -22,6 +22,7 @@ from recbole_unlearn.evaluation.exposure import exposure
 from recbole_unlearn.evaluation.geometry import embeddings, geometry
 from recbole_unlearn.reports import tables
 from recbole_unlearn.runs import output
+from recbole_unlearn.runs.erasure import Erasure, beyond_rows, whole_of
 from recbole_unlearn.runs.result import Result
 from recbole_unlearn.runs.stream import Served, serve
 from recbole_unlearn.settings.conflicts import check_sizes, to_train
@@ -55,7 +56,7 @@ class Run:
         self.output = output.output_folder(config, looks=config["dry_run"])
         output.check_paths(config, self.output, given.files, saved)
         self.split = checkpoint.split() if checkpoint else Split.seeded(config)
-        self.rows = self.request.rows(self.split, saved and output.beyond_rows(config))
+        self.rows = self.request.rows(self.split, saved and beyond_rows(config))
         check_sizes(config, self.split)
         arguments = (given.model, given.dataset, None, plain(given.values))
         distributed.order("open", arguments=arguments, fingerprint=self.split.fingerprint)
@@ -65,18 +66,12 @@ class Run:
         if self.paired and distributed.shared():
             raise InputError("compare: paired trains in one process; leave torchrun and nproc out, or compare: retrain")
         self.unlearner = self._opened(checkpoint) if checkpoint and not (adopts and config["dry_run"]) else None
-        earlier = checkpoint.stored if checkpoint else None
-        self.whole = output.whole_of(config, self.split, self.request, self.rows)
-        self.unlinked = output.unlinked(self.split, self.whole)
+        whole = whole_of(config, self.split, self.request, self.rows)
+        self.erasure = Erasure(config, self.split, checkpoint.stored if checkpoint else None, self.rows, whole)
         if self.unlearner and self.request.kind != "requests":
-            output.check_unlinked(config, self.unlinked, self.unlearner.will_be_exact(self.rows))
-        self.erasure = output.erasure_of(config, self.split, self.rows, earlier, self.whole) if saved else {}
-        self.lines = output.lines_of(self.split, self.rows, self.erasure, self.whole)
-        inter = output.data_file(config, earlier)
-        asked = [(self.request, self.rows)] if saved else []
-        left = output.left_over(config, self.split, asked, inter)
-        untold = output.untold(self.split, self.rows, self.erasure, self.whole)
-        self.left = "; ".join(filter(None, [*left, untold])) or None
+            self.erasure.check_unlinked(self.unlearner.will_be_exact(self.rows))
+        self.lines = self.erasure.lines  # of the file as it is now
+        self.left = self.erasure.left(self.request) if saved else None
         self.suppression = output.suppression_list(config) if saved else None
         if checkpoint and config["suppression"] and config["compare"] == "retrain":  # found now, not after forgetting
             left_out = "the model to compare with would be trained on them: leave it out by compare: none"
@@ -165,7 +160,7 @@ class Run:
         unlearner.warm_up()
         setup_seconds = perf_counter() - start
         config, served = self.config, None
-        self.split.unlinked = self.unlinked  # not before: the guard trained on all of them again
+        self.split.unlinked = self.erasure.unlinked  # not before: the guard trained on all of them again
         if self.request.kind == "requests":
             unlearner.model = unlearner.trained.copy()
             together, every, progress = (config[key] for key in ("request_batch", "drift_every", "show_progress"))
@@ -174,7 +169,7 @@ class Run:
         else:
             unlearned = unlearner.unlearn(self.rows, show_progress=config["show_progress"])
             unlearner.apply(self.rows, unlearned)
-        output.check_unlinked(config, self.unlinked, unlearned.training is not None)
+        self.erasure.check_unlinked(unlearned.training is not None)
         self.logger.info(f"forgot {len(self.rows)} interactions in {unlearned.seconds:.3g} s")
         return setup_seconds, unlearned, served
 
@@ -249,8 +244,8 @@ class Run:
         """The new model last of all: whatever fails before leaves none."""
         trained, trail, path = unlearner.trained, self.trail, folder / UNLEARNED
         with output.recorded_or_gone(path):
-            inter = self.erasure.get("inter")
-            more = {"guarded": unlearner.guard, "whole": self.whole, "moments": unlearner.moments()}
+            inter, whole = self.erasure.removal.get("inter"), self.erasure.whole
+            more = {"guarded": unlearner.guard, "whole": whole, "moments": unlearner.moments()}
             output.save_unlearned(path, trained, unlearned, self.rows, inter, **more)
             if trail:
                 result["audit"] = {"file": str(trail), "request": secrets.token_hex(8)}

@@ -1,0 +1,280 @@
+"""What a request takes out of the data set beside the rows that are forgotten, and what it leaves there."""
+
+from collections.abc import Collection, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from recbole_unlearn.data import frozen_data
+from recbole_unlearn.data.forget import ForgetRequest
+from recbole_unlearn.data.knowledge import own_entities
+from recbole_unlearn.data.split import Split
+from recbole_unlearn.errors import InputError
+from recbole_unlearn.storage import inter_file, purging
+
+NOBODY: Mapping[str, np.ndarray] = {}
+NO_ROWS = NO_PAIRS = np.empty(0, np.int64)
+
+
+def beyond_rows(config) -> bool:
+    """Whether a run does more for users and items as a whole than to forget what was trained on."""
+    return bool(config["everywhere"] or config["suppression"])
+
+
+class Erasure:
+    """What becomes of a request's interactions in the files of the data set: found before anything is written.
+
+    Args:
+        stored: content of the checkpoint, None of one that is to be trained.
+        rows: of the split, that are forgotten.
+        whole: of what nothing is to stay: ids by ``user`` and ``item``, `Split.pair_numbers` by ``pair``.
+
+    Attributes:
+        inter (Path): the user's interactions file, which need not be there.
+        removal (dict): what `purging.purge` is to take out of it, as keyword arguments; empty without
+            ``purge_dataset``.
+
+    Raises:
+        InputError: the original or the data set could not be purged.
+    """
+
+    def __init__(
+        self,
+        config,
+        split: Split,
+        stored: Mapping[str, Any] | None,
+        rows: np.ndarray = NO_ROWS,
+        whole: Mapping[str, np.ndarray] = NOBODY,
+    ) -> None:
+        self.config, self.split, self.rows, self.whole = config, split, rows, whole
+        self.inter = data_file(config, stored)
+        self.removal = self._removal(bool((stored or {}).get("data"))) if config["purge_dataset"] else {}
+        if config["purge"]:
+            purging.check(config["checkpoint"], **self.removal)
+
+    @classmethod
+    def of(cls, config, split: Split, stored: Mapping[str, Any] | None, request: ForgetRequest) -> "Erasure":
+        """That of a request by the keys of its run."""
+        rows = request.rows(split, beyond_rows(config))
+        return cls(config, split, stored, rows, whole_of(config, split, request, rows))
+
+    def _removal(self, frozen):
+        inter, split = self.inter, self.split
+        if not frozen:
+            inter_file.plain_path(self.config)
+        if inter.name != f"{self.config['dataset']}.inter":  # what a checkpoint from elsewhere may say
+            raise InputError(f"purge_dataset: {inter} is not {self.config['dataset']}.inter; leave purge_dataset out")
+        if not inter.is_file():
+            raise InputError(
+                f"purge_dataset: {inter} is not there any more; put it back, give the data_path where it lies "
+                "now, or leave purge_dataset out"
+            )
+        if both := len(np.intersect1d(_numbers(split, self.rows), self._kept)):
+            raise InputError(
+                f"purge_dataset: {both} forgotten pairs of user and item occur in other training interactions too, "
+                "which the file does not tell apart; use forget_file, which forgets all of them"
+            )
+        earlier = inter_file.plainly(inter, self.config, _pairs(split, self.before))
+        pairs = [*self._own, *earlier]
+        return {"inter": inter, "config": self.config, "pairs": pairs, "whole": split.named(self.whole)}
+
+    @cached_property
+    def before(self) -> np.ndarray:
+        """Numbers of the pairs that earlier requests forgot, one for each interaction whose line may still be there.
+
+        Not those that are trained on all the same, or held out: the file does not tell them apart.
+        """
+        split = self.split
+        earlier = split.pair_numbers(*split.earlier)
+        if not len(earlier):
+            return earlier
+        held_out = split.held_out_pairs()
+        if self.whole:
+            held_out = held_out[~split.among(*np.divmod(held_out, split.n_items), self.whole)]
+        return earlier[~np.isin(earlier, np.concatenate([self._kept, held_out]))]
+
+    @cached_property
+    def _own(self):
+        """Pairs of tokens that the request itself takes out of the data file."""
+        held_out = np.intersect1d(self.whole.get("pair", NO_PAIRS), self.split.held_out_pairs())
+        return [*self.split.pairs(self.rows), *_pairs(self.split, held_out)]
+
+    @cached_property
+    def _kept(self):
+        """Numbers of the pairs that are trained on without the rows, or that histories begin with."""
+        split, (users, items) = self.split, self.split.firsts()
+        stay = ~np.isin(users, self.whole.get("user", []))
+        trained = _numbers(split, np.delete(np.arange(split.n_rows), self.rows))
+        return np.concatenate([trained, split.pair_numbers(users[stay], items[stay])])
+
+    @cached_property
+    def unlinked(self) -> np.ndarray:
+        """Ids of entities whose facts are to go with the items of ``whole``, that no other item has."""
+        items = self.split.token("item", self.whole.get("item", NO_ROWS))
+        return own_entities(self.split.train._dataset, map(str, items))
+
+    def check_unlinked(self, exact: bool) -> None:
+        """Raises InputError where a model would stay trained on facts that are to go."""
+        if len(self.unlinked) and not exact:
+            raise InputError(
+                f"everywhere: True: {self.config['model']} would stay trained on the facts of {len(self.unlinked)} of "
+                "these items, since this request is not served by training again; give method: replay and "
+                "replay_rows: all"
+            )
+
+    @cached_property
+    def lines(self) -> dict[str, int] | None:
+        """How many lines the file loses, of this request and of earlier ones alone; None: nothing is taken out."""
+        if not self.removal:
+            return None
+        form = inter_file.reading(self.config, self.removal["whole"])
+        own, pairs = set(self._own), set(self.removal["pairs"])
+        requested = inter_file.count(self.inter, form, own)
+        earlier = inter_file.count(self.inter, form, pairs) - requested if pairs > own else 0
+        return {"requested": requested, "earlier": earlier}
+
+    def left(self, request: ForgetRequest) -> str | None:
+        """In words, what there still is of those whom a request names, and of earlier requests'; None: nothing."""
+        [own] = left_over(self.config, self.split, [(request, self.rows)], self.inter)
+        return "; ".join(filter(None, [own, self._untold()])) or None
+
+    def _untold(self):
+        """In words, what of earlier requests the file keeps though it is to lose it; None: nothing."""
+        if not self.removal:
+            return None
+        hidden, name, kept = len(set(_pairs(self.split, self.before)) - set(self.removal["pairs"])), self.inter.name, []
+        if hidden:
+            kept.append(
+                f"{_many(hidden, 'pair')} forgotten before, which {name} names otherwise than RecBole read it (quotes?)"
+            )
+        if doubtful := self.split.doubtful:
+            kept.append(
+                f"{_many(doubtful, 'line')} of {name} that earlier requests forgot or that are new, which the "
+                "model's log does not tell (it is of an earlier version, or the data have changed since)"
+            )
+        return "; ".join(kept) or None
+
+
+def data_file(config, stored: Mapping[str, Any] | None) -> Path:
+    """The user's interactions file, which need not be there."""
+    earlier = (stored or {}).get("data")
+    return Path(earlier["inter"]) if earlier else Path(config["data_path"]) / f"{config['dataset']}.inter"
+
+
+def whole_of(config, split: Split, request: ForgetRequest, rows: np.ndarray) -> dict[str, np.ndarray]:
+    """Of what nothing is to stay, as `ForgetRequest.named` has it: with ``everywhere`` of what is named.
+
+    With ``purge_dataset`` of the pairs of rows that are held out too, whose lines the file does not tell apart.
+
+    Raises:
+        InputError: nobody is named as a whole, or nothing would be left of a part of the data.
+    """
+    both = _held_out_too(config, split, rows)
+    whole = _named_whole(config, split, request) if config["everywhere"] else {}
+    if len(both):
+        whole |= {"pair": np.union1d(whole.get("pair", NO_PAIRS), both)}
+    for name, gone in split.held_out(whole).items() if whole else ():
+        if 0 < len(gone) == len(getattr(split, name)._dataset):
+            raise InputError(
+                f"{'everywhere' if config['everywhere'] else 'purge_dataset'}: True would leave no {name} interaction; "
+                "leave it out, or train anew"
+            )
+    return whole
+
+
+def _named_whole(config, split, request):
+    """As `whole_of`, with ``everywhere``: what is named."""
+    whole = request.named(split)
+    if not any(map(len, whole.values())):
+        raise InputError(
+            "everywhere: True takes users and items as a whole, and pairs that are named: forget_users, forget_items, "
+            "forget_file or forget_requests"
+        )
+    users, items = split.firsts()
+    if begun := len(np.setdiff1d(users[split.among(users, items, {**whole, "user": []})], whole["user"])):
+        raise InputError(
+            f"everywhere: True: the histories of {begun} users begin with these items, in no row of its own that could "
+            f"be forgotten, so that {config['model']} stays trained on them; leave it out, or train anew without them"
+        )
+    return whole
+
+
+def _held_out_too(config, split, rows):
+    """Numbers of the pairs of rows that are held out too, where the file loses their lines."""
+    if not (config["purge_dataset"] and len(rows)):
+        return NO_PAIRS
+    return np.intersect1d(_numbers(split, rows), split.held_out_pairs())
+
+
+def left_over(
+    config, split: Split, asked: Collection[tuple[ForgetRequest, np.ndarray]], inter: Path, names: bool = True
+) -> list[str | None]:
+    """In words, what each request leaves of whom or what it names beside its rows; None: nothing.
+
+    Of what is named all; of other requests what histories begin with, of users who are trained on. With
+    ``everywhere`` what files of others may say.
+
+    Args:
+        asked: requests, each with its rows. What lies in files is looked up for all of them at once.
+        names: whether to name files which the data set is not read from.
+    """
+    tokens = [split.named(request.whole(split)) for request, _ in asked]
+    if config["everywhere"]:
+        return [_by_others(found, names) for found in inter_file.strangers(inter, config, tokens)]
+    try:
+        mentions = [_lines(found) for found in inter_file.mentions(inter, config, tokens)]
+    except InputError:  # nobody asked for them
+        unread = [f"what the files beside {inter.name} say, which cannot be read"]
+        mentions = [unread if any(own.values()) else [] for own in tokens]
+    each = zip(asked, mentions, strict=True)
+    return [_left(config, split, request, rows, inter, own) for (request, rows), own in each]
+
+
+def _by_others(found, names):
+    """In words, what `inter_file.strangers` has found for a request."""
+    if not found:
+        return None
+    said = ", ".join(_lines(found if names else {"other files": sum(found.values())}))
+    return f"{said}, which may name them and which this data set is not read from"
+
+
+def _lines(found):
+    return [f"{_many(count, 'line')} of {name}" for name, count in found.items()]
+
+
+def _left(config, split, request, rows, inter, mentions):
+    """As `left_over` without ``everywhere``, of one request; ``mentions``: in words, of the files beside ``inter``."""
+    named, (users, _) = request.named(split), split.firsts()
+    begun, of_users = request.begun(split, rows), np.isin(users, named["user"])
+    begun = np.where(of_users | np.isin(users, np.delete(split.users, rows)), begun, 0)
+    gone = {"pair": _held_out_too(config, split, rows)}
+    held_out = (np.setdiff1d(own, split.held_out(gone)[name]) for name, own in split.held_out(named).items())
+    counts = [
+        ("held-out interaction", sum(map(len, held_out)), ""),
+        ("interaction", np.count_nonzero(begun > 0), " that histories begin with"),
+        ("first interaction", np.count_nonzero(begun < 0), " of histories of which nobody can tell"),
+    ]
+    found = [f"{_many(count, what)}{which}" for what, count, which in counts if count]
+    found += mentions
+    taken = "" if begun[~of_users].any() else "; everywhere: True takes them too"
+    left = [f"{', '.join(found)}{taken}"] if found else []
+    if frozen_data.is_frozen(config) and len(rows) and not config["purge_dataset"]:
+        left.append(
+            f"{_many(len(rows), 'line')} of {inter.name}, which no later request can tell: purge_dataset does now"
+        )
+    return "; ".join(left) or None
+
+
+def _many(count, what):
+    return f"{count} {what}{'' if count == 1 else 's'}"
+
+
+def _numbers(split, rows):
+    return split.pair_numbers(split.users[rows], split.items[rows])
+
+
+def _pairs(split, numbers):
+    """Pairs of tokens, of their `Split.pair_numbers`."""
+    return split.tokens(*np.divmod(numbers.astype(np.int64), split.n_items))
