@@ -25,7 +25,6 @@ from statistics import median
 from time import perf_counter
 
 import common
-import numba
 import numpy as np
 import pandas as pd
 import torch
@@ -47,6 +46,7 @@ from recbole_unlearn.influence.propagated import Graph
 from recbole_unlearn.influence.propagated_training import GraphLoss, PropagatedTraining
 from recbole_unlearn.influence.recorded import Adam
 from recbole_unlearn.influence.solver import block_jacobi, conjugate_gradient, jacobi
+from recbole_unlearn.influence.threads import limit_threads
 from recbole_unlearn.settings.config import changed
 from recbole_unlearn.settings.given import Given
 from recbole_unlearn.storage import checkpoints
@@ -315,7 +315,7 @@ def lightgcn(options):
     at random.
     """
     clock = CLOCKS[options.clock]
-    numba.set_num_threads(1)
+    limit_threads(1)
     torch.set_num_threads(1)
     config, split = opened(("LightGCN", options.dataset, [], {"data_path": options.data_path}))
     logging.getLogger().setLevel(logging.ERROR)

@@ -18,6 +18,7 @@ from recbole_unlearn.influence.coupling import Paired
 from recbole_unlearn.influence.dot_product import DotProductTraining
 from recbole_unlearn.influence.operators import AutogradCurvature, DotProductCurvature, UserTriples, logistic_curvature
 from recbole_unlearn.influence.recorded import Adam, Recorded, Trajectory
+from recbole_unlearn.influence.threads import threads
 
 ML_1M = {"n_rows": 1_000_000, "n_users": 6040, "n_items": 3706}
 NEGATIVES = 4
@@ -35,7 +36,7 @@ PICTURE = {**OUTPUT, "picture": ROOT / "docs/growth.svg"}
 
 def report(section, rows, options, notes):
     """Print and write a section's rows (list of dicts)."""
-    machine = f"{numba.get_num_threads()} threads, {common.load()}"
+    machine = f"{threads()} threads, {common.load()}"
     page = f"## {section}\n\n`{common.command(options)}` ({machine})\n\n{common.markdown(rows)}\n\n{notes}\n"
     common.write(page, options.output, section, {"machine": machine, "rows": rows, "notes": notes})
 

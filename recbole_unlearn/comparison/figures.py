@@ -8,7 +8,6 @@ import hashlib
 import json
 from contextlib import contextmanager
 
-import numba
 import numpy as np
 import torch
 from recbole.utils import ModelType, get_model
@@ -24,6 +23,7 @@ from recbole_unlearn.data.forget import ForgetRequest
 from recbole_unlearn.devices import read
 from recbole_unlearn.errors import InputError, about
 from recbole_unlearn.evaluation.geometry import models_distance
+from recbole_unlearn.influence.threads import limited_threads
 from recbole_unlearn.methods import METHODS, names_in, settings_of
 from recbole_unlearn.methods.base import Forgotten, Task
 from recbole_unlearn.models.support import refusal
@@ -296,14 +296,13 @@ class Comparison:
 @contextmanager
 def one_thread():
     """All methods get one thread, as Retrain has in `TrainedSeeds`."""
-    before = torch.get_num_threads(), numba.get_num_threads()
+    before = torch.get_num_threads()
     torch.set_num_threads(1)
-    numba.set_num_threads(1)
     try:
-        yield
+        with limited_threads(1):
+            yield
     finally:
-        torch.set_num_threads(before[0])
-        numba.set_num_threads(before[1])
+        torch.set_num_threads(before)
 
 
 def summary(figures):

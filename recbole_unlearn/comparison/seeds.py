@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from multiprocessing.connection import wait
 from pathlib import Path
 
-import numba
 import torch
 from tqdm import tqdm
 
@@ -22,6 +21,7 @@ from recbole_unlearn.comparison.kept import data_files, named, sources
 from recbole_unlearn.data.split import Split, pairwise_loader
 from recbole_unlearn.devices import copies
 from recbole_unlearn.errors import InputError
+from recbole_unlearn.influence.threads import limit_threads
 from recbole_unlearn.settings.config import UnlearnConfig, changed
 from recbole_unlearn.storage import checkpoints
 from recbole_unlearn.storage.files import locked, remove, scratch_folder, write_atomically
@@ -228,8 +228,8 @@ def opened(arguments):
 
 def begin_worker() -> None:
     """What a process that trains beside others begins with: one thread, and errors alone in its log."""
-    numba.set_num_threads(1)
-    torch.set_num_threads(1)  # after numba, whose threads torch is given too
+    limit_threads(1)
+    torch.set_num_threads(1)
     logging.getLogger().setLevel(logging.ERROR)
 
 

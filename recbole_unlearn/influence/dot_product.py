@@ -1,6 +1,6 @@
 """BPR on dot products, trained as torch.optim.Adam trains it, at the cost of the rows that a step touches.
 
-Rows catch up (`catching_up`). Two threads take its steps (`two_threads`). Rows too short to be halved are trained on by
+Rows catch up (`catching_up`). Two threads take its steps (`threads`). Rows too short to be halved are trained on by
 one thread, and the other one arranges the next block's.
 """
 
@@ -16,7 +16,7 @@ from recbole_unlearn.influence.catching_up import NONE, SOON, advance, catch_up,
 from recbole_unlearn.influence.coupling import Epoch
 from recbole_unlearn.influence.pairwise_loss import slope, total_loss
 from recbole_unlearn.influence.recorded import Adam, steps_made
-from recbole_unlearn.influence.two_threads import halved, in_step, joined, meet, threads_for, together
+from recbole_unlearn.influence.threads import halved, in_step, joined, meet, threads_for, together
 from recbole_unlearn.influence.vectors import (
     FLAGS,
     aligned,
@@ -244,7 +244,7 @@ def train_steps(L, m):
                 own = pointer(table, part * size)
                 _score(L, m, own, name, stop, n_owners, item, pointer(x, part * x.shape[1]))
             if end - begin < parts:
-                meet(progress, begin, np.int64(s))
+                meet(progress, begin, end, np.int64(s))
             _weigh(m, n, x, np.float32(1 / (n * m)), weights)
             for part in range(begin, end):
                 own = pointer(table, part * size)
@@ -266,7 +266,7 @@ class DotProductTraining:
         start: initial weights, users before items, float32 ``[n_users + n_items, K]``.
         n_users: how many of the rows are users.
         optimizer: as torch.optim.Adam takes it; its learning rate gives way to each epoch's.
-        threads: at most, of which two have something to do; default: as many as numba has.
+        threads: at most, of which two have something to do; default: as many as kernels run on.
 
     Attributes:
         steps: that were taken.

@@ -22,6 +22,7 @@ from functools import cache
 import numba
 import numpy as np
 
+from recbole_unlearn.influence.threads import parallel
 from recbole_unlearn.influence.vectors import (
     FLAGS,
     add_scaled,
@@ -29,7 +30,6 @@ from recbole_unlearn.influence.vectors import (
     exp,
     load,
     multiply,
-    parallel,
     store,
     widen,
     zeros,
@@ -37,9 +37,12 @@ from recbole_unlearn.influence.vectors import (
 
 
 @parallel
-def number_items(row_ptr, pos, neg, count, dist, chunk_ptr, n_items):
-    """Turn item ids in ``pos`` and ``neg`` into numbers among a user's distinct items; fills ``count`` and ``dist``."""
-    for c in numba.prange(len(chunk_ptr) - 1):
+def number_items(begin, end, row_ptr, pos, neg, count, dist, chunk_ptr, n_items):
+    """``(chunks, *block, n_items)``: turn item ids in ``pos`` and ``neg`` into numbers among a user's distinct items.
+
+    Fills ``count`` and ``dist``.
+    """
+    for c in range(begin, end):
         number = np.full(n_items, -1, np.int64)  # counted on over the users of the chunk, so never reset
         before = 0
         for u in range(chunk_ptr[c], chunk_ptr[c + 1]):
@@ -63,21 +66,19 @@ def number_items(row_ptr, pos, neg, count, dist, chunk_ptr, n_items):
 
 
 @cache
-def linearise(K: int, single: bool) -> Callable[..., np.ndarray]:
-    """Kernel ``(P, Q, *block, weight, h, b) -> loss [chunks]``, ``single`` for float32.
+def linearise(K: int, single: bool) -> Callable[..., None]:
+    """Kernel ``(chunks, P, Q, *block, weight, h, b, loss)``, ``single`` for float32.
 
     At the scores x of the current weights it fills, with s = sigmoid(-x):
     ``h[r, t] = w s (1 - s)``, and for each distinct (user, item) ``b = sum +-w s`` over the triples that hold the item
-    (plus where it is the positive). Returns the weighted loss ``sum -w log sigmoid(x)`` of each chunk.
+    (plus where it is the positive). ``loss`` ``[chunks]`` is the weighted loss ``sum -w log sigmoid(x)`` of each chunk.
     """
 
     @parallel
-    def kernel(P, Q, row_ptr, pos, neg, count, dist, chunk_ptr, weight, h, b):
-        n_chunks = len(chunk_ptr) - 1
+    def kernel(begin, end, P, Q, row_ptr, pos, neg, count, dist, chunk_ptr, weight, h, b, loss):
         m = neg.shape[1]
-        loss = np.zeros(n_chunks)
         longest = count.max() if len(count) else 0
-        for c in numba.prange(n_chunks):
+        for c in range(begin, end):
             e = np.empty(longest, P.dtype)
             acc = np.empty(longest, np.float64)
             total = 0.0
@@ -112,14 +113,13 @@ def linearise(K: int, single: bool) -> Callable[..., np.ndarray]:
                 for d in range(count[u]):
                     b[first + d] = acc[d]
             loss[c] = total
-        return loss  # summed outside: here, the sum would be split between threads
 
     return kernel
 
 
 @cache
 def curvature_product(K: int, exact: bool) -> Callable[..., None]:
-    """Kernel ``(VP, QV, *block, h, b, out_P, out_Q)``.
+    """Kernel ``(chunks, VP, QV, *block, h, b, out_P, out_Q)``.
 
     ``VP`` is ``[n_users, 2K]``: v_u and p_u side by side, ``QV`` is ``[n_items, 2K]``: q_k and v_k. With ``exact`` the
     coupling s I of p_u with q_i and q_j is included, else the product is Gauss-Newton.
@@ -127,10 +127,10 @@ def curvature_product(K: int, exact: bool) -> Callable[..., None]:
     both = 2 * K
 
     @parallel
-    def kernel(VP, QV, row_ptr, pos, neg, count, dist, chunk_ptr, h, b, out_P, out_Q):
+    def kernel(begin, end, VP, QV, row_ptr, pos, neg, count, dist, chunk_ptr, h, b, out_P, out_Q):
         m = neg.shape[1]
         longest = count.max() if len(count) else 0
-        for c in numba.prange(len(chunk_ptr) - 1):
+        for c in range(begin, end):
             e = np.empty(longest, VP.dtype)
             acc = np.empty(longest, np.float64)
             out = out_Q[c]
@@ -166,11 +166,11 @@ def curvature_product(K: int, exact: bool) -> Callable[..., None]:
 
 @cache
 def gradient(K: int) -> Callable[..., None]:
-    """Kernel ``(P, Q, *block, b, out_P, out_Q)``: gradient of the loss that `linearise` returns."""
+    """Kernel ``(chunks, P, Q, *block, b, out_P, out_Q)``: gradient of the loss that `linearise` returns."""
 
     @parallel
-    def kernel(P, Q, row_ptr, pos, neg, count, dist, chunk_ptr, b, out_P, out_Q):
-        for c in numba.prange(len(chunk_ptr) - 1):
+    def kernel(begin, end, P, Q, row_ptr, pos, neg, count, dist, chunk_ptr, b, out_P, out_Q):
+        for c in range(begin, end):
             out = out_Q[c]
             for u in range(chunk_ptr[c], chunk_ptr[c + 1]):
                 first = (1 + neg.shape[1]) * row_ptr[u]
@@ -187,17 +187,17 @@ def gradient(K: int) -> Callable[..., None]:
 
 @cache
 def gauss_newton_blocks(K: int) -> Callable[..., None]:
-    """Kernel ``(P, Q, *block, h, out_P, out_Q)``: the K x K diagonal blocks of the Gauss-Newton matrix.
+    """Kernel ``(chunks, P, Q, *block, h, out_P, out_Q)``: the K x K diagonal blocks of the Gauss-Newton matrix.
 
     ``out_P`` is ``[n_users, K, K]`` and ``out_Q`` ``[chunks, n_items, K, K]``. A negative must not be the positive of
     its row.
     """
 
     @parallel
-    def kernel(P, Q, row_ptr, pos, neg, count, dist, chunk_ptr, h, out_P, out_Q):
+    def kernel(begin, end, P, Q, row_ptr, pos, neg, count, dist, chunk_ptr, h, out_P, out_Q):
         m = neg.shape[1]
         longest = count.max() if len(count) else 0
-        for c in numba.prange(len(chunk_ptr) - 1):
+        for c in range(begin, end):
             own = out_P.reshape(-1, K)
             out = out_Q[c].reshape(-1, K)
             a = np.empty(longest, np.float64)
@@ -235,10 +235,10 @@ def gauss_newton_diagonal(K: int) -> Callable[..., None]:
     """Kernel like `gauss_newton_blocks` for the diagonal alone: one dimension K less."""
 
     @parallel
-    def kernel(P, Q, row_ptr, pos, neg, count, dist, chunk_ptr, h, out_P, out_Q):
+    def kernel(begin, end, P, Q, row_ptr, pos, neg, count, dist, chunk_ptr, h, out_P, out_Q):
         m = neg.shape[1]
         longest = count.max() if len(count) else 0
-        for c in numba.prange(len(chunk_ptr) - 1):
+        for c in range(begin, end):
             out = out_Q[c]
             a = np.empty(longest, np.float64)
             for u in range(chunk_ptr[c], chunk_ptr[c + 1]):

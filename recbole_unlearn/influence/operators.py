@@ -130,7 +130,7 @@ class UserTriples:
             np.empty(len(ptr) - 1, np.int64),
             np.empty(pos.size + neg.size, neg.dtype),
         )
-        kernels.number_items(*block.arguments(CHUNKS), self.n_items)
+        kernels.number_items(CHUNKS, *block.arguments(CHUNKS), self.n_items)
         return block
 
     def blocks(self) -> Iterable[Block]:
@@ -183,24 +183,25 @@ class DotProductCurvature:
         h, b = np.empty(block.neg.shape, self.P.dtype), np.empty(len(block.dist), self.P.dtype)
         weight = np.array(self.triples.weight[block.rows])  # writable, or numba compiles the kernel once more
         kernel = kernels.linearise(self.K, self.P.dtype == np.float32)
-        loss = kernel(self.P[block.users], self.Q, *block.arguments(CHUNKS), weight, h, b)
+        loss = np.empty(CHUNKS)
+        kernel(CHUNKS, self.P[block.users], self.Q, *block.arguments(CHUNKS), weight, h, b, loss)
         return float(loss.sum()), h, b
 
     def _parts(self):
         """Each block with its h and b, see `kernels.linearise`."""
         return self._kept or ((block, *self._linearise(block)[1:]) for block in self.triples.blocks())
 
-    def _accumulate(self, kernel, shape, run):
+    def _accumulate(self, kernel, shape, taken):
         """Sum what a kernel adds up, one array ``shape`` a row of P and of Q, over blocks and chunks.
 
-        ``run(kernel, block, arguments, h, b, out_P, out_Q)`` calls the kernel.
+        ``taken(block, arguments, h, b, out_P, out_Q)`` are the kernel's arguments from the embeddings on.
         """
         t = self.triples
         chunks = int(np.clip(ACCUMULATOR_BYTES // (8 * t.n_items * np.prod(shape)), 2, CHUNKS))
         result = np.empty((t.n_users + t.n_items, *shape))
         partial = np.zeros((chunks, t.n_items, *shape))
         for block, h, b in self._parts():
-            run(kernel, block, block.arguments(chunks), h, b, result[block.users], partial)
+            kernel(chunks, *taken(block, block.arguments(chunks), h, b, result[block.users], partial))
         partial.sum(axis=0, out=result[t.n_users :])
         return result
 
@@ -212,25 +213,25 @@ class DotProductCurvature:
     def matvec(self, v: torch.Tensor) -> torch.Tensor:
         self._VP[:, : self.K], self._QV[:, self.K :] = self.split(v)
 
-        def run(kernel, block, arguments, h, b, out_P, out_Q):
-            kernel(self._VP[block.users], self._QV, *arguments, h, b, out_P, out_Q)
+        def taken(block, arguments, h, b, out_P, out_Q):
+            return self._VP[block.users], self._QV, *arguments, h, b, out_P, out_Q
 
-        result = self._accumulate(kernels.curvature_product(self.K, self.exact), (self.K,), run)
+        result = self._accumulate(kernels.curvature_product(self.K, self.exact), (self.K,), taken)
         return torch.from_numpy(result.ravel())
 
     def gradient(self) -> torch.Tensor:
         """Gradient of the loss, float64 ``[size]``."""
 
-        def run(kernel, block, arguments, h, b, out_P, out_Q):
-            kernel(self.P[block.users], self.Q, *arguments, b, out_P, out_Q)
+        def taken(block, arguments, h, b, out_P, out_Q):
+            return self.P[block.users], self.Q, *arguments, b, out_P, out_Q
 
-        return torch.from_numpy(self._accumulate(kernels.gradient(self.K), (self.K,), run).ravel())
+        return torch.from_numpy(self._accumulate(kernels.gradient(self.K), (self.K,), taken).ravel())
 
     def _per_row(self, kernel, shape):
-        def run(kernel, block, arguments, h, b, out_P, out_Q):
-            kernel(self.P[block.users], self.Q, *arguments, h, out_P, out_Q)
+        def taken(block, arguments, h, b, out_P, out_Q):
+            return self.P[block.users], self.Q, *arguments, h, out_P, out_Q
 
-        return torch.from_numpy(self._accumulate(kernel, shape, run))
+        return torch.from_numpy(self._accumulate(kernel, shape, taken))
 
     def diagonal(self) -> torch.Tensor:
         """Diagonal of the Gauss-Newton matrix, float64 ``[size]``."""

@@ -9,45 +9,34 @@ product with a vector takes 2 L passes over the edges, once for all triples.
 from collections.abc import Iterable
 from functools import cache
 
-import numba
 import numpy as np
 import torch
 
 from recbole_unlearn.influence.objective import distinct
 from recbole_unlearn.influence.operators import DotProductCurvature
-from recbole_unlearn.influence.vectors import FLAGS, add_scaled, load, store
+from recbole_unlearn.influence.threads import parallel
+from recbole_unlearn.influence.vectors import add_scaled, load, store
 
 EPSILON = 1e-7  # RecBole adds it to every degree
 PROBES = 16  # of the diagonal's estimate, whose error is then some 35 %: it only preconditions
 
 
 @cache
-def _propagate(K):
-    """Kernel ``(start, neighbour, root, X, out, scaled, layers)``: ``out = A_bar X``.
+def _layer(K):
+    """Kernel ``(nodes, start, neighbour, root, X, now, then, out)``: ``out = X + A Y``.
 
-    ``root`` ``[n]`` is D^-1/2; ``scaled`` ``[2, n, K]`` is room for one layer and the next, times ``root``.
+    ``root`` ``[n]`` is D^-1/2, ``now`` is ``root`` times Y, and ``then`` becomes ``root`` times the result.
     """
 
-    @numba.njit(**FLAGS, parallel=True)
-    def kernel(start, neighbour, root, X, out, scaled, layers):
-        n = len(root)
-        for r in numba.prange(n):
+    @parallel
+    def kernel(begin, end, start, neighbour, root, X, now, then, out):
+        for r in range(begin, end):
+            total = load(K, X, r, 0)
+            for e in range(start[r], start[r + 1]):
+                total = add_scaled(total, root[r], load(K, now, neighbour[e], 0))
+            store(out, r, 0, total)
             for f in range(K):
-                scaled[0, r, f] = root[r] * X[r, f]
-                out[r, f] = X[r, f]
-        share = X.dtype.type(1 / (layers + 1))
-        for layer in range(layers):
-            now, then = scaled[layer % 2], scaled[1 - layer % 2]
-            for r in numba.prange(n):
-                total = load(K, X, r, 0)
-                for e in range(start[r], start[r + 1]):
-                    total = add_scaled(total, root[r], load(K, now, neighbour[e], 0))
-                store(out, r, 0, total)
-                for f in range(K):
-                    then[r, f] = root[r] * out[r, f]
-        for r in numba.prange(n):
-            for f in range(K):
-                out[r, f] *= share
+                then[r, f] = root[r] * out[r, f]
 
     return kernel
 
@@ -83,11 +72,15 @@ class Graph:
             X: float32 or float64 ``[n_users + n_items, K]``, C-contiguous.
             out, scaled: room for the result, and for ``[2, *X.shape]``.
         """
-        out = np.empty_like(X) if out is None else out
+        result = np.array(X) if out is None else out
         scaled = np.empty((2, *X.shape), X.dtype) if scaled is None else scaled
-        root = self.root.astype(X.dtype)
-        _propagate(X.shape[1])(self.start, self.neighbour, root, X, out, scaled, self.layers)
-        return out
+        root, layer = self.root.astype(X.dtype), _layer(X.shape[1])
+        np.multiply(root[:, None], X, out=scaled[0])
+        np.copyto(result, X)
+        for n in range(self.layers):
+            layer(self.size, self.start, self.neighbour, root, X, scaled[n % 2], scaled[1 - n % 2], result)
+        result *= X.dtype.type(1 / (self.layers + 1))
+        return result
 
 
 class PropagatedCurvature:

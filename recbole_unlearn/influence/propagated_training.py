@@ -23,19 +23,18 @@ import numpy as np
 from recbole_unlearn.influence.coupling import Epoch
 from recbole_unlearn.influence.propagated import Graph
 from recbole_unlearn.influence.recorded import GAMMA, Adam, steps_made
+from recbole_unlearn.influence.threads import in_step, meet, threads_for
 from recbole_unlearn.influence.vectors import (
     FLAGS,
     add_scaled,
     aligned,
     dot,
     exp,
-    load,
+    load_like,
     multiply,
-    parallel,
     root,
     spread,
     store,
-    threads,
 )
 
 WARM_UP = 10  # steps; Adam's moments, and the weights, change most in the first ones
@@ -56,63 +55,70 @@ class GraphLoss:
     require_pow: bool = False
 
 
-# Not functions in the kernel's closure: that would defeat the cache on disk.
+# Not functions in the kernel's closure: that would defeat the cache on disk. Nor inlined, which would take long to
+# compile: they are called once a step and block, and told by a vector ``zero`` how wide these are.
 
 
-@numba.njit(**FLAGS, inline="always")
-def _layer(width, own, table, out, start, neighbour, share, rows):
+@numba.njit(**FLAGS)
+def _layer(zero, own, table, out, start, neighbour, share, rows):
     """``out = own + share * (sum of table over neighbours)`` for some rows."""
     one, four = np.float32(1), np.uint64(4)
     for k in range(len(rows)):
         r = np.uint64(rows[k])
         e, end = np.uint64(start[r]), np.uint64(start[r + np.uint64(1)])
-        x = load(width, own, r, 0)
-        a = b = c = d = spread(width, np.float32(0))  # an addition waits for the one before it
+        x = load_like(zero, own, r, 0)
+        a = b = c = d = zero  # an addition waits for the one before it
         while e + four <= end:
-            a = add_scaled(a, one, load(width, table, neighbour[e], 0))
-            b = add_scaled(b, one, load(width, table, neighbour[e + np.uint64(1)], 0))
-            c = add_scaled(c, one, load(width, table, neighbour[e + np.uint64(2)], 0))
-            d = add_scaled(d, one, load(width, table, neighbour[e + np.uint64(3)], 0))
+            a = add_scaled(a, one, load_like(zero, table, neighbour[e], 0))
+            b = add_scaled(b, one, load_like(zero, table, neighbour[e + np.uint64(1)], 0))
+            c = add_scaled(c, one, load_like(zero, table, neighbour[e + np.uint64(2)], 0))
+            d = add_scaled(d, one, load_like(zero, table, neighbour[e + np.uint64(3)], 0))
             e += four
         while e < end:
-            a = add_scaled(a, one, load(width, table, neighbour[e], 0))
+            a = add_scaled(a, one, load_like(zero, table, neighbour[e], 0))
             e += np.uint64(1)
         store(out, r, 0, add_scaled(x, share[r], add_scaled(add_scaled(a, one, b), one, add_scaled(c, one, d))))
 
 
-@numba.njit(**FLAGS, inline="always")
-def _score(width, E, W, scale, batch, x, squares):
+@numba.njit(**FLAGS)
+def _score(zero, E, W, scale, batch, x, squares):
     """A block's part of the scores' differences ``x`` ``[triples]``, and of ``squares`` ``[3]`` of the weights."""
     m = batch.shape[1] - 2
     for k in range(len(batch)):
         u, i = batch[k, 0], batch[k, 1]
-        user, w = load(width, E, u, 0), load(width, W, u, 0)
+        user, w = load_like(zero, E, u, 0), load_like(zero, W, u, 0)
         squares[0] += m * dot(w, w)
-        w = load(width, W, i, 0)
+        w = load_like(zero, W, i, 0)
         squares[1] += m * dot(w, w)
-        score = scale[i] * dot(user, load(width, E, i, 0))
+        score = scale[i] * dot(user, load_like(zero, E, i, 0))
         for t in range(m):
             j = batch[k, 2 + t]
-            w = load(width, W, j, 0)
+            w = load_like(zero, W, j, 0)
             squares[2] += dot(w, w)
-            x[k * m + t] = scale[u] * (score - scale[j] * dot(user, load(width, E, j, 0)))
+            x[k * m + t] = scale[u] * (score - scale[j] * dot(user, load_like(zero, E, j, 0)))
 
 
-@numba.njit(**FLAGS, inline="always")
-def _add(width, E, scale, factor, batch, g, G):
+@numba.njit(**FLAGS)
+def _add(zero, E, scale, factor, batch, g, G):
     """Adds the gradient in the embeddings ``scale * E``, times ``factor``; ``g`` ``[triples]``: in the scores."""
     m = batch.shape[1] - 2
     for k in range(len(batch)):
         u, i = batch[k, 0], batch[k, 1]
-        user = load(width, E, u, 0)
-        own, item, total = load(width, G, u, 0), load(width, E, i, 0), np.float32(0)
+        user = load_like(zero, E, u, 0)
+        own, item, total = load_like(zero, G, u, 0), load_like(zero, E, i, 0), np.float32(0)
         for t in range(m):
             j = batch[k, 2 + t]
             total += g[k * m + t]
-            own = add_scaled(own, -factor[u] * scale[j] * g[k * m + t], load(width, E, j, 0))
-            store(G, j, 0, add_scaled(load(width, G, j, 0), -factor[j] * scale[u] * g[k * m + t], user))
+            own = add_scaled(own, -factor[u] * scale[j] * g[k * m + t], load_like(zero, E, j, 0))
+            store(G, j, 0, add_scaled(load_like(zero, G, j, 0), -factor[j] * scale[u] * g[k * m + t], user))
         store(G, u, 0, add_scaled(own, factor[u] * scale[i] * total, item))
-        store(G, i, 0, add_scaled(load(width, G, i, 0), factor[i] * scale[u] * total, user))
+        store(G, i, 0, add_scaled(load_like(zero, G, i, 0), factor[i] * scale[u] * total, user))
+
+
+@numba.njit(**FLAGS)
+def _copy(zero, table, out):
+    for r in range(len(table)):
+        store(out, r, 0, load_like(zero, table, r, 0))
 
 
 @numba.njit(**FLAGS)
@@ -130,15 +136,17 @@ def _touch(batch, flag, touched):
 
 
 @numba.njit(**FLAGS)
-def _losses(x, g):
-    """Each triple's loss in float64, summed, and the mean's derivative in ``g``; ``x`` ``[blocks, n]`` is summed up."""
+def _losses(x, total, g):
+    """Sum the blocks' parts ``x`` ``[blocks, n]`` of score differences; ``g`` is the mean loss's derivative by them."""
     n = x.shape[1]
+    for t in range(n):
+        total[t] = x[0, t]
     for b in range(1, len(x)):
         for t in range(n):
-            x[0, t] += x[b, t]
+            total[t] += x[b, t]
     share, gamma, one = np.float32(1 / n), np.float32(GAMMA), np.float32(1)
     for t in range(n):
-        odds = exp(max(min(x[0, t], np.float32(80)), np.float32(-80)))
+        odds = exp(max(min(total[t], np.float32(80)), np.float32(-80)))
         g[t] = -share / (one + odds) * (odds / (odds + gamma * (one + odds)))
 
 
@@ -164,29 +172,29 @@ def _regularise(batch, squares, reg_weight, squared, reg):
             reg[batch[k, part]] += factor
 
 
-@numba.njit(**FLAGS, inline="always")
-def _propagate(width, own, out, layers, start, neighbour, share, some, everyone):
+@numba.njit(**FLAGS)
+def _propagate(zero, own, out, layers, start, neighbour, share, some, everyone):
     """Propagate a table, the last layer to ``some`` rows; returns where the result is, in one of ``out`` or ``own``."""
     now = own
     for layer in range(layers):
         rows = some if layer == layers - 1 else everyone
-        _layer(width, own, now, out[layer % 2], start, neighbour, share, rows)
+        _layer(zero, own, now, out[layer % 2], start, neighbour, share, rows)
         now = out[layer % 2]
     return now
 
 
-@numba.njit(**FLAGS, inline="always")
-def _move(width, W, M, V, S, first, total, scale, factor, reg, several, part, numbers):
+@numba.njit(**FLAGS)
+def _move(zero, W, M, V, S, first, total, scale, factor, reg, several, part, numbers):
     """Steps of torch.optim.Adam with the mean ``part * scale * total`` of their gradients; see the module."""
     b1, rest1, b2, rest2, old, new, correction, eps, decay = numbers
     one = np.float32(1)
     for r in range(len(W)):
-        w, m, v = load(width, W, r, 0), load(width, M, r, 0), load(width, V, r, 0)
-        mean = (part * scale[r]) * load(width, total, r, 0)
+        w, m, v = load_like(zero, W, r, 0), load_like(zero, M, r, 0), load_like(zero, V, r, 0)
+        mean = (part * scale[r]) * load_like(zero, total, r, 0)
         grad = add_scaled(mean, part * np.float32(reg[r]) + decay, w)
         square = multiply(grad, grad)
         if several:
-            deviation = add_scaled(mean, -scale[r], load(width, first, r, 0))
+            deviation = add_scaled(mean, -scale[r], load_like(zero, first, r, 0))
             square = add_scaled(square, one, multiply(deviation, deviation))
         v = add_scaled(b2 * v, rest2, square)
         below = root(correction * v) + eps
@@ -217,58 +225,68 @@ def _adam(steps, rates, hyper):
 
 @cache
 def _train(width):
-    """Kernel for an epoch; returns the sum of its losses if asked for.
+    """Kernel for an epoch, for the blocks ``begin`` to ``end``; returns the sum of its losses if asked for.
 
     Tables ``W``, ``M``, ``V``, ``S`` (the weights times ``factor``), ``G`` (zeros), ``first`` are ``[blocks, nodes,
     width]``, ``T`` is ``[blocks, 2, nodes, width]``. ``factor`` ``[nodes]`` is D^-1/2, ``inverse`` D^-1, ``scale``
-    D^1/2 over the layers plus one. ``batches`` ``[n, 2 + m]`` are nodes; step s has those from ``begin[s]`` to
-    ``end[s]``; steps from ``groups[k]`` to ``groups[k + 1]`` are made at once.
+    D^1/2 over the layers plus one. ``batches`` ``[n, 2 + m]`` are nodes; step s has those from ``bounds[s]`` to
+    ``bounds[s + 1]``; steps from ``groups[k]`` to ``groups[k + 1]`` are made at once. ``scores`` ``[2, blocks,
+    triples]`` and ``norms`` ``[2, blocks, stride, 3]`` are for the even and the odd ones: a thread can be ahead of the
+    others by one.
     """
 
-    @parallel
+    @numba.njit(**FLAGS)
     def kernel(
-        W, M, V, S, G, first, T, start, neighbour, scale, factor, inverse, layers,
-        batches, begin, end, groups, rates, steps, hyper, reg_weight, squared, with_loss,
+        begin, end, progress, W, M, V, S, G, first, T, start, neighbour, scale, factor, inverse, layers,
+        batches, bounds, groups, rates, steps, hyper, reg_weight, squared, with_loss, scores, norms,
     ):  # fmt: skip
         blocks, n, m = W.shape[0], W.shape[1], batches.shape[1] - 2
         everyone, touched, flag = np.arange(n), np.empty(n + 1, np.int64), np.zeros(n, np.bool_)
-        reg, loss = np.empty(n), 0.0
+        total, g = np.empty(scores.shape[2], np.float32), np.empty(scores.shape[2], np.float32)
+        reg, square, loss, zero = np.empty(n), np.empty(3), 0.0, spread(width, np.float32(0))
         for k in range(len(groups) - 1):
             low, several = groups[k], groups[k + 1] - groups[k]
-            rows = batches[begin[low] : end[low + several - 1]]
+            origin = bounds[low]
+            rows = batches[origin : bounds[low + several]]
             some = touched[: _touch(rows, flag, touched)]
-            x, g = np.empty((blocks, len(rows) * m), np.float32), np.empty(len(rows) * m, np.float32)
-            squares = np.zeros((blocks, several, 3))
-            for b in numba.prange(blocks):
-                E = _propagate(width, S[b], T[b], layers, start, neighbour, inverse, some, everyone)
+            x, squares = scores[k % 2], norms[k % 2]
+            for b in range(begin, end):
+                E = _propagate(zero, S[b], T[b], layers, start, neighbour, inverse, some, everyone)
                 for s in range(several):
-                    one, last = begin[low + s] - begin[low], end[low + s] - begin[low]
-                    _score(width, E, W[b], scale, rows[one:last], x[b, one * m : last * m], squares[b, s])
+                    for part in range(3):  # not as arrays, for which numba compiles what it would say of their shapes
+                        squares[b, s, part] = 0
+                    one, last = bounds[low + s] - origin, bounds[low + s + 1] - origin
+                    _score(zero, E, W[b], scale, rows[one:last], x[b, one * m : last * m], squares[b, s])
+            if end - begin < blocks:
+                meet(progress, begin, end, k)
             reg[:] = 0
             for s in range(several):
-                one, last = begin[low + s] - begin[low], end[low + s] - begin[low]
-                _losses(x[:, one * m : last * m], g[one * m : last * m])
-                for b in range(1, blocks):
-                    squares[0, s] += squares[b, s]
+                one, last = bounds[low + s] - origin, bounds[low + s + 1] - origin
+                _losses(x[:, one * m : last * m], total[one * m : last * m], g[one * m : last * m])
+                for part in range(3):
+                    square[part] = squares[0, s, part]
+                    for b in range(1, blocks):
+                        square[part] += squares[b, s, part]
                 if reg_weight > 0:
-                    _regularise(rows[one:last], squares[0, s], reg_weight, squared, reg)
-                if with_loss:
-                    loss += _loss(x[0, one * m : last * m], squares[0, s], reg_weight, squared)
-            numbers, part = _adam(steps, rates[low : low + several], hyper), np.float32(1 / several)
+                    _regularise(rows[one:last], square, reg_weight, squared, reg)
+                if with_loss and begin == 0:
+                    loss += _loss(total[one * m : last * m], square, reg_weight, squared)
+            numbers, share = _adam(steps, rates[low : low + several], hyper), np.float32(1 / several)
             steps += several
-            for b in numba.prange(blocks):
+            for b in range(begin, end):
                 E = T[b, (layers - 1) % 2] if layers else S[b]
                 for s in range(several):
-                    one, last = begin[low + s] - begin[low], end[low + s] - begin[low]
-                    _add(width, E, scale, factor, rows[one:last], g[one * m : last * m], G[b])
+                    one, last = bounds[low + s] - origin, bounds[low + s + 1] - origin
+                    _add(zero, E, scale, factor, rows[one:last], g[one * m : last * m], G[b])
                     if s == 0 and several > 1:
-                        first[b] = G[b]
+                        _copy(zero, G[b], first[b])
                 if several > 1:
-                    first[b] = _propagate(width, first[b], T[b], layers, start, neighbour, inverse, everyone, everyone)
-                total = _propagate(width, G[b], T[b], layers, start, neighbour, inverse, everyone, everyone)
-                _move(width, W[b], M[b], V[b], S[b], first[b], total, scale, factor, reg, several > 1, part, numbers)
+                    found = _propagate(zero, first[b], T[b], layers, start, neighbour, inverse, everyone, everyone)
+                    _copy(zero, found, first[b])
+                mean = _propagate(zero, G[b], T[b], layers, start, neighbour, inverse, everyone, everyone)
+                _move(zero, W[b], M[b], V[b], S[b], first[b], mean, scale, factor, reg, several > 1, share, numbers)
                 for r in some:
-                    G[b, r] = 0
+                    store(G[b], r, 0, zero)
         return loss
 
     return kernel
@@ -284,7 +302,7 @@ class PropagatedTraining:
         loss: as in RecBole.
         n_users: of the nodes; the others are items.
         stride: steps to make at once: two from the ``WARM_UP``-th on, three from twice as many on, up to this.
-        threads: to run on, at most numba's, which is the default; the result is the same.
+        threads: at most, of which as many have something to do as there are blocks; default: as many as kernels run on.
 
     Attributes:
         W, M, V: weights and Adam's moments, float32 ``[n_users + n_items, K]``.
@@ -331,23 +349,27 @@ class PropagatedTraining:
         while groups[-1] < len(rates):
             most = min(self.stride, 1 + (self.steps + groups[-1]) // WARM_UP)
             groups.append(min(groups[-1] + most, len(rates)))
-        steps = bounds[:-1], bounds[1:], np.array(groups), rates, self.steps
+        steps = bounds, np.array(groups), rates, self.steps
         loss = self.loss.layers, batches, *steps, self._hyper, float(self.loss.reg_weight), bool(self.loss.require_pow)
-        total = self._run(*self._edges, *loss, with_loss)
+        blocks, most = len(self._tables[0]), int(np.diff(bounds[groups]).max(initial=0)) * negatives.shape[1]
+        room = np.empty((2, blocks, most), np.float32), np.empty((2, blocks, self.stride, 3))
+        total = self._run(len(groups) - 1, *self._edges, *loss, with_loss, *room)
         self.steps += len(rates)
         return total if with_loss else None
 
-    def _run(self, *epoch):
+    def _run(self, steps, *epoch):
         """Run the kernel, on the tables brought into blocks of columns and back."""
         for part, block in self._parts():
             block[:] = part
         np.multiply(self._tables[0], self._edges[3][:, None], out=self._rooms[0])
-        before = threads()
-        numba.set_num_threads(min(self.threads or before, before))
+        blocks, kernel = len(self._tables[0]), _train(self._tables[0].shape[2])
+
+        def run(begin, end, progress):
+            return kernel(begin, end, progress, *self._tables, *self._rooms, *epoch)
+
         try:
-            return _train(self._tables[0].shape[2])(*self._tables, *self._rooms, *epoch)
+            return in_step(run, blocks, threads_for(self.threads, blocks), steps)[0]
         finally:
-            numba.set_num_threads(before)
             for part, block in self._parts():
                 part[:] = block
 

@@ -5,11 +5,10 @@ from dataclasses import astuple, dataclass, replace
 from functools import cached_property
 from typing import Any
 
-import numba
 import numpy as np
 import torch
 
-from recbole_unlearn.influence.vectors import parallel
+from recbole_unlearn.influence.threads import parallel
 
 GAMMA = 1e-10  # of RecBole's BPRLoss
 
@@ -143,8 +142,8 @@ def single(array: np.ndarray) -> np.ndarray:
 
 
 @parallel
-def _interpolate(start, rise, part, out):
-    for k in numba.prange(len(out)):
+def _interpolate(begin, end, start, rise, part, out):
+    for k in range(np.uint64(begin), np.uint64(end)):
         out[k] = start[k] + part * rise[k]
 
 
@@ -172,5 +171,5 @@ class Trajectory:
         _, start, rise = self._interval
         part = np.float32((time - self.epochs[k - 1]) / (self.epochs[k] - self.epochs[k - 1]))
         out = np.empty_like(start) if out is None else out
-        _interpolate(start, rise, part, out)
+        _interpolate(len(out), start, rise, part, out)
         return out

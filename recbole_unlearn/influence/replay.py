@@ -23,7 +23,8 @@ import numpy as np
 from recbole_unlearn.influence.objective import returning
 from recbole_unlearn.influence.recorded import Recorded, Trajectory, marked
 from recbole_unlearn.influence.sharding import Shard
-from recbole_unlearn.influence.vectors import FLAGS, add_scaled, dot, exp, load, parallel, store
+from recbole_unlearn.influence.threads import parallel
+from recbole_unlearn.influence.vectors import FLAGS, add_scaled, dot, exp, load, store
 
 CHUNKS = 16  # of rows; fixed, so that the order of triples is the same whatever the number of threads
 BLOCK = 64  # rows that are passed over together where few items are touched
@@ -54,8 +55,8 @@ def _found(few, negatives, anchored):
 
 
 @parallel
-def _touching(users, pos, touched_users, touched_items, result):
-    for r in numba.prange(len(result)):
+def _touching(begin, end, users, pos, touched_users, touched_items, result):
+    for r in range(np.uint64(begin), np.uint64(end)):
         result[r] = touched_users[users[r]] | touched_items[pos[r]]
 
 
@@ -67,7 +68,8 @@ def touching(users: np.ndarray, pos: np.ndarray, touched_users: np.ndarray, touc
         touched_users, touched_items: bool ``[n_users]`` and ``[n_items]``.
     """
     result = np.empty(len(users), bool)
-    _touching(np.asarray(users, np.uint32), np.asarray(pos, np.uint32), touched_users, touched_items, result)
+    ids = np.asarray(users, np.uint32), np.asarray(pos, np.uint32)
+    _touching(len(result), *ids, touched_users, touched_items, result)
     return result
 
 
@@ -87,10 +89,10 @@ def _select(m):
     m = np.uint64(m)
 
     @parallel
-    def kernel(anchored, neg, present, touched, few, n_steps, seed, chunks, chosen, step, ends, counts):
+    def kernel(low, high, anchored, neg, present, touched, few, n_steps, seed, chunks, chosen, step, ends, counts):
         block = np.uint64(BLOCK)
         flat = neg.reshape(-1)
-        for c in numba.prange(len(chunks) - 1):
+        for c in range(low, high):
             end = chunks[c]
             for start in range(chunks[c], chunks[c + 1], block):
                 stop = min(start + block, chunks[c + 1])
@@ -130,11 +132,11 @@ def _arrange(m):
 
     @parallel
     def kernel(
-        anchored, users, pos, neg, user_place, item_place, forgotten, n_touched,
+        low, high, anchored, users, pos, neg, user_place, item_place, forgotten, n_touched,
         chunks, chosen, step, ends, next_free, rows, lone,
     ):  # fmt: skip
         one, two = np.uint64(1), np.uint64(2)
-        for c in numba.prange(len(chunks) - 1):
+        for c in range(low, high):
             touched = np.empty(m, rows.dtype)
             for k in range(chunks[c], ends[c]):
                 r, s = np.uint64(chosen[k]), np.uint64(step[k])
@@ -254,9 +256,12 @@ def replay_epoch(K, m):
     m, one = np.uint64(m), np.uint64(1)
 
     @parallel
-    def kernel(W, rows, start, lone, lone_start, returned, return_start, most, M, V, steps_before, scale, rates, hyper):
+    def kernel(
+        low, high, W, rows, start, lone, lone_start, returned, return_start,
+        most, M, V, steps_before, scale, rates, hyper,
+    ):  # fmt: skip
         n_touched = np.uint64(M.shape[1])
-        for lane in numba.prange(2):
+        for lane in range(np.uint64(low), np.uint64(high)):
             G = np.zeros((n_touched, K), np.float32)
             x = np.empty(most, np.float32)
             shift = lane * n_touched
@@ -401,10 +406,10 @@ class _Selection:
         neg.flags.writeable = False  # memory-mapped or not: one compiled version
         where = self.chunks, self.chosen, self.step, self.ends
         drawn = self.n_steps, order
-        _select(m)(self.anchored, neg, self.present, self.touched, self.few, *drawn, *where, self.counts)
+        _select(m)(CHUNKS, self.anchored, neg, self.present, self.touched, self.few, *drawn, *where, self.counts)
         starts, next_free = zip(*map(_delimit, self.counts), strict=True)
         data = self.anchored, recorded.users, recorded.pos, neg, places.user, places.item, self.gone, len(places.rows)
-        _arrange(m)(*data, *where, np.stack(next_free), *self.tables)
+        _arrange(m)(CHUNKS, *data, *where, np.stack(next_free), *self.tables)
         return list(zip(self.tables, starts, strict=True))
 
     def returns(self) -> "Returns":
@@ -453,7 +458,7 @@ class _Lanes:
         weight, rate = (1 / size).astype(np.float32), self.recorded.rates_of(epoch, len(size))
         self.trajectory.at(epoch + 0.5, out=self.held)
         found = rows, start, lone, lone_start, returned, return_start, most
-        replay_epoch(self.K, m)(self.W, *found, self.M, self.V, before, weight, rate, hyper)
+        replay_epoch(self.K, m)(2, self.W, *found, self.M, self.V, before, weight, rate, hyper)
         return m * int(start[-1]) + int(lone_start[-1]) + len(returned)
 
 

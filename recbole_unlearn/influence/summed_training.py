@@ -13,7 +13,7 @@ The loss of a row, of a positive item and m negative ones, is
     pointwise  softplus(-x) of the positive one + the sum of softplus(x) of the others, each by its own
                Tang et al., "LINE: Large-scale Information Network Embedding", 2015, equation (7)
 
-Rows catch up (`catching_up`), and two threads have half of the columns each (`two_threads`).
+Rows catch up (`catching_up`), and two threads have half of the columns each (`threads`).
 """
 
 from collections.abc import Sequence
@@ -28,7 +28,7 @@ from recbole_unlearn.influence.catching_up import NONE, SOON, advance, catch_up,
 from recbole_unlearn.influence.coupling import Epoch
 from recbole_unlearn.influence.pairwise_loss import sigmoid, slope, softplus, total_loss
 from recbole_unlearn.influence.recorded import Adam, steps_made
-from recbole_unlearn.influence.two_threads import halved, in_step, joined, meet, threads_for, together
+from recbole_unlearn.influence.threads import halved, in_step, joined, meet, threads_for, together
 from recbole_unlearn.influence.vectors import FLAGS, aligned, dot, onward, pointer, put, root, spread, take
 
 PRODUCT, DISTANCE, OWN, NOTHING = range(4)
@@ -300,7 +300,7 @@ def _train(loss_kind, m, kind, L, queries, kind2, L2, queries2):
                 if kind2 != NOTHING and half < count2:
                     _score(kind2, L2, m, queries2, part2, half, start, n, x[half], y[half])
             if end - begin < halves[0]:
-                meet(progress, begin, np.int64(s))
+                meet(progress, begin, end, np.int64(s))
             _add(n * (m + np.uint64(1)), x, y, halves, weights, lengths)
             if loss_kind == POINTWISE:
                 loss += _weigh_each(m, n, shares, start, weights, with_loss and begin == 0)
@@ -328,7 +328,7 @@ class SummedTraining:
     Args:
         parts: one or two, of which at most one is a `DISTANCE`.
         optimizer: as torch.optim.Adam takes it; its learning rate gives way to each epoch's.
-        threads: at most, of which two have something to do; default: as many as numba has.
+        threads: at most, of which two have something to do; default: as many as kernels run on.
         loss: `PAIRWISE` or `POINTWISE`.
 
     Attributes:

@@ -7,15 +7,14 @@ a variable of it that a loop accumulates into stays in registers.
 import operator
 import sys
 from collections.abc import Callable
-from functools import wraps
 from typing import Any
 
 import numba
 import numpy as np
-import torch
 from numba import extending, types
 from numba.core import cgutils
 from numba.core.datamodel import models
+from numba.core.typing.templates import AbstractTemplate, infer_global
 
 FLAGS: dict[str, Any] = {
     "cache": True,
@@ -23,30 +22,6 @@ FLAGS: dict[str, Any] = {
     "error_model": "numpy",
     "fastmath": {"reassoc", "contract", "nsz", "arcp"},
 }
-
-
-def threads() -> int:
-    """Threads of numba's, which the first to ask starts, and not an import: a process that forks may have none yet.
-
-    By OpenMP torch has as many from then on; it is given back its own: its trainings would add up in another order
-    else, and not end in the same weights, after the first that our kernels made.
-    """
-    own = torch.get_num_threads()
-    found = numba.get_num_threads()
-    torch.set_num_threads(own)
-    return found
-
-
-def parallel(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Compile a kernel whose loops over ``numba.prange`` run on all of numba's threads."""
-    kernel = numba.njit(**FLAGS, parallel=True)(function)
-
-    @wraps(function)
-    def run(*arguments):
-        threads()
-        return kernel(*arguments)
-
-    return run
 
 
 ir = cgutils.ir  # llvmlite's
@@ -103,6 +78,18 @@ def load(typing, length, array, row, column):
         return builder.load(pointer, align=array.dtype.bitwidth // 8)
 
     return vector(length, array, types.int64, types.int64), emit
+
+
+@intrinsic
+def load_like(typing, x, array, row, column):
+    """`load` of as many numbers as a vector ``x`` has: for functions that are not inlined, which know no constants."""
+
+    def emit(context, builder, signature, args):
+        _, place, row, column = args
+        pointer = _pointer(context, builder, array, place, row, column, x)
+        return builder.load(pointer, align=array.dtype.bitwidth // 8)
+
+    return x(x, array, types.int64, types.int64), emit
 
 
 @intrinsic
@@ -193,20 +180,22 @@ def add_scaled(typing, x, scale, y):
 def _arithmetic(symbol: Callable, instruction: str) -> None:
     """Have numba know an operator of two vectors of the same type, or of one and a number of its elements' type."""
 
-    @intrinsic
-    def calculate(typing, x, y):
-        kind = x if isinstance(x, Vector) else y
+    @infer_global(symbol)  # pyright: ignore
+    class _Typed(AbstractTemplate):  # not `extending.overload`, which compiles a function for each pair of types
+        def generic(self, args, kws):
+            kinds = [part for part in args if isinstance(part, Vector)]
+            if kinds:
+                kind = kinds[0]
+                return kind(*(kind if isinstance(part, Vector) else kind.element for part in args))
+            return None
 
-        def emit(context, builder, signature, args):
-            vector = context.get_value_type(kind)
-            values = [value if value.type == vector else _everywhere(builder, value, vector) for value in args]
-            return getattr(builder, instruction)(*values, LLVM_FLAGS)
+    def emit(context, builder, signature, args):
+        vector = context.get_value_type(signature.return_type)
+        values = [value if value.type == vector else _everywhere(builder, value, vector) for value in args]
+        return getattr(builder, instruction)(*values, LLVM_FLAGS)
 
-        return kind(*(kind if isinstance(part, Vector) else kind.element for part in (x, y))), emit
-
-    @extending.overload(symbol)
-    def typed(x, y):
-        return (lambda x, y: calculate(x, y)) if isinstance(x, Vector) or isinstance(y, Vector) else None
+    for kinds in ((Vector, Vector), (Vector, types.Float), (types.Float, Vector)):
+        extending.lower_builtin(symbol, *kinds)(emit)
 
 
 _arithmetic(operator.add, "fadd")

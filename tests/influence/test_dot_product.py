@@ -16,7 +16,7 @@ from recbole_unlearn.influence import dot_product as module
 from recbole_unlearn.influence.coupling import Epoch
 from recbole_unlearn.influence.dot_product import DotProductTraining
 from recbole_unlearn.influence.recorded import Adam
-from recbole_unlearn.influence.two_threads import in_step
+from recbole_unlearn.influence.threads import in_step
 
 ADAM = Adam(lr=0.01, beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.0)
 N_USERS, N_ITEMS = 60, 80

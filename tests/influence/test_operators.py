@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 
-import numba
 import numpy as np
 import pytest
 import torch
@@ -20,6 +19,7 @@ from recbole_unlearn.influence.operators import (
     logistic_curvature,
 )
 from recbole_unlearn.influence.solver import block_jacobi, conjugate_gradient, jacobi
+from recbole_unlearn.influence.threads import limited_threads, threads
 
 # The closed form keeps embeddings, h and the scalars e in float32 (epsilon 1.2e-7), sums in float64. A score
 # of magnitude 10 is then off by some 1e-6 and so, relatively, is its h.
@@ -312,16 +312,12 @@ def test_products_leave_nothing_behind(wide):
     np.testing.assert_array_equal(operator.matvec(v), kept)
 
 
-@pytest.mark.skipif(numba.config.NUMBA_NUM_THREADS < 2, reason="one thread only")
+@pytest.mark.skipif(threads() < 2, reason="one thread only")
 def test_same_bits_for_any_number_of_threads(wide):
-    threads = numba.get_num_threads()
     results = []
-    try:
-        for n in (1, 2):
-            numba.set_num_threads(n)
+    for n in (1, 2):
+        with limited_threads(n):
             results.append(everything(*wide))
-    finally:
-        numba.set_num_threads(threads)
     np.testing.assert_array_equal(*results)
 
 

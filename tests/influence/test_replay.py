@@ -2,7 +2,6 @@
 
 from dataclasses import astuple, dataclass, field, replace
 
-import numba
 import numpy as np
 import pytest
 import torch
@@ -12,6 +11,7 @@ from hypothesis import strategies as st
 from recbole_unlearn.influence import replay as module
 from recbole_unlearn.influence.recorded import Adam, Recorded, Trajectory
 from recbole_unlearn.influence.replay import Returns, replay
+from recbole_unlearn.influence.threads import limited_threads, threads
 
 # Weights are of magnitude 1 and kept in float32 (epsilon 1.2e-7), and an epsilon of Adam's that is not tiny
 # beside the gradients keeps it from blowing up the rounding of those that nearly vanish.
@@ -251,7 +251,7 @@ class TestSelection:
         seen = []
 
         def record(K, m):
-            return lambda W, rows, start, lone, lone_start, returned, return_start, *_: seen.append(
+            return lambda lanes, W, rows, start, lone, lone_start, returned, return_start, *_: seen.append(
                 (rows[: start[-1]].copy(), start, lone[: lone_start[-1]].copy(), lone_start, returned, return_start)
             )
 
@@ -341,16 +341,12 @@ class TestBits:
     def test_other_with_another_seed(self, wide):
         assert (self.bits(wide) != self.bits(wide, seed=8)).any()
 
-    @pytest.mark.skipif(numba.config.NUMBA_NUM_THREADS < 2, reason="one thread only")
+    @pytest.mark.skipif(threads() < 2, reason="one thread only")
     def test_same_for_any_number_of_threads(self, wide):
-        threads = numba.get_num_threads()
         results = []
-        try:
-            for n in range(1, min(threads, 4) + 1):
-                numba.set_num_threads(n)
+        for n in range(1, min(threads(), 4) + 1):
+            with limited_threads(n):
                 results.append(self.bits(wide))
-        finally:
-            numba.set_num_threads(threads)
         for other in results[1:]:
             np.testing.assert_array_equal(other, results[0])
 
