@@ -80,7 +80,8 @@ def _arrange(ids, bounds, begins, slot, slots, names, following, first, counts, 
     flat, numbered = pointer(ids, 0), pointer(slots, 0)
     for s in range(steps):
         start, stop, count = roles * np.uint64(bounds[s]), roles * np.uint64(bounds[s + 1]), np.uint64(0)
-        taken[:, s + 1] = taken[:, s]
+        for p in range(len(begins)):  # not as arrays, for which numba compiles what it would say of their shapes
+            taken[p, s + 1] = taken[p, s]
         for k in range(start, stop):
             name = np.uint64(flat[k])
             if slot[name] == NONE:
