@@ -127,6 +127,44 @@ def frozen_split(stored):
     return Split(UnlearnConfig("BPR", "tiny", config_dict=kept))
 
 
+UNSHUFFLED = {"method": "replay", "replay_rows": "all", "evaluate": "none"}
+
+
+def test_unshuffled_data_are_frozen_in_their_order(forget, make_split):
+    """By which RecBole's own loader would train again: not in the log's, which is grouped by user."""
+    split = make_split(data_path="data", shuffle=False)
+    data, users = split.train.dataset.inter_feat, []
+    pairs = list(zip(data["user_id"].tolist(), data["item_id"].tolist(), strict=True))
+    assert pairs != sorted(pairs)
+    for source, user, target in ((None, GONE_USER, "first"), ("first/unlearned.pth", SECRET_USER, "second")):
+        keys = UNSHUFFLED | ({} if source else {"shuffle": False})
+        assert forget(source, forget_users=[user], output_dir=target, **keys)["unlearning"]["exact"]
+        users.append(split.token("user", np.arange(1, split.n_users)).tolist().index(user) + 1)
+        left = [pair for pair in pairs if pair[0] not in users]
+        log = TripleLog.open(f"{target}/unlearned.triples")
+        own = np.argsort(log.steps(0), kind="stable")
+        own = list(zip(log.users[own].tolist(), log.items[own].tolist(), strict=True))
+        batches = range(0, len(left), split.batch_rows)
+        assert len(own) == len(left) and len(batches) > 2
+        assert all(set(own[n : n + split.batch_rows]) == set(left[n : n + split.batch_rows]) for n in batches)
+        assert verify(f"{target}/unlearned.pth") < 1e-4
+
+
+def test_an_order_that_an_earlier_version_did_not_freeze_is_refused(forget):
+    forget(forget_users=[GONE_USER], output_dir="first", shuffle=False, **UNSHUFFLED)
+    frozen = Path("first/unlearned.triples/data/tiny")
+    with np.load(frozen / "arrays.npz") as kept:
+        arrays = dict(kept)
+    order = np.argsort(arrays["train/user_id"], kind="stable")
+    np.savez(frozen / "arrays.npz", **{k: v[order] if k.startswith("train/") else v for k, v in arrays.items()})
+    tables = json.loads((frozen / "tables.json").read_text())
+    tables.pop("in_order", None)
+    (frozen / "tables.json").write_text(json.dumps(tables))
+    assert verify("first/unlearned.pth") < 1e-4  # by the log's own batches
+    found = "shuffle: False trains in the order of the data, which the earlier version that froze them"
+    refused(forget, found, checkpoint="first/unlearned.pth", forget_users=[SECRET_USER], output_dir="x", **UNSHUFFLED)
+
+
 def test_further_requests_go_on_and_thin_the_file_out(forget, data):
     lines = len(data.read_text().splitlines())
     first = forget(forget_count=7, output_dir="first")

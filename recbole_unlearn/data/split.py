@@ -443,6 +443,11 @@ class Split:
         """Rows of a training batch."""
         return max(self.config["train_batch_size"] // self.terms, 1)
 
+    @property
+    def in_order(self) -> bool:
+        """Whether rows of the training data are in RecBole's order; earlier versions froze them in another."""
+        return getattr(self.train._dataset, "in_order", True)
+
     def draws(self, log: TripleLog) -> None:
         """Let a log draw again, from these data, the negatives that it does not hold."""
         if log.again is None and any(each is not None for each in log.drawn):
