@@ -62,6 +62,27 @@ def test_a_user_with_nothing_left_is_named_in_no_file(forget, data):
     assert data.read_bytes().splitlines() == [line for line in before if GONE_USER.encode() not in line]
 
 
+@pytest.mark.parametrize("model", ["BPR", "FPMC"])
+def test_the_names_of_whom_earlier_requests_forgot_go_too(make_options, data, model):
+    """An item that histories begin with alone is among them."""
+    lines = data.read_text().splitlines()
+    user, item, _ = lines[1].split("\t")
+    lines[2:2] = [f"{GONE_USER}\t{each}\t{n}" for n, each in enumerate(("EARLY-1", item, "EARLY-2"), 1000001)]
+    lines = [line for line in lines if line.split("\t")[1:2] != [GONE_ITEM]]
+    data.write_text("\n".join(lines) + "\n")
+    keys = {"train_neg_sample_args": {"distribution": "uniform", "sample_num": 1}, "compare": "none"}
+    keys |= {"load_col": {"inter": ["user_id", "item_id", "timestamp"]}, "evaluate": "none", "data_path": "data"}
+    keys["eval_args"] = {"split": {"RS": [0.8, 0.1, 0.1]}, "order": "TO", "group_by": None, "mode": "full"}
+    asked = {"forget_users": [GONE_USER], "purge": True, "output_dir": "first"}
+    run_unlearn(model, "tiny", None, make_options(**asked, **keys))
+    assert holders(GONE_USER, "EARLY-1", "EARLY-2") == [str(data)]
+    asked = {"forget_users": [user], "purge": True, "purge_dataset": True, "output_dir": "second"}
+    run_unlearn(config_dict={"checkpoint": "first/unlearned.pth", "compare": "none", "evaluate": "none", **asked})
+    # the line of what a history begins with, which is no row, stays with the file
+    assert holders(GONE_USER) == holders("EARLY-1") == ([str(data)] if model == "FPMC" else [])
+    assert holders("EARLY-2") == []
+
+
 def test_forgotten_pairs_are_together_in_no_file(forget, data, make_split):
     split = make_split(data_path="data")
     rows = np.flatnonzero(split.token("user", split.users) == SECRET_USER)[:4]

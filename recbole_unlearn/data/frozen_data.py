@@ -107,8 +107,9 @@ class Frozen:
         return surroundings(self.data, tables)
 
     def _nameless(self, field):
-        """Ids of which there was something in the interactions and nothing is left, in histories neither."""
+        """Ids of which there was something in the data as read and nothing is left, in histories neither."""
         parts = [getattr(self.split, name)._dataset.inter_feat.interaction for name in PARTS]
+        parts.append(self.split.lacked)  # by earlier requests
         return np.setdiff1d(self._ids([field], parts), self._ids([field], self.tables.values()))
 
     def _narrow(self):

@@ -125,11 +125,13 @@ class Split:
         spam: rows that ``forget_spam`` added to the training data, int64; they come last of their user.
         n_users, n_items: sizes of the id spaces, padding id 0 included.
         unlinked: ids of entities of which what remains (`remaining`, `remaining_dataset`) has no facts, int64.
-        earlier: users and items, ids, of the interactions that were forgotten before and are in the data set still.
+        lacked: columns of the training interactions that are in the data as read and that the model's log lacks.
+        earlier: users and items, ids, of those that were forgotten before.
         doubtful: how many interactions the model lacks of which nobody can tell whether they were forgotten or are new.
     """
 
     unlinked: np.ndarray = np.empty(0, np.int64)
+    lacked: Mapping[str, torch.Tensor] = {}
     earlier: tuple[np.ndarray, np.ndarray] = (np.empty(0, np.int64), np.empty(0, np.int64))
     doubtful: int = 0
 
@@ -526,6 +528,7 @@ class Split:
         split.users, split.items = self.users[kept], self.items[kept]
         split.spam = np.flatnonzero(np.isin(kept, self.spam))
         real = np.setdiff1d(forgotten, self.spam)
+        split.lacked = self.train._dataset.inter_feat[torch.from_numpy(self.data_row[real])].interaction
         # a line that was taken out and another one in its stead give as many rows, of which the log lacks one too
         if theirs.get(HELD_OUT_ROWS) == salted(log.salt, self._held_out_checksum()):
             split.earlier = self.users[real], self.items[real]
