@@ -379,6 +379,53 @@ def test_a_line_that_is_new_is_not_taken_for_one_that_was_forgotten(forget, data
     assert told in result["left"] and told in planned.page and result["lines"]["earlier"] == 0
 
 
+def test_lines_that_the_data_set_does_not_read_are_said_to_stay(forget, data):
+    """A filter dropped them, or they came after the data were frozen; of a pair that is forgotten they go with it."""
+    lines = data.read_text().splitlines()
+    user, item, _ = next(line for line in reversed(lines) if line.startswith(f"{SECRET_USER}\t")).split("\t")
+    data.write_text("\n".join([*lines, f"{user}\t{item}\t5"]) + "\n")
+    keys = {"load_col": {"inter": ["user_id", "item_id", "timestamp"]}, "val_interval": {"timestamp": "[1006000,inf)"}}
+    keys["eval_args"] = {"split": {"RS": [0.8, 0.1, 0.1]}, "order": "RO", "group_by": None, "mode": "full"}
+    forget(forget_count=1, output_dir="zero", evaluate="none", purge=False, purge_dataset=False, **keys)
+    rows = [line.split("\t") for line in data.read_text().splitlines()[1:]]
+    early = {name: sum(each == name and float(time) < 1006000 for each, _, time in rows) for name, *_ in rows}
+    keys = {"forget_users": [user], "evaluate": "none", "dry_run": True}
+    told = "lines of tiny.inter that this data set does not read"
+    both = {"purge": False, "purge_dataset": False}
+    assert f"{early[user]} {told}" in forget("zero/model.pth", **keys, **both).page
+    with load("zero/model.pth") as opened:
+        forgotten = (user, item) in opened.split.pairs(np.arange(opened.split.n_rows))
+    early[user] -= forgotten
+    assert f"{early[user]} {told}" in forget("zero/model.pth", **keys).page
+    assert told not in forget("zero/model.pth", **keys, everywhere=True).page
+    keys["dry_run"] = False
+    left = forget("zero/model.pth", **keys, output_dir="first")["left"]
+    held_out = int(left.split(" held-out")[0])
+    assert f", {early[user]} {told}; everywhere: True takes" in left
+    assert (
+        len([line for line in data.read_text().splitlines() if line.startswith(f"{user}\t")]) == early[user] + held_out
+    )
+    other = next(name for name, count in early.items() if count == 2 and name != user)
+    data.write_text(data.read_text() + f"{other}\tnew\t9999999\n")
+    assert (
+        f"3 {told}" in forget("first/unlearned.pth", **keys | {"forget_users": [other], "output_dir": "second"})["left"]
+    )
+
+
+def test_the_file_is_looked_through_once_for_all_requests(make_config, data, monkeypatch):
+    rows = [line.split("\t")[:2] for line in data.read_text().splitlines()[1:]]
+    read, plain_open = [], open
+    monkeypatch.setattr(
+        "builtins.open", lambda file, *more, **keys: read.append(file) or plain_open(file, *more, **keys)
+    )
+    asked = [{"user": [SECRET_USER]}, {"item": [rows[0][1]]}, {"user": [rows[1][0]], "item": [rows[1][1]]}, {}]
+    found = inter_file.pairs_naming(data, make_config(data_path="data"), asked)
+    assert read.count(data) == 2  # for quotes, too
+    assert [sum(each.values()) for each in found] == [
+        sum(user in each.get("user", ()) or item in each.get("item", ()) for user, item in rows) for each in asked
+    ]
+
+
 def test_a_moved_model_finds_its_data(forget):
     forget(forget_count=7, output_dir="first")
     os.rename("first", "moved")

@@ -2,7 +2,7 @@
 
 import copy
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -258,6 +258,13 @@ class Split:
         """A number of each pair of ids, int64."""
         return users.astype(np.int64) * self.n_items + items.astype(np.int64)
 
+    def numbers_of(self, pairs: Collection[tuple[str, str]]) -> np.ndarray:
+        """`pair_numbers` of (user token, item token); of unknown ones a number that no interaction has."""
+        data = self.train._dataset
+        users, items = (data.field2token_id[field] for field in (data.uid_field, data.iid_field))
+        found = [(users.get(user, 0), items.get(item, 0)) for user, item in pairs]
+        return self.pair_numbers(*np.array(found, np.int64).reshape(-1, 2).T)
+
     def among(self, users: np.ndarray, items: np.ndarray, named: Mapping[str, np.ndarray]) -> np.ndarray:
         """Which interactions are of what is named: ids by ``user`` and ``item``, `pair_numbers` by ``pair``."""
         columns = {"user": users, "item": items, "pair": self.pair_numbers(users, items)}
@@ -326,6 +333,16 @@ class Split:
         return np.concatenate(
             [self.pair_numbers(own[data.uid_field].numpy(), own[data.iid_field].numpy()) for data, own in parts]
         )
+
+    def pairs_read(self) -> np.ndarray:
+        """`pair_numbers` of all interactions in the data as read, each as often as it is there, forgotten ones too."""
+        lacked = Interaction(self.lacked) if self.lacked else self.train._dataset.inter_feat[:0]
+        lacked = self.train._dataset.copy(lacked)
+        # a history begins with one, whichever rows of it there are
+        firsts = (self.pair_numbers(*each) for each in (self.firsts(), firsts_of(lacked)))
+        own = (lacked.inter_feat[field].numpy() for field in (lacked.uid_field, lacked.iid_field))
+        trained = self.pair_numbers(self.users, self.items)
+        return np.concatenate([trained, self.held_out_pairs(), self.pair_numbers(*own), np.union1d(*firsts)])
 
     def whole_dataset(self) -> Dataset:
         """One RecBole data set of all interactions: training, validation, test."""
