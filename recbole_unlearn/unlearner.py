@@ -65,13 +65,14 @@ class InfluenceUnlearner:
     """Changes a model's weights to what they would be had some interactions never been there (docs/method.md).
 
     For every model of RecBole that is trained row by row, and classes of your own. Each request starts where the one
-    before ended: with its weights, its trajectory, and without its interactions. Nothing is written before `save`. The
-    log was verified when it was opened, and a checkpoint stays locked until `close`, or the end of a ``with`` block.
-    Requests of several threads wait for each other, and for `run_unlearn`; what else draws at random in other threads
-    must wait too, since training uses the random streams of the process. Copies there are none.
+    before ended: with its weights, its trajectory, and without its interactions. Before `save` nothing is written but a
+    lock, ``guard.json`` in the log's folder (what the check of the log found), and what a checkpoint of RecBole's own
+    is adopted as. The log was verified when it was opened, and a checkpoint stays locked until `close`, or the end of a
+    ``with`` block. Requests of several threads wait for each other, and for `run_unlearn`; what else draws at random in
+    other threads must wait too, since training uses the random streams of the process. Copies there are none.
 
     Args:
-        trained: the training to unlearn from; its model and log are only read.
+        trained: the training to unlearn from; its model and log are only read, but for ``guard.json``.
         way: one of `Replay`, `Reoptimise`, `Influence`, `PAPER`; default: what the configuration says, which is the
             first that is valid unless it says otherwise.
         shared: whether every rank has such an unlearner, of which it works on its share of the users. What rank 0 is

@@ -62,6 +62,27 @@ def test_a_user_with_nothing_left_is_named_in_no_file(forget, data):
     assert data.read_bytes().splitlines() == [line for line in before if GONE_USER.encode() not in line]
 
 
+@pytest.mark.parametrize("model", ["BPR", "FPMC"])
+def test_the_names_of_whom_earlier_requests_forgot_go_too(make_options, data, model):
+    """An item that histories begin with alone is among them."""
+    lines = data.read_text().splitlines()
+    user, item, _ = lines[1].split("\t")
+    lines[2:2] = [f"{GONE_USER}\t{each}\t{n}" for n, each in enumerate(("EARLY-1", item, "EARLY-2"), 1000001)]
+    lines = [line for line in lines if line.split("\t")[1:2] != [GONE_ITEM]]
+    data.write_text("\n".join(lines) + "\n")
+    keys = {"train_neg_sample_args": {"distribution": "uniform", "sample_num": 1}, "compare": "none"}
+    keys |= {"load_col": {"inter": ["user_id", "item_id", "timestamp"]}, "evaluate": "none", "data_path": "data"}
+    keys["eval_args"] = {"split": {"RS": [0.8, 0.1, 0.1]}, "order": "TO", "group_by": None, "mode": "full"}
+    asked = {"forget_users": [GONE_USER], "purge": True, "output_dir": "first"}
+    run_unlearn(model, "tiny", None, make_options(**asked, **keys))
+    assert holders(GONE_USER, "EARLY-1", "EARLY-2") == [str(data)]
+    asked = {"forget_users": [user], "purge": True, "purge_dataset": True, "output_dir": "second"}
+    run_unlearn(config_dict={"checkpoint": "first/unlearned.pth", "compare": "none", "evaluate": "none", **asked})
+    # the line of what a history begins with, which is no row, stays with the file
+    assert holders(GONE_USER) == holders("EARLY-1") == ([str(data)] if model == "FPMC" else [])
+    assert holders("EARLY-2") == []
+
+
 def test_forgotten_pairs_are_together_in_no_file(forget, data, make_split):
     split = make_split(data_path="data")
     rows = np.flatnonzero(split.token("user", split.users) == SECRET_USER)[:4]
@@ -125,6 +146,44 @@ def frozen_split(stored):
         if key in ("benchmark_filename", "load_col", "data_path", "eval_args")
     }
     return Split(UnlearnConfig("BPR", "tiny", config_dict=kept))
+
+
+UNSHUFFLED = {"method": "replay", "replay_rows": "all", "evaluate": "none"}
+
+
+def test_unshuffled_data_are_frozen_in_their_order(forget, make_split):
+    """By which RecBole's own loader would train again: not in the log's, which is grouped by user."""
+    split = make_split(data_path="data", shuffle=False)
+    data, users = split.train.dataset.inter_feat, []
+    pairs = list(zip(data["user_id"].tolist(), data["item_id"].tolist(), strict=True))
+    assert pairs != sorted(pairs)
+    for source, user, target in ((None, GONE_USER, "first"), ("first/unlearned.pth", SECRET_USER, "second")):
+        keys = UNSHUFFLED | ({} if source else {"shuffle": False})
+        assert forget(source, forget_users=[user], output_dir=target, **keys)["unlearning"]["exact"]
+        users.append(split.token("user", np.arange(1, split.n_users)).tolist().index(user) + 1)
+        left = [pair for pair in pairs if pair[0] not in users]
+        log = TripleLog.open(f"{target}/unlearned.triples")
+        own = np.argsort(log.steps(0), kind="stable")
+        own = list(zip(log.users[own].tolist(), log.items[own].tolist(), strict=True))
+        batches = range(0, len(left), split.batch_rows)
+        assert len(own) == len(left) and len(batches) > 2
+        assert all(set(own[n : n + split.batch_rows]) == set(left[n : n + split.batch_rows]) for n in batches)
+        assert verify(f"{target}/unlearned.pth") < 1e-4
+
+
+def test_an_order_that_an_earlier_version_did_not_freeze_is_refused(forget):
+    forget(forget_users=[GONE_USER], output_dir="first", shuffle=False, **UNSHUFFLED)
+    frozen = Path("first/unlearned.triples/data/tiny")
+    with np.load(frozen / "arrays.npz") as kept:
+        arrays = dict(kept)
+    order = np.argsort(arrays["train/user_id"], kind="stable")
+    np.savez(frozen / "arrays.npz", **{k: v[order] if k.startswith("train/") else v for k, v in arrays.items()})
+    tables = json.loads((frozen / "tables.json").read_text())
+    tables.pop("in_order", None)
+    (frozen / "tables.json").write_text(json.dumps(tables))
+    assert verify("first/unlearned.pth") < 1e-4  # by the log's own batches
+    found = "shuffle: False trains in the order of the data, which the earlier version that froze them"
+    refused(forget, found, checkpoint="first/unlearned.pth", forget_users=[SECRET_USER], output_dir="x", **UNSHUFFLED)
 
 
 def test_further_requests_go_on_and_thin_the_file_out(forget, data):
@@ -318,6 +377,53 @@ def test_a_line_that_is_new_is_not_taken_for_one_that_was_forgotten(forget, data
     assert [line for line in data.read_text().splitlines() if line.startswith(f"{user}\t")] == before
     told = "2 lines of tiny.inter that earlier requests forgot or that are new"
     assert told in result["left"] and told in planned.page and result["lines"]["earlier"] == 0
+
+
+def test_lines_that_the_data_set_does_not_read_are_said_to_stay(forget, data):
+    """A filter dropped them, or they came after the data were frozen; of a pair that is forgotten they go with it."""
+    lines = data.read_text().splitlines()
+    user, item, _ = next(line for line in reversed(lines) if line.startswith(f"{SECRET_USER}\t")).split("\t")
+    data.write_text("\n".join([*lines, f"{user}\t{item}\t5"]) + "\n")
+    keys = {"load_col": {"inter": ["user_id", "item_id", "timestamp"]}, "val_interval": {"timestamp": "[1006000,inf)"}}
+    keys["eval_args"] = {"split": {"RS": [0.8, 0.1, 0.1]}, "order": "RO", "group_by": None, "mode": "full"}
+    forget(forget_count=1, output_dir="zero", evaluate="none", purge=False, purge_dataset=False, **keys)
+    rows = [line.split("\t") for line in data.read_text().splitlines()[1:]]
+    early = {name: sum(each == name and float(time) < 1006000 for each, _, time in rows) for name, *_ in rows}
+    keys = {"forget_users": [user], "evaluate": "none", "dry_run": True}
+    told = "lines of tiny.inter that this data set does not read"
+    both = {"purge": False, "purge_dataset": False}
+    assert f"{early[user]} {told}" in forget("zero/model.pth", **keys, **both).page
+    with load("zero/model.pth") as opened:
+        forgotten = (user, item) in opened.split.pairs(np.arange(opened.split.n_rows))
+    early[user] -= forgotten
+    assert f"{early[user]} {told}" in forget("zero/model.pth", **keys).page
+    assert told not in forget("zero/model.pth", **keys, everywhere=True).page
+    keys["dry_run"] = False
+    left = forget("zero/model.pth", **keys, output_dir="first")["left"]
+    held_out = int(left.split(" held-out")[0])
+    assert f", {early[user]} {told}; everywhere: True takes" in left
+    assert (
+        len([line for line in data.read_text().splitlines() if line.startswith(f"{user}\t")]) == early[user] + held_out
+    )
+    other = next(name for name, count in early.items() if count == 2 and name != user)
+    data.write_text(data.read_text() + f"{other}\tnew\t9999999\n")
+    assert (
+        f"3 {told}" in forget("first/unlearned.pth", **keys | {"forget_users": [other], "output_dir": "second"})["left"]
+    )
+
+
+def test_the_file_is_looked_through_once_for_all_requests(make_config, data, monkeypatch):
+    rows = [line.split("\t")[:2] for line in data.read_text().splitlines()[1:]]
+    read, plain_open = [], open
+    monkeypatch.setattr(
+        "builtins.open", lambda file, *more, **keys: read.append(file) or plain_open(file, *more, **keys)
+    )
+    asked = [{"user": [SECRET_USER]}, {"item": [rows[0][1]]}, {"user": [rows[1][0]], "item": [rows[1][1]]}, {}]
+    found = inter_file.pairs_naming(data, make_config(data_path="data"), asked)
+    assert read.count(data) == 2  # for quotes, too
+    assert [sum(each.values()) for each in found] == [
+        sum(user in each.get("user", ()) or item in each.get("item", ()) for user, item in rows) for each in asked
+    ]
 
 
 def test_a_moved_model_finds_its_data(forget):

@@ -2,8 +2,9 @@
 
 RecBole numbers users, items and all other tokens in the order in which the files name them, and splits interactions by
 their number. After lines were removed, ids and split would be others, and the model's rows would belong to other users.
-So the built data set is kept: its columns in ``arrays.npz``, what they are in ``tables.json``, and the numbering in
-``tokens.json``, in which users and items of whom nothing is left, and tokens that no row has, have lost their names.
+So the built data set is kept: its columns in ``arrays.npz``, rows in the order in which RecBole had them, what they are
+in ``tables.json``, and the numbering in ``tokens.json``, in which users and items of whom nothing is left, and tokens
+that no row has, have lost their names.
 """
 
 import json
@@ -63,8 +64,11 @@ class Frozen:
         self.split, self.data, out = split, split.train._dataset, split.held_out(whole) if whole else {}
         rest, places = split.remaining_dataset(rows, out), split.positions_without(rows)
         judged = split.judged_without(rows, out)
-        # in the log's order, so that reading it gives the log's rows again
-        self.tables = {"train": _columns(rest.inter_feat, places[places >= 0])}
+        # in the data's order, by which training without shuffling goes; each user's rows in the log's, so that reading
+        # gives the log's rows again, where of equal interactions some are gone too
+        order = np.empty(len(rest), np.int64)
+        order[_by_user(rest.inter_feat[self.data.uid_field].numpy())] = places[places >= 0]
+        self.tables = {"train": _columns(rest.inter_feat, order)}
         for name in PARTS[1:]:
             part = getattr(judged, name)._dataset
             self.tables[name] = _columns(part.inter_feat, np.delete(np.arange(len(part)), out.get(name, [])))
@@ -97,11 +101,15 @@ class Frozen:
 
     def surroundings(self) -> str:
         """As of the split that reading it gives, see `Split.surroundings`."""
-        return surroundings(self.data, {name: self.tables[name] for name in self.tables.keys() - PARTS[1:]})
+        tables = {name: self.tables[name] for name in self.tables.keys() - PARTS[1:]}
+        order = _by_user(tables["train"][self.data.uid_field])
+        tables["train"] = {name: column[order] for name, column in tables["train"].items()}
+        return surroundings(self.data, tables)
 
     def _nameless(self, field):
-        """Ids of which there was something in the interactions and nothing is left, in histories neither."""
+        """Ids of which there was something in the data as read and nothing is left, in histories neither."""
         parts = [getattr(self.split, name)._dataset.inter_feat.interaction for name in PARTS]
+        parts.append(self.split.lacked)  # by earlier requests
         return np.setdiff1d(self._ids([field], parts), self._ids([field], self.tables.values()))
 
     def _narrow(self):
@@ -183,6 +191,7 @@ class Frozen:
             "tables": list(data.feat_name_list),
             "lists": {name: value for name, value in vars(data).items() if name.endswith(ENDS)},
             "preloaded": list(data._preloaded_weight),
+            "in_order": self.split.in_order,
             **(pairs if any(pairs.values()) else {}),
         }
         write_atomically(target / TOKENS, json.dumps(self.tokens).encode())
@@ -197,6 +206,11 @@ class Frozen:
 def _columns(table, rows):
     """Copies of a table's columns as arrays, some rows of them; not the numbers that a trainer gives to rows."""
     return {name: np.array(column.numpy()[rows]) for name, column in table.interaction.items() if name != ROW}
+
+
+def _by_user(users):
+    """Rows as a log has them: grouped by user."""
+    return np.argsort(users, kind="stable")
 
 
 def _longest(values, axis):
@@ -217,7 +231,11 @@ def frozen_dataset(config: Config) -> Dataset:
 
 
 class _Restored(Dataset):
-    """What a frozen data set does otherwise than RecBole's: nothing is loaded, filtered or numbered."""
+    """What a frozen data set does otherwise than RecBole's: nothing is loaded, filtered or numbered.
+
+    Attributes:
+        in_order: whether its rows are in the order in which RecBole had them; earlier versions kept the log's.
+    """
 
     def _from_scratch(self):
         self._get_preset()
@@ -236,6 +254,7 @@ class _Restored(Dataset):
         self.field2bucketnum = facts["buckets"]
         self.alias = {name: np.array(fields) for name, fields in facts["alias"].items()}
         self._rest_fields, self.feat_name_list = np.array(facts["rest"]), facts["tables"]
+        self.in_order = facts.get("in_order", False)
         for name, value in [*facts["lists"].items(), *((name, facts.get(name, {})) for name in PAIRED)]:
             setattr(self, name, value)
         self.user_feat = self.item_feat = None

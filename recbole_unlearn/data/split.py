@@ -2,7 +2,7 @@
 
 import copy
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -125,11 +125,13 @@ class Split:
         spam: rows that ``forget_spam`` added to the training data, int64; they come last of their user.
         n_users, n_items: sizes of the id spaces, padding id 0 included.
         unlinked: ids of entities of which what remains (`remaining`, `remaining_dataset`) has no facts, int64.
-        earlier: users and items, ids, of the interactions that were forgotten before and are in the data set still.
+        lacked: columns of the training interactions that are in the data as read and that the model's log lacks.
+        earlier: users and items, ids, of those that were forgotten before.
         doubtful: how many interactions the model lacks of which nobody can tell whether they were forgotten or are new.
     """
 
     unlinked: np.ndarray = np.empty(0, np.int64)
+    lacked: Mapping[str, torch.Tensor] = {}
     earlier: tuple[np.ndarray, np.ndarray] = (np.empty(0, np.int64), np.empty(0, np.int64))
     doubtful: int = 0
 
@@ -256,6 +258,13 @@ class Split:
         """A number of each pair of ids, int64."""
         return users.astype(np.int64) * self.n_items + items.astype(np.int64)
 
+    def numbers_of(self, pairs: Collection[tuple[str, str]]) -> np.ndarray:
+        """`pair_numbers` of (user token, item token); of unknown ones a number that no interaction has."""
+        data = self.train._dataset
+        users, items = (data.field2token_id[field] for field in (data.uid_field, data.iid_field))
+        found = [(users.get(user, 0), items.get(item, 0)) for user, item in pairs]
+        return self.pair_numbers(*np.array(found, np.int64).reshape(-1, 2).T)
+
     def among(self, users: np.ndarray, items: np.ndarray, named: Mapping[str, np.ndarray]) -> np.ndarray:
         """Which interactions are of what is named: ids by ``user`` and ``item``, `pair_numbers` by ``pair``."""
         columns = {"user": users, "item": items, "pair": self.pair_numbers(users, items)}
@@ -324,6 +333,16 @@ class Split:
         return np.concatenate(
             [self.pair_numbers(own[data.uid_field].numpy(), own[data.iid_field].numpy()) for data, own in parts]
         )
+
+    def pairs_read(self) -> np.ndarray:
+        """`pair_numbers` of all interactions in the data as read, each as often as it is there, forgotten ones too."""
+        lacked = Interaction(self.lacked) if self.lacked else self.train._dataset.inter_feat[:0]
+        lacked = self.train._dataset.copy(lacked)
+        # a history begins with one, whichever rows of it there are
+        firsts = (self.pair_numbers(*each) for each in (self.firsts(), firsts_of(lacked)))
+        own = (lacked.inter_feat[field].numpy() for field in (lacked.uid_field, lacked.iid_field))
+        trained = self.pair_numbers(self.users, self.items)
+        return np.concatenate([trained, self.held_out_pairs(), self.pair_numbers(*own), np.union1d(*firsts)])
 
     def whole_dataset(self) -> Dataset:
         """One RecBole data set of all interactions: training, validation, test."""
@@ -443,6 +462,11 @@ class Split:
         """Rows of a training batch."""
         return max(self.config["train_batch_size"] // self.terms, 1)
 
+    @property
+    def in_order(self) -> bool:
+        """Whether rows of the training data are in RecBole's order; earlier versions froze them in another."""
+        return getattr(self.train._dataset, "in_order", True)
+
     def draws(self, log: TripleLog) -> None:
         """Let a log draw again, from these data, the negatives that it does not hold."""
         if log.again is None and any(each is not None for each in log.drawn):
@@ -521,6 +545,7 @@ class Split:
         split.users, split.items = self.users[kept], self.items[kept]
         split.spam = np.flatnonzero(np.isin(kept, self.spam))
         real = np.setdiff1d(forgotten, self.spam)
+        split.lacked = self.train._dataset.inter_feat[torch.from_numpy(self.data_row[real])].interaction
         # a line that was taken out and another one in its stead give as many rows, of which the log lacks one too
         if theirs.get(HELD_OUT_ROWS) == salted(log.salt, self._held_out_checksum()):
             split.earlier = self.users[real], self.items[real]

@@ -7,7 +7,7 @@ negatives, each drawn from the pool of its row's user. `Paired` takes them from 
 - the order is the original's, with the places of F taken by rows from its end; whatever is done with the places of F
   alone, the remaining rows are in a uniformly random order again, since none of them is treated otherwise than another.
   It is cut into batches as training does, so that only the last ones become smaller. Where no order is drawn, the
-  remaining rows stay in theirs;
+  remaining rows stay in theirs. With nothing forgotten it is the recorded one;
 - a negative of user u becomes one of the items that F gives back to u's pool as often as these are in the new pool,
   and else stays. Where items are drawn by popularity, F's own count less too, in the pools of all users: see `Redraw`.
   Where a user's own items are drawn too (RecBole's ``repeatable``), none is given back.
@@ -120,8 +120,15 @@ class Paired(Coupling):
             self.redraw = Redraw(*data, recorded.n_items, *weights)
             self.redraw.rows = there[self.redraw.rows]
 
+    def order(self, number: int) -> np.ndarray:
+        known = None if self.lost.any() else self._recorded_order(number)
+        return super().order(number) if known is None else known[self.kept[known]]
+
+    def _recorded_order(self, number):
+        return self.recorded.order(number) if self.recorded.order else None
+
     def _order(self, number):
-        order = self.recorded.order(number) if self.recorded.order else None
+        order = self._recorded_order(number)
         if order is None:
             order = self._rng(number, ORDER).permutation(len(self.kept))
         n_left = int(np.count_nonzero(self.kept[order]))

@@ -160,19 +160,19 @@ def _looked_up(
     """
     served, refused, done, left, forgotten = {}, {}, {}, {}, []
     config, split, listed = opened.config, opened.split(), output.suppression_list(opened.config)
-    inter, asked = data_file(config, opened.stored), {}
+    erasure, asked = Erasure(config, split, opened.stored), {}  # what is refused of no request is none's fault
     for request in pending:
         table = _table([request])
         if not _unknown(split, table):
             asked[request["id"]] = ForgetRequest("requests", table), rows_of(split, table)[0]
-    notes = dict(zip(asked, left_over(config, split, asked.values(), inter, names=False), strict=True))
+    notes = dict(zip(asked, left_over(erasure, asked.values(), names=False), strict=True))
     for request in pending:
         name, kind, tokens = request["id"], request["kind"], json.loads(request["tokens"])
         named, unknown = {kind: tokens}, [] if name in asked else _unknown(split, _table([request]))
         whole = {} if kind == "pair" else named
         if unknown and not _forgotten(queue, kind, tokens, listed):
             refused[name] = f"unknown {unknown[0]} token"
-        elif unknown and config["everywhere"] and (files := inter_file.naming(inter, config, whole)):
+        elif unknown and config["everywhere"] and (files := inter_file.naming(erasure.inter, config, whole)):
             refused[name] = f"the data do not know it any more, but {', '.join(files)} still does: edit that yourself"
         elif unknown:
             done[name] = NOTHING_LEFT
@@ -199,7 +199,6 @@ def _refused(opened, split, requests):
     def check(some):
         Erasure.of(config, split, opened.stored, ForgetRequest("requests", _table(some)))
 
-    Erasure(config, split, opened.stored)  # what is refused of no request is none's fault
     kept, refused = [], {}
     with suppress(InputError):
         if requests:

@@ -135,9 +135,20 @@ class Erasure:
         earlier = inter_file.count(self.inter, form, pairs) - requested if pairs > own else 0
         return {"requested": requested, "earlier": earlier}
 
+    def times_read(self, pairs: Collection[tuple[str, str]]) -> np.ndarray:
+        """How many interactions of the data as read each pair of (user token, item token) is, int64."""
+        numbers, counts = self._read
+        wanted = self.split.numbers_of(pairs)
+        places = np.minimum(np.searchsorted(numbers, wanted), len(numbers) - 1)
+        return np.where(numbers[places] == wanted, counts[places], 0)
+
+    @cached_property
+    def _read(self):
+        return np.unique(self.split.pairs_read(), return_counts=True)
+
     def left(self, request: ForgetRequest) -> str | None:
         """In words, what there still is of those whom a request names, and of earlier requests'; None: nothing."""
-        [own] = left_over(self.config, self.split, [(request, self.rows)], self.inter)
+        [own] = left_over(self, [(request, self.rows)])
         return "; ".join(filter(None, [own, self._untold()])) or None
 
     def _untold(self):
@@ -209,7 +220,7 @@ def _held_out_too(config, split, rows):
 
 
 def left_over(
-    config, split: Split, asked: Collection[tuple[ForgetRequest, np.ndarray]], inter: Path, names: bool = True
+    erasure: Erasure, asked: Collection[tuple[ForgetRequest, np.ndarray]], names: bool = True
 ) -> list[str | None]:
     """In words, what each request leaves of whom or what it names beside its rows; None: nothing.
 
@@ -217,19 +228,26 @@ def left_over(
     ``everywhere`` what files of others may say.
 
     Args:
+        erasure: of all of them, or of none.
         asked: requests, each with its rows. What lies in files is looked up for all of them at once.
         names: whether to name files which the data set is not read from.
     """
+    config, split, inter = erasure.config, erasure.split, erasure.inter
     tokens = [split.named(request.whole(split)) for request, _ in asked]
     if config["everywhere"]:
         return [_by_others(found, names) for found in inter_file.strangers(inter, config, tokens)]
+    mentions = _found(inter_file.mentions, erasure, tokens, f"the files beside {inter.name} say")
+    naming = _found(inter_file.pairs_naming, erasure, tokens, f"{inter.name} says")
+    each = zip(asked, naming, mentions, strict=True)
+    return [_left(erasure, request, rows, *found) for (request, rows), *found in each]
+
+
+def _found(look, erasure, tokens, what):
+    """What files have of each request's ``tokens``; in words, where they cannot be read: nobody asked for them."""
     try:
-        mentions = [_lines(found) for found in inter_file.mentions(inter, config, tokens)]
-    except InputError:  # nobody asked for them
-        unread = [f"what the files beside {inter.name} say, which cannot be read"]
-        mentions = [unread if any(own.values()) else [] for own in tokens]
-    each = zip(asked, mentions, strict=True)
-    return [_left(config, split, request, rows, inter, own) for (request, rows), own in each]
+        return look(erasure.inter, erasure.config, tokens)
+    except InputError:
+        return [f"what {what}, which cannot be read" if any(own.values()) else {} for own in tokens]
 
 
 def _by_others(found, names):
@@ -241,23 +259,24 @@ def _by_others(found, names):
 
 
 def _lines(found):
-    return [f"{_many(count, 'line')} of {name}" for name, count in found.items()]
+    return [found] if isinstance(found, str) else [f"{_many(n, 'line')} of {name}" for name, n in found.items()]
 
 
-def _left(config, split, request, rows, inter, mentions):
-    """As `left_over` without ``everywhere``, of one request; ``mentions``: in words, of the files beside ``inter``."""
+def _left(erasure, request, rows, naming, mentions):
+    """As `left_over` without ``everywhere``, of one request, in whose name files have lines: see `_found`."""
+    config, split, inter = erasure.config, erasure.split, erasure.inter
     named, (users, _) = request.named(split), split.firsts()
     begun, of_users = request.begun(split, rows), np.isin(users, named["user"])
     begun = np.where(of_users | np.isin(users, np.delete(split.users, rows)), begun, 0)
-    gone = {"pair": _held_out_too(config, split, rows)}
-    held_out = (np.setdiff1d(own, split.held_out(gone)[name]) for name, own in split.held_out(named).items())
+    gone = _held_out_too(config, split, rows)
+    held_out = (np.setdiff1d(own, split.held_out({"pair": gone})[name]) for name, own in split.held_out(named).items())
     counts = [
         ("held-out interaction", sum(map(len, held_out)), ""),
         ("interaction", np.count_nonzero(begun > 0), " that histories begin with"),
         ("first interaction", np.count_nonzero(begun < 0), " of histories of which nobody can tell"),
     ]
     found = [f"{_many(count, what)}{which}" for what, count, which in counts if count]
-    found += mentions
+    found += _unread(erasure, {*split.pairs(rows), *_pairs(split, gone)}, naming) + _lines(mentions)
     taken = "" if begun[~of_users].any() else "; everywhere: True takes them too"
     left = [f"{', '.join(found)}{taken}"] if found else []
     if frozen_data.is_frozen(config) and len(rows) and not config["purge_dataset"]:
@@ -265,6 +284,20 @@ def _left(config, split, request, rows, inter, mentions):
             f"{_many(len(rows), 'line')} of {inter.name}, which no later request can tell: purge_dataset does now"
         )
     return "; ".join(left) or None
+
+
+def _unread(erasure, own, naming):
+    """In words, how many lines of the file, of `_found` in it, the data set does not read: filtered, or new since.
+
+    Those of ``own`` pairs go with these where the file loses lines.
+    """
+    if isinstance(naming, str):
+        return [naming]
+    gone = {*own, *erasure.removal["pairs"]} if erasure.removal else set()
+    left = {pair: lines for pair, lines in naming.items() if pair not in gone}
+    more = np.fromiter(left.values(), np.int64, len(left)) - erasure.times_read(left)
+    count = int(np.maximum(more, 0).sum())
+    return [f"{_many(count, 'line')} of {erasure.inter.name} that this data set does not read"] if count else []
 
 
 def _many(count, what):

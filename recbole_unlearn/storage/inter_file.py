@@ -5,9 +5,10 @@ of their column.
 """
 
 import csv
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from itertools import islice, product
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -60,9 +61,33 @@ def mentions(inter: Path, config: Config, wholes: Sequence[Whole]) -> list[dict[
     """As `others`, of each of ``wholes``: the files' names, and how many of their lines go; each file is read once."""
     found: list[dict[str, int]] = [{} for _ in wholes]
     for path, form, asking in _asked(inter, config, wholes):
-        named = (zip(form["fields"], values, strict=True) for _, values in lines(path, form) if values is not None)
-        _count(found, path, (set().union(*(asking[field].get(value, ()) for field, value in own)) for own in named))
+        _count(found, path, (own for _, own in _asked_lines(path, form, asking)))
     return found
+
+
+def pairs_naming(inter: Path, config: Config, wholes: Sequence[Whole]) -> list[Counter[tuple[str, ...]]]:
+    """Of each of ``wholes``, in how many lines of the ``.inter`` file it is named, by the lines' (user, item) tokens.
+
+    The file, which need not be there, is read once.
+    """
+    found: list[Counter[tuple[str, ...]]] = [Counter() for _ in wholes]
+    form = reading(config)
+    gone = [reading(config, whole)["whole"] for whole in wholes]
+    tokens = {field: [each.get(field, []) for each in gone] for field in form["fields"]}
+    for path, named, asking in _asking(inter, form, tokens):
+        for values, own in _asked_lines(path, named, asking):
+            for n in own:
+                found[n][values] += 1
+    return found
+
+
+def _asked_lines(path, form, asking):
+    """(values, who asks for it) of each line of a file that somebody asks for, see `_asked`."""
+    for _, values in lines(path, form):
+        if values is not None:
+            named = zip(form["fields"], values, strict=True)
+            if own := set().union(*(asking[field].get(value, ()) for field, value in named)):
+                yield values, own
 
 
 def _count(found, path, lines):
@@ -77,29 +102,31 @@ def _asked(inter, config, wholes):
     form = reading(config)
     user, item = form["fields"]
     gone = [reading(config, whole)["whole"] for whole in wholes]
-
-    def file(ending, fields, tokens):
-        asking: dict[str, dict[str, list[int]]] = {field: {} for field in fields}
-        for field, (n, own) in product(fields, enumerate(tokens)):
-            for token in own:
-                asking[field].setdefault(token, []).append(n)
-        path, named = beside(inter, ending), {**form, "fields": fields}
-        named["whole"] = {field: sorted(own) for field, own in asking.items()}
-        if any(tokens) and path.is_file():
-            _check_plain(path, named)
-            yield path, named, asking
-
-    yield from file("user", [user], [each.get(user, []) for each in gone])
-    items = [each.get(item, []) for each in gone]
+    users, items = ([each.get(field, []) for each in gone] for field in (user, item))
+    yield from _asking(beside(inter, "user"), form, {user: users})
     for ending in ("item", "link"):
-        yield from file(ending, [item], items)
+        yield from _asking(beside(inter, ending), form, {item: items})
     if any(items) and beside(inter, "link").is_file() and beside(inter, "kg").is_file():
         entity, owners = config["ENTITY_ID_FIELD"] or "entity_id", {}
         for _, values in records(beside(inter, "link"), {**form, "fields": [item, entity]}):
             if values:
                 owners.setdefault(values[1], set()).add(values[0])
         ends = [config[f"{end}_ENTITY_ID_FIELD"] or f"{end.lower()}_id" for end in ("HEAD", "TAIL")]
-        yield from file("kg", ends, [[each for each, own in owners.items() if own <= {*some}] for some in items])
+        own = [[each for each, theirs in owners.items() if theirs <= {*some}] for some in items]
+        yield from _asking(beside(inter, "kg"), form, dict.fromkeys(ends, own))
+
+
+def _asking(path, form, tokens):
+    """As `_asked`, of one file; ``tokens``: by its field, those of each who asks."""
+    asking: dict[str, dict[str, list[int]]] = {field: {} for field in tokens}
+    for field, each in tokens.items():
+        for n, own in enumerate(each):
+            for token in own:
+                asking[field].setdefault(token, []).append(n)
+    if any(asking.values()) and path.is_file():
+        named = {**form, "fields": list(tokens), "whole": {field: sorted(own) for field, own in asking.items()}}
+        _check_plain(path, named)
+        yield path, named, asking
 
 
 def naming(inter: Path, config: Config, whole: Whole) -> list[str]:

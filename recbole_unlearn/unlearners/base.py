@@ -153,6 +153,19 @@ class Problem(ABC):
     def not_replayed(self, rows: str) -> str | None:
         """In words, why training cannot be run again; None where it can. ``rows``: which, see `Replay`."""
 
+    def out_of_order(self) -> str | None:
+        """In words, why the order in which unshuffled rows are trained again is not known; None where it is."""
+        order = self.recorded.fixed_order
+        if order is None or self.split.in_order:
+            return None
+        steps = (self.log.steps(epoch) for epoch in range(self.epochs))
+        if all(each is not None and (np.diff(each[order].astype(np.int64)) >= 0).all() for each in steps):
+            return None
+        return (
+            "shuffle: False trains in the order of the data, which the earlier version that froze them (purge_dataset) "
+            "did not keep; train anew"
+        )
+
     def not_validated(self) -> str | None:
         """In words, why validation cannot choose how many epochs are trained again; None where it can."""
         if not len(self.split.valid):

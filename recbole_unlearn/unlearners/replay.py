@@ -33,8 +33,8 @@ class Replay:
     def refuses(self, problem: Problem) -> str | None:
         if self.epochs == "validated":
             asked = not_validated(problem.config, self.rows, self.coupling)
-            return asked or problem.not_replayed(self.rows) or problem.not_validated()
-        return problem.not_replayed(self.rows)
+            return asked or problem.not_replayed(self.rows) or problem.out_of_order() or problem.not_validated()
+        return problem.not_replayed(self.rows) or (problem.out_of_order() if self.rows != "touched" else None)
 
     def warm_up(self, problem: Any) -> None:
         problem.warm_up_replay()

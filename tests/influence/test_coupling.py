@@ -137,8 +137,10 @@ def test_the_order_is_the_recorded_one_with_rows_from_its_end_in_place_of_the_fo
         assert (steps[GONE] == -1).all() and (np.diff(steps[epoch.order]) >= 0).all()
 
 
-def test_with_nothing_forgotten_it_is_the_training():
-    training = recorded()
+@pytest.mark.parametrize("fixed", [None, np.arange(len(USERS))])
+def test_with_nothing_forgotten_it_is_the_training(fixed):
+    """In the order that was recorded, whatever the data's is now."""
+    training = recorded(fixed_order=fixed)
     for number, epoch in enumerate(Paired(training, np.zeros(len(USERS), bool), 3)):
         assert np.array_equal(epoch.order, training.order(number))
         assert np.array_equal(epoch.negatives, training.negatives[number])
