@@ -131,6 +131,30 @@ def test_load_data_and_model_reads_a_model_without_its_log_and_own_classes(recbo
         load_data_and_model("nothing.pth")
 
 
+def defined(**methods):
+    """A class of the same name each time, as a notebook's cell defines it when it is run again."""
+    found = type("Cell", (BPR,), {"__module__": __name__, "__qualname__": "Cell", **methods})
+    globals()["Cell"] = found
+    return found
+
+
+def test_load_data_and_model_builds_the_class_that_its_name_means_today(make_options, monkeypatch):
+    monkeypatch.setitem(globals(), "Cell", None)
+    first = defined()
+    path = train_own(make_options, kind=first)
+    second = defined(other=True)
+    assert type(load_data_and_model(str(path))[1]) is second and get_trainer(None, "Cell") is not Trainer
+    globals()["Cell"] = None
+    with pytest.raises(InputError, match=r"several classes Cell \(.*; give the class to .*load\(..., model=Cell\)"):
+        load_data_and_model(str(path))
+    assert get_trainer(None, "Cell") is recbole_unlearn.BPRTrainer and first is not second
+
+
+def test_load_data_and_model_gives_devices_and_progress_back(recbole):
+    config = load_data_and_model(str(recbole(gpu_id="", use_gpu=False, show_progress=False)))[0]
+    assert (config["gpu_id"], config["use_gpu"], config["show_progress"]) == ("", False, False)
+
+
 class OwnBPR(BPR):
     """A user's own model, with a key of its own."""
 
@@ -139,13 +163,13 @@ class OwnBPR(BPR):
         self.own = config["own_strength"]
 
 
-def train_own(make_options, **keys):
+def train_own(make_options, kind=OwnBPR, **keys):
     """A script of a user's own, with RecBole's own steps; returns the checkpoint's path."""
-    config = Config(OwnBPR, "tiny", config_dict=make_options(epochs=2, own_strength=2, state="ERROR", **keys))
+    config = Config(kind, "tiny", config_dict=make_options(epochs=2, own_strength=2, state="ERROR", **keys))
     init_seed(config["seed"], config["reproducibility"])
     train, valid, _ = data_preparation(config, create_dataset(config))
     init_seed(config["seed"], config["reproducibility"])
-    trainer = get_trainer(config["MODEL_TYPE"], config["model"])(config, OwnBPR(config, train.dataset))
+    trainer = get_trainer(config["MODEL_TYPE"], config["model"])(config, kind(config, train.dataset))
     trainer.fit(train, valid, verbose=False)
     return Path(trainer.saved_model_file)
 

@@ -422,6 +422,17 @@ def test_resuming_beside_the_log_of_another_run_is_refused(train, make_split, ma
         second.fit(split.train, split.valid, verbose=False)
 
 
+def test_resuming_without_the_log_trains_on_without_one(train, make_split, make_model, tmp_path, caplog):
+    _, first, _ = train("first")
+    log_path(first.saved_model_file).rename(tmp_path / "away")
+    split, second, _ = build(make_split, make_model, tmp_path / "again", epochs=6)
+    second.resume_checkpoint(first.saved_model_file)
+    second.fit(split.train, split.valid, verbose=False)
+    assert "no triple log is kept of this training: there is none beside the checkpoint" in caplog.text
+    stored = torch.load(second.saved_model_file, weights_only=True)
+    assert "none beside" in stored["triple_log"]["missing"] and max(second.train_loss_dict) == 5
+
+
 def test_resuming_with_a_log_that_lacks_epochs_is_refused(train, make_split, make_model, tmp_path):
     _, first, _ = train(shuffle=False)
     state = torch.load(first.saved_model_file, weights_only=True)

@@ -23,7 +23,7 @@ import torch
 from recbole.utils import get_tensorboard
 from scipy.sparse import dok_matrix
 
-from recbole_unlearn.compat.recbole_models import checkpoint_state, replaced
+from recbole_unlearn.compat.recbole_models import checkpoint_state, replaced, runs_recboles
 from recbole_unlearn.distributed import leads
 from recbole_unlearn.errors import InputError
 from recbole_unlearn.settings.shown import masked
@@ -66,14 +66,21 @@ def _rows_of(stock):
     return rows_of
 
 
-def _sample_by_user_ids(self, user_ids, item_ids, num):
+def _by_user_ids(stock):
     """RecBole's ``RepeatableSampler.sample_by_user_ids``, which makes a set of each item: same draws, same stream."""
-    items = np.tile(np.asarray(item_ids), num)
-    drawn, again = np.zeros(len(items), np.int64), np.arange(len(items))
-    while len(again):
-        drawn[again] = self.sampling(len(again))
-        again = again[drawn[again] == items[again]]
-    return torch.from_numpy(drawn)
+
+    @wraps(stock)
+    def sample_by_user_ids(self, user_ids, item_ids, num):
+        if not runs_recboles(self, "sample_by_key_ids"):
+            return stock(self, user_ids, item_ids, num)
+        items = np.tile(np.asarray(item_ids), num)
+        drawn, again = np.zeros(len(items), np.int64), np.arange(len(items))
+        while len(again):
+            drawn[again] = self.sampling(len(again))
+            again = again[drawn[again] == items[again]]
+        return torch.from_numpy(drawn)
+
+    return sample_by_user_ids
 
 
 def _dok_update(self, values):
@@ -335,6 +342,7 @@ def apply() -> None:
     Collector.get_data_struct = _get_data_struct
     if not hasattr(Interaction.__getitem__, "__wrapped__"):
         Interaction.__getitem__ = _rows_of(Interaction.__getitem__)
-    RepeatableSampler.sample_by_user_ids = _sample_by_user_ids
+    if not hasattr(RepeatableSampler.sample_by_user_ids, "__wrapped__"):
+        RepeatableSampler.sample_by_user_ids = _by_user_ids(RepeatableSampler.sample_by_user_ids)
     if not hasattr(dok_matrix, "_update"):  # removed in scipy 1.13; LightGCN, NGCF and others call it
         dok_matrix._update = _dok_update

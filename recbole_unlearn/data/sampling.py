@@ -16,7 +16,7 @@ from recbole.data.interaction import Interaction
 from recbole.sampler import Sampler
 from recbole.utils import InputType, KGDataLoaderState
 
-from recbole_unlearn.compat.recbole_models import is_recboles
+from recbole_unlearn.compat.recbole_models import is_recboles, runs_recboles
 from recbole_unlearn.data.dataset import UsedItems
 from recbole_unlearn.data.orders import BatchOrder, next_order, pass_over, permutation
 from recbole_unlearn.influence.coupling import Epoch
@@ -30,16 +30,21 @@ Batch = TypeVar("Batch")
 
 def used_items(sampler: Any, n_users: int) -> tuple[np.ndarray, np.ndarray]:
     """Items that ``sampler`` never draws for each user, as CSR: ``ptr`` ``[n_users + 1]`` and sorted ``items``."""
+    ptr, items = listed_items(sampler, n_users)
     if isinstance(sampler.used_ids, UsedItems):
-        return sampler.used_ids.ptr, sampler.used_ids.items
-    counts = np.fromiter((len(s) for s in sampler.used_ids), np.int64, n_users)
-    ptr = np.concatenate([[0], np.cumsum(counts)])
-    items = np.empty(ptr[-1], np.int32)
-    for u, used in enumerate(sampler.used_ids):
-        part = np.fromiter(used, np.int32, len(used))
-        part.sort()
-        items[ptr[u] : ptr[u + 1]] = part
-    return ptr, items
+        return ptr, items
+    keys = np.sort(np.repeat(np.arange(n_users, dtype=np.int64) << 32, np.diff(ptr)) + items)
+    return ptr, (keys & (2**32 - 1)).astype(np.int32)
+
+
+def listed_items(sampler: Any, n_users: int) -> tuple[np.ndarray, np.ndarray]:
+    """`used_items` in whatever order, the same as long as nothing changes: several times faster where they are sets."""
+    used = sampler.used_ids
+    if isinstance(used, UsedItems):
+        return used.ptr, used.items
+    ptr = np.cumsum([0, *map(len, used)])
+    assert len(ptr) == n_users + 1
+    return ptr, np.fromiter(itertools.chain.from_iterable(used), np.int32, ptr[-1])
 
 
 def _filter(ptr, items, n_items):
@@ -124,6 +129,28 @@ def record(
             drawn[place[r], t] = negatives[t, r]
 
 
+def own_draws(loader: TrainDataLoader | KnowledgeBasedDataLoader) -> str | None:
+    """Whose code makes a train loader's batches, in words, where it is not RecBole's alone; None: it is.
+
+    What stands in for RecBole's loaders and samplers asks this first, and whatever draws by ``train_neg_sample_args``
+    what a training would have drawn.
+    """
+    pairs, facts = getattr(loader, "general_dataloader", loader), getattr(loader, "kg_dataloader", None)
+    both = [pairs] if facts is None else [pairs, facts]
+    asked: list[tuple[str, Any, tuple[str, ...]]] = [("data loader", each, ()) for each in (loader, *both)]
+    asked += [("sampler", each._sampler, ()) for each in both if each._sampler is not None]
+    asked += [("data set", pairs._dataset, ("__getitem__", "join"))]
+    for name, each, methods in asked:
+        if not runs_recboles(each, *methods):
+            return f"a {name} of your own, {type(each).__name__}"
+    args, sampler = pairs.neg_sample_args, pairs._sampler
+    if sampler is not None and args["distribution"] != "none":
+        law = args["distribution"] == "popularity" and args.get("alpha", 1.0)
+        if (sampler.distribution, law) != (args["distribution"], law and sampler.alpha):
+            return f"a sampler of another law than train_neg_sample_args, {sampler.distribution} ({sampler.alpha})"
+    return None
+
+
 class NegativeDraw:
     """RecBole's ``AbstractSampler.sample_by_key_ids`` with the membership test compiled: same draws, same stream.
 
@@ -172,14 +199,18 @@ class PairwiseCollate:
     The triples are those that stock RecBole would have drawn. It replaces the stock one where nothing is joined to
     interactions (no features, no transform, no dynamic negatives). RecBole's own models read ids alone of a pair, and
     get no other column; classes of the user's own get all.
+
+    Args:
+        loader: one that it fits.
+        model: class of what is trained.
     """
 
     table: np.ndarray | None = None  # of static negatives
 
-    def __init__(self, loader: TrainDataLoader) -> None:
+    def __init__(self, loader: TrainDataLoader, model: type) -> None:
         columns = loader._dataset.inter_feat.interaction
         ids = (loader.uid_field, loader.iid_field)
-        read = ids if is_recboles(loader.config.model_class) else columns
+        read = ids if is_recboles(model) else columns
         self.columns = {name: columns[name].numpy() for name in read}
         self.users, self.negative_field = self.columns[loader.uid_field], loader.neg_item_id
         self.negatives = loader.times
@@ -198,6 +229,7 @@ class PairwiseCollate:
             and not loader.config["transform"]
             and isinstance(loader._sampler, Sampler)
             and not loader.is_sequential
+            and own_draws(loader) is None
         )
 
     def draw_table(self) -> np.ndarray:
@@ -226,18 +258,19 @@ def batches(
 ) -> Iterator[Batch]:
     """What iterating ``loader`` with ``collate`` yields, without torch's loop over single rows.
 
-    ``step``: rows of a batch; default: the loader's.
+    ``step``: rows of a batch; default: the loader's, as torch has it (`update_config` changes RecBole's alone).
     """
     order = next_order(loader.sample_size, loader.generator) if loader.shuffle else np.arange(loader.sample_size)
-    step = step or loader.step
+    step = step or loader.batch_size or loader.step
     for start in range(0, loader.sample_size, step):
         yield collate(order[start : start + step])
 
 
 def drawn_by(loader: TrainDataLoader) -> Iterable[Interaction]:
     """A loader's own batches, without torch's loop over single rows where they can be had so."""
-    ours = isinstance(getattr(loader, "collate_fn", None), PairwiseCollate)
-    fast = (ours or (type(loader) is TrainDataLoader and loader.shuffle)) and loader.num_workers == 0
+    if not isinstance(loader, TrainDataLoader) or loader.num_workers or own_draws(loader):
+        return loader
+    fast = loader.shuffle or isinstance(loader.collate_fn, PairwiseCollate)
     return batches(loader, loader.collate_fn) if fast else loader
 
 
@@ -252,7 +285,7 @@ class WithFacts:
     @staticmethod
     def fits(loader: TrainDataLoader | KnowledgeBasedDataLoader) -> bool:
         """Whether a loader's next batches can be made this way: both kinds from generators of their own."""
-        if getattr(loader, "state", None) != KGDataLoaderState.RSKG:
+        if getattr(loader, "state", None) != KGDataLoaderState.RSKG or own_draws(loader):
             return False
         both = loader.general_dataloader, loader.kg_dataloader
         return all(each.num_workers == 0 and each.generator is not None for each in both)
@@ -387,7 +420,7 @@ class PoolDraw:
 
     def __init__(self, loader: TrainDataLoader | KnowledgeBasedDataLoader, items: np.ndarray | None = None) -> None:
         pairs: TrainDataLoader = getattr(loader, "general_dataloader", loader)
-        if isinstance(pairs._sampler, Sampler):
+        if isinstance(pairs._sampler, Sampler) and runs_recboles(pairs._sampler):
             self.draw = NegativeDraw(pairs._sampler, pairs._dataset.user_num)
         else:
             self.draw = lambda users, negatives: pairs._sampler.sample_by_user_ids(users, items, negatives).numpy()

@@ -21,9 +21,9 @@ from recbole.utils import EvaluatorType, ModelType
 from torch.utils.data.distributed import DistributedSampler
 from tqdm import tqdm
 
-from recbole_unlearn.compat.recbole_models import scores_all_items
+from recbole_unlearn.compat.recbole_models import is_recboles, runs_recboles, scores_all_items
 from recbole_unlearn.data.dataset import Ragged
-from recbole_unlearn.data.sampling import NegativeDraw
+from recbole_unlearn.data.sampling import NegativeDraw, listed_items
 from recbole_unlearn.data.split import EvalLoader
 from recbole_unlearn.storage.triple_log import smallest_uint
 
@@ -67,16 +67,24 @@ class RankedLoader:
             or trainer.device.type != "cpu"
             or isinstance(loader.sampler, DistributedSampler)
             or config["transform"]
+            or not runs_recboles(trainer, "_full_sort_batch_eval", "_neg_sample_batch_eval", "_spilt_predict")
+            or not runs_recboles(trainer.eval_collector, "eval_batch_collect")
+            or not runs_recboles(loader)
+            or not runs_recboles(loader._dataset, "__getitem__", "join")
         ):
             return False
-        if type(loader) is FullSortEvalDataLoader:
+        if isinstance(loader, FullSortEvalDataLoader):
             return scores_all_items(type(model))
+        data = loader._dataset
+        ids_alone = len(data.inter_feat.columns) == 2 and data.user_feat is None and data.item_feat is None
         return (
-            type(loader) is NegSampleEvalDataLoader
+            isinstance(loader, NegSampleEvalDataLoader)
+            and (ids_alone or is_recboles(type(model)))  # a class of the user's own may read what pairs have beside ids
             and loader.neg_sample_args["distribution"] == "uniform"
             and loader.neg_sample_args["sample_num"] != "none"
             and not loader.neg_sample_args.get("dynamic", False)
-            and type(loader._sampler) is Sampler
+            and isinstance(loader._sampler, Sampler)
+            and runs_recboles(loader._sampler)
             and loader._sampler.distribution == "uniform"
             and loader.num_workers == 0  # else the negatives come from the workers' random streams
         )
@@ -85,6 +93,7 @@ class RankedLoader:
         return len(self.loader)
 
     def __iter__(self):
+        torch.empty((), dtype=torch.int64).random_(generator=self.loader.generator)  # torch's iterators' base seed
         rank = self._full if isinstance(self.loader, FullSortEvalDataLoader) else self._sampled
         with ThreadPoolExecutor(torch.get_num_threads()) as self.threads:
             hits = rank(max(self.trainer.config["topk"]))
@@ -94,21 +103,30 @@ class RankedLoader:
     def _full(self, cutoff):
         """int32 ``[users, cutoff + 1]``: whether each of the best items is held out, and how many items are."""
         loader, n_items, n_users = self.loader, self._dataset.item_num, len(self.loader.uid_list)
-        (ptr, items), (history_ptr, history) = self._once(_ragged, loader)
+        (ptr, items), (history_ptr, history) = _ragged(loader)
         hits = np.zeros((n_users, cutoff + 1), np.int32)
         hits[:, -1] = np.diff(ptr)
         step = max(BLOCK // n_items, min(LARGE // n_items, USERS), 1)
         batch, first = max(DEFAULT_BATCH // n_items, 1), None
         for start in self._bar(range(0, n_users, step)):
             part = slice(start, start + step)
-            scores = self.trainer.model.full_sort_predict(loader.user_df[part]).view(-1, n_items).numpy()
-            bits = scores.view(f"u{scores.itemsize}")
-            rest = (ptr, items, history_ptr, history)
-            shares = [(scores[n], bits[n], start + n.start, hits[part][n, :-1], *rest) for n in _shares(len(scores))]
-            for user in np.concatenate(list(self._side_by_side(_rank_all, shares))):
+            try:
+                scores = self.trainer.model.full_sort_predict(loader.user_df[part]).view(-1, n_items).numpy()
+            except NotImplementedError:  # RecBole takes the scores of pairs then
+                open_users = np.arange(n_users)[part]
+            else:
+                bits = scores.view(f"u{scores.itemsize}")
+                rest = (ptr, items, history_ptr, history)
+                shares = [
+                    (scores[n], bits[n], start + n.start, hits[part][n, :-1], *rest) for n in _shares(len(scores))
+                ]
+                open_users = np.concatenate(list(self._side_by_side(_rank_all, shares)))
+            for user in open_users:
                 if first != user - user % batch:
                     first = user - user % batch
                     index = list(range(first, min(first + batch, n_users)))
+                    if self.trainer.item_tensor is None:
+                        self.trainer.item_tensor = self._dataset.get_item_feature().to(self.trainer.device)
                     _, again, _, _ = self.trainer._full_sort_batch_eval(loader.collate_fn(index))
                 own = items[ptr[user] : ptr[user + 1]]
                 hits[user, :-1] = _sort(again[user - first], own, cutoff)
@@ -135,7 +153,7 @@ class RankedLoader:
         loader, data, times = self.loader, self._dataset, self.loader.times
         items = data.inter_feat[loader.iid_field].numpy()  # sorted by user
         everyone, counts = loader.uid_list, loader.uid2items_num[loader.uid_list]
-        draw = self._once(_Draws, loader)
+        draw = _Draws.of(loader)
         ptr = np.concatenate([[0], np.cumsum(counts)])
         blocks = np.flatnonzero(np.diff(ptr[:-1] * times // BLOCK, prepend=-1))
         for start, stop in zip(self._bar(blocks), [*blocks[1:], len(everyone)], strict=True):
@@ -206,13 +224,6 @@ class RankedLoader:
         """Start a kernel with each tuple of arguments, a thread each; an iterator waits for the results."""
         return self.threads.map(lambda share: kernel(*share), shares)
 
-    @staticmethod
-    def _once(make, source, *arguments):
-        """``make(source, *arguments)``, kept as long as the source is."""
-        if source not in _kept:
-            _kept[source] = make(source, *arguments)
-        return _kept[source]
-
     def _bar(self, blocks):
         return tqdm(blocks, "Evaluate   ", ncols=100, disable=not self.show_progress)
 
@@ -220,9 +231,19 @@ class RankedLoader:
 class _Draws:
     """`NegativeDraw.one_by_one` that keeps what it drew from a random state: the next model is judged by the same."""
 
-    def __init__(self, loader):
-        self.draw = NegativeDraw(loader._sampler, loader._dataset.user_num)
+    def __init__(self, loader, of):
+        self.draw, self.made_of = NegativeDraw(loader._sampler, loader._dataset.user_num), of
         self.kind, self.kept, self.room = smallest_uint(loader._dataset.item_num), {}, KEPT
+
+    @classmethod
+    def of(cls, loader):
+        """Those of a loader, kept as long as it is, and anew where what they are made of has been changed."""
+        used = listed_items(loader._sampler, loader._dataset.user_num)
+        of = [*used, loader.uid_list, loader.uid2items_num[loader.uid_list]]
+        kept = _kept.get(loader)
+        if kept is None or kept.draw.sampler is not loader._sampler or not all(map(np.array_equal, kept.made_of, of)):
+            kept = _kept[loader] = cls(loader, [np.array(each) for each in of])
+        return kept
 
     def __call__(self, users, counts):
         block, (_, key, *rest) = (int(users[0]), len(users)), np.random.get_state()

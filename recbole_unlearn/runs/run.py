@@ -101,6 +101,9 @@ class Run:
             assert checkpoint.log
             distributed.order("open_unlearner", checkpoint=str(checkpoint.path), run_id=checkpoint.log.run_id)
         trained = checkpoint.trained(self.split)
+        if trained.log.own_draws and self.config["compare"] != "none":
+            reason = f"negatives came from {trained.log.own_draws}, by which we cannot train again"
+            raise InputError(f"compare: {self.config['compare']} is not possible: {reason}; give compare: none")
         if self.paired and (reason := not_paired(trained)):
             raise InputError(f"compare: paired is not possible: {reason}; give compare: retrain")
         unlearner = InfluenceUnlearner(trained, shared=shared)

@@ -166,8 +166,9 @@ def _check_metadata(metadata):
     for name, *numbers in metadata.get("start") or ():
         if not (isinstance(name, str) and len(numbers) == 2 and all(type(number) is float for number in numbers)):
             raise ValueError("start does not tell the first weights")
-    if not isinstance(metadata.get("optimizer"), (str, type(None))):
-        raise ValueError(f"optimizer is {metadata['optimizer']!r}")
+    for key in ("optimizer", "own_draws"):
+        if not isinstance(metadata.get(key), (str, type(None))):
+            raise ValueError(f"{key} is {metadata[key]!r}")
 
 
 def _is_order(entry, n_epochs):
@@ -341,6 +342,18 @@ class TripleLog:
     def missing(self) -> int:
         """How many rows of the training that the log began with were forgotten from it."""
         return self.metadata["fingerprint"].get("of", self.n_rows) - self.n_rows
+
+    @property
+    def own_draws(self) -> str | None:
+        """Whose code made the training's batches where it was not RecBole's alone (`sampling.own_draws`), in words.
+
+        None: RecBole's. What is set is written with the next epoch.
+        """
+        return self.metadata.get("own_draws")
+
+    @own_draws.setter
+    def own_draws(self, own: str | None) -> None:
+        self.metadata["own_draws"] = own
 
     @property
     def nbytes(self) -> int:
@@ -652,6 +665,8 @@ class TripleLog:
             )  # fmt: skip
             marks = None if self.marks is None else np.array(self.marks)[keep]
             copy = TripleLog.create(building, users[keep], items[keep], training, marks)
+            if self.own_draws:
+                copy.own_draws = self.own_draws
             last = self.n_epochs - 1  # there may be more now
             for number, epoch in enumerate(epochs):
                 steps = epoch.steps(self.n_rows)[keep] if ordered else None

@@ -16,7 +16,7 @@ from recbole.trainer import Trainer
 from recbole.utils import InputType
 
 from recbole_unlearn.compat.recbole_models import clear_caches
-from recbole_unlearn.data.sampling import Played
+from recbole_unlearn.data.sampling import Played, own_draws
 from recbole_unlearn.devices import array
 from recbole_unlearn.errors import InputError
 from recbole_unlearn.influence.coupling import Epoch
@@ -56,6 +56,8 @@ def not_again(config: Any, model: AbstractRecommender, group: dict[str, Any], lo
         return "it is for plain Adam, without clipped gradients"
     if not config["single_spec"] or config["enable_amp"]:
         return "it is for one process, in float32"
+    if own := own_draws(loader):
+        return f"batches come from {own}"
     summed, compared = type(model) in SUMMED, type(model) in COMPARED
     if not (_pairs(loader) if summed or compared else Played.fits(loader)):
         return "batches hold more than a user, an item and negatives"

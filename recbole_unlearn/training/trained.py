@@ -367,7 +367,8 @@ def load_data_and_model(model_file):
     log = checkpoints.load(path)[1] if tied and log_path(path).is_dir() else None
     name = stored["config"]["model"]
     own = None if name in recbole_keys.known_models() else class_named(name)  # if one has been defined by now
-    config = config_of(path, stored, log, Given.read(own))
+    shown = {key: value for key, value in stored["config"].items() if key in ("gpu_id", "use_gpu", "show_progress")}
+    config = config_of(path, stored, log, Given.read(own, config_dict=shown))
     with hidden(config):
         init_logger(config)
     split = Split.seeded(config, log)

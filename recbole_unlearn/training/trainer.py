@@ -14,12 +14,12 @@ from recbole.data.interaction import Interaction
 from recbole.model.abstract_recommender import AbstractRecommender
 from recbole.model.general_recommender import BPR, NCL, LightGCN
 from recbole.trainer.trainer import KGTrainer, NCLTrainer, Trainer
-from recbole.utils import ModelType, get_model
+from recbole.utils import InputType, ModelType, get_model
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data.distributed import DistributedSampler
 
 from recbole_unlearn import distributed
-from recbole_unlearn.compat.recbole_models import checkpoint_state, class_named, clear_caches, replaced
+from recbole_unlearn.compat.recbole_models import checkpoint_state, classes_named, clear_caches, replaced
 from recbole_unlearn.data.fingerprint import fingerprint, marks
 from recbole_unlearn.data.orders import OrderNote
 from recbole_unlearn.data.sampling import (
@@ -33,6 +33,7 @@ from recbole_unlearn.data.sampling import (
     negatives_in,
     negatives_of,
     numpy_stream,
+    own_draws,
     record,
 )
 from recbole_unlearn.data.split import Split, firsts_of, pairwise_loader
@@ -51,10 +52,12 @@ from recbole_unlearn.training.compiled import CompiledEpochs
 class _Recorded:
     """A train loader whose iteration also writes down which negatives each row got, and in which batch.
 
-    Set ``keep`` to False to have it write nothing down.
+    Set ``keep`` to False to have it write nothing down. Of loaders that are not RecBole's own (``own``) it finds out
+    whether their batches are the rows of the data, each once with its negatives: else they are ``untold``.
     """
 
-    keep, stream = True, None
+    keep, stream, untold = True, None, False
+    own: str | None = None  # as of `own_draws`
 
     def __init__(self, loader, position, negatives, dtype):
         self.loader = loader
@@ -64,13 +67,34 @@ class _Recorded:
 
     def __iter__(self):
         self.stream = numpy_stream()
+        left = np.ones(len(self.position), bool)
         for step, batch in enumerate(drawn_by(self.loader)):
-            rows = batch.interaction.pop(ROW)
-            if self.keep:
+            rows = batch.interaction.pop(ROW, None)
+            if self.own and self.keep and not self.untold:
+                self.untold = not self._tells(batch, rows, left)
+            if self.keep and not self.untold:
                 negatives = negatives_in(self.loader, batch).numpy()
                 rows = rows[: negatives.shape[1]].numpy()
                 record(rows, negatives, step, self.position, self.drawn, self.step)
             yield batch
+        self.untold |= bool(self.own and self.keep and left.any())
+
+    def _tells(self, batch, rows, left):
+        """Whether a batch is some of the rows that are ``left``, which are taken, and their negatives."""
+        loader, columns = self.loader, batch.interaction
+        ids = [loader.uid_field, loader.iid_field]
+        drawn = [loader.neg_item_id] if loader.dl_format == InputType.PAIRWISE else []
+        if rows is None or any(name not in columns or columns[name].shape != rows.shape for name in ids + drawn):
+            return False
+        if len(rows) % loader.times or not (rows.view(loader.times, -1) == rows[: len(rows) // loader.times]).all():
+            return False
+        rows, negatives = rows[: len(rows) // loader.times], negatives_in(loader, batch)
+        data = loader._dataset.inter_feat
+        same = all(torch.equal(columns[name][: len(rows)], data[name][rows]) for name in ids)
+        known = bool(((negatives > 0) & (negatives < loader._dataset.item_num)).all())
+        new = len(torch.unique(rows)) == len(rows) and left[rows.numpy()].all()
+        left[rows.numpy()] = False
+        return same and known and new
 
     @property
     def facts_alone(self):
@@ -176,7 +200,7 @@ class _Logging(Trainer):
         self.triple_log: Any = None  # a TripleLog, once it is opened
         self.no_log = None  # in words, why none is kept though it was wanted
         self._ended = None  # the log until then, which the checkpoint may still need
-        self._loader = self._position = self._table = None
+        self._source = self._position = self._table = None
         self._order, self._settings = OrderNote(), set()
         self._seconds: list[float] = []  # of each epoch
         self._compiled = None  # what trains instead of RecBole's loop, where that was asked for
@@ -200,8 +224,11 @@ class _Logging(Trainer):
     def _logs(self):
         return self.log_negatives and not self.no_log
 
-    def _prepare(self, train_data):
-        """Make a loader say which row each batch entry is, and the first time open the log."""
+    def _prepare(self, train_data, own):
+        """Make a loader say which row each batch entry is, and the first time open the log.
+
+        ``own``: as of `own_draws`.
+        """
         dataset = train_data._dataset
         users = dataset.inter_feat[dataset.uid_field].numpy()
         items = dataset.inter_feat[dataset.iid_field].numpy()
@@ -211,14 +238,16 @@ class _Logging(Trainer):
             self._reopen(users[order], items[order], negatives_of(train_data), static)
         elif self.triple_log and not self._continues(users[order], items[order]):
             self._give_up("it was trained on other interactions too, in a later fit")
-        self._loader, self._position = train_data, np.empty(len(order), np.int64)
+        self._position = np.empty(len(order), np.int64)
         self._position[order] = np.arange(len(order))
         if static and self.triple_log and self.triple_log.n_epochs:
             self._table = np.asarray(self.triple_log.epoch(0), np.int64)[self._position]
-        self.equip(train_data, static)
+        self.equip(train_data, static, own)
         if self._logs and not self.triple_log and distributed.leads():
             self._begin_log(train_data, order, static)
-        if self.triple_log:
+        if self.triple_log and own:
+            self.triple_log.own_draws = own
+        elif self.triple_log:
             size = max(self.config["train_batch_size"] // train_data.times, 1)
             self.triple_log.again = DrawnAgain(self.triple_log, train_data, order, size)
 
@@ -226,6 +255,9 @@ class _Logging(Trainer):
         dataset = train_data._dataset
         if any(each.get("step", 1) > 0 for each in self.optimizer.state.values()):  # Adagrad's state is there before
             self._give_up("its optimiser had taken steps before, by a fit that saved nothing for instance")
+            return
+        if type(self.model) is not self.config.model_class:
+            self._give_up(f"its model is a {type(self.model).__name__}; the configuration names {self.config['model']}")
             return
         training = Training(
             run_id=secrets.token_hex(8),
@@ -243,10 +275,21 @@ class _Logging(Trainer):
         self.triple_log = TripleLog.create(log_path(self.saved_model_file), users, items, training, apart)
         self._snapshot()
 
-    def equip(self, loader: TrainDataLoader, static: bool) -> None:
-        """Make a loader's batches name their rows; static negatives are those of a table, drawn now or before."""
-        if PairwiseCollate.fits(loader):
-            collate = PairwiseCollate(loader)
+    def equip(self, loader: TrainDataLoader, static: bool, own: str | None = None) -> None:
+        """Make a loader's batches name their rows; static negatives are those of a table, drawn now or before.
+
+        Args:
+            own: as of `own_draws`: such loaders make their batches themselves.
+
+        Raises:
+            InputError: static negatives are asked of such a loader.
+        """
+        if isinstance(loader.collate_fn, (PairwiseCollate, _StaticCollate)):  # of a training before
+            del loader.collate_fn
+        if own and static:
+            raise InputError(f"negatives: static draws as RecBole does, and they come from {own}; leave it out")
+        if not own and PairwiseCollate.fits(loader):
+            collate = PairwiseCollate(loader, type(self.model))
             if static:
                 collate.table = collate.draw_table() if self._table is None else self._table
             loader.collate_fn = collate
@@ -273,6 +316,9 @@ class _Logging(Trainer):
             self.no_log = tie["missing"]
             return
         path = log_path(self.saved_model_file)
+        if not path.exists():
+            self._give_up(f"there is none beside the checkpoint that it goes on from, at {path}")
+            return
         log = TripleLog.open(path)
         log.verify()
         fits = (
@@ -297,14 +343,19 @@ class _Logging(Trainer):
             self._compiled = CompiledEpochs(self, loader)
         if self.shared:
             distributed.same_draws(self.device)
-        if loader is not self._loader or (self._logs and self.triple_log is None and distributed.leads()):
-            self._prepare(loader)
+        own = own_draws(train_data)
+        if own and self.shared:
+            raise InputError(f"ranks share the batches of RecBole's own loaders, not those of {own}; use one process")
+        source = loader, loader._sampler, own
+        if source != self._source or (self._logs and self.triple_log is None and distributed.leads()):
+            self._prepare(loader, own)
+            self._source = source
         dtype = smallest_uint(loader._dataset.item_num - 1)
         recorded = (Share if self.shared else _Recorded)(loader, self._position, negatives, dtype)
         if self.shared:
             loss_func = recorded.loss(loss_func or self.model.calculate_loss)
         else:
-            recorded.keep = self.triple_log is not None
+            recorded.keep, recorded.own = self.triple_log is not None, own
         begun, start = self._order.begin(loader), perf_counter()
         with _Steps(self.optimizer) as steps:
             if self._compiled:
@@ -319,7 +370,9 @@ class _Logging(Trainer):
             loss = distributed.mean(loss, self.device)
             if self.log_negatives:
                 distributed.gather(recorded.drawn, self.device)
-        if recorded.facts_alone:
+        if recorded.untold:
+            self._give_up(f"batches of {own} are not the rows of its data, each once with its negatives")
+        elif recorded.facts_alone:
             self._order.undo()
         if self.triple_log:
             self._append(recorded, OrderNote.end(begun, recorded.step), steps)
@@ -335,6 +388,7 @@ class _Logging(Trainer):
             self._give_up("the optimiser's settings changed while it trained, or are several")
             return
         again = self.config["log_negatives"] == "drawn" and drawn.size and not self.triple_log.static
+        again = again and not recorded.own  # which may draw from streams of its own, and would from their next numbers
         self.triple_log.append(drawn, order, steps.rates, stream=recorded.stream if again else None)
         if again and self.triple_log.drawn[-1] is None:
             self.logger.warning("log_negatives: drawn: these negatives cannot be drawn again, and are stored")
@@ -462,10 +516,9 @@ def trainer_of(config: Config, model: AbstractRecommender) -> Trainer:
 
 def trainer_class(name: str) -> type[Trainer] | None:
     """The class of trainer that logs for a model of this name, RecBole's or the user's own; None where none does."""
-    found = get_model(name) if name in known_models() else class_named(name)
-    if found is None or refused(found):
-        return None
-    return _kind(found)
+    found = [get_model(name)] if name in known_models() else classes_named(name)
+    kinds = {None if refused(each) else _kind(each) for each in found}
+    return kinds.pop() if len(kinds) == 1 else None
 
 
 def _kind(model_class):

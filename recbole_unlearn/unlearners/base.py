@@ -176,6 +176,11 @@ class Problem(ABC):
             return "nobody knows the learning rate of later epochs, since that of the log's changed"
         return None
 
+    @property
+    def own_draws(self) -> str | None:
+        """In words, why nobody but the user can draw as the training did; None where we can."""
+        return self.log.own_draws and f"negatives came from {self.log.own_draws}, whose law we do not know"
+
     def come_back(self, wanted: bool) -> bool:
         """Whether forgotten items return to negative pools, if wanted; ``repeatable`` ones never lacked them."""
         return wanted and not self.split.repeatable

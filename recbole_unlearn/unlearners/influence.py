@@ -72,6 +72,10 @@ class Influence:
         """Raises Undone where the step is none that training without ``rows`` could have made."""
         after = problem.without(rows, self)
         change = self._change(problem, after, show_progress)
+        if problem.own_draws:
+            drawn = f"negatives instead of forgotten ones: by train_neg_sample_args, but {problem.own_draws}"
+            approximated = [*change.details.get("approximated", ()), drawn]
+            change = replace(change, details={**change.details, "approximated": approximated})
         undone = problem.undone(rows, after, change.step)
         change = replace(change, details={**change.details, "undone": undone})
         if self.forgotten_stay:  # equation (7) is shown as it is

@@ -31,6 +31,8 @@ class Replay:
     epochs: str = "original"
 
     def refuses(self, problem: Problem) -> str | None:
+        if problem.own_draws:
+            return problem.own_draws
         if self.epochs == "validated":
             asked = not_validated(problem.config, self.rows, self.coupling)
             return asked or problem.not_replayed(self.rows) or problem.out_of_order() or problem.not_validated()

@@ -287,3 +287,86 @@ def test_a_model_with_a_predict_of_its_own_is_asked(build):
     _, (stock, ours) = both(config, train, test, trained, Own)
     _, (_, usual) = both(config, train, test, trained)
     assert ours == stock and ours != usual
+
+
+class Masking(BPRTrainer):
+    """Shows no item of a low id."""
+
+    def _full_sort_batch_eval(self, batched_data):
+        interaction, scores, *held_out = super()._full_sort_batch_eval(batched_data)
+        scores[:, :700] = -torch.inf
+        return interaction, scores, *held_out
+
+    def _neg_sample_batch_eval(self, batched_data):
+        interaction, scores, *held_out = super()._neg_sample_batch_eval(batched_data)
+        scores[:, :700] = -torch.inf
+        return interaction, scores, *held_out
+
+
+@pytest.mark.parametrize("mode", ["full", "uni9"])
+def test_a_trainer_that_scores_batches_itself_does(build, mode):
+    config, train, test = build(HALF_HELD_OUT, mode)
+    model, found = BPR(config, train.dataset), []
+    for kind in (Masking, BPRTrainer):
+        trainer = kind(config, model)
+        trainer.eval_collector.data_collect(train)
+        assert RankedLoader.fits(trainer, test) == (kind is BPRTrainer)
+        np.random.seed(11)
+        found.append(trainer.evaluate(test, load_best_model=False))
+    assert found[0] != found[1] and found[0]["recall@100"] > 0
+
+
+@pytest.mark.parametrize("mode", ["full", "uni9"])
+def test_a_loader_changed_in_place_is_ranked_by_what_it_has_now(build, mode):
+    config, train, test = build(HALF_HELD_OUT, mode)
+    _, (before, _) = both(config, train, test, trained)
+    if mode == "full":  # nothing of a history is left out any longer
+        for user, items in enumerate(test.uid2history_item):
+            test.uid2history_item[user] = items if items is None else items[:0]
+    else:  # held-out items alone are no negatives
+        for user, items in enumerate(test._sampler.used_ids):
+            items.clear() if user % 2 else items.intersection_update(range(900))
+    _, (stock, ours) = both(config, train, test, trained)
+    assert ours == stock and ours != before
+
+
+class OfColumns(BPR):
+    """Scores by what an interaction has beside its ids."""
+
+    def predict(self, interaction):
+        return super().predict(interaction) + interaction["timestamp"] * 1e-4
+
+
+def test_a_model_of_a_users_own_is_shown_every_column_of_a_pair(build):
+    config, train, test = build(HALF_HELD_OUT, "uni9")
+    _, (stock, ours) = both(config, train, test, trained, OfColumns)
+    assert ours == stock and ours != both(config, train, test, trained)[1][0]
+
+
+class ByPairs(BPR):
+    def full_sort_predict(self, interaction):
+        raise NotImplementedError
+
+    def predict(self, interaction):
+        return torch.tanh(super().predict(interaction))
+
+
+def test_scores_of_all_items_that_are_not_there_are_those_of_pairs(build):
+    config, train, test = build(HALF_HELD_OUT, "full")
+    _, (stock, ours) = both(config, train, test, trained, ByPairs)
+    assert ours == stock
+
+
+@pytest.mark.parametrize("mode", ["full", "uni9"])
+def test_the_base_seed_of_torchs_iterator_is_drawn(build, mode):
+    """From the process's stream where RecBole has saved the loaders, which takes their generators away."""
+    config, train, test = build(LEAVE_ONE_OUT, mode)
+    test.generator = None
+    following = []
+    for kind in (Trainer, BPRTrainer):
+        trainer = kind(config, BPR(config, train.dataset))
+        trainer.eval_collector.data_collect(train)
+        torch.manual_seed(5)
+        trainer.evaluate(test, load_best_model=False)
+        following.append(torch.rand(3).tolist())
+    assert following[0] == following[1]
