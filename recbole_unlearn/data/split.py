@@ -72,6 +72,11 @@ def pairwise_loader(loader: TrainDataLoader | KnowledgeBasedDataLoader) -> Train
     return getattr(loader, "general_dataloader", loader)
 
 
+def batch_rows(loader: TrainDataLoader) -> int:
+    """Rows of a full training batch: no more than there are, whatever ``train_batch_size`` would hold."""
+    return max(min(loader.config["train_batch_size"] // loader.times, len(loader._dataset)), 1)
+
+
 def rebuild_histories(part: SequentialDataset, data: SequentialDataset, rows: np.ndarray, gone: np.ndarray) -> None:
     """Take from histories what is gone, in place.
 
@@ -440,8 +445,8 @@ class Split:
 
     @property
     def batch_rows(self) -> int:
-        """Rows of a training batch."""
-        return max(self.config["train_batch_size"] // self.terms, 1)
+        """Rows of a full training batch."""
+        return batch_rows(pairwise_loader(self.train))
 
     def draws(self, log: TripleLog) -> None:
         """Let a log draw again, from these data, the negatives that it does not hold."""

@@ -221,7 +221,7 @@ class AnyLoss(Problem):
         if "betas" not in group:
             raise InputError("damping: adam needs a checkpoint that was trained with Adam; use damping: scalar")
         if self.view.traits.sums:  # Adam saw gradients of sums over a batch
-            n = n / self.view.unreduced.train_batch
+            n = self.n_batches
         names = [name for name, _ in self.view.model.named_parameters()]
         parts = []
         for name, value in self.view.named.items():
@@ -447,7 +447,7 @@ class AnyLoss(Problem):
         gone = np.union1d(np.flatnonzero(self.absent), rows)
         loader = self.split.remaining(gone)
         model, position = model or self._rebuilt(loader._dataset), self.split.positions_without(gone)
-        return View(model, loader, position, self._params, self.view.unreduced.norms)
+        return View(model, loader, position, self._params, self.view)
 
     def _gradient(self, view, rows, negatives, weight):
         """Gradient of the weighted sum of the rows' losses, float64 ``[size]``."""

@@ -358,6 +358,11 @@ class Problem(ABC):
         """Triples of an epoch that earlier requests left."""
         return int(np.count_nonzero(~self.absent)) * self.log.negatives
 
+    @property
+    def n_batches(self) -> int:
+        """Batches of an epoch of what earlier requests left, as training makes them."""
+        return -(-int(np.count_nonzero(~self.absent)) // self.split.batch_rows)
+
     @abstractmethod
     def moved(self, step: np.ndarray | torch.Tensor) -> dict[str, torch.Tensor]:
         """The weights with a change added."""
