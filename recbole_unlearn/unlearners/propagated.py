@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from recbole_unlearn.influence.coupling import Epoch
-from recbole_unlearn.influence.objective import gradient, pool_return, sampled_triples
+from recbole_unlearn.influence.objective import gradient, sampled_triples
 from recbole_unlearn.influence.operators import DotProductCurvature
 from recbole_unlearn.influence.propagated import Graph, PropagatedCurvature, batch_norms, embedding_l2
 from recbole_unlearn.influence.propagated_training import WARM_UP, GraphLoss, PropagatedTraining
@@ -132,5 +132,5 @@ class Propagated(DotProduct):
             at = (self._at(triples, graph, way).gradient() for graph in (with_them, without_them))
             z += (next(at) - next(at)).numpy()
         if self.come_back(way.pool_return):
-            z -= through(without_them, pool_return(*self.remaining(rows), len(self.Q), m, self.popularity))
+            z -= through(without_them, self._returned(rows, self.log_epochs(way)))
         return torch.from_numpy(z)
