@@ -41,6 +41,28 @@ def weights(state):
     return np.concatenate([state[f"{side}_embedding.weight"].numpy() for side in ("user", "item")])
 
 
+@pytest.mark.parametrize("size", [98, FULL_BATCH])  # 7 full ones, and one of all
+def test_l2_weighs_a_row_by_the_norms_of_training_whoever_else_goes(make_split, tmp_path, size):
+    split, *rest = setting = trained(make_split, tmp_path, epochs=1, train_batch_size=size, eval_step=0)
+    ways = [unlearner(setting, method="influence", reg_weight=weight) for weight in (1.0, 0.0)]
+
+    def part(rows):
+        """Of EmbLoss in z."""
+        with_it, without = (each.problem.lost(rows, each.way) for each in ways)
+        return with_it - without
+
+    torch.testing.assert_close(part(ROWS[:1]) + part(ROWS[1:]), part(ROWS), rtol=0, atol=1e-9)
+    # RecBole's, of all rows in batches of a random order
+    W, negatives = torch.from_numpy(ways[0].problem.table).double(), rest[2].epoch(0)[:, 0].astype(int)
+    nodes = torch.from_numpy(np.stack([split.users, split.n_users + split.items, split.n_users + negatives]))
+    order, expected = torch.randperm(split.n_rows, generator=torch.Generator().manual_seed(0)), torch.zeros_like(W)
+    for batch in order.split(size):
+        for each in nodes[:, batch]:
+            expected.index_add_(0, each, W[each] / W[each].norm())
+    found = part(np.arange(split.n_rows)).view(W.shape)
+    assert (found - expected).norm() < 0.03 * expected.norm()
+
+
 class TestReplay:
     @pytest.mark.parametrize("require_pow", [False, True])
     def test_of_nothing_is_what_recbole_trained(self, make_split, tmp_path, require_pow):

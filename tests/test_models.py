@@ -118,7 +118,8 @@ def test_mean_of_row_losses_has_the_gradient_of_training(of, name):
 
 @pytest.mark.parametrize("name", ["LightGCN", "SimpleX"])
 def test_l2_of_a_training_batch_has_the_gradient_of_training(of, name):
-    config, split = of(name, reg_weight=10.0, train_batch_size=split_size(of, name))
+    """Of one that could hold more rows than there are."""
+    config, split = of(name, reg_weight=10.0, train_batch_size=10**6)
     model = new_model(config, split)
     view = View(model, split.train, split.data_row)
     rows = np.arange(split.n_rows)
@@ -131,8 +132,33 @@ def test_l2_of_a_training_batch_has_the_gradient_of_training(of, name):
         assert (a - b).norm() < 0.05 * b.norm()
 
 
-def split_size(of, name):
-    return of(name)[1].n_rows * 3
+@pytest.mark.parametrize(("size", "batches"), [(10**6, 1), (500, 2)])
+def test_a_sum_over_a_batch_is_damped_by_how_many_batches_there_were(trained, size, batches):
+    *_, unlearner = trained("SGL", train_batch_size=size)
+    (group,) = unlearner.trained.optimizer["param_groups"]
+    expected = []
+    for state in unlearner.trained.optimizer["state"].values():
+        squares, steps = state["exp_avg_sq"].double().ravel(), int(state["step"])
+        assert steps == 2 * batches
+        root = (squares / (1 - group["betas"][1] ** steps)).sqrt()
+        # an epoch of all gradients, as Adam took it in so many steps
+        expected.append(torch.where(squares > 0, batches * (root + group["eps"]) / (group["lr"] * steps), torch.nan))
+    expected, damping = torch.cat(expected), unlearner.problem.damping(unlearner.way)
+    moved = ~expected.isnan()
+    torch.testing.assert_close(damping[moved], expected[moved], rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize(("size", "batches"), [(10**6, 1), (500, 2)])
+def test_what_a_batch_adds_once_is_added_as_often_as_there_are_batches(of, size, batches):
+    config, split = of("ConvNCF", train_batch_size=size, reg_weights=[0.1, 0.1])
+    view = View(new_model(config, split), split.train, split.data_row)
+    batch = view.interaction(*some_rows(split, 3))
+    with torch.no_grad():
+        term, whole = view.model.reg_loss(), view.losses(batch, 3)
+        view.model.regs = [0.0, 0.0]
+        torch.testing.assert_close(
+            split.n_rows * (whole - view.losses(batch, 3)), (batches * term).expand(3), rtol=1e-3, atol=0
+        )
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -175,7 +201,7 @@ def test_z_is_the_gradient_of_what_the_objective_loses(trained, name):
     problem, way = unlearner.problem, replace(unlearner.way, log_epochs=1)
     after = problem.without(rows, way).view
     problem.view = before = View(in_double(problem.view.model), split.train, split.data_row)
-    after = View(in_double(after.model), after.loader, after.position, None, before.unreduced.norms)
+    after = View(in_double(after.model), after.loader, after.position, None, before)
     epochs = problem.log_epochs(way)
     z = problem.lost(After(rows, after, problem.changed(after, rows, epochs)), way)
 

@@ -42,7 +42,7 @@ from recbole_unlearn.data.sampling import DrawnAgain
 from recbole_unlearn.data.scaling import Limits, check_scaled, limits, rescale, scaled, value
 from recbole_unlearn.data.spam import draw_spam
 from recbole_unlearn.errors import InputError
-from recbole_unlearn.influence.recorded import marked, popularity_weights
+from recbole_unlearn.influence.recorded import marked
 from recbole_unlearn.settings.config import changed
 from recbole_unlearn.storage.files import check_regular, scratch_folder
 from recbole_unlearn.storage.triple_log import TripleLog, salted
@@ -70,6 +70,11 @@ def eval_loader(config: Config, dataset: Dataset, sampler: AbstractSampler, samp
 def pairwise_loader(loader: TrainDataLoader | KnowledgeBasedDataLoader) -> TrainDataLoader:
     """The loader of users, items and negatives: of knowledge-aware models' two the first, else the one there is."""
     return getattr(loader, "general_dataloader", loader)
+
+
+def batch_rows(loader: TrainDataLoader) -> int:
+    """Rows of a full training batch: no more than there are, whatever ``train_batch_size`` would hold."""
+    return max(min(loader.config["train_batch_size"] // loader.times, len(loader._dataset)), 1)
 
 
 def rebuild_histories(part: SequentialDataset, data: SequentialDataset, rows: np.ndarray, gone: np.ndarray) -> None:
@@ -459,8 +464,8 @@ class Split:
 
     @property
     def batch_rows(self) -> int:
-        """Rows of a training batch."""
-        return max(self.config["train_batch_size"] // self.terms, 1)
+        """Rows of a full training batch."""
+        return batch_rows(pairwise_loader(self.train))
 
     @property
     def in_order(self) -> bool:
@@ -562,11 +567,6 @@ class Split:
             return None
         parts = (loader._dataset.inter_feat[loader._dataset.iid_field].numpy() for loader in (self.valid, self.test))
         return np.bincount(np.concatenate([self.items, *parts]), minlength=self.n_items)
-
-    def negative_weights(self) -> np.ndarray | None:
-        """Sampling weight of each item id as a negative, ``[n_items]``; None where they are uniform."""
-        count, alpha = self.popularity(), self.config["train_neg_sample_args"]["alpha"]
-        return None if count is None else popularity_weights(count, alpha)
 
     def seen(self) -> Callable[[int], np.ndarray]:
         """Items of each user in training, validation and test.

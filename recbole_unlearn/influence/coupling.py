@@ -95,6 +95,11 @@ class Coupling(ABC):
         """An epoch's negatives alone."""
         return self._negatives(number, self._rng(0 if self.recorded.static else number, NEGATIVES))
 
+    def recorded_anew(self) -> Recorded:
+        """What would be recorded of this training: another one can be coupled to it."""
+        counted = self.recorded.counted_without(self.lost)
+        return replace(counted, negatives=_Drawn(self), order=self.order, absent=~self.kept, drawn=self.kept)
+
     def _rng(self, number, what):
         return np.random.default_rng([self.seed[0], number, what, *self.seed[1:]])
 
@@ -185,10 +190,30 @@ class Fresh(Coupling):
         negatives[self.kept] = self.draw(np.asarray(self.recorded.users)[self.kept], self.recorded.m, rng)
         return negatives
 
-    def recorded_anew(self) -> Recorded:
-        """What would be recorded of this training: another one can be coupled to it."""
-        counted = self.recorded.counted_without(self.lost)
-        return replace(counted, negatives=_Drawn(self), order=self.order, absent=~self.kept, drawn=self.kept)
+
+class Recounted:
+    """Negatives by popularity before and after some rows go, of one training: as few change as the two laws allow.
+
+    For ways that do not train again. Retraining would draw other negatives for all users, where items count less than
+    in the log. After earlier requests the log's are of a law that holds no more: these begin with what their absent
+    rows left.
+
+    Args:
+        recorded: the training.
+        gone: rows that go, bool ``[rows]``.
+        seed: as of `Paired`; what the first request changes is what its exact retraining would.
+    """
+
+    def __init__(self, recorded: Recorded, gone: np.ndarray, seed: tuple[int, ...]) -> None:
+        self.before = Paired(recorded, np.zeros_like(gone), seed).recorded_anew()
+        absent = int(np.count_nonzero(~recorded.present()))
+        self.after = Paired(self.before, gone, (*seed, absent) if absent else seed)
+
+    def epoch(self, number: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """All negatives before, ``[rows, m]``, remaining rows in which some change, and their negatives after."""
+        before, after = self.before.negatives[number], self.after.negatives(number)
+        changed = np.flatnonzero((before != after).any(1) & self.after.kept)
+        return before, changed, after[changed]
 
 
 class _Drawn(Sequence[np.ndarray]):

@@ -49,24 +49,21 @@ def sampled_triples(
 
 
 def returning(
-    users: np.ndarray, items: np.ndarray, gone: np.ndarray, n_items: int, popularity: np.ndarray | None = None
-) -> Iterator[tuple[np.integer, np.ndarray, np.ndarray, np.ndarray]]:
-    """Forgotten items that come back into the negative pools of their users.
+    users: np.ndarray, items: np.ndarray, gone: np.ndarray, n_items: int
+) -> Iterator[tuple[np.integer, np.ndarray, np.ndarray, float]]:
+    """Forgotten items that come back into the negative pools of their users, from which all are as likely.
 
     Args:
         users, items: all rows before forgetting, ``[rows]``, grouped by user.
         gone: which of them are forgotten, bool ``[rows]``.
         n_items: number of item ids, the padding id 0 (never drawn) included.
-        popularity: sampling weight of each item id, ``[n_items]``; None: uniform.
 
     Yields:
-        User, rows that the user keeps, items that come back, probability of each in a draw of one negative.
+        User, rows that the user keeps, items that come back, probability of any of them in a draw of one negative.
     """
     forgetting = np.unique(users[gone])
     starts, stops = np.searchsorted(users, forgetting), np.searchsorted(users, forgetting, "right")
-    weight = np.ones(n_items) if popularity is None else np.asarray(popularity, np.float64).copy()
-    weight[0] = 0
-    total, used = weight.sum(), np.zeros(n_items, bool)
+    used = np.zeros(n_items, bool)
     for user, start, stop in zip(forgetting, starts, stops, strict=True):
         rows, lost = np.arange(start, stop), gone[start:stop]
         kept = rows[~lost]
@@ -74,9 +71,9 @@ def returning(
         used[items[kept]] = True
         back = np.unique(items[rows[lost]])
         # an item that was recorded twice and forgotten once is still a positive
-        back = back[~used[back] & (weight[back] > 0)]
+        back = back[~used[back]]
         if len(kept) and len(back):
-            yield user, kept, back, weight[back] / (total - weight[used].sum())
+            yield user, kept, back, 1 / (n_items - 1 - np.count_nonzero(used))
 
 
 class Redraw:
@@ -181,18 +178,17 @@ def pool_return(
     forgotten: np.ndarray,
     n_items: int,
     negatives: int,
-    popularity: np.ndarray | None = None,
 ) -> Triples:
     """Triples that retraining would draw with a forgotten item as NEGATIVE of its user, in expectation an epoch.
 
     A forgotten item is no positive of its user any more, so it is back in the user's negative pool. For each
     remaining positive i' of the user, the triple (u, i', forgotten item) then has weight
-    ``negatives * p(item) / p(pool)``: ``negatives / pool size`` where sampling is uniform.
+    ``negatives / pool size``, since sampling is uniform; of negatives by popularity see `coupling.Recounted`.
 
     Args:
         forgotten: rows to forget, sorted int array.
         negatives: negatives per row and epoch.
-        users, items, n_items, popularity: as for `returning`.
+        users, items, n_items: as for `returning`.
     """
     gone = marked(len(users), forgotten)
     parts = [
@@ -200,9 +196,9 @@ def pool_return(
             np.full(len(kept) * len(back), user, np.int64),
             np.tile(items[kept].astype(np.int64), len(back)),
             np.repeat(back.astype(np.int64), len(kept)),
-            np.repeat(negatives * share, len(kept)),
+            np.full(len(kept) * len(back), negatives * share),
         )
-        for user, kept, back, share in returning(users, items, gone, n_items, popularity)
+        for user, kept, back, share in returning(users, items, gone, n_items)
     ]
     if not parts:
         empty = np.empty(0, np.int64)

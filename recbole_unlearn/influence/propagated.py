@@ -6,7 +6,7 @@ the dot-product model in E, between two products with the symmetric ``A_bar``: `
 product with a vector takes 2 L passes over the edges, once for all triples.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import cache
 
 import numpy as np
@@ -125,26 +125,36 @@ class PropagatedCurvature:
         return torch.from_numpy(total.ravel() / PROBES)
 
 
+def batch_norms(W: np.ndarray, nodes: Iterable[np.ndarray], batch: int) -> np.ndarray:
+    """Norm of the embeddings of a batch, ``sqrt(batch mean ||w||^2)``: float64, one of each array of ``nodes``.
+
+    Args:
+        W: embeddings, ``[nodes, K]``.
+        nodes: int arrays ``[triples]``, of all triples that batches are drawn from: rows of ``W``.
+        batch: triples of a batch.
+    """
+    squares = np.einsum("nk,nk->n", W, W, dtype=np.float64)
+    counts = (np.bincount(rows, minlength=len(W)).astype(np.float64) for rows in nodes)
+    return np.array([np.sqrt(batch * (count @ squares) / count.sum()) for count in counts])
+
+
 def embedding_l2(
-    W: np.ndarray, nodes: Iterable[np.ndarray], weight: np.ndarray, reg_weight: float, batch: int | None = None
+    size: int, nodes: Iterable[np.ndarray], weight: np.ndarray, reg_weight: float, norms: Sequence[float] | np.ndarray
 ) -> np.ndarray:
-    """RecBole's ``EmbLoss`` over triples, as factors of the embeddings in its gradient: float64 ``[nodes]``.
+    """RecBole's ``EmbLoss`` over triples, as factors of the embeddings in its gradient: float64 ``[size]``.
 
     In the scaling of a sum over triples. Squared (``require_pow``) it is a sum over triples itself, and the factors are
     exact. Else it is the norm of a batch's embeddings, of users, positives and negatives each, which is not: it is then
-    taken at its mean over batches of a random order, ``sqrt(batch mean ||w||^2)``.
+    taken at its mean over batches of a random order (`batch_norms`), whichever triples of theirs are asked for.
 
     Args:
-        W: embeddings that the loss is of, ``[nodes, K]``.
-        nodes: three int arrays ``[triples]``: users, positives, negatives, as rows of ``W``.
+        size: number of embeddings.
+        nodes: three int arrays ``[triples]``: users, positives, negatives, as numbers of embeddings.
         weight: of each triple, ``[triples]``.
         reg_weight: of the loss.
-        batch: triples of a training batch; None: squared.
+        norms: of a batch's embeddings, of users, positives and negatives; squared: 1.
     """
-    squares = np.einsum("nk,nk->n", W, W, dtype=np.float64)
-    total = np.zeros(len(W))
-    for rows in nodes:
-        count = np.bincount(rows, weight, len(W))
-        norm = 1.0 if batch is None else np.sqrt(batch * (count @ squares) / count.sum())
-        total += reg_weight * count / norm
+    total = np.zeros(size)
+    for rows, norm in zip(nodes, norms, strict=True):
+        total += reg_weight * np.bincount(rows, weight, size) / norm
     return total

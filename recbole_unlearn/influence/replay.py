@@ -5,8 +5,9 @@ what its weights owe to a triple was paid in during all of training, most of it 
 large. Given the triple log (what was trained on) and the trajectory (snapshots of the weights), the optimiser
 can be run again for the touched rows alone (the forgotten interactions' users and items), with every other
 row held on its recorded path. It is run twice side by side, in the same order: with the forgotten triples,
-and without them but with the forgotten items back in their users' negative pools. The difference is the step;
-what the two have in common (the order of batches, drawn anew) cancels.
+and without them but with the forgotten items back in their users' negative pools, and popularity, where negatives
+are drawn by it, counted without them. The difference is the step; what the two have in common (the order of batches,
+drawn anew) cancels.
 
 The two lanes run in parallel with each other; an epoch's triples are found and ordered by all threads before.
 
@@ -20,6 +21,7 @@ from functools import cache
 import numba
 import numpy as np
 
+from recbole_unlearn.influence.coupling import Recounted
 from recbole_unlearn.influence.objective import returning
 from recbole_unlearn.influence.recorded import Recorded, Trajectory, marked
 from recbole_unlearn.influence.sharding import Shard
@@ -38,6 +40,22 @@ def _mix(x):
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return x ^ (x >> np.uint64(31))
+
+
+@numba.njit(inline="always")
+def _step(row, order, n_steps):
+    """Which of an epoch's steps a row falls in, uint64; of an epoch whose random number is ``order``."""
+    draw = _mix(np.uint64(order) ^ (row << np.uint64(20)))
+    return ((draw >> np.uint64(32)) * np.uint64(n_steps)) >> np.uint64(32)
+
+
+@numba.njit(cache=True)
+def _steps(rows, order, n_steps):
+    """`_step` of each of some rows."""
+    found = np.empty(len(rows), np.int64)
+    for k in range(len(rows)):
+        found[k] = _step(rows[k], order, n_steps)
+    return found
 
 
 @numba.njit(**FLAGS, inline="always")
@@ -108,8 +126,7 @@ def _select(m):
             counts[:, c] = 0
             for k in range(chunks[c], end):
                 r = np.uint64(chosen[k])
-                draw = _mix(np.uint64(seed) ^ (r << np.uint64(20)))
-                s = ((draw >> np.uint64(32)) * np.uint64(n_steps)) >> np.uint64(32)
+                s = _step(r, seed, n_steps)
                 step[k] = s
                 lone = np.uint64(0)
                 for t in range(m):
@@ -328,16 +345,16 @@ def replay(
     places = _Places(recorded, gone, wide=shard is not None)
     selection = _Selection(recorded, gone, places, shard)
     lanes = _Lanes(recorded, places, trajectory)
-    returns, rng, total = selection.returns(), np.random.default_rng(seed), 0
+    draw = selection.recounted(seed) if recorded.popularity is not None else selection.returning()
+    rng, total = np.random.default_rng(seed), 0
     snapshots = {0: lanes.change().astype(np.float32)}
     for epoch in range(epochs):
-        parts = selection.find(epoch, np.uint64(rng.integers(2**63)))
-        returned = places.of(returns.draw(rng, selection.n_steps))
+        parts, returned = draw(epoch, rng)
         if shard:
             parts = [shard.merge(*part) for part in parts]
             if not shard.leads:
                 continue
-        total += lanes.run(epoch, [*parts, returned], selection.sizes)
+        total += lanes.run(epoch, [*parts, places.of(returned)], selection.sizes)
         if epoch + 1 in trajectory.epochs:
             snapshots[epoch + 1] = lanes.change().astype(np.float32)
         if progress:
@@ -349,6 +366,8 @@ def replay(
 
 
 _Part = tuple[np.ndarray, np.ndarray]  # a table in order of steps, and where each step begins in it
+_Drawn = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]  # users, positives, negatives, start of each step
+_Draw = Callable[[int, np.random.Generator], tuple[list[_Part], _Drawn]]  # of an epoch, see `_Selection.find`
 
 
 class _Places:
@@ -372,7 +391,7 @@ class _Places:
         place[self.rows] = np.arange(len(self.rows))
         self.user, self.item = place[:n_users], place[n_users:]
 
-    def of(self, returned: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]) -> _Part:
+    def of(self, returned: _Drawn) -> _Part:
         """What `Returns.draw` gives, as rows of one negative for the kernels, and where each step begins."""
         user, positive, item, start = returned
         columns = [self.user[user], self.item[positive], self.item[item], np.zeros_like(user)]
@@ -399,24 +418,57 @@ class _Selection:
         self.chosen, self.step = np.empty(n_rows, np.uint32), np.empty(n_rows, np.uint32)
         self.tables = np.empty((n_rows, 2 + m + 1), places.dtype), np.empty((n_rows * m, 3), places.dtype)
 
-    def find(self, epoch: int, order: np.uint64) -> list[_Part]:
-        """What `_arrange` writes, each with where its steps begin; ``order`` is a random number, for the steps."""
+    def find(self, negatives: np.ndarray, order: np.uint64, without: np.ndarray | None = None) -> list[_Part]:
+        """What `_arrange` writes, each with where its steps begin.
+
+        Args:
+            negatives: of the epoch, ``[rows, m]``.
+            order: a random number, for the steps.
+            without: rows that the second lane lacks beside the forgotten ones, ints.
+        """
         recorded, places, m = self.recorded, self.places, self.recorded.m
-        neg = np.ascontiguousarray(recorded.negatives[epoch]).view()
+        anchored, gone = self.anchored, self.gone
+        if without is not None:
+            anchored, gone = anchored.copy(), gone.copy()
+            anchored[without] = gone[without] = True  # a row as a whole, whatever is touched of it
+        neg = np.ascontiguousarray(negatives).view()
         neg.flags.writeable = False  # memory-mapped or not: one compiled version
         where = self.chunks, self.chosen, self.step, self.ends
         drawn = self.n_steps, order
-        _select(m)(CHUNKS, self.anchored, neg, self.present, self.touched, self.few, *drawn, *where, self.counts)
+        _select(m)(CHUNKS, anchored, neg, self.present, self.touched, self.few, *drawn, *where, self.counts)
         starts, next_free = zip(*map(_delimit, self.counts), strict=True)
-        data = self.anchored, recorded.users, recorded.pos, neg, places.user, places.item, self.gone, len(places.rows)
+        data = anchored, recorded.users, recorded.pos, neg, places.user, places.item, gone, len(places.rows)
         _arrange(m)(CHUNKS, *data, *where, np.stack(next_free), *self.tables)
         return list(zip(self.tables, starts, strict=True))
 
-    def returns(self) -> "Returns":
-        """`Returns` of the rows that are present."""
+    def returning(self) -> _Draw:
+        """Epochs in which forgotten items return, all as likely, to the pools of the rows that are present."""
         recorded, some = self.recorded, slice(None) if self.n_present == len(self.gone) else self.present
         rows = recorded.users[some], recorded.pos[some], self.gone[some] & recorded.returns
-        return Returns(*rows, recorded.n_items, recorded.m, recorded.weights)
+        returns = Returns(*rows, recorded.n_items, recorded.m)
+
+        def draw(epoch, rng):
+            parts = self.find(recorded.negatives[epoch], np.uint64(rng.integers(2**63)))
+            return parts, returns.draw(rng, self.n_steps)
+
+        return draw
+
+    def recounted(self, seed: int) -> _Draw:
+        """Epochs in which popularity is counted anew: rows whose negatives change are triples of the second lane."""
+        recorded, m, recounted = self.recorded, self.recorded.m, Recounted(self.recorded, self.gone, (seed,))
+
+        def draw(epoch, rng):
+            order = np.uint64(rng.integers(2**63))
+            negatives, changed, after = recounted.epoch(epoch)
+            step = np.repeat(_steps(changed.astype(np.uint64), order, self.n_steps), m)
+            rows, item = np.repeat(changed, m), after.ravel().astype(np.int64)
+            moves = np.flatnonzero(self.anchored[rows] | self.touched[item])  # a row that is run again
+            moves = moves[np.argsort(step[moves], kind="stable")]
+            rows, start = rows[moves], np.searchsorted(step[moves], np.arange(self.n_steps + 1))
+            users, positives = (ids[rows].astype(np.int64) for ids in (recorded.users, recorded.pos))
+            return self.find(negatives, order, changed), (users, positives, item[moves], start)
+
+        return draw
 
     def bare_users(self) -> np.ndarray:
         """Touched users without a row left."""
@@ -469,18 +521,16 @@ def _delimit(counts):
 
 
 class Returns:
-    """Draws forgotten items as negatives of their users, as often as retraining would."""
+    """Draws forgotten items as negatives of their users, as often as retraining would, where all are as likely."""
 
-    def __init__(
-        self, users: np.ndarray, pos: np.ndarray, gone: np.ndarray, n_items: int, m: int, popularity: np.ndarray | None
-    ) -> None:
+    def __init__(self, users: np.ndarray, pos: np.ndarray, gone: np.ndarray, n_items: int, m: int) -> None:
         user, item, rate, first, count = [], [], [], [], []
         rest_of = []
         offset = 0
-        for who, kept, back, share in returning(users, pos, gone, n_items, popularity):
+        for who, kept, back, share in returning(users, pos, gone, n_items):
             user.append(np.full(len(back), who))
             item.append(back)
-            rate.append(m * len(kept) * share)
+            rate.append(np.full(len(back), m * len(kept) * share))
             first.append(np.full(len(back), offset))
             count.append(np.full(len(back), len(kept)))
             rest_of.append(pos[kept])
@@ -494,7 +544,7 @@ class Returns:
         self.first, self.count = joined(first, np.int64), joined(count, np.int64)
         self.rest = joined(rest_of, np.int32)
 
-    def draw(self, rng: np.random.Generator, n_steps: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    def draw(self, rng: np.random.Generator, n_steps: int) -> _Drawn:
         """Triples of one epoch in order of steps: users, positives, negatives, start of each step."""
         times = rng.poisson(self.rate)
         which = np.repeat(np.arange(len(times)), times)

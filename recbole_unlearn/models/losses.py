@@ -52,7 +52,7 @@ class Unreduced:
 
     Args:
         model: RecBole model.
-        train_batch: triples of a batch in training.
+        train_batch: triples of a batch in training; of sums, in the mean.
         sums: whether the loss is a sum over the batch.
 
     Attributes:
@@ -60,7 +60,7 @@ class Unreduced:
         convex (list of Convex): parts of the loss, in order of the calls of loss modules since `of` was entered.
     """
 
-    def __init__(self, model: AbstractRecommender, train_batch: int, sums: bool = False) -> None:
+    def __init__(self, model: AbstractRecommender, train_batch: float, sums: bool = False) -> None:
         self.model, self.train_batch, self.sums = model, train_batch, sums
         self.knowledge = 0
         self.norms: list[float] = []  # mean squared norm of what each EmbLoss call sees, in order of the calls

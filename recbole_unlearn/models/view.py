@@ -14,7 +14,7 @@ from recbole.utils import ModelType
 
 from recbole_unlearn.compat.recbole_models import clear_caches
 from recbole_unlearn.data.sampling import interaction, negatives_of
-from recbole_unlearn.data.split import pairwise_loader
+from recbole_unlearn.data.split import batch_rows, pairwise_loader
 from recbole_unlearn.devices import without_cudnn
 from recbole_unlearn.errors import InputError
 from recbole_unlearn.models.losses import Unreduced, fixed_randomness, one_a_triple
@@ -37,7 +37,7 @@ class View:
         loader: RecBole training loader of the same data.
         position: row of the loader's data set of each row of the log, int64 ``[rows]``; -1 where there is none.
         parameters: patterns of parameter names, as ``unlearn_params``; None: all that are trained.
-        norms: of another view, see `Unreduced.norms`: where L2 terms are to weigh the same.
+        like: another view, as whose L2 terms those of this one are to weigh.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class View:
         loader: TrainDataLoader | KnowledgeBasedDataLoader,
         position: np.ndarray,
         parameters: str | Sequence[str] | None = None,
-        norms: list[float] | None = None,
+        like: "View | None" = None,
     ) -> None:
         self.model, self.position = model.eval(), position
         self.loader = pairwise_loader(loader)
@@ -54,15 +54,16 @@ class View:
         self.traits = traits(model)
         self.named = chosen_parameters(model, parameters)
         self.parameters = list(self.named.values())
-        config = self.loader.config
-        rows = max(config["train_batch_size"] // self.loader.times, 1)
-        in_training = rows if self.traits.row_loss else rows * self.loader.times
+        config, rows = self.loader.config, batch_rows(self.loader)
+        terms = 1 if self.traits.row_loss else self.loader.times
         sequential = config["MODEL_TYPE"] == ModelType.SEQUENTIAL
         self.batch_rows = rows if self.traits.batch or sequential else max(LARGE_BATCH // self.loader.times, 1)
-        self.facts = self._facts(loader, in_training)
-        self.unreduced = Unreduced(model, in_training, self.traits.sums)
-        if norms is not None:
-            self.unreduced.norms = norms
+        self.facts = self._facts(loader, rows * terms)
+        # what a sum over a batch has once comes as often as there are batches, the last one too: their mean size
+        size = len(self.dataset) / -(-len(self.dataset) // rows) if self.traits.sums else rows
+        self.unreduced = Unreduced(model, like.unreduced.train_batch if like else size * terms, self.traits.sums)
+        if like:
+            self.unreduced.norms = like.unreduced.norms
         elif not no_step(config):
             self._calibrate(rows)
 

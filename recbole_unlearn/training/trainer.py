@@ -36,7 +36,7 @@ from recbole_unlearn.data.sampling import (
     own_draws,
     record,
 )
-from recbole_unlearn.data.split import Split, firsts_of, pairwise_loader
+from recbole_unlearn.data.split import Split, batch_rows, firsts_of, pairwise_loader
 from recbole_unlearn.devices import array, read
 from recbole_unlearn.errors import InputError
 from recbole_unlearn.evaluation.ranks import RankedLoader
@@ -119,7 +119,7 @@ class Share(_Recorded):
     def __init__(self, loader, position, negatives, dtype):
         super().__init__(loader, position, negatives, dtype)
         self.rank, self.size = distributed.rank_and_size()
-        self.batch_rows = max(loader.config["train_batch_size"] // negatives, 1)
+        self.batch_rows = batch_rows(loader)
         self.weight = 1.0
 
     def __iter__(self):
@@ -248,8 +248,7 @@ class _Logging(Trainer):
         if self.triple_log and own:
             self.triple_log.own_draws = own
         elif self.triple_log:
-            size = max(self.config["train_batch_size"] // train_data.times, 1)
-            self.triple_log.again = DrawnAgain(self.triple_log, train_data, order, size)
+            self.triple_log.again = DrawnAgain(self.triple_log, train_data, order, batch_rows(train_data))
 
     def _begin_log(self, train_data, order, static):
         dataset = train_data._dataset

@@ -221,7 +221,7 @@ class AnyLoss(Problem):
         if "betas" not in group:
             raise InputError("damping: adam needs a checkpoint that was trained with Adam; use damping: scalar")
         if self.view.traits.sums:  # Adam saw gradients of sums over a batch
-            n = n / self.view.unreduced.train_batch
+            n = self.n_batches
         names = [name for name, _ in self.view.model.named_parameters()]
         parts = []
         for name, value in self.view.named.items():
@@ -447,7 +447,7 @@ class AnyLoss(Problem):
         gone = np.union1d(np.flatnonzero(self.absent), rows)
         loader = self.split.remaining(gone)
         model, position = model or self._rebuilt(loader._dataset), self.split.positions_without(gone)
-        return View(model, loader, position, self._params, self.view.unreduced.norms)
+        return View(model, loader, position, self._params, self.view)
 
     def _gradient(self, view, rows, negatives, weight):
         """Gradient of the weighted sum of the rows' losses, float64 ``[size]``."""
@@ -486,21 +486,27 @@ class AnyLoss(Problem):
         z += len(rows) * self._terms * self.weight_decay * _joined(before.parameters)
         if self.come_back(way.pool_return):
             kept, drawn, returned, weight = self.returned(rows, epochs)
-            # a forgotten item is drawn instead of another
+            # an item is drawn instead of another
             z -= self._gradient(after, kept, returned, weight) - self._gradient(after, kept, drawn, weight)
         return z
 
     def returned(self, rows, epochs):
-        """Rows in which retraining would draw forgotten items, their negatives as logged and then, and how often."""
+        """Rows in which retraining would draw other negatives, their negatives as logged and then, and how often."""
         log = self.log
+        if self.recorded.popularity is not None:
+            kept, drawn, returned = self.drawn_anew(rows, epochs)
+            some = spread(np.arange(len(kept)), self._gradient_rows())
+            weight = np.full(len(some), len(kept) / max(len(some), 1) / len(epochs))
+            return kept[some], drawn[some], returned[some], weight
         present = np.flatnonzero(~self.absent)
         users, items = np.asarray(log.users, np.int64)[present], np.asarray(log.items, np.int64)[present]
         gone = np.isin(present, rows)
-        found = list(returning(users, items, gone, log.metadata["n_items"], self.split.negative_weights()))
+        found = list(returning(users, items, gone, log.metadata["n_items"]))
         empty = np.empty(0, np.int64)
         kept = np.concatenate([empty, *(np.tile(present[k], len(back)) for _, k, back, _ in found)]).astype(np.int64)
         item = np.concatenate([empty, *(np.repeat(back, len(k)) for _, k, back, _ in found)]).astype(np.int64)
-        weight = np.concatenate([np.empty(0), *(np.repeat(log.negatives * share, len(k)) for _, k, _, share in found)])
+        often = (np.full(len(k) * len(back), log.negatives * share) for _, k, back, share in found)
+        weight = np.concatenate([np.empty(0), *often])
         some = spread(np.arange(len(kept)), self._gradient_rows())
         kept, item, weight = kept[some], item[some], weight[some] * (len(kept) / max(len(some), 1))
         drawn = self._one_epoch_each(kept, epochs)

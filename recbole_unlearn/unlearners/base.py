@@ -19,7 +19,7 @@ from recbole_unlearn.compat.recbole_models import is_recboles
 from recbole_unlearn.data.sampling import PoolDraw
 from recbole_unlearn.devices import array, copies
 from recbole_unlearn.errors import InputError
-from recbole_unlearn.influence.coupling import Coupling, Fresh, Paired
+from recbole_unlearn.influence.coupling import Coupling, Fresh, Paired, Recounted
 from recbole_unlearn.influence.recorded import Recorded, marked
 from recbole_unlearn.influence.sharding import Shard
 from recbole_unlearn.models.losses import fixed_randomness
@@ -182,8 +182,27 @@ class Problem(ABC):
         return self.log.own_draws and f"negatives came from {self.log.own_draws}, whose law we do not know"
 
     def come_back(self, wanted: bool) -> bool:
-        """Whether forgotten items return to negative pools, if wanted; ``repeatable`` ones never lacked them."""
-        return wanted and not self.split.repeatable
+        """Whether negatives are drawn otherwise without what is forgotten, if that is wanted.
+
+        Forgotten items return to negative pools, but for ``repeatable`` ones, which never lacked them; and popularity
+        counts less of them.
+        """
+        return wanted and (self.recorded.returns or self.recorded.popularity is not None)
+
+    def drawn_anew(self, rows: np.ndarray, epochs: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Negatives by popularity that retraining without ``rows`` would draw otherwise, in some epochs.
+
+        Returns:
+            Remaining rows, int64 ``[changed]``, each as often as it changes; their negatives before, and after,
+            ``[changed, m]``.
+        """
+        recounted = Recounted(self._remaining(), marked(self.log.n_rows, rows), self.trained.redraws)
+        found = []
+        for epoch in epochs:
+            before, changed, after = recounted.epoch(epoch)
+            found.append((changed, before[changed], after))
+        changed, before, after = map(np.concatenate, zip(*found, strict=True))
+        return changed, before.astype(np.int64), after.astype(np.int64)
 
     # what training again needs, see `replay.Replay`
 
@@ -375,6 +394,11 @@ class Problem(ABC):
     def n_triples(self) -> int:
         """Triples of an epoch that earlier requests left."""
         return int(np.count_nonzero(~self.absent)) * self.log.negatives
+
+    @property
+    def n_batches(self) -> int:
+        """Batches of an epoch of what earlier requests left, as training makes them."""
+        return -(-int(np.count_nonzero(~self.absent)) // self.split.batch_rows)
 
     @abstractmethod
     def moved(self, step: np.ndarray | torch.Tensor) -> dict[str, torch.Tensor]:

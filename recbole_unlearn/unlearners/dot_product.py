@@ -15,7 +15,7 @@ from recbole_unlearn.influence import damping as damping_metrics
 from recbole_unlearn.influence.coupling import Epoch, Fresh, Paired
 from recbole_unlearn.influence.dot_product import DotProductTraining
 from recbole_unlearn.influence.newton import Objective, flat
-from recbole_unlearn.influence.objective import gradient, pool_return, sampled_triples
+from recbole_unlearn.influence.objective import Triples, gradient, pool_return, sampled_triples
 from recbole_unlearn.influence.operators import DotProductCurvature, UserTriples
 from recbole_unlearn.influence.recorded import Recorded, Trajectory, single
 from recbole_unlearn.influence.replay import replay, touching
@@ -51,7 +51,6 @@ class DotProduct(Problem):
     def __init__(self, trained: Trained, shared: bool = False):
         super().__init__(trained)
         log = self.log
-        self.popularity = self.split.negative_weights()
         self._hold(copies(trained.model.state_dict()))
         check_finite(self.state_dict, "the model")
         if len(self.P) != log.metadata["n_users"] or len(self.Q) != log.metadata["n_items"]:
@@ -335,6 +334,7 @@ class DotProduct(Problem):
         """What training on the log without some rows minimises, their items' return as negatives included.
 
         What earlier requests returned is not included: the log of an unlearned model does not say what was forgotten.
+        Negatives by popularity are those of paired retraining, after all requests.
         """
         log, shard = self.log, self.shard
         sizes = (shard.n_own, len(self.Q))
@@ -345,9 +345,11 @@ class DotProduct(Problem):
         keep = ~self.absent
         keep[rows] = False
         own = keep[shard.rows]
-        triples = [UserTriples(users[own], items[own], log.epoch(0)[shard.rows][own], *sizes)]
-        if self.come_back(returns):
-            returned = self._returned(rows)
+        by_popularity = self.recorded.popularity is not None and returns
+        negatives = self._coupled(rows, "paired").negatives(0) if by_popularity else log.epoch(0)
+        triples = [UserTriples(users[own], items[own], negatives[shard.rows][own], *sizes)]
+        if self.come_back(returns) and not by_popularity:
+            returned = self._returned(rows, np.zeros(1, np.int64))
             pos, neg = returned.pos.astype(items.dtype), returned.neg.astype(log.dtype)
             triples.append(UserTriples(returned.users, pos, neg[:, None], *sizes, returned.weight))
         n_triples = int(keep.sum()) * log.negatives
@@ -431,13 +433,29 @@ class DotProduct(Problem):
         warn_unless_converged(report)
         return step, report, n_triples
 
-    def _returned(self, rows):
-        """Triples of the own users, numbered from the first of them, that retraining would draw; see `pool_return`."""
+    def _returned(self, rows, epochs):
+        """Triples of the own users, numbered from the first of them, that retraining would draw; see `pool_return`.
+
+        By popularity some are drawn less, in an epoch of these: their weights are negative.
+        """
+        if self.recorded.popularity is not None:
+            return self._drawn_instead(rows, epochs)
         users, items, forgotten = self.remaining(rows)
         own = slice(*np.searchsorted(users, [self.shard.users.start, self.shard.users.stop]))
         forgotten = forgotten[(forgotten >= own.start) & (forgotten < own.stop)] - own.start
         users = users[own] - self.shard.users.start
-        return pool_return(users, items[own], forgotten, len(self.Q), self.log.negatives, self.popularity)
+        return pool_return(users, items[own], forgotten, len(self.Q), self.log.negatives)
+
+    def _drawn_instead(self, rows, epochs):
+        epochs = epochs[-1:] if self.log.static else epochs
+        changed, before, after = self.drawn_anew(rows, epochs)
+        own = (changed >= self.shard.rows.start) & (changed < self.shard.rows.stop)
+        at, column = np.nonzero((before != after) & own[:, None])
+        changed = np.tile(changed[at], 2)
+        users = np.asarray(self.log.users[changed], np.int64) - self.shard.users.start
+        negatives = np.concatenate([before[at, column], after[at, column]])
+        weight = np.repeat([-1 / len(epochs), 1 / len(epochs)], len(at))
+        return Triples(users, np.asarray(self.log.items[changed], np.int64), negatives, weight)
 
     def lost(self, after: np.ndarray, way: Influence) -> torch.Tensor:
         rows = after
@@ -449,7 +467,7 @@ class DotProduct(Problem):
         # L2 is a mean over triples too, so fewer triples carry less of it
         shard.once(z).add_(len(rows) * log.negatives * self.weight_decay * shard.once(self.spread()))
         if self.come_back(way.pool_return):
-            z -= torch.from_numpy(gradient(self._returned(rows), P, self.Q))
+            z -= torch.from_numpy(gradient(self._returned(rows, self.log_epochs(way)), P, self.Q))
         return shard.sum_items(z)
 
     def _curvature_triples(self, rows, way):

@@ -6,9 +6,9 @@ import numpy as np
 import torch
 
 from recbole_unlearn.influence.coupling import Epoch
-from recbole_unlearn.influence.objective import gradient, pool_return, sampled_triples
+from recbole_unlearn.influence.objective import gradient, sampled_triples
 from recbole_unlearn.influence.operators import DotProductCurvature
-from recbole_unlearn.influence.propagated import Graph, PropagatedCurvature, embedding_l2
+from recbole_unlearn.influence.propagated import Graph, PropagatedCurvature, batch_norms, embedding_l2
 from recbole_unlearn.influence.propagated_training import WARM_UP, GraphLoss, PropagatedTraining
 from recbole_unlearn.training.fit import new_model
 from recbole_unlearn.training.trained import Trained
@@ -64,15 +64,9 @@ class Propagated(DotProduct):
         rows = np.setdiff1d(np.flatnonzero(~self.absent), without)
         return Graph(self.log.users[rows], self.log.items[rows], len(self.P), len(self.Q), self.layers)
 
-    @property
-    def _batch(self):
-        """Triples of a training batch."""
-        return self.split.batch_rows * self.log.negatives
-
     def seconds_again(self) -> float:
-        steps = -(-self.n_triples // self._batch)
         products = 2 * self.layers * 2 * self.log.n_rows * self.P.shape[1]
-        return self.epochs * steps * products * SECONDS_A_PRODUCT + super().seconds_again()
+        return self.epochs * self.n_batches * products * SECONDS_A_PRODUCT + super().seconds_again()
 
     def touches_most(self, rows: np.ndarray) -> bool:
         """Never: the approximation moves all rows too."""
@@ -80,21 +74,25 @@ class Propagated(DotProduct):
 
     def replayed(self, rows: np.ndarray, show_progress: bool = False) -> Change:
         """`retrained`, several steps at once."""
-        return self.retrained(rows, "paired", show_progress, max(-(-self.n_triples // self._batch) // MOVES, 1))
+        return self.retrained(rows, "paired", show_progress, max(self.n_batches // MOVES, 1))
+
+    def _all_nodes(self):
+        """Users, positives and negatives, as nodes, of all triples of the last epoch that earlier requests left."""
+        log, kept = self.log, ~self.absent
+        users, items = (np.repeat(np.asarray(ids, np.int64)[kept], log.negatives) for ids in (log.users, log.items))
+        negatives = np.asarray(log.epoch(self.epochs - 1), np.int64)[kept].ravel()
+        return users, len(self.P) + items, len(self.P) + negatives
+
+    def _embedding_l2(self, nodes, weight, everything):
+        """Factors of the embeddings in the gradient of ``EmbLoss`` over some triples, in batches of all of them."""
+        norms = np.ones(3)
+        if not self.require_pow:
+            norms = batch_norms(self.table, everything, self.split.batch_rows * self.log.negatives)
+        return embedding_l2(len(self.table), nodes, weight, self.reg_weight, norms)
 
     def _metric(self, way):
-        log, n_users = self.log, len(self.P)
-        kept = ~self.absent
-        neg = np.asarray(log.epoch(self.epochs - 1), np.int64)[kept]
-        m = log.negatives
-        users, items = (np.repeat(np.asarray(ids, np.int64)[kept], m) for ids in (log.users, log.items))
-        factors = embedding_l2(
-            self.table,
-            (users, n_users + items, n_users + neg.ravel()),
-            np.ones(len(users)),
-            self.reg_weight,
-            None if self.require_pow else self._batch,
-        )
+        everything = self._all_nodes()
+        factors = self._embedding_l2(everything, np.ones(len(everything[0])), everything)
         return super()._metric(way) + torch.from_numpy(np.repeat(factors, self.P.shape[1]))
 
     def _embedded(self, weights, without):
@@ -127,13 +125,12 @@ class Propagated(DotProduct):
         removed = sampled_triples(users[rows], items[rows], log.gather(rows, self.log_epochs(way)))
         z = through(with_them, removed)
         nodes = removed.users, n_users + removed.pos, n_users + removed.neg
-        batch = None if self.require_pow else self._batch
-        l2 = embedding_l2(W, nodes, removed.weight, self.reg_weight, batch)
+        l2 = self._embedding_l2(nodes, removed.weight, self._all_nodes())
         z += (l2[:, None] * W).ravel() + len(rows) * m * self.weight_decay * W.ravel()
         if not way.forgotten_stay:
             triples = self._curvature_triples(rows, way)
             at = (self._at(triples, graph, way).gradient() for graph in (with_them, without_them))
             z += (next(at) - next(at)).numpy()
         if self.come_back(way.pool_return):
-            z -= through(without_them, pool_return(*self.remaining(rows), len(self.Q), m, self.popularity))
+            z -= through(without_them, self._returned(rows, self.log_epochs(way)))
         return torch.from_numpy(z)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recbole_unlearn.influence.coupling import Fresh, Paired
+from recbole_unlearn.influence.coupling import Fresh, Paired, Recounted
 from recbole_unlearn.influence.recorded import Adam, Recorded
 
 N_ITEMS, M, SIZE = 12, 2, 7
@@ -213,6 +213,38 @@ def test_what_was_absent_before_stays_away_and_comes_back_as_negatives(alpha):
     later = Recorded(**{**training.__dict__, "absent": first})
     for one, other in zip(Paired(training, GONE, 8), Paired(later, second, 8), strict=True):
         assert np.array_equal(one.order, other.order) and np.array_equal(one.negatives, other.negatives)
+
+
+@pytest.mark.parametrize("alpha", [1.0, -1.0])
+def test_without_training_again_popularity_is_counted_anew_from_what_earlier_requests_left(alpha):
+    """Negatives are of the law before, then of that after, and as few change as the two allow."""
+    first, second = np.isin(np.arange(10), [1, 5]), np.isin(np.arange(10), [2, 7])
+    recounted = Recounted(recorded(2000, alpha, absent=first), second, (4,))
+    found = np.zeros((2, 2000, len(USERS), M), int)
+    for epoch in range(2000):
+        found[0, epoch], changed, after = recounted.epoch(epoch)
+        found[1, epoch] = found[0, epoch]
+        assert (found[0, epoch, changed] != after).any(1).all()
+        found[1, epoch, changed] = after
+    for row in np.flatnonzero(~GONE):
+        laws = [pool(USERS[row], keep, weighed(keep, alpha)) for keep in (~first, ~GONE)]
+        for law, drawn in zip(laws, found[:, :, row], strict=True):
+            share = np.bincount(drawn.ravel(), minlength=N_ITEMS) / drawn.size
+            assert (np.abs(share - law) <= 5 * np.sqrt(law * (1 - law) / drawn.size)).all()
+        distance = np.abs(laws[0] - laws[1]).sum() / 2
+        share = (found[0, :, row] != found[1, :, row]).mean()
+        assert abs(share - distance) <= 5 * np.sqrt(distance * (1 - distance) / found[0, :, row].size)
+
+
+def test_the_first_request_recounts_as_exact_retraining_does():
+    training = recorded(alpha=1.0)
+    recounted, paired = Recounted(training, GONE, (8,)), Paired(training, GONE, 8)
+    for number in range(3):
+        negatives, changed, after = recounted.epoch(number)
+        assert np.array_equal(negatives, training.negatives[number])
+        negatives = negatives.copy()
+        negatives[changed] = after
+        assert np.array_equal(negatives[~GONE], paired.negatives(number)[~GONE])
 
 
 def test_a_fresh_training_can_be_coupled_to():

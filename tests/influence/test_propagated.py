@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recbole_unlearn.influence.operators import DotProductCurvature, UserTriples
-from recbole_unlearn.influence.propagated import EPSILON, Graph, PropagatedCurvature, embedding_l2
+from recbole_unlearn.influence.propagated import EPSILON, Graph, PropagatedCurvature, batch_norms, embedding_l2
 
 
 def random_edges(seed, n_users=7, n_items=9, edges=30):
@@ -176,7 +176,7 @@ class TestEmbeddingL2:
     @pytest.mark.parametrize("squared", [False, True])
     def test_is_exact_on_one_batch(self, squared):
         W, nodes = self.batch()
-        factors = embedding_l2(W, nodes, np.ones(20), 0.3, None if squared else 20)
+        factors = embedding_l2(8, nodes, np.ones(20), 0.3, np.ones(3) if squared else batch_norms(W, nodes, 20))
         np.testing.assert_allclose(factors[:, None] * W, 0.3 * self.gradient(W, nodes, squared), rtol=0, atol=1e-12)
 
     def test_not_squared_it_is_close_for_many_batches(self):
@@ -184,5 +184,5 @@ class TestEmbeddingL2:
         W, nodes = rng.normal(size=(8, 4)), [rng.integers(0, 8, 2000) for _ in range(3)]
         batches = np.split(np.arange(2000), 20)
         expected = sum(self.gradient(W, [rows[batch] for rows in nodes], False) for batch in batches)
-        found = embedding_l2(W, nodes, np.ones(2000), 1.0, 100)[:, None] * W
+        found = embedding_l2(8, nodes, np.ones(2000), 1.0, batch_norms(W, nodes, 100))[:, None] * W
         np.testing.assert_allclose(found, expected, rtol=0.02, atol=0)

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recbole_unlearn.influence import replay as module
+from recbole_unlearn.influence.coupling import Recounted
 from recbole_unlearn.influence.recorded import Adam, Recorded, Trajectory
 from recbole_unlearn.influence.replay import Returns, replay
 from recbole_unlearn.influence.threads import limited_threads, threads
@@ -74,7 +75,7 @@ class Problem:
         return replay(p.recorded(), p.trajectory(), p.forgotten, p.seed)
 
     def returns(self):
-        return Returns(self.users, self.pos, self.gone, self.n_items, self.m, self.popularity)
+        return Returns(self.users, self.pos, self.gone, self.n_items, self.m)
 
 
 def random_problem(
@@ -112,7 +113,6 @@ def splitmix(x):
 
 def expected_returns(p):
     """(user, item) -> expected returns an epoch, and the remaining items of each user, by enumeration."""
-    popularity = [0.0] + [1.0] * (p.n_items - 1) if p.popularity is None else [0.0, *p.popularity[1:]]
     rest_of = {int(u): [] for u in p.users}
     for row in range(len(p.users)):
         if not p.gone[row]:
@@ -121,8 +121,8 @@ def expected_returns(p):
     for row in p.forgotten:
         user, item = int(p.users[row]), int(p.pos[row])
         pool = [j for j in range(1, p.n_items) if j not in rest_of[user]]
-        if item in pool and rest_of[user] and popularity[item]:
-            rate[user, item] = p.m * len(rest_of[user]) * popularity[item] / sum(popularity[j] for j in pool)
+        if item in pool and rest_of[user]:
+            rate[user, item] = p.m * len(rest_of[user]) / len(pool)
     return dict(sorted(rate.items())), rest_of
 
 
@@ -154,13 +154,18 @@ def reference(p, lane):
     a = p.adam
     optimizer = torch.optim.Adam([param], a.lr, (a.beta1, a.beta2), a.eps, a.weight_decay)
     history = [param.detach().clone()]
+    popular = p.popularity is not None
+    recounted = Recounted(p.recorded(), p.gone, (p.seed,)) if popular else None
     for epoch, (step, returned) in enumerate(draws(p)):
-        recorded = torch.from_numpy(p.at(epoch + 0.5))
+        recorded, negatives = torch.from_numpy(p.at(epoch + 0.5)), p.negatives[epoch].copy()
+        if popular and lane == 1:
+            _, changed, after = recounted.epoch(epoch)
+            negatives[changed] = after
         for s in range(p.n_steps):
             chosen = np.flatnonzero((step == s) & ~(p.gone & (lane == 1)))
             u, i = (np.repeat(ids[chosen].astype(np.int64), p.m) for ids in (p.users, p.pos))
-            j = p.negatives[epoch][chosen].astype(np.int64).ravel()
-            if lane == 1:
+            j = negatives[chosen].astype(np.int64).ravel()
+            if lane == 1 and not popular:
                 extra = returned[returned[:, 3] == s].T
                 u, i, j = (np.concatenate(pair) for pair in zip((u, i, j), extra[:3], strict=True))
             W = torch.index_copy(recorded, 0, rows, param)
@@ -236,7 +241,8 @@ class TestAgainstTorch:
             adam=replace(ADAM, weight_decay=weight_decay, eps=1e-2),
         )  # fmt: skip
         if popular:
-            p.popularity = np.random.default_rng(seed).integers(0, 4, n_items).astype(float)
+            others = np.random.default_rng(seed).integers(0, 2, n_items)
+            p.popularity = np.bincount(p.pos, minlength=n_items) + others
         result = p.replay()
         for lane, actual in enumerate((result.without - result.change, result.without)):
             np.testing.assert_allclose(actual, reference(p, lane)[-1], rtol=0, atol=2 * FLOAT32)
@@ -376,37 +382,30 @@ class TestBits:
 
 
 class TestReturns:
-    @pytest.fixture(params=["uniform", "popularity"])
-    def problem(self, request):
-        """User 1 forgets 4, 5 and one of two recordings of 2; 2 all; 3 one; 4 what may have no weight."""
+    @pytest.fixture
+    def problem(self):
+        """User 1 forgets 4, 5 and one of two recordings of 2; 2 all; 3 one; 4 one."""
         users = np.array([1, 1, 1, 1, 1, 1, 1, 2, 2, 3, 3, 4, 4], np.int32)
         pos = np.array([2, 2, 3, 3, 4, 5, 6, 2, 7, 9, 8, 1, 5], np.int32)
-        popularity = None
-        if request.param == "popularity":
-            popularity = np.array([9.0, 0.0, 1.0, 2.0, 0.5, 4.0, 1.0, 1.0, 3.0, 2.0, 1.5])
         neg = [np.ones((len(users), 5), np.uint8)]
         forgotten = np.array([0, 4, 5, 7, 8, 10, 11])
-        return Problem(users, pos, neg, forgotten, {}, 5, 11, 7, popularity=popularity)
+        return Problem(users, pos, neg, forgotten, {}, 5, 11, 7)
 
     def test_rates(self, problem):
         rate, rest_of = expected_returns(problem)
         returns = problem.returns()
-        assert {(1, 4), (1, 5), (3, 8)} <= set(rate) <= {(1, 4), (1, 5), (3, 8), (4, 1)}
-        assert ((4, 1) in rate) == (problem.popularity is None)
+        assert set(rate) == {(1, 4), (1, 5), (3, 8), (4, 1)}
         assert list(zip(returns.user, returns.item, strict=True)) == list(rate)
         np.testing.assert_allclose(returns.rate, list(rate.values()), rtol=1e-14)
         # user 1: 4 rows left, of the 3 items 2, 3 and 6, so that 7 of the 10 items are in the pool
-        share = 1 / 7 if problem.popularity is None else 4.0 / (0.5 + 4 + 1 + 3 + 2 + 1.5)
-        assert rate[1, 5] == pytest.approx(5 * 4 * share)
+        assert rate[1, 5] == pytest.approx(5 * 4 / 7)
         assert sorted(rest_of[1]) == [2, 3, 3, 6]
 
     def test_rates_are_those_of_sampling(self, problem):
         """Draw as RecBole does, again and again until the item is none of the user's."""
         rate, rest_of = expected_returns(problem)
         rng = np.random.default_rng(0)
-        weight = np.ones(11) if problem.popularity is None else problem.popularity.copy()
-        weight[0] = 0
-        drawn = rng.choice(11, 400_000, p=weight / weight.sum())
+        drawn = rng.integers(1, 11, 400_000)
         for (user, item), expected in rate.items():
             accepted = drawn[~np.isin(drawn, rest_of[user])]
             p = (accepted == item).mean()
