@@ -38,7 +38,7 @@ from recbole_unlearn.data.forget import spammers
 from recbole_unlearn.data.frozen_data import frozen_dataset, is_frozen
 from recbole_unlearn.data.histories import history_columns
 from recbole_unlearn.data.knowledge import KEY, LinkedDataset, drop_facts
-from recbole_unlearn.data.sampling import DrawnAgain
+from recbole_unlearn.data.sampling import DrawnAgain, batch_rows
 from recbole_unlearn.data.scaling import Limits, check_scaled, limits, rescale, scaled, value
 from recbole_unlearn.data.spam import draw_spam
 from recbole_unlearn.errors import InputError
@@ -70,11 +70,6 @@ def eval_loader(config: Config, dataset: Dataset, sampler: AbstractSampler, samp
 def pairwise_loader(loader: TrainDataLoader | KnowledgeBasedDataLoader) -> TrainDataLoader:
     """The loader of users, items and negatives: of knowledge-aware models' two the first, else the one there is."""
     return getattr(loader, "general_dataloader", loader)
-
-
-def batch_rows(loader: TrainDataLoader) -> int:
-    """Rows of a full training batch: no more than there are, whatever ``train_batch_size`` would hold."""
-    return max(min(loader.config["train_batch_size"] // loader.times, len(loader._dataset)), 1)
 
 
 def rebuild_histories(part: SequentialDataset, data: SequentialDataset, rows: np.ndarray, gone: np.ndarray) -> None:
@@ -262,6 +257,10 @@ class Split:
     def pair_numbers(self, users: np.ndarray, items: np.ndarray) -> np.ndarray:
         """A number of each pair of ids, int64."""
         return users.astype(np.int64) * self.n_items + items.astype(np.int64)
+
+    def pairs_of(self, numbers: np.ndarray) -> list[tuple[str, str]]:
+        """(user token, item token) of `pair_numbers`."""
+        return self.tokens(*np.divmod(numbers.astype(np.int64), self.n_items))
 
     def numbers_of(self, pairs: Collection[tuple[str, str]]) -> np.ndarray:
         """`pair_numbers` of (user token, item token); of unknown ones a number that no interaction has."""

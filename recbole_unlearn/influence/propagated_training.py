@@ -2,7 +2,7 @@
 
 A step costs two products with the graph a layer, and these the reading of a row of embeddings for every edge. So tables
 are kept in blocks of columns, one after the other: what is read at random of a block stays in a core's second-level
-cache, and threads share the blocks out among them, to meet twice a step only: when the scores are summed. Sums have the
+cache, and threads share the blocks out among them, to meet once a step, when the scores are summed. Sums have the
 same order whatever the number of threads.
 
 Propagation is ``A_bar X = (X + A (X + A (X + ...))) / (L + 1)``. Tables hold rows that are multiplied with D^-1/2: an

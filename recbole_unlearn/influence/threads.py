@@ -7,7 +7,7 @@ these are added in a fixed order, whoever has them.
 
 import os
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from functools import cache, wraps
 from itertools import pairwise
@@ -59,12 +59,18 @@ def parallel(function: Callable[..., Any]) -> Callable[..., None]:
     def run(n, *arguments):
         parts = max(1, min(threads(), n))
         cuts = [n * part // parts for part in range(parts + 1)]
-        others = [_pool().submit(kernel, *ends, *arguments) for ends in pairwise(cuts[1:])]
+        others = []
         try:
+            for ends in pairwise(cuts[1:]):
+                others.append(_pool().submit(kernel, *ends, *arguments))
             kernel(0, cuts[1], *arguments)
+        except BaseException:  # no thread to be had, or Ctrl-C
+            _pool.cache_clear()  # what waits there for a thread must not run later
+            raise
         finally:
-            for each in others:
-                each.result()
+            wait(others)  # they write into what the caller has
+        for each in others:
+            each.result()
 
     return run
 

@@ -76,7 +76,7 @@ class Erasure:
                 f"purge_dataset: {both} forgotten pairs of user and item occur in other training interactions too, "
                 "which the file does not tell apart; use forget_file, which forgets all of them"
             )
-        earlier = inter_file.plainly(inter, self.config, _pairs(split, self.before))
+        earlier = inter_file.plainly(inter, self.config, split.pairs_of(self.before))
         pairs = [*self._own, *earlier]
         return {"inter": inter, "config": self.config, "pairs": pairs, "whole": split.named(self.whole)}
 
@@ -99,7 +99,7 @@ class Erasure:
     def _own(self):
         """Pairs of tokens that the request itself takes out of the data file."""
         held_out = np.intersect1d(self.whole.get("pair", NO_PAIRS), self.split.held_out_pairs())
-        return [*self.split.pairs(self.rows), *_pairs(self.split, held_out)]
+        return [*self.split.pairs(self.rows), *self.split.pairs_of(held_out)]
 
     @cached_property
     def _kept(self):
@@ -155,7 +155,11 @@ class Erasure:
         """In words, what of earlier requests the file keeps though it is to lose it; None: nothing."""
         if not self.removal:
             return None
-        hidden, name, kept = len(set(_pairs(self.split, self.before)) - set(self.removal["pairs"])), self.inter.name, []
+        hidden, name, kept = (
+            len(set(self.split.pairs_of(self.before)) - set(self.removal["pairs"])),
+            self.inter.name,
+            [],
+        )
         if hidden:
             kept.append(
                 f"{_many(hidden, 'pair')} forgotten before, which {name} names otherwise than RecBole read it (quotes?)"
@@ -276,7 +280,7 @@ def _left(erasure, request, rows, naming, mentions):
         ("first interaction", np.count_nonzero(begun < 0), " of histories of which nobody can tell"),
     ]
     found = [f"{_many(count, what)}{which}" for what, count, which in counts if count]
-    found += _unread(erasure, {*split.pairs(rows), *_pairs(split, gone)}, naming) + _lines(mentions)
+    found += _unread(erasure, {*split.pairs(rows), *split.pairs_of(gone)}, naming) + _lines(mentions)
     taken = "" if begun[~of_users].any() else "; everywhere: True takes them too"
     left = [f"{', '.join(found)}{taken}"] if found else []
     if frozen_data.is_frozen(config) and len(rows) and not config["purge_dataset"]:
@@ -306,8 +310,3 @@ def _many(count, what):
 
 def _numbers(split, rows):
     return split.pair_numbers(split.users[rows], split.items[rows])
-
-
-def _pairs(split, numbers):
-    """Pairs of tokens, of their `Split.pair_numbers`."""
-    return split.tokens(*np.divmod(numbers.astype(np.int64), split.n_items))

@@ -334,7 +334,7 @@ def suppress(path, split, rows, named):
     entries = [(field, token) for field, tokens in split.named(named).items() for token in tokens]
     others = rows[~split.among(split.users[rows], split.items[rows], {**named, "user": named.get("user", [])})]
     numbers = split.pair_numbers(split.users[others], split.items[others])
-    pairs = split.tokens(*np.divmod(np.union1d(numbers, named.get("pair", numbers[:0])), split.n_items))
+    pairs = split.pairs_of(np.union1d(numbers, named.get("pair", numbers[:0])))
     suppression.add(path, [*entries, *(("pair", *pair) for pair in pairs)])
 
 

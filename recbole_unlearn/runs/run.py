@@ -101,12 +101,13 @@ class Run:
             assert checkpoint.log
             distributed.order("open_unlearner", checkpoint=str(checkpoint.path), run_id=checkpoint.log.run_id)
         trained = checkpoint.trained(self.split)
-        if trained.log.own_draws and self.config["compare"] != "none":
-            reason = f"negatives came from {trained.log.own_draws}, by which we cannot train again"
-            raise InputError(f"compare: {self.config['compare']} is not possible: {reason}; give compare: none")
         if self.paired and (reason := not_paired(trained)):
             raise InputError(f"compare: paired is not possible: {reason}; give compare: retrain")
         unlearner = InfluenceUnlearner(trained, shared=shared)
+        compared = {"compare": self.config["compare"] != "none", "drift_every": self.config["drift_every"]}
+        for key in filter(compared.get, compared):
+            if reason := unlearner.problem.own_draws or unlearner.problem.out_of_order():
+                raise InputError(f"{key}: {self.config[key]} is not possible: {reason}; leave it out (compare: none)")
         if self.request.kind != "requests":
             unlearner.expect(self.rows)
         return unlearner

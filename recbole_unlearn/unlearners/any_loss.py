@@ -491,12 +491,12 @@ class AnyLoss(Problem):
         return z
 
     def returned(self, rows, epochs):
-        """Rows in which retraining would draw other negatives, their negatives as logged and then, and how often."""
+        """Rows in which retraining would draw other negatives, their negatives before and then, and how often."""
         log = self.log
         if self.recorded.popularity is not None:
-            kept, drawn, returned = self.drawn_anew(rows, epochs)
+            kept, drawn, returned, share = self.drawn_anew(rows, epochs)
             some = spread(np.arange(len(kept)), self._gradient_rows())
-            weight = np.full(len(some), len(kept) / max(len(some), 1) / len(epochs))
+            weight = np.full(len(some), len(kept) / max(len(some), 1) * share)
             return kept[some], drawn[some], returned[some], weight
         present = np.flatnonzero(~self.absent)
         users, items = np.asarray(log.users, np.int64)[present], np.asarray(log.items, np.int64)[present]

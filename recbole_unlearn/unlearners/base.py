@@ -189,20 +189,20 @@ class Problem(ABC):
         """
         return wanted and (self.recorded.returns or self.recorded.popularity is not None)
 
-    def drawn_anew(self, rows: np.ndarray, epochs: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def drawn_anew(self, rows: np.ndarray, epochs: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
         """Negatives by popularity that retraining without ``rows`` would draw otherwise, in some epochs.
 
         Returns:
             Remaining rows, int64 ``[changed]``, each as often as it changes; their negatives before, and after,
-            ``[changed, m]``.
+            ``[changed, m]``; and what of an epoch each of them is.
         """
         recounted = Recounted(self._remaining(), marked(self.log.n_rows, rows), self.trained.redraws)
-        found = []
+        found, epochs = [], epochs[-1:] if self.log.static else epochs  # all alike
         for epoch in epochs:
             before, changed, after = recounted.epoch(epoch)
             found.append((changed, before[changed], after))
         changed, before, after = map(np.concatenate, zip(*found, strict=True))
-        return changed, before.astype(np.int64), after.astype(np.int64)
+        return changed, before.astype(np.int64), after.astype(np.int64), 1 / len(epochs)
 
     # what training again needs, see `replay.Replay`
 

@@ -349,7 +349,7 @@ class DotProduct(Problem):
         negatives = self._coupled(rows, "paired").negatives(0) if by_popularity else log.epoch(0)
         triples = [UserTriples(users[own], items[own], negatives[shard.rows][own], *sizes)]
         if self.come_back(returns) and not by_popularity:
-            returned = self._returned(rows, np.zeros(1, np.int64))
+            returned = self._come_back(rows)
             pos, neg = returned.pos.astype(items.dtype), returned.neg.astype(log.dtype)
             triples.append(UserTriples(returned.users, pos, neg[:, None], *sizes, returned.weight))
         n_triples = int(keep.sum()) * log.negatives
@@ -434,12 +434,14 @@ class DotProduct(Problem):
         return step, report, n_triples
 
     def _returned(self, rows, epochs):
-        """Triples of the own users, numbered from the first of them, that retraining would draw; see `pool_return`.
+        """Triples of the own users, numbered from the first of them, that retraining would draw more often.
 
         By popularity some are drawn less, in an epoch of these: their weights are negative.
         """
-        if self.recorded.popularity is not None:
-            return self._drawn_instead(rows, epochs)
+        return self._come_back(rows) if self.recorded.popularity is None else self._drawn_instead(rows, epochs)
+
+    def _come_back(self, rows):
+        """See `pool_return`."""
         users, items, forgotten = self.remaining(rows)
         own = slice(*np.searchsorted(users, [self.shard.users.start, self.shard.users.stop]))
         forgotten = forgotten[(forgotten >= own.start) & (forgotten < own.stop)] - own.start
@@ -447,14 +449,13 @@ class DotProduct(Problem):
         return pool_return(users, items[own], forgotten, len(self.Q), self.log.negatives)
 
     def _drawn_instead(self, rows, epochs):
-        epochs = epochs[-1:] if self.log.static else epochs
-        changed, before, after = self.drawn_anew(rows, epochs)
+        changed, before, after, share = self.drawn_anew(rows, epochs)
         own = (changed >= self.shard.rows.start) & (changed < self.shard.rows.stop)
         at, column = np.nonzero((before != after) & own[:, None])
         changed = np.tile(changed[at], 2)
         users = np.asarray(self.log.users[changed], np.int64) - self.shard.users.start
         negatives = np.concatenate([before[at, column], after[at, column]])
-        weight = np.repeat([-1 / len(epochs), 1 / len(epochs)], len(at))
+        weight = np.repeat([-share, share], len(at))
         return Triples(users, np.asarray(self.log.items[changed], np.int64), negatives, weight)
 
     def lost(self, after: np.ndarray, way: Influence) -> torch.Tensor:
