@@ -149,7 +149,7 @@ def test_steps_name_it_and_so_do_checkpoints_and_what_comes_of_them(fit):
     with ru.load("v2.pth") as again:
         assert again.method == "influence" and "ByUsers" in again.chosen
     given = {"checkpoint": trainer.saved_model_file, "forget_count": 3, "compare": "retrain"}
-    with pytest.raises(ru.InputError, match="compare: retrain is not possible: .*ByUsers.*leave it out .compare: none."):
+    with pytest.raises(ru.InputError, match="^compare: retrain is not possible: .*ByUsers.*compare: none.*"):
         ru.run_unlearn(config_dict=given, saved=False)
 
 

@@ -132,7 +132,7 @@ def draws(p):
     The generator is used in the order in which `replay` uses it; what is drawn is defined anew.
     """
     rng = np.random.default_rng(p.seed)
-    rate, rest_of = expected_returns(p)
+    rate, rest_of = expected_returns(p) if p.popularity is None else ({}, {})  # by popularity, `Recounted` draws
     for _ in p.negatives:
         key = int(rng.integers(2**63))
         hashes = (splitmix(key ^ (row << 20)) for row in range(len(p.users)))
