@@ -253,20 +253,15 @@ def _repeated(column, times):
     return np.tile(column, (times, *[1] * (column.ndim - 1)))
 
 
-def batch_rows(loader: TrainDataLoader) -> int:
-    """Rows of a full batch, as torch has it (`update_config` changes RecBole's alone): no more than there are."""
-    return max(min(loader.batch_size or loader.step, len(loader._dataset)), 1)
-
-
 def batches(
     loader: TrainDataLoader, collate: Callable[[np.ndarray], Batch], step: int | None = None
 ) -> Iterator[Batch]:
     """What iterating ``loader`` with ``collate`` yields, without torch's loop over single rows.
 
-    ``step``: rows of a batch; default: `batch_rows`.
+    ``step``: rows of a batch; default: the loader's, as torch has it (`update_config` changes RecBole's alone).
     """
     order = next_order(loader.sample_size, loader.generator) if loader.shuffle else np.arange(loader.sample_size)
-    step = step or batch_rows(loader)
+    step = step or loader.batch_size or loader.step
     for start in range(0, loader.sample_size, step):
         yield collate(order[start : start + step])
 

@@ -38,7 +38,7 @@ from recbole_unlearn.data.forget import spammers
 from recbole_unlearn.data.frozen_data import frozen_dataset, is_frozen
 from recbole_unlearn.data.histories import history_columns
 from recbole_unlearn.data.knowledge import KEY, LinkedDataset, drop_facts
-from recbole_unlearn.data.sampling import DrawnAgain, batch_rows
+from recbole_unlearn.data.sampling import DrawnAgain
 from recbole_unlearn.data.scaling import Limits, check_scaled, limits, rescale, scaled, value
 from recbole_unlearn.data.spam import draw_spam
 from recbole_unlearn.errors import InputError
@@ -70,6 +70,11 @@ def eval_loader(config: Config, dataset: Dataset, sampler: AbstractSampler, samp
 def pairwise_loader(loader: TrainDataLoader | KnowledgeBasedDataLoader) -> TrainDataLoader:
     """The loader of users, items and negatives: of knowledge-aware models' two the first, else the one there is."""
     return getattr(loader, "general_dataloader", loader)
+
+
+def batch_rows(loader: TrainDataLoader) -> int:
+    """Rows of a full training batch, of all ranks: no more than there are, whatever ``train_batch_size`` would hold."""
+    return max(min(loader.config["train_batch_size"] // loader.times, len(loader._dataset)), 1)
 
 
 def rebuild_histories(part: SequentialDataset, data: SequentialDataset, rows: np.ndarray, gone: np.ndarray) -> None:

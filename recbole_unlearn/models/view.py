@@ -13,8 +13,8 @@ from recbole.model.abstract_recommender import AbstractRecommender
 from recbole.utils import ModelType
 
 from recbole_unlearn.compat.recbole_models import clear_caches
-from recbole_unlearn.data.sampling import batch_rows, interaction, negatives_of
-from recbole_unlearn.data.split import pairwise_loader
+from recbole_unlearn.data.sampling import interaction, negatives_of
+from recbole_unlearn.data.split import batch_rows, pairwise_loader
 from recbole_unlearn.devices import without_cudnn
 from recbole_unlearn.errors import InputError
 from recbole_unlearn.models.losses import Unreduced, fixed_randomness, one_a_triple

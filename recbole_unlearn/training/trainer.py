@@ -27,7 +27,6 @@ from recbole_unlearn.data.sampling import (
     DrawnAgain,
     NegativeDraw,
     PairwiseCollate,
-    batch_rows,
     batches,
     drawn_by,
     interaction,
@@ -37,7 +36,7 @@ from recbole_unlearn.data.sampling import (
     own_draws,
     record,
 )
-from recbole_unlearn.data.split import Split, firsts_of, pairwise_loader
+from recbole_unlearn.data.split import Split, batch_rows, firsts_of, pairwise_loader
 from recbole_unlearn.devices import array, read
 from recbole_unlearn.errors import InputError
 from recbole_unlearn.evaluation.ranks import RankedLoader
