@@ -15,6 +15,11 @@ HELD_OUT = "held_out"
 HELD_OUT_ROWS = "held_out_rows"  # of logs that lack rows: of the held-out interactions in data that have these rows
 
 
+def by_user(users: np.ndarray) -> np.ndarray:
+    """Interactions in the order of a log's rows, grouped by user: places, int64, of their users' ids."""
+    return np.argsort(users, kind="stable")
+
+
 def fingerprint(loader: TrainDataLoader) -> dict[str, str]:
     """Checksums of the data set of a RecBole loader.
 
@@ -26,7 +31,7 @@ def fingerprint(loader: TrainDataLoader) -> dict[str, str]:
     dataset, sampler = loader._dataset, loader._sampler
     users = dataset.inter_feat[dataset.uid_field].numpy()
     items = dataset.inter_feat[dataset.iid_field].numpy()
-    order = np.argsort(users, kind="stable")
+    order = by_user(users)
     return {
         "users": tokens_checksum(dataset.field2id_token[dataset.uid_field]),
         "items": tokens_checksum(dataset.field2id_token[dataset.iid_field]),

@@ -21,7 +21,7 @@ from recbole.data.interaction import Interaction
 from recbole.utils import FeatureSource, FeatureType, ModelType
 
 from recbole_unlearn.compat.recbole_models import is_recboles
-from recbole_unlearn.data.fingerprint import HELD_OUT, held_out_checksum, surroundings, tokens_checksum
+from recbole_unlearn.data.fingerprint import HELD_OUT, by_user, held_out_checksum, surroundings, tokens_checksum
 from recbole_unlearn.data.histories import ENDS, history_columns
 from recbole_unlearn.data.sampling import ROW
 from recbole_unlearn.storage.files import replacing, write_atomically
@@ -67,7 +67,7 @@ class Frozen:
         # in the data's order, by which training without shuffling goes; each user's rows in the log's, so that reading
         # gives the log's rows again, where of equal interactions some are gone too
         order = np.empty(len(rest), np.int64)
-        order[_by_user(rest.inter_feat[self.data.uid_field].numpy())] = places[places >= 0]
+        order[by_user(rest.inter_feat[self.data.uid_field].numpy())] = places[places >= 0]
         self.tables = {"train": _columns(rest.inter_feat, order)}
         for name in PARTS[1:]:
             part = getattr(judged, name)._dataset
@@ -102,7 +102,7 @@ class Frozen:
     def surroundings(self) -> str:
         """As of the split that reading it gives, see `Split.surroundings`."""
         tables = {name: self.tables[name] for name in self.tables.keys() - PARTS[1:]}
-        order = _by_user(tables["train"][self.data.uid_field])
+        order = by_user(tables["train"][self.data.uid_field])
         tables["train"] = {name: column[order] for name, column in tables["train"].items()}
         return surroundings(self.data, tables)
 
@@ -206,11 +206,6 @@ class Frozen:
 def _columns(table, rows):
     """Copies of a table's columns as arrays, some rows of them; not the numbers that a trainer gives to rows."""
     return {name: np.array(column.numpy()[rows]) for name, column in table.interaction.items() if name != ROW}
-
-
-def _by_user(users):
-    """Rows as a log has them: grouped by user."""
-    return np.argsort(users, kind="stable")
 
 
 def _longest(values, axis):

@@ -28,6 +28,7 @@ from recbole_unlearn.data.dataset import faster
 from recbole_unlearn.data.fingerprint import (
     HELD_OUT,
     HELD_OUT_ROWS,
+    by_user,
     fingerprint,
     marks,
     rows_checksum,
@@ -203,7 +204,7 @@ class Split:
     def _take_rows(self):
         data = self.train._dataset
         users = data.inter_feat[data.uid_field].numpy()
-        self.data_row = np.argsort(users, kind="stable")
+        self.data_row = by_user(users)
         self.users = users[self.data_row]
         self.items = data.inter_feat[data.iid_field].numpy()[self.data_row]
 

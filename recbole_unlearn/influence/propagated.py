@@ -72,13 +72,14 @@ class Graph:
             X: float32 or float64 ``[n_users + n_items, K]``, C-contiguous.
             out, scaled: room for the result, and for ``[2, *X.shape]``.
         """
-        result = np.array(X) if out is None else out
+        result = np.empty_like(X) if out is None else out
         scaled = np.empty((2, *X.shape), X.dtype) if scaled is None else scaled
         root, layer = self.root.astype(X.dtype), _layer(X.shape[1])
         np.multiply(root[:, None], X, out=scaled[0])
-        np.copyto(result, X)
         for n in range(self.layers):
             layer(self.size, self.start, self.neighbour, root, X, scaled[n % 2], scaled[1 - n % 2], result)
+        if not self.layers:
+            np.copyto(result, X)
         result *= X.dtype.type(1 / (self.layers + 1))
         return result
 

@@ -55,10 +55,22 @@ class Erasure:
             purging.check(config["checkpoint"], **self.removal)
 
     @classmethod
-    def of(cls, config, split: Split, stored: Mapping[str, Any] | None, request: ForgetRequest) -> "Erasure":
-        """That of a request by the keys of its run."""
-        rows = request.rows(split, beyond_rows(config))
-        return cls(config, split, stored, rows, whole_of(config, split, request, rows))
+    def of(
+        cls,
+        config,
+        split: Split,
+        stored: Mapping[str, Any] | None,
+        request: ForgetRequest,
+        rows: np.ndarray | None = None,
+    ) -> "Erasure":
+        """That of a request by the keys of its run; ``rows``: that it names, where they are known.
+
+        Raises:
+            InputError: nobody is named as a whole, though that is asked for, nothing would be left of a part of the
+                data, or the original or the data set could not be purged.
+        """
+        rows = request.rows(split, beyond_rows(config)) if rows is None else rows
+        return cls(config, split, stored, rows, _whole_of(config, split, request, rows))
 
     def _removal(self, frozen):
         inter, split = self.inter, self.split
@@ -155,12 +167,8 @@ class Erasure:
         """In words, what of earlier requests the file keeps though it is to lose it; None: nothing."""
         if not self.removal:
             return None
-        hidden, name, kept = (
-            len(set(self.split.pairs_of(self.before)) - set(self.removal["pairs"])),
-            self.inter.name,
-            [],
-        )
-        if hidden:
+        name, kept = self.inter.name, []
+        if hidden := len(set(self.split.pairs_of(self.before)) - set(self.removal["pairs"])):
             kept.append(
                 f"{_many(hidden, 'pair')} forgotten before, which {name} names otherwise than RecBole read it (quotes?)"
             )
@@ -178,13 +186,10 @@ def data_file(config, stored: Mapping[str, Any] | None) -> Path:
     return Path(earlier["inter"]) if earlier else Path(config["data_path"]) / f"{config['dataset']}.inter"
 
 
-def whole_of(config, split: Split, request: ForgetRequest, rows: np.ndarray) -> dict[str, np.ndarray]:
+def _whole_of(config, split, request, rows):
     """Of what nothing is to stay, as `ForgetRequest.named` has it: with ``everywhere`` of what is named.
 
     With ``purge_dataset`` of the pairs of rows that are held out too, whose lines the file does not tell apart.
-
-    Raises:
-        InputError: nobody is named as a whole, or nothing would be left of a part of the data.
     """
     both = _held_out_too(config, split, rows)
     whole = _named_whole(config, split, request) if config["everywhere"] else {}
@@ -200,7 +205,7 @@ def whole_of(config, split: Split, request: ForgetRequest, rows: np.ndarray) -> 
 
 
 def _named_whole(config, split, request):
-    """As `whole_of`, with ``everywhere``: what is named."""
+    """As `_whole_of`, with ``everywhere``: what is named."""
     whole = request.named(split)
     if not any(map(len, whole.values())):
         raise InputError(
@@ -273,7 +278,8 @@ def _left(erasure, request, rows, naming, mentions):
     begun, of_users = request.begun(split, rows), np.isin(users, named["user"])
     begun = np.where(of_users | np.isin(users, np.delete(split.users, rows)), begun, 0)
     gone = _held_out_too(config, split, rows)
-    held_out = (np.setdiff1d(own, split.held_out({"pair": gone})[name]) for name, own in split.held_out(named).items())
+    going = split.held_out({"pair": gone})
+    held_out = (np.setdiff1d(own, going[name]) for name, own in split.held_out(named).items())
     counts = [
         ("held-out interaction", sum(map(len, held_out)), ""),
         ("interaction", np.count_nonzero(begun > 0), " that histories begin with"),

@@ -22,7 +22,7 @@ from recbole_unlearn.evaluation.exposure import exposure
 from recbole_unlearn.evaluation.geometry import embeddings, geometry
 from recbole_unlearn.reports import tables
 from recbole_unlearn.runs import output
-from recbole_unlearn.runs.erasure import Erasure, beyond_rows, whole_of
+from recbole_unlearn.runs.erasure import Erasure, beyond_rows
 from recbole_unlearn.runs.result import Result
 from recbole_unlearn.runs.stream import Served, serve
 from recbole_unlearn.settings.conflicts import check_sizes, to_train
@@ -66,8 +66,8 @@ class Run:
         if self.paired and distributed.shared():
             raise InputError("compare: paired trains in one process; leave torchrun and nproc out, or compare: retrain")
         self.unlearner = self._opened(checkpoint) if checkpoint and not (adopts and config["dry_run"]) else None
-        whole = whole_of(config, self.split, self.request, self.rows)
-        self.erasure = Erasure(config, self.split, checkpoint.stored if checkpoint else None, self.rows, whole)
+        stored = checkpoint.stored if checkpoint else None
+        self.erasure = Erasure.of(config, self.split, stored, self.request, self.rows)
         if self.unlearner and self.request.kind != "requests":
             self.erasure.check_unlinked(self.unlearner.will_be_exact(self.rows))
         self.lines = self.erasure.lines  # of the file as it is now

@@ -71,10 +71,7 @@ def pairs_naming(inter: Path, config: Config, wholes: Sequence[Whole]) -> list[C
     The file, which need not be there, is read once.
     """
     found: list[Counter[tuple[str, ...]]] = [Counter() for _ in wholes]
-    form = reading(config)
-    gone = [reading(config, whole)["whole"] for whole in wholes]
-    tokens = {field: [each.get(field, []) for each in gone] for field in form["fields"]}
-    for path, named, asking in _asking(inter, form, tokens):
+    for path, named, asking in _asking(inter, reading(config), _tokens(config, wholes)):
         for values, own in _asked_lines(path, named, asking):
             for n in own:
                 found[n][values] += 1
@@ -100,9 +97,7 @@ def _count(found, path, lines):
 def _asked(inter, config, wholes):
     """(path, its form, who asks: number in ``wholes`` by field and token) of files that may have lines of any."""
     form = reading(config)
-    user, item = form["fields"]
-    gone = [reading(config, whole)["whole"] for whole in wholes]
-    users, items = ([each.get(field, []) for each in gone] for field in (user, item))
+    (user, users), (item, items) = _tokens(config, wholes).items()
     yield from _asking(beside(inter, "user"), form, {user: users})
     for ending in ("item", "link"):
         yield from _asking(beside(inter, ending), form, {item: items})
@@ -114,6 +109,12 @@ def _asked(inter, config, wholes):
         ends = [config[f"{end}_ENTITY_ID_FIELD"] or f"{end.lower()}_id" for end in ("HEAD", "TAIL")]
         own = [[each for each, theirs in owners.items() if theirs <= {*some}] for some in items]
         yield from _asking(beside(inter, "kg"), form, dict.fromkeys(ends, own))
+
+
+def _tokens(config, wholes):
+    """Tokens of each of ``wholes``, by their field: users', then items'."""
+    gone = [reading(config, whole) for whole in wholes]
+    return {field: [each["whole"].get(field, []) for each in gone] for field in reading(config)["fields"]}
 
 
 def _asking(path, form, tokens):

@@ -20,7 +20,7 @@ from torch.utils.data.distributed import DistributedSampler
 
 from recbole_unlearn import distributed
 from recbole_unlearn.compat.recbole_models import checkpoint_state, classes_named, clear_caches, replaced
-from recbole_unlearn.data.fingerprint import fingerprint, marks
+from recbole_unlearn.data.fingerprint import by_user, fingerprint, marks
 from recbole_unlearn.data.orders import OrderNote
 from recbole_unlearn.data.sampling import (
     ROW,
@@ -232,7 +232,7 @@ class _Logging(Trainer):
         dataset = train_data._dataset
         users = dataset.inter_feat[dataset.uid_field].numpy()
         items = dataset.inter_feat[dataset.iid_field].numpy()
-        order = np.argsort(users, kind="stable")
+        order = by_user(users)
         static = self.config["negatives"] == "static"
         if self.start_epoch and self._logs and self.triple_log is None:
             self._reopen(users[order], items[order], negatives_of(train_data), static)
