@@ -17,7 +17,7 @@ import numba
 import numpy as np
 
 from recbole_unlearn.influence.recorded import Adam
-from recbole_unlearn.influence.vectors import FLAGS, LINE, prefetch, put, root, spread, take
+from recbole_unlearn.influence.vectors import FLAGS, INLINED, LINE, columns, prefetch, put, root, take_like
 
 NEGLIGIBLE = 1e-9  # share of the first moment that moves nothing any more
 REACH = 512  # steps, at most, after which the first moment must be negligible, for rows to catch up at once
@@ -39,7 +39,7 @@ def _sums(rates, before, b1, b2):
     return sums
 
 
-@numba.njit(**FLAGS)
+@numba.njit(**INLINED)
 def quotients(sums, powers, s, eps, ratios):
     """Fill ``ratios`` ``[gaps, 4]``: from step ``s``, n steps together move by m times
     ``ratios[n, 0] * (s + ratios[n, 1]) / (s^2 + ratios[n, 2] * s + ratios[n, 3])``.
@@ -90,13 +90,17 @@ def planned(adam: Adam, rates: np.ndarray, taken: int) -> tuple:
     return _sums(rates, taken, b1, b2), powers, schedule, np.uint64(reach), single
 
 
-@numba.njit(**FLAGS, inline="always")
-def advance(L, table, row, gradient, s, gap, schedule, ratios, good, reach, numbers):
+# Of rows as wide as a vector ``zero``.
+
+
+@numba.njit(**INLINED)
+def advance(zero, table, row, gradient, s, gap, schedule, ratios, good, reach, numbers):
     """Take a weight row's own step ``s``, and those without a gradient until it is ``gap`` steps further."""
     b1, b2, rest1, rest2, eps, decay = numbers
     one, two, three, four = np.uint64(1), np.uint64(2), np.uint64(3), np.uint64(4)
-    at = np.uint64(3 * L) * np.uint64(row)
-    w, m, v = take(L, table, at), take(L, table, at + np.uint64(L)), take(L, table, at + np.uint64(2 * L))
+    L = columns(zero)
+    at = three * L * np.uint64(row)
+    w, m, v = take_like(zero, table, at), take_like(zero, table, at + L), take_like(zero, table, at + two * L)
     if gap <= good:
         m = b1 * m + rest1 * gradient
         v = b2 * v + rest2 * gradient * gradient
@@ -109,24 +113,25 @@ def advance(L, table, row, gradient, s, gap, schedule, ratios, good, reach, numb
             m = b1 * m + rest1 * gradient
             v = b2 * v + rest2 * gradient * gradient
             w = w - schedule[four * t] * m / (schedule[four * t + one] * root(v) + eps)
-            gradient = spread(L, np.float32(0))
+            gradient = zero
         left = four * (gap - moving + one)
     put(table, at, w)
-    put(table, at + np.uint64(L), schedule[left + two] * m)
-    put(table, at + np.uint64(2 * L), schedule[left + three] * v)
+    put(table, at + L, schedule[left + two] * m)
+    put(table, at + two * L, schedule[left + three] * v)
 
 
-@numba.njit(**FLAGS, inline="always")
-def catch_up(L, table, first, rows, schedule, ratios, good, reach, numbers):
+@numba.njit(**INLINED)
+def catch_up(zero, table, first, rows, schedule, ratios, good, reach, numbers):
     """Take the steps of all rows until they are touched first."""
     for row in range(rows):
         if first[row]:
-            gap, nothing = np.uint64(first[row]), spread(L, np.float32(0))
-            advance(L, table, row, nothing, np.uint64(0), gap, schedule, ratios, good, reach, numbers)
+            gap = np.uint64(first[row])
+            advance(zero, table, row, zero, np.uint64(0), gap, schedule, ratios, good, reach, numbers)
 
 
-@numba.njit(**FLAGS, inline="always")
-def fetch(L, table, row):
+@numba.njit(**INLINED)
+def fetch(zero, table, row):
     """Ask for the memory of a weight row, and of its moments."""
-    for line in range(0, 3 * L, LINE // 4):
-        prefetch(table, np.uint64(3 * L) * np.uint64(row) + np.uint64(line))
+    size = np.uint64(3) * columns(zero)
+    for line in range(np.uint64(0), size, np.uint64(LINE // 4)):
+        prefetch(table, size * np.uint64(row) + line)

@@ -19,13 +19,15 @@ from recbole_unlearn.influence.recorded import Adam, steps_made
 from recbole_unlearn.influence.threads import halved, in_step, joined, meet, threads_for, together
 from recbole_unlearn.influence.vectors import (
     FLAGS,
+    INLINED,
     aligned,
+    columns,
     dot,
     pointer,
     prefetch,
     put,
     spread,
-    take,
+    take_like,
 )
 
 BLOCK = 1 << 20  # rows, at least, that are arranged at once; a quarter of it where one thread trains
@@ -145,24 +147,24 @@ def _link(last, following, first):
 # Not functions in the kernels' closures: that would defeat the cache on disk.
 
 
-@numba.njit(**FLAGS, inline="always")
-def _score(L, m, table, names, stops, n_owners, items, scores):
+@numba.njit(**INLINED)
+def _score(zero, m, table, names, stops, n_owners, items, scores):
     """Write the scores of a step's triples, as far as some columns make them."""
-    one, r, size = np.uint64(1), np.uint64(0), np.uint64(3 * L)
+    one, r, size = np.uint64(1), np.uint64(0), np.uint64(3) * columns(zero)
     at, to = np.uint64(0), np.uint64(0)
     for k in range(n_owners):
-        user, stop = take(L, table, size * names[k]), np.uint64(stops[k])
+        user, stop = take_like(zero, table, size * names[k]), np.uint64(stops[k])
         while r < stop:
-            item = take(L, table, size * items[at])
+            item = take_like(zero, table, size * items[at])
             at += one
             for _ in range(m):
-                scores[to] = dot(user, item - take(L, table, size * items[at]))
+                scores[to] = dot(user, item - take_like(zero, table, size * items[at]))
                 at += one
                 to += one
             r += one
 
 
-@numba.njit(**FLAGS)
+@numba.njit(**INLINED)
 def _weigh(m, n, scores, scale, weights):
     """Turn the parts of a step's scores into what each of its items' or users' rows weighs in a gradient."""
     one, last = np.uint64(1), np.uint64(len(scores) - 1)
@@ -178,33 +180,34 @@ def _weigh(m, n, scores, scale, weights):
         weights[at] = -total
 
 
-@numba.njit(**FLAGS, inline="always")
+@numba.njit(**INLINED)
 def _move(
-    L, m, table, names, stops, following, n_owners, n_touched, items, pairs, weights, gradients,
+    zero, m, table, names, stops, following, n_owners, n_touched, items, pairs, weights, gradients,
     s, schedule, ratios, good, reach, numbers,
 ):  # fmt: skip
     """Take the step of all rows that it touches. Of the users, the items need the old weights."""
-    one, two, width, size = np.uint64(1), np.uint64(2), m + np.uint64(1), np.uint64(3 * L)
+    one, two, width, L = np.uint64(1), np.uint64(2), m + np.uint64(1), columns(zero)
+    size = np.uint64(3) * L
     at = np.uint64(0)
     for k in range(n_owners):
-        gradient, stop = spread(L, np.float32(0)), width * stops[k]
+        gradient, stop = zero, width * stops[k]
         while at < stop:
-            gradient = gradient + weights[at] * take(L, table, size * items[at])
+            gradient = gradient + weights[at] * take_like(zero, table, size * items[at])
             at += one
-        put(gradients, k * np.uint64(L), gradient)
+        put(gradients, k * L, gradient)
     at = np.uint64(0)
     for k in range(n_owners, n_touched):
-        gradient, stop = spread(L, np.float32(0)), two * stops[k]
-        fetch(L, table, names[min(k + SOON, n_touched - one)])
+        gradient, stop = zero, two * stops[k]
+        fetch(zero, table, names[min(k + SOON, n_touched - one)])
         while at < stop:
-            gradient = gradient + weights[pairs[at + one]] * take(L, table, size * pairs[at])
+            gradient = gradient + weights[pairs[at + one]] * take_like(zero, table, size * pairs[at])
             at += two
         gap = np.uint64(following[k]) - s
-        advance(L, table, names[k], gradient, s, gap, schedule, ratios, good, reach, numbers)
+        advance(zero, table, names[k], gradient, s, gap, schedule, ratios, good, reach, numbers)
     for k in range(n_owners):
-        fetch(L, table, names[min(k + SOON, n_owners - one)])
-        gradient, gap = take(L, gradients, k * np.uint64(L)), np.uint64(following[k]) - s
-        advance(L, table, names[k], gradient, s, gap, schedule, ratios, good, reach, numbers)
+        fetch(zero, table, names[min(k + SOON, n_owners - one)])
+        gradient, gap = take_like(zero, gradients, k * L), np.uint64(following[k]) - s
+        advance(zero, table, names[k], gradient, s, gap, schedule, ratios, good, reach, numbers)
 
 
 @cache
@@ -222,7 +225,7 @@ def train_steps(L, m):
         begin, end, table, first, items, names, stops, following, pairs, counts, bounds,
         scores, weights, gradients, progress, sums, powers, schedule, reach, numbers, losses,
     ):  # fmt: skip
-        parts, size = len(table), table.shape[1] * table.shape[2]
+        parts, size, zero = len(table), table.shape[1] * table.shape[2], spread(L, np.float32(0))
         ratios = np.empty((powers.shape[1], 4), np.float32)
         good = np.uint64(0)
         plan, ratio = pointer(schedule, 0), pointer(ratios, 0)
@@ -232,7 +235,7 @@ def train_steps(L, m):
             if s == 0:
                 for part in range(begin, end):
                     own, rows = pointer(table, part * size), np.uint64(len(first))
-                    catch_up(L, own, pointer(first, 0), rows, plan, ratio, good, reach, numbers)
+                    catch_up(zero, own, pointer(first, 0), rows, plan, ratio, good, reach, numbers)
             start = np.uint64(bounds[s])
             n = np.uint64(bounds[s + one]) - start
             base, item = (m + one + one) * start, pointer(items, (m + one) * start)
@@ -242,14 +245,14 @@ def train_steps(L, m):
             x = scores[s & one]
             for part in range(begin, end):
                 own = pointer(table, part * size)
-                _score(L, m, own, name, stop, n_owners, item, pointer(x, part * x.shape[1]))
+                _score(zero, m, own, name, stop, n_owners, item, pointer(x, part * x.shape[1]))
             if end - begin < parts:
                 meet(progress, begin, end, np.int64(s))
             _weigh(m, n, x, np.float32(1 / (n * m)), weights)
             for part in range(begin, end):
                 own = pointer(table, part * size)
                 _move(
-                    L, m, own, name, stop, then, n_owners, n_touched, item, pair, weight, gradient,
+                    zero, m, own, name, stop, then, n_owners, n_touched, item, pair, weight, gradient,
                     s, plan, ratio, good, reach, numbers,
                 )  # fmt: skip
                 if len(losses):

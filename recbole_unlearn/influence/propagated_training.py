@@ -26,6 +26,7 @@ from recbole_unlearn.influence.recorded import GAMMA, Adam, steps_made
 from recbole_unlearn.influence.threads import in_step, meet, threads_for
 from recbole_unlearn.influence.vectors import (
     FLAGS,
+    INLINED,
     add_scaled,
     aligned,
     dot,
@@ -55,11 +56,10 @@ class GraphLoss:
     require_pow: bool = False
 
 
-# Not functions in the kernel's closure: that would defeat the cache on disk. Nor inlined, which would take long to
-# compile: they are called once a step and block, and told by a vector ``zero`` how wide these are.
+# Not functions in the kernel's closure: that would defeat the cache on disk. Rows are as wide as a vector ``zero``.
 
 
-@numba.njit(**FLAGS)
+@numba.njit(**INLINED)
 def _layer(zero, own, table, out, start, neighbour, share, rows):
     """``out = own + share * (sum of table over neighbours)`` for some rows."""
     one, four = np.float32(1), np.uint64(4)
@@ -80,7 +80,7 @@ def _layer(zero, own, table, out, start, neighbour, share, rows):
         store(out, r, 0, add_scaled(x, share[r], add_scaled(add_scaled(a, one, b), one, add_scaled(c, one, d))))
 
 
-@numba.njit(**FLAGS)
+@numba.njit(**INLINED)
 def _score(zero, E, W, scale, batch, x, squares):
     """A block's part of the scores' differences ``x`` ``[triples]``, and of ``squares`` ``[3]`` of the weights."""
     m = batch.shape[1] - 2
@@ -98,7 +98,7 @@ def _score(zero, E, W, scale, batch, x, squares):
             x[k * m + t] = scale[u] * (score - scale[j] * dot(user, load_like(zero, E, j, 0)))
 
 
-@numba.njit(**FLAGS)
+@numba.njit(**INLINED)
 def _add(zero, E, scale, factor, batch, g, G):
     """Adds the gradient in the embeddings ``scale * E``, times ``factor``; ``g`` ``[triples]``: in the scores."""
     m = batch.shape[1] - 2
@@ -115,13 +115,13 @@ def _add(zero, E, scale, factor, batch, g, G):
         store(G, i, 0, add_scaled(load_like(zero, G, i, 0), factor[i] * scale[u] * total, user))
 
 
-@numba.njit(**FLAGS)
+@numba.njit(**INLINED)
 def _copy(zero, table, out):
     for r in range(len(table)):
         store(out, r, 0, load_like(zero, table, r, 0))
 
 
-@numba.njit(**FLAGS)
+@numba.njit(**INLINED)
 def _touch(batch, flag, touched):
     """List the nodes of some rows in ``touched``, in order; returns how many. ``flag`` is False before and after."""
     for k in range(len(batch)):
@@ -135,7 +135,7 @@ def _touch(batch, flag, touched):
     return n
 
 
-@numba.njit(**FLAGS)
+@numba.njit(**INLINED)
 def _losses(x, total, g):
     """Sum the blocks' parts ``x`` ``[blocks, n]`` of score differences; ``g`` is the mean loss's derivative by them."""
     n = x.shape[1]
@@ -150,7 +150,7 @@ def _losses(x, total, g):
         g[t] = -share / (one + odds) * (odds / (odds + gamma * (one + odds)))
 
 
-@numba.njit(**FLAGS)
+@numba.njit(**INLINED)
 def _loss(x, squares, reg_weight, squared):
     """RecBole's loss of a batch of score differences ``x``; ``squares`` ``[3]`` as in `_score`."""
     total = 0.0
@@ -161,7 +161,7 @@ def _loss(x, squares, reg_weight, squared):
     return total / len(x)
 
 
-@numba.njit(**FLAGS)
+@numba.njit(**INLINED)
 def _regularise(batch, squares, reg_weight, squared, reg):
     """Adds the factors of the weights in the gradient of RecBole's ``EmbLoss``."""
     m = batch.shape[1] - 2
@@ -172,7 +172,7 @@ def _regularise(batch, squares, reg_weight, squared, reg):
             reg[batch[k, part]] += factor
 
 
-@numba.njit(**FLAGS)
+@numba.njit(**INLINED)
 def _propagate(zero, own, out, layers, start, neighbour, share, some, everyone):
     """Propagate a table, the last layer to ``some`` rows; returns where the result is, in one of ``out`` or ``own``."""
     now = own
@@ -183,7 +183,7 @@ def _propagate(zero, own, out, layers, start, neighbour, share, some, everyone):
     return now
 
 
-@numba.njit(**FLAGS)
+@numba.njit(**INLINED)
 def _move(zero, W, M, V, S, first, total, scale, factor, reg, several, part, numbers):
     """Steps of torch.optim.Adam with the mean ``part * scale * total`` of their gradients; see the module."""
     b1, rest1, b2, rest2, old, new, correction, eps, decay = numbers
@@ -206,7 +206,7 @@ def _move(zero, W, M, V, S, first, total, scale, factor, reg, several, part, num
         store(S, r, 0, factor[r] * w)
 
 
-@numba.njit(**FLAGS)
+@numba.njit(**INLINED)
 def _adam(steps, rates, hyper):
     """What `_move` takes of Adam, in float32, for steps of some ``rates`` after ``steps`` others."""
     _, beta1, beta2, eps, weight_decay = hyper

@@ -26,14 +26,14 @@ from recbole_unlearn.influence.objective import returning
 from recbole_unlearn.influence.recorded import Recorded, Trajectory, marked
 from recbole_unlearn.influence.sharding import Shard
 from recbole_unlearn.influence.threads import parallel
-from recbole_unlearn.influence.vectors import FLAGS, add_scaled, dot, exp, load, store
+from recbole_unlearn.influence.vectors import INLINED, add_scaled, dot, exp, load_like, spread, store
 
 CHUNKS = 16  # of rows; fixed, so that the order of triples is the same whatever the number of threads
 BLOCK = 64  # rows that are passed over together where few items are touched
 FEW = 8  # items, at most, that are looked for by comparing: each costs a pass over the log, at memory speed
 
 
-@numba.njit(inline="always")
+@numba.njit(**INLINED)
 def _mix(x):
     """splitmix64: a random 64-bit number from a counter, so that draws need no state and no order."""
     x = np.uint64(x) + np.uint64(0x9E3779B97F4A7C15)
@@ -42,7 +42,7 @@ def _mix(x):
     return x ^ (x >> np.uint64(31))
 
 
-@numba.njit(inline="always")
+@numba.njit(**INLINED)
 def _step(row, order, n_steps):
     """Which of an epoch's steps a row falls in, uint64; of an epoch whose random number is ``order``."""
     draw = _mix(np.uint64(order) ^ (row << np.uint64(20)))
@@ -58,7 +58,7 @@ def _steps(rows, order, n_steps):
     return found
 
 
-@numba.njit(**FLAGS, inline="always")
+@numba.njit(**INLINED)
 def _found(few, negatives, anchored):
     """Whether one of a few items is among some negatives, or some row anchored: by comparisons of many at once."""
     found = 0
@@ -178,7 +178,7 @@ def _arrange(m):
     return kernel
 
 
-@numba.njit(**FLAGS)
+@numba.njit(**INLINED)
 def adam_step(w, m, v, g, step, lr, hyper):
     """A step of torch.optim.Adam on flat float32 arrays, the ``step``-th from 1 on; ``g`` is set to zero."""
     _, beta1, beta2, eps, weight_decay = hyper  # as Adam's fields
@@ -199,15 +199,15 @@ def adam_step(w, m, v, g, step, lr, hyper):
 # the first sigmoid: a loop of nothing else computes many at once.
 
 
-@numba.njit(**FLAGS, inline="always")
+@numba.njit(**INLINED)
 def _sigmoids(x, n, scale):
     """Turn the first scores into ``scale * sigmoid(-x)``: what a triple weighs in the gradient."""
     for k in range(n):
         x[k] = scale / (np.float32(1) + exp(x[k]))
 
 
-@numba.njit(**FLAGS, inline="always")
-def _add_rows(K, m, W, G, rows, begin, end, without, n_touched, shift, scale, x):
+@numba.njit(**INLINED)
+def _add_rows(zero, m, W, G, rows, begin, end, without, n_touched, shift, scale, x):
     """Adds the gradients of ``rows[begin:end]`` to ``G``, indexed as the touched rows of a lane.
 
     ``without`` the forgotten ones or with them; see `replay_epoch`. ``x`` has room for a number a triple.
@@ -216,47 +216,47 @@ def _add_rows(K, m, W, G, rows, begin, end, without, n_touched, shift, scale, x)
     n = np.uint64(0)
     for k in range(np.uint64(begin), np.uint64(end)):
         u, i = np.uint64(rows[k, 0]), np.uint64(rows[k, one])
-        p = load(K, W, u + shift * (u < n_touched), 0)
-        score = dot(p, load(K, W, i + shift * (i < n_touched), 0))
+        p = load_like(zero, W, u + shift * (u < n_touched), 0)
+        score = dot(p, load_like(zero, W, i + shift * (i < n_touched), 0))
         for t in range(m):
             j = np.uint64(rows[k, two + t])
-            x[n + t] = score - dot(p, load(K, W, j + shift * (j < n_touched), 0))
+            x[n + t] = score - dot(p, load_like(zero, W, j + shift * (j < n_touched), 0))
         n += m
     _sigmoids(x, n, scale)
     n = np.uint64(0)
     for k in range(np.uint64(begin), np.uint64(end)):
         if not (without and rows[k, two + m]):
             u, i = np.uint64(rows[k, 0]), np.uint64(rows[k, one])
-            p = load(K, W, u + shift * (u < n_touched), 0)
+            p = load_like(zero, W, u + shift * (u < n_touched), 0)
             total = np.float32(0)
             for t in range(m):
                 total += x[n + t]
             if u < n_touched:
-                own = add_scaled(load(K, G, u, 0), -total, load(K, W, i + shift * (i < n_touched), 0))
+                own = add_scaled(load_like(zero, G, u, 0), -total, load_like(zero, W, i + shift * (i < n_touched), 0))
                 for t in range(m):
                     j = np.uint64(rows[k, two + t])
-                    own = add_scaled(own, x[n + t], load(K, W, j + shift * (j < n_touched), 0))
+                    own = add_scaled(own, x[n + t], load_like(zero, W, j + shift * (j < n_touched), 0))
                 store(G, u, 0, own)
             if i < n_touched:
-                store(G, i, 0, add_scaled(load(K, G, i, 0), -total, p))
+                store(G, i, 0, add_scaled(load_like(zero, G, i, 0), -total, p))
             for t in range(m):
                 j = np.uint64(rows[k, two + t])
                 if j < n_touched:
-                    store(G, j, 0, add_scaled(load(K, G, j, 0), x[n + t], p))
+                    store(G, j, 0, add_scaled(load_like(zero, G, j, 0), x[n + t], p))
         n += m
 
 
-@numba.njit(**FLAGS, inline="always")
-def _add_lone(K, W, G, lone, begin, end, shift, scale, x):
+@numba.njit(**INLINED)
+def _add_lone(zero, W, G, lone, begin, end, shift, scale, x):
     """`_add_rows` for triples whose negative alone is touched."""
     begin, end, one, two = np.uint64(begin), np.uint64(end), np.uint64(1), np.uint64(2)
     for k in range(begin, end):
-        p, i, j = load(K, W, lone[k, 0], 0), lone[k, one], lone[k, two]
-        x[k - begin] = dot(p, load(K, W, i, 0)) - dot(p, load(K, W, j + shift, 0))
+        p, i, j = load_like(zero, W, lone[k, 0], 0), lone[k, one], lone[k, two]
+        x[k - begin] = dot(p, load_like(zero, W, i, 0)) - dot(p, load_like(zero, W, j + shift, 0))
     _sigmoids(x, end - begin, scale)
     for k in range(begin, end):
         j = lone[k, two]
-        store(G, j, 0, add_scaled(load(K, G, j, 0), x[k - begin], load(K, W, lone[k, 0], 0)))
+        store(G, j, 0, add_scaled(load_like(zero, G, j, 0), x[k - begin], load_like(zero, W, lone[k, 0], 0)))
 
 
 @cache
@@ -277,17 +277,17 @@ def replay_epoch(K, m):
         low, high, W, rows, start, lone, lone_start, returned, return_start,
         most, M, V, steps_before, scale, rates, hyper,
     ):  # fmt: skip
-        n_touched = np.uint64(M.shape[1])
+        n_touched, zero = np.uint64(M.shape[1]), spread(K, np.float32(0))
         for lane in range(np.uint64(low), np.uint64(high)):
             G = np.zeros((n_touched, K), np.float32)
             x = np.empty(most, np.float32)
             shift = lane * n_touched
             for s in range(len(scale)):
-                _add_rows(K, m, W, G, rows, start[s], start[s + 1], lane == 1, n_touched, shift, scale[s], x)
-                _add_lone(K, W, G, lone, lone_start[s], lone_start[s + 1], shift, scale[s], x)
+                _add_rows(zero, m, W, G, rows, start[s], start[s + 1], lane == 1, n_touched, shift, scale[s], x)
+                _add_lone(zero, W, G, lone, lone_start[s], lone_start[s + 1], shift, scale[s], x)
                 if lane == 1:
                     back, end = return_start[s], return_start[s + 1]
-                    _add_rows(K, one, W, G, returned, back, end, False, n_touched, shift, scale[s], x)
+                    _add_rows(zero, one, W, G, returned, back, end, False, n_touched, shift, scale[s], x)
                 w = W[shift : shift + n_touched]
                 adam_step(w.ravel(), M[lane].ravel(), V[lane].ravel(), G.ravel(), steps_before + s + 1, rates[s], hyper)
 

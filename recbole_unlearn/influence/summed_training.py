@@ -29,7 +29,19 @@ from recbole_unlearn.influence.coupling import Epoch
 from recbole_unlearn.influence.pairwise_loss import sigmoid, slope, softplus, total_loss
 from recbole_unlearn.influence.recorded import Adam, steps_made
 from recbole_unlearn.influence.threads import halved, in_step, joined, meet, threads_for, together
-from recbole_unlearn.influence.vectors import FLAGS, aligned, dot, onward, pointer, put, root, spread, take
+from recbole_unlearn.influence.vectors import (
+    FLAGS,
+    INLINED,
+    aligned,
+    columns,
+    dot,
+    onward,
+    pointer,
+    put,
+    root,
+    spread,
+    take_like,
+)
 
 PRODUCT, DISTANCE, OWN, NOTHING = range(4)
 PAIRWISE, POINTWISE = range(2)
@@ -57,7 +69,7 @@ class Part:
     begins: tuple[int, ...] = (0,)
 
 
-@numba.njit(**FLAGS, inline="always")
+@numba.njit(**INLINED)
 def _parameter(name, begins):
     """Which parameter a table row is of."""
     p = np.uint64(0)
@@ -107,52 +119,52 @@ def _arrange(ids, bounds, begins, slot, slots, names, following, first, counts, 
 # Not functions in the kernels' closures: that would defeat the cache on disk.
 
 
-@numba.njit(**FLAGS, inline="always")
+@numba.njit(**INLINED)
 def _half(array, half):
     """Pointer to a half of an array ``[halves, rows, columns]``."""
     return pointer(array, half * array.shape[1] * array.shape[2])
 
 
-@numba.njit(**FLAGS, inline="always")
-def _score(kind, L, m, queries, part, half, start, n, scores, squares):
+@numba.njit(**INLINED)
+def _score(kind, zero, m, queries, part, half, start, n, scores, squares):
     """Add a half of a part to the scores ``[n, 1 + m]`` of a step's items, the positive one first.
 
     Of distances it is the squares that halves are added of.
     """
     table, ids, sums = _half(part[0], half), pointer(part[1], 0), _half(part[5], half)
-    size, to = np.uint64(3 * L), np.uint64(0)
+    size, to = np.uint64(3) * columns(zero), np.uint64(0)
     at = (queries + m + np.uint64(1)) * start
     for r in range(n):
-        query = spread(L, np.float32(0))
+        query = zero
         for _ in range(queries):
-            query = query + take(L, table, size * np.uint64(ids[at]))
+            query = query + take_like(zero, table, size * np.uint64(ids[at]))
             at += np.uint64(1)
-        put(sums, r * np.uint64(L), query)
+        put(sums, r * columns(zero), query)
         for _ in range(m + np.uint64(1)):
-            item = take(L, table, size * np.uint64(ids[at]))
+            item = take_like(zero, table, size * np.uint64(ids[at]))
             if kind == PRODUCT:
                 scores[to] += dot(query, item)
             elif kind == DISTANCE:
                 way = query - item
                 squares[to] = dot(way, way)
             else:
-                scores[to] += dot(item, spread(L, np.float32(1)))
+                scores[to] += dot(item, zero + np.float32(1))
             at += np.uint64(1)
             to += np.uint64(1)
 
 
-@numba.njit(**FLAGS, inline="always")
-def _scatter(kind, L, m, queries, part, half, start, n, weights, lengths):
+@numba.njit(**INLINED)
+def _scatter(kind, zero, m, queries, part, half, start, n, weights, lengths):
     """Add to the gradients of a step's table rows what each of its rows and items weighs in them."""
     table, ids, slots = _half(part[0], half), pointer(part[1], 0), pointer(part[2], 0)
     sums, gradients = _half(part[5], half), _half(part[6], half)
-    size, to = np.uint64(3 * L), np.uint64(0)
+    size, to = np.uint64(3) * columns(zero), np.uint64(0)
     begin = (queries + m + np.uint64(1)) * start
     for r in range(n):
-        query, total = take(L, sums, r * np.uint64(L)), spread(L, np.float32(0))
+        query, total = take_like(zero, sums, r * columns(zero)), zero
         at = begin + queries
         for _ in range(m + np.uint64(1)):
-            item, place = take(L, table, size * np.uint64(ids[at])), np.uint64(L) * np.uint64(slots[at])
+            item, place = take_like(zero, table, size * np.uint64(ids[at])), columns(zero) * np.uint64(slots[at])
             weight = weights[to]
             if kind == PRODUCT:
                 total = total + weight * item
@@ -161,18 +173,18 @@ def _scatter(kind, L, m, queries, part, half, start, n, weights, lengths):
                 own = (weight / lengths[to]) * (query - item)
                 total = total - own
             else:
-                own = spread(L, weight)
-            put(gradients, place, take(L, gradients, place) + own)
+                own = zero + weight
+            put(gradients, place, take_like(zero, gradients, place) + own)
             at += np.uint64(1)
             to += np.uint64(1)
         for k in range(begin, begin + queries):
-            place = np.uint64(L) * np.uint64(slots[k])
-            put(gradients, place, take(L, gradients, place) + total)
+            place = columns(zero) * np.uint64(slots[k])
+            put(gradients, place, take_like(zero, gradients, place) + total)
         begin = at
 
 
-@numba.njit(**FLAGS, inline="always")
-def _move(L, roles, part, half, pulled, s, start, plans, places, ratios, good, reach, numbers):
+@numba.njit(**INLINED)
+def _move(zero, roles, part, half, pulled, s, start, plans, places, ratios, good, reach, numbers):
     """Take step ``s`` of all rows of a part's table that it touches.
 
     ``plans`` has what the parameters' steps are made of, each one's from ``places`` on; ``ratios`` and ``good`` are as
@@ -183,32 +195,32 @@ def _move(L, roles, part, half, pulled, s, start, plans, places, ratios, good, r
     base, count = roles * start, np.uint64(part[7][s])
     plan, ratio, size = pointer(plans, 0), pointer(ratios, 0), np.uint64(4 * ratios.shape[1])
     for k in range(count):
-        fetch(L, own, names[base + min(k + SOON, count - np.uint64(1))])
-        name, gradient = np.uint64(names[base + k]), take(L, gradients, k * np.uint64(L))
+        fetch(zero, own, names[base + min(k + SOON, count - np.uint64(1))])
+        name, gradient = np.uint64(names[base + k]), take_like(zero, gradients, k * columns(zero))
         if name == pulled:
-            w = take(L, own, np.uint64(3 * L) * name)
+            w = take_like(zero, own, np.uint64(3) * columns(zero) * name)
             w = w * HUGE
             gradient = gradient + w / (root(w * w) + TINY)  # each number's sign, 0 of 0
         p = _parameter(name, begins)
         step = np.uint64(taken[p, s])
         gap, own_plan = np.uint64(following[base + k]) - step, onward(plan, np.uint64(4) * places[p])
-        advance(L, own, name, gradient, step, gap, own_plan, onward(ratio, size * p), good[p], reach, numbers)
+        advance(zero, own, name, gradient, step, gap, own_plan, onward(ratio, size * p), good[p], reach, numbers)
 
 
-@numba.njit(**FLAGS, inline="always")
-def _catch_up(L, part, half, first, plans, places, ratios, good, reach, numbers):
+@numba.njit(**INLINED)
+def _catch_up(zero, part, half, first, plans, places, ratios, good, reach, numbers):
     """Take the steps of all rows of a part's table until they are touched first."""
     begins, size = part[8], np.uint64(4 * ratios.shape[1])
     for p in range(np.uint64(len(begins))):
         begin, last = np.uint64(begins[p]), p + np.uint64(1) == np.uint64(len(begins))
         end = np.uint64(len(first)) if last else np.uint64(min(begins[p + np.uint64(1)], len(first)))
-        own = onward(_half(part[0], half), np.uint64(3 * L) * begin)
+        own = onward(_half(part[0], half), np.uint64(3) * columns(zero) * begin)
         plan, ratio = pointer(plans, np.uint64(4) * places[p]), pointer(ratios, size * p)
         if begin < end:
-            catch_up(L, own, pointer(first, begin), end - begin, plan, ratio, good[p], reach, numbers)
+            catch_up(zero, own, pointer(first, begin), end - begin, plan, ratio, good[p], reach, numbers)
 
 
-@numba.njit(**FLAGS)
+@numba.njit(**INLINED)
 def _add(count, scores, squares, halves, weights, lengths):
     """Put the scores of a step's items, from their halves ``[2, count]``, into ``weights``.
 
@@ -222,7 +234,7 @@ def _add(count, scores, squares, halves, weights, lengths):
         weights[k] = total
 
 
-@numba.njit(**FLAGS)
+@numba.njit(**INLINED)
 def _weigh_pairs(m, n, scale, differences, weights):
     """Turn a step's scores ``[n, 1 + m]`` into the derivatives of the pairwise loss by them.
 
@@ -241,7 +253,7 @@ def _weigh_pairs(m, n, scale, differences, weights):
         weights[at] = -total
 
 
-@numba.njit(**FLAGS)
+@numba.njit(**INLINED)
 def _weigh_each(m, n, shares, start, weights, with_loss):
     """The same of the pointwise loss, each row's times its share; returns it."""
     loss, at = 0.0, np.uint64(0)
@@ -278,6 +290,7 @@ def _train(loss_kind, m, kind, L, queries, kind2, L2, queries2):
         begin, end, part, part2, pulled, pulled2, first, first2, bounds, shares, scores, squares, halves, room,
         progress, sums, powers, schedule, places, reach, numbers, with_loss,
     ):  # fmt: skip
+        zero, zero2 = spread(L, np.float32(0)), spread(L2, np.float32(0))
         weights, lengths, differences = room
         count, count2, taken = part[0].shape[0], part2[0].shape[0], part[9]
         ratios = np.empty((len(places), powers.shape[1], 4), np.float32)
@@ -288,18 +301,18 @@ def _train(loss_kind, m, kind, L, queries, kind2, L2, queries2):
                     good[p] = quotients(sums[p], powers, np.uint64(taken[p, s]), np.float64(numbers[4]), ratios[p])
             if s == 0:
                 for half in range(begin, min(end, count)):
-                    _catch_up(L, part, half, first, schedule, places, ratios, good, reach, numbers)
+                    _catch_up(zero, part, half, first, schedule, places, ratios, good, reach, numbers)
                 for half in range(begin, min(end, count2) if kind2 != NOTHING else begin):
-                    _catch_up(L2, part2, half, first2, schedule, places, ratios, good, reach, numbers)
+                    _catch_up(zero2, part2, half, first2, schedule, places, ratios, good, reach, numbers)
             start = np.uint64(bounds[s])
             n = np.uint64(bounds[s + np.uint64(1)]) - start
             x, y = scores[s & np.uint64(1)], squares[s & np.uint64(1)]
             for half in range(begin, end):
                 x[half, : n * (m + np.uint64(1))] = 0
                 if half < count:
-                    _score(kind, L, m, queries, part, half, start, n, x[half], y[half])
+                    _score(kind, zero, m, queries, part, half, start, n, x[half], y[half])
                 if kind2 != NOTHING and half < count2:
-                    _score(kind2, L2, m, queries2, part2, half, start, n, x[half], y[half])
+                    _score(kind2, zero2, m, queries2, part2, half, start, n, x[half], y[half])
             if end - begin < halves[0]:
                 meet(progress, begin, end, np.int64(s))
             _add(n * (m + np.uint64(1)), x, y, halves, weights, lengths)
@@ -312,12 +325,12 @@ def _train(loss_kind, m, kind, L, queries, kind2, L2, queries2):
             for half in range(begin, end):
                 if half < count:
                     part[6][half, : np.uint64(part[7][s])] = 0
-                    _scatter(kind, L, m, queries, part, half, start, n, weights, lengths)
-                    _move(L, roles, part, half, pulled, s, start, schedule, places, ratios, good, reach, numbers)
+                    _scatter(kind, zero, m, queries, part, half, start, n, weights, lengths)
+                    _move(zero, roles, part, half, pulled, s, start, schedule, places, ratios, good, reach, numbers)
                 if kind2 != NOTHING and half < count2:
                     part2[6][half, : np.uint64(part2[7][s])] = 0
-                    _scatter(kind2, L2, m, queries2, part2, half, start, n, weights, lengths)
-                    _move(L2, roles2, part2, half, pulled2, s, start, schedule, places, ratios, good, reach, numbers)
+                    _scatter(kind2, zero2, m, queries2, part2, half, start, n, weights, lengths)
+                    _move(zero2, roles2, part2, half, pulled2, s, start, schedule, places, ratios, good, reach, numbers)
         return loss
 
     return kernel

@@ -22,6 +22,9 @@ FLAGS: dict[str, Any] = {
     "error_model": "numpy",
     "fastmath": {"reassoc", "contract", "nsz", "arcp"},
 }
+# Of functions that kernels call: inlined by LLVM, for numba's own ``inline="always"`` compiles them anew for every
+# caller. Calls would reach other code in a process that compiled than from disk, with other last digits.
+INLINED: dict[str, Any] = {**FLAGS, "forceinline": True}
 
 
 ir = cgutils.ir  # llvmlite's
@@ -249,6 +252,23 @@ def take(typing, length, start, place):
 
 
 @intrinsic
+def take_like(typing, x, start, place):
+    """`take` of as many numbers as a vector ``x`` has: for functions that are not inlined, which know no constants."""
+
+    def emit(context, builder, signature, args):
+        where = builder.bitcast(builder.gep(args[1], [args[2]]), args[0].type.as_pointer())
+        return builder.load(where, align=start.dtype.bitwidth // 8)
+
+    return x(x, start, types.int64), emit
+
+
+@intrinsic
+def columns(typing, x):
+    """How many numbers a vector has."""
+    return types.uint64(x), lambda context, builder, signature, args: ir.IntType(64)(x.length)
+
+
+@intrinsic
 def put(typing, start, place, x):
     """Write a vector from the ``place``-th number after a pointer on."""
 
@@ -307,7 +327,7 @@ def pass_on(typing):
     return types.void(), emit
 
 
-@numba.njit(**FLAGS)
+@numba.njit(**INLINED)
 def exp(x):
     """exp of a float32 to 3e-7, infinite from 88.4 on; inlined, where a call would empty the registers."""
     x = max(min(x, np.float32(88.5)), np.float32(-87))
