@@ -13,11 +13,11 @@ at once, with one root and one division a weight. Where two nodes do not do (the
 or there is weight decay, it takes the same steps one by one, in registers.
 """
 
-import numba
 import numpy as np
 
+from recbole_unlearn.influence.compiling import compiled, inlined
 from recbole_unlearn.influence.recorded import Adam
-from recbole_unlearn.influence.vectors import FLAGS, INLINED, LINE, columns, prefetch, put, root, take_like
+from recbole_unlearn.influence.vectors import LINE, columns, prefetch, put, root, take_like
 
 NEGLIGIBLE = 1e-9  # share of the first moment that moves nothing any more
 REACH = 512  # steps, at most, after which the first moment must be negligible, for rows to catch up at once
@@ -26,7 +26,7 @@ NONE = np.uint32(0xFFFFFFFF)  # no row
 SOON = np.uint64(6)  # rows for which memory is asked before they are needed
 
 
-@numba.njit(**FLAGS)
+@compiled
 def _sums(rates, before, b1, b2):
     """``[5, steps + 1]``: sum over all later steps T + j, without end, of ``c_j r_j^k`` for T each step and each k."""
     sums = np.zeros((5, len(rates) + 1))
@@ -39,7 +39,7 @@ def _sums(rates, before, b1, b2):
     return sums
 
 
-@numba.njit(**INLINED)
+@inlined
 def quotients(sums, powers, s, eps, ratios):
     """Fill ``ratios`` ``[gaps, 4]``: from step ``s``, n steps together move by m times
     ``ratios[n, 0] * (s + ratios[n, 1]) / (s^2 + ratios[n, 2] * s + ratios[n, 3])``.
@@ -93,7 +93,7 @@ def planned(adam: Adam, rates: np.ndarray, taken: int) -> tuple:
 # Of rows as wide as a vector ``zero``.
 
 
-@numba.njit(**INLINED)
+@inlined
 def advance(zero, table, row, gradient, s, gap, schedule, ratios, good, reach, numbers):
     """Take a weight row's own step ``s``, and those without a gradient until it is ``gap`` steps further."""
     b1, b2, rest1, rest2, eps, decay = numbers
@@ -120,7 +120,7 @@ def advance(zero, table, row, gradient, s, gap, schedule, ratios, good, reach, n
     put(table, at + two * L, schedule[left + three] * v)
 
 
-@numba.njit(**INLINED)
+@inlined
 def catch_up(zero, table, first, rows, schedule, ratios, good, reach, numbers):
     """Take the steps of all rows until they are touched first."""
     for row in range(rows):
@@ -129,7 +129,7 @@ def catch_up(zero, table, first, rows, schedule, ratios, good, reach, numbers):
             advance(zero, table, row, zero, np.uint64(0), gap, schedule, ratios, good, reach, numbers)
 
 
-@numba.njit(**INLINED)
+@inlined
 def fetch(zero, table, row):
     """Ask for the memory of a weight row, and of its moments."""
     size = np.uint64(3) * columns(zero)

@@ -9,17 +9,15 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import Any
 
-import numba
 import numpy as np
 
 from recbole_unlearn.influence.catching_up import NONE, SOON, advance, catch_up, fetch, planned, quotients
+from recbole_unlearn.influence.compiling import compiled, inlined
 from recbole_unlearn.influence.coupling import Epoch
 from recbole_unlearn.influence.pairwise_loss import slope, total_loss
 from recbole_unlearn.influence.recorded import Adam, steps_made
 from recbole_unlearn.influence.threads import halved, in_step, joined, meet, threads_for, together
 from recbole_unlearn.influence.vectors import (
-    FLAGS,
-    INLINED,
     aligned,
     columns,
     dot,
@@ -44,7 +42,7 @@ def _plain(array: np.ndarray, dtype: type | None = None) -> np.ndarray:
 # Indices are unsigned throughout: of others numba asks at each use whether they count from the end.
 
 
-@numba.njit(**FLAGS)
+@compiled
 def _group(ids, slot, names, stops, place):
     """Number the different ones of some ids, in the order of their first: ``names``; returns how many there are.
 
@@ -88,7 +86,7 @@ def _arrange(m):
     """
     m = np.uint64(m)
 
-    @numba.njit(**FLAGS)
+    @compiled
     def kernel(
         begin, end, users, pos, negatives, order, bounds, n_users,
         last, slot, place, owner, items, names, stops, following, pairs, counts,
@@ -133,7 +131,7 @@ def _arrange(m):
     return kernel
 
 
-@numba.njit(**FLAGS)
+@compiled
 def _link(last, following, first):
     """Tell what was arranged in ``len(last)`` chunks which of the later ones touches each row next.
 
@@ -147,7 +145,7 @@ def _link(last, following, first):
 # Not functions in the kernels' closures: that would defeat the cache on disk.
 
 
-@numba.njit(**INLINED)
+@inlined
 def _score(zero, m, table, names, stops, n_owners, items, scores):
     """Write the scores of a step's triples, as far as some columns make them."""
     one, r, size = np.uint64(1), np.uint64(0), np.uint64(3) * columns(zero)
@@ -164,7 +162,7 @@ def _score(zero, m, table, names, stops, n_owners, items, scores):
             r += one
 
 
-@numba.njit(**INLINED)
+@inlined
 def _weigh(m, n, scores, scale, weights):
     """Turn the parts of a step's scores into what each of its items' or users' rows weighs in a gradient."""
     one, last = np.uint64(1), np.uint64(len(scores) - 1)
@@ -180,7 +178,7 @@ def _weigh(m, n, scores, scale, weights):
         weights[at] = -total
 
 
-@numba.njit(**INLINED)
+@inlined
 def _move(
     zero, m, table, names, stops, following, n_owners, n_touched, items, pairs, weights, gradients,
     s, schedule, ratios, good, reach, numbers,
@@ -220,7 +218,7 @@ def train_steps(L, m):
     """
     m, one = np.uint64(m), np.uint64(1)
 
-    @numba.njit(**FLAGS)
+    @compiled
     def kernel(
         begin, end, table, first, items, names, stops, following, pairs, counts, bounds,
         scores, weights, gradients, progress, sums, powers, schedule, reach, numbers, losses,

@@ -19,12 +19,11 @@ added to, and to be summed over chunks.
 from collections.abc import Callable
 from functools import cache
 
-import numba
 import numpy as np
 
+from recbole_unlearn.influence.compiling import compiled
 from recbole_unlearn.influence.threads import parallel
 from recbole_unlearn.influence.vectors import (
-    FLAGS,
     add_scaled,
     dot,
     exp,
@@ -264,7 +263,7 @@ def gauss_newton_diagonal(K: int) -> Callable[..., None]:
     return kernel
 
 
-@numba.njit(**FLAGS)
+@compiled
 def triple_gradient(P, Q, users, pos, neg, weight, grad_P, grad_Q):
     """Adds the gradient of ``sum w -log sigmoid(x)`` over a plain list of triples; returns the loss."""
     loss = 0.0

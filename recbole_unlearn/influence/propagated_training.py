@@ -17,16 +17,14 @@ variance, for which the first step's deviation from the mean stands.
 from dataclasses import dataclass
 from functools import cache
 
-import numba
 import numpy as np
 
+from recbole_unlearn.influence.compiling import compiled, inlined
 from recbole_unlearn.influence.coupling import Epoch
 from recbole_unlearn.influence.propagated import Graph
 from recbole_unlearn.influence.recorded import GAMMA, Adam, steps_made
 from recbole_unlearn.influence.threads import in_step, meet, threads_for
 from recbole_unlearn.influence.vectors import (
-    FLAGS,
-    INLINED,
     add_scaled,
     aligned,
     dot,
@@ -59,7 +57,7 @@ class GraphLoss:
 # Not functions in the kernel's closure: that would defeat the cache on disk. Rows are as wide as a vector ``zero``.
 
 
-@numba.njit(**INLINED)
+@inlined
 def _layer(zero, own, table, out, start, neighbour, share, rows):
     """``out = own + share * (sum of table over neighbours)`` for some rows."""
     one, four = np.float32(1), np.uint64(4)
@@ -80,7 +78,7 @@ def _layer(zero, own, table, out, start, neighbour, share, rows):
         store(out, r, 0, add_scaled(x, share[r], add_scaled(add_scaled(a, one, b), one, add_scaled(c, one, d))))
 
 
-@numba.njit(**INLINED)
+@inlined
 def _score(zero, E, W, scale, batch, x, squares):
     """A block's part of the scores' differences ``x`` ``[triples]``, and of ``squares`` ``[3]`` of the weights."""
     m = batch.shape[1] - 2
@@ -98,7 +96,7 @@ def _score(zero, E, W, scale, batch, x, squares):
             x[k * m + t] = scale[u] * (score - scale[j] * dot(user, load_like(zero, E, j, 0)))
 
 
-@numba.njit(**INLINED)
+@inlined
 def _add(zero, E, scale, factor, batch, g, G):
     """Adds the gradient in the embeddings ``scale * E``, times ``factor``; ``g`` ``[triples]``: in the scores."""
     m = batch.shape[1] - 2
@@ -115,13 +113,13 @@ def _add(zero, E, scale, factor, batch, g, G):
         store(G, i, 0, add_scaled(load_like(zero, G, i, 0), factor[i] * scale[u] * total, user))
 
 
-@numba.njit(**INLINED)
+@inlined
 def _copy(zero, table, out):
     for r in range(len(table)):
         store(out, r, 0, load_like(zero, table, r, 0))
 
 
-@numba.njit(**INLINED)
+@inlined
 def _touch(batch, flag, touched):
     """List the nodes of some rows in ``touched``, in order; returns how many. ``flag`` is False before and after."""
     for k in range(len(batch)):
@@ -135,7 +133,7 @@ def _touch(batch, flag, touched):
     return n
 
 
-@numba.njit(**INLINED)
+@inlined
 def _losses(x, total, g):
     """Sum the blocks' parts ``x`` ``[blocks, n]`` of score differences; ``g`` is the mean loss's derivative by them."""
     n = x.shape[1]
@@ -150,7 +148,7 @@ def _losses(x, total, g):
         g[t] = -share / (one + odds) * (odds / (odds + gamma * (one + odds)))
 
 
-@numba.njit(**INLINED)
+@inlined
 def _loss(x, squares, reg_weight, squared):
     """RecBole's loss of a batch of score differences ``x``; ``squares`` ``[3]`` as in `_score`."""
     total = 0.0
@@ -161,7 +159,7 @@ def _loss(x, squares, reg_weight, squared):
     return total / len(x)
 
 
-@numba.njit(**INLINED)
+@inlined
 def _regularise(batch, squares, reg_weight, squared, reg):
     """Adds the factors of the weights in the gradient of RecBole's ``EmbLoss``."""
     m = batch.shape[1] - 2
@@ -172,7 +170,7 @@ def _regularise(batch, squares, reg_weight, squared, reg):
             reg[batch[k, part]] += factor
 
 
-@numba.njit(**INLINED)
+@inlined
 def _propagate(zero, own, out, layers, start, neighbour, share, some, everyone):
     """Propagate a table, the last layer to ``some`` rows; returns where the result is, in one of ``out`` or ``own``."""
     now = own
@@ -183,7 +181,7 @@ def _propagate(zero, own, out, layers, start, neighbour, share, some, everyone):
     return now
 
 
-@numba.njit(**INLINED)
+@inlined
 def _move(zero, W, M, V, S, first, total, scale, factor, reg, several, part, numbers):
     """Steps of torch.optim.Adam with the mean ``part * scale * total`` of their gradients; see the module."""
     b1, rest1, b2, rest2, old, new, correction, eps, decay = numbers
@@ -206,7 +204,7 @@ def _move(zero, W, M, V, S, first, total, scale, factor, reg, several, part, num
         store(S, r, 0, factor[r] * w)
 
 
-@numba.njit(**INLINED)
+@inlined
 def _adam(steps, rates, hyper):
     """What `_move` takes of Adam, in float32, for steps of some ``rates`` after ``steps`` others."""
     _, beta1, beta2, eps, weight_decay = hyper
@@ -235,7 +233,7 @@ def _train(width):
     others by one.
     """
 
-    @numba.njit(**FLAGS)
+    @compiled
     def kernel(
         begin, end, progress, W, M, V, S, G, first, T, start, neighbour, scale, factor, inverse, layers,
         batches, bounds, groups, rates, steps, hyper, reg_weight, squared, with_loss, scores, norms,

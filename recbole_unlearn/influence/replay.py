@@ -18,22 +18,22 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
 
-import numba
 import numpy as np
 
+from recbole_unlearn.influence.compiling import compiled, inlined
 from recbole_unlearn.influence.coupling import Recounted
 from recbole_unlearn.influence.objective import returning
 from recbole_unlearn.influence.recorded import Recorded, Trajectory, marked
 from recbole_unlearn.influence.sharding import Shard
 from recbole_unlearn.influence.threads import parallel
-from recbole_unlearn.influence.vectors import INLINED, add_scaled, dot, exp, load_like, spread, store
+from recbole_unlearn.influence.vectors import add_scaled, dot, exp, load_like, spread, store
 
 CHUNKS = 16  # of rows; fixed, so that the order of triples is the same whatever the number of threads
 BLOCK = 64  # rows that are passed over together where few items are touched
 FEW = 8  # items, at most, that are looked for by comparing: each costs a pass over the log, at memory speed
 
 
-@numba.njit(**INLINED)
+@inlined
 def _mix(x):
     """splitmix64: a random 64-bit number from a counter, so that draws need no state and no order."""
     x = np.uint64(x) + np.uint64(0x9E3779B97F4A7C15)
@@ -42,14 +42,14 @@ def _mix(x):
     return x ^ (x >> np.uint64(31))
 
 
-@numba.njit(**INLINED)
+@inlined
 def _step(row, order, n_steps):
     """Which of an epoch's steps a row falls in, uint64; of an epoch whose random number is ``order``."""
     draw = _mix(np.uint64(order) ^ (row << np.uint64(20)))
     return ((draw >> np.uint64(32)) * np.uint64(n_steps)) >> np.uint64(32)
 
 
-@numba.njit(cache=True)
+@compiled
 def _steps(rows, order, n_steps):
     """`_step` of each of some rows."""
     found = np.empty(len(rows), np.int64)
@@ -58,7 +58,7 @@ def _steps(rows, order, n_steps):
     return found
 
 
-@numba.njit(**INLINED)
+@inlined
 def _found(few, negatives, anchored):
     """Whether one of a few items is among some negatives, or some row anchored: by comparisons of many at once."""
     found = 0
@@ -178,7 +178,7 @@ def _arrange(m):
     return kernel
 
 
-@numba.njit(**INLINED)
+@inlined
 def adam_step(w, m, v, g, step, lr, hyper):
     """A step of torch.optim.Adam on flat float32 arrays, the ``step``-th from 1 on; ``g`` is set to zero."""
     _, beta1, beta2, eps, weight_decay = hyper  # as Adam's fields
@@ -199,14 +199,14 @@ def adam_step(w, m, v, g, step, lr, hyper):
 # the first sigmoid: a loop of nothing else computes many at once.
 
 
-@numba.njit(**INLINED)
+@inlined
 def _sigmoids(x, n, scale):
     """Turn the first scores into ``scale * sigmoid(-x)``: what a triple weighs in the gradient."""
     for k in range(n):
         x[k] = scale / (np.float32(1) + exp(x[k]))
 
 
-@numba.njit(**INLINED)
+@inlined
 def _add_rows(zero, m, W, G, rows, begin, end, without, n_touched, shift, scale, x):
     """Adds the gradients of ``rows[begin:end]`` to ``G``, indexed as the touched rows of a lane.
 
@@ -246,7 +246,7 @@ def _add_rows(zero, m, W, G, rows, begin, end, without, n_touched, shift, scale,
         n += m
 
 
-@numba.njit(**INLINED)
+@inlined
 def _add_lone(zero, W, G, lone, begin, end, shift, scale, x):
     """`_add_rows` for triples whose negative alone is touched."""
     begin, end, one, two = np.uint64(begin), np.uint64(end), np.uint64(1), np.uint64(2)

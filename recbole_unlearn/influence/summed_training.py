@@ -21,17 +21,15 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-import numba
 import numpy as np
 
 from recbole_unlearn.influence.catching_up import NONE, SOON, advance, catch_up, fetch, planned, quotients
+from recbole_unlearn.influence.compiling import compiled, inlined
 from recbole_unlearn.influence.coupling import Epoch
 from recbole_unlearn.influence.pairwise_loss import sigmoid, slope, softplus, total_loss
 from recbole_unlearn.influence.recorded import Adam, steps_made
 from recbole_unlearn.influence.threads import halved, in_step, joined, meet, threads_for, together
 from recbole_unlearn.influence.vectors import (
-    FLAGS,
-    INLINED,
     aligned,
     columns,
     dot,
@@ -69,7 +67,7 @@ class Part:
     begins: tuple[int, ...] = (0,)
 
 
-@numba.njit(**INLINED)
+@inlined
 def _parameter(name, begins):
     """Which parameter a table row is of."""
     p = np.uint64(0)
@@ -78,7 +76,7 @@ def _parameter(name, begins):
     return p
 
 
-@numba.njit(**FLAGS)
+@compiled
 def _arrange(ids, bounds, begins, slot, slots, names, following, first, counts, taken):
     """Number the table rows that each step touches, in the order in which it names them.
 
@@ -119,13 +117,13 @@ def _arrange(ids, bounds, begins, slot, slots, names, following, first, counts, 
 # Not functions in the kernels' closures: that would defeat the cache on disk.
 
 
-@numba.njit(**INLINED)
+@inlined
 def _half(array, half):
     """Pointer to a half of an array ``[halves, rows, columns]``."""
     return pointer(array, half * array.shape[1] * array.shape[2])
 
 
-@numba.njit(**INLINED)
+@inlined
 def _score(kind, zero, m, queries, part, half, start, n, scores, squares):
     """Add a half of a part to the scores ``[n, 1 + m]`` of a step's items, the positive one first.
 
@@ -153,7 +151,7 @@ def _score(kind, zero, m, queries, part, half, start, n, scores, squares):
             to += np.uint64(1)
 
 
-@numba.njit(**INLINED)
+@inlined
 def _scatter(kind, zero, m, queries, part, half, start, n, weights, lengths):
     """Add to the gradients of a step's table rows what each of its rows and items weighs in them."""
     table, ids, slots = _half(part[0], half), pointer(part[1], 0), pointer(part[2], 0)
@@ -183,7 +181,7 @@ def _scatter(kind, zero, m, queries, part, half, start, n, weights, lengths):
         begin = at
 
 
-@numba.njit(**INLINED)
+@inlined
 def _move(zero, roles, part, half, pulled, s, start, plans, places, ratios, good, reach, numbers):
     """Take step ``s`` of all rows of a part's table that it touches.
 
@@ -207,7 +205,7 @@ def _move(zero, roles, part, half, pulled, s, start, plans, places, ratios, good
         advance(zero, own, name, gradient, step, gap, own_plan, onward(ratio, size * p), good[p], reach, numbers)
 
 
-@numba.njit(**INLINED)
+@inlined
 def _catch_up(zero, part, half, first, plans, places, ratios, good, reach, numbers):
     """Take the steps of all rows of a part's table until they are touched first."""
     begins, size = part[8], np.uint64(4 * ratios.shape[1])
@@ -220,7 +218,7 @@ def _catch_up(zero, part, half, first, plans, places, ratios, good, reach, numbe
             catch_up(zero, own, pointer(first, begin), end - begin, plan, ratio, good[p], reach, numbers)
 
 
-@numba.njit(**INLINED)
+@inlined
 def _add(count, scores, squares, halves, weights, lengths):
     """Put the scores of a step's items, from their halves ``[2, count]``, into ``weights``.
 
@@ -234,7 +232,7 @@ def _add(count, scores, squares, halves, weights, lengths):
         weights[k] = total
 
 
-@numba.njit(**INLINED)
+@inlined
 def _weigh_pairs(m, n, scale, differences, weights):
     """Turn a step's scores ``[n, 1 + m]`` into the derivatives of the pairwise loss by them.
 
@@ -253,7 +251,7 @@ def _weigh_pairs(m, n, scale, differences, weights):
         weights[at] = -total
 
 
-@numba.njit(**INLINED)
+@inlined
 def _weigh_each(m, n, shares, start, weights, with_loss):
     """The same of the pointwise loss, each row's times its share; returns it."""
     loss, at = 0.0, np.uint64(0)
@@ -285,7 +283,7 @@ def _train(loss_kind, m, kind, L, queries, kind2, L2, queries2):
     m, queries, queries2 = np.uint64(m), np.uint64(queries), np.uint64(queries2)
     roles, roles2 = queries + m + np.uint64(1), queries2 + m + np.uint64(1)
 
-    @numba.njit(**FLAGS)
+    @compiled
     def kernel(
         begin, end, part, part2, pulled, pulled2, first, first2, bounds, shares, scores, squares, halves, room,
         progress, sums, powers, schedule, places, reach, numbers, with_loss,

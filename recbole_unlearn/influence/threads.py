@@ -16,7 +16,8 @@ from typing import Any
 import numba
 import numpy as np
 
-from recbole_unlearn.influence.vectors import FLAGS, INLINED, aligned, observe, pass_on, publish
+from recbole_unlearn.influence.compiling import compiled, inlined
+from recbole_unlearn.influence.vectors import aligned, observe, pass_on, publish
 
 SPLIT = 32  # columns from which on it pays to split them
 SPINS = 4000  # looks at the others' progress before the core is offered to others
@@ -53,7 +54,7 @@ def parallel(function: Callable[..., Any]) -> Callable[..., None]:
     Each has a part of them; none may wait for another. Not by ``numba.prange``, which takes two to four times as long
     to compile.
     """
-    kernel = numba.njit(**FLAGS)(function)
+    kernel = compiled(function)
 
     @wraps(function)
     def run(n, *arguments):
@@ -152,7 +153,7 @@ def in_step(run: Callable[[int, int, np.ndarray], Any], parts: int, threads: int
     return together(each, [(int(cuts[t]), int(cuts[t + 1])) for t in range(threads)], threads, stop)
 
 
-@numba.njit(**INLINED)
+@inlined
 def meet(progress, begin, end, s):
     """Wait until all parts have come to step ``s``, as ``begin`` to ``end`` have; others may need this core."""
     for part in range(begin, end):

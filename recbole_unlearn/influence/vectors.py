@@ -16,16 +16,7 @@ from numba.core import cgutils
 from numba.core.datamodel import models
 from numba.core.typing.templates import AbstractTemplate, infer_global
 
-FLAGS: dict[str, Any] = {
-    "cache": True,
-    "nogil": True,
-    "error_model": "numpy",
-    "fastmath": {"reassoc", "contract", "nsz", "arcp"},
-}
-# Of functions that kernels call: inlined by LLVM, for numba's own ``inline="always"`` compiles them anew for every
-# caller. Calls would reach other code in a process that compiled than from disk, with other last digits.
-INLINED: dict[str, Any] = {**FLAGS, "forceinline": True}
-
+from recbole_unlearn.influence.compiling import inlined
 
 ir = cgutils.ir  # llvmlite's
 LLVM_FLAGS = ("reassoc", "contract", "nsz")
@@ -85,7 +76,7 @@ def load(typing, length, array, row, column):
 
 @intrinsic
 def load_like(typing, x, array, row, column):
-    """`load` of as many numbers as a vector ``x`` has: for functions that are not inlined, which know no constants."""
+    """`load` of as many numbers as a vector ``x`` has: for functions whose callers are of several widths."""
 
     def emit(context, builder, signature, args):
         _, place, row, column = args
@@ -253,7 +244,7 @@ def take(typing, length, start, place):
 
 @intrinsic
 def take_like(typing, x, start, place):
-    """`take` of as many numbers as a vector ``x`` has: for functions that are not inlined, which know no constants."""
+    """`take` of as many numbers as a vector ``x`` has: for functions whose callers are of several widths."""
 
     def emit(context, builder, signature, args):
         where = builder.bitcast(builder.gep(args[1], [args[2]]), args[0].type.as_pointer())
@@ -327,7 +318,7 @@ def pass_on(typing):
     return types.void(), emit
 
 
-@numba.njit(**INLINED)
+@inlined
 def exp(x):
     """exp of a float32 to 3e-7, infinite from 88.4 on; inlined, where a call would empty the registers."""
     x = max(min(x, np.float32(88.5)), np.float32(-87))

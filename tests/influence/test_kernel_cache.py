@@ -1,7 +1,12 @@
 """Kernels come from disk in a new process: else every request would wait for the compiler. They compute the same."""
 
+import os
+import shutil
 import subprocess
 import sys
+from pathlib import Path
+
+from recbole_unlearn import influence
 
 PROGRAM = """
 import gc
@@ -58,3 +63,26 @@ def test_a_second_process_compiles_nothing_and_computes_the_same_digits():
         said.append(run.stdout.splitlines())
     assert said[0][0] == said[1][0]
     assert said[1][1].split() == ["0", "18"]
+
+
+def test_a_change_of_what_a_kernel_calls_reaches_it(tmp_path):
+    folder = tmp_path / "recbole_unlearn"
+    shutil.copytree(Path(influence.__file__).parent, folder / "influence", ignore=shutil.ignore_patterns("__pycache__"))
+    (folder / "__init__.py").touch()
+    program = (
+        "import numpy\nfrom recbole_unlearn.influence.pairwise_loss import sigmoid\nprint(sigmoid(numpy.float32(0)))"
+    )
+    environment = {key: value for key, value in os.environ.items() if key != "NUMBA_CACHE_DIR"} | {"PYTHONPATH": "."}
+
+    def said():
+        command = [sys.executable, "-W", "ignore", "-c", program]
+        run = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
+        assert run.returncode == 0, run.stderr
+        return float(run.stdout)
+
+    assert said() == said() == 0.5
+    file = folder / "influence" / "vectors.py"
+    source = file.read_text("utf-8")
+    assert source.count("    return series * ") == 1
+    file.write_text(source.replace("    return series * ", "    return np.float32(3) * series * "), "utf-8")
+    assert said() == 0.25
