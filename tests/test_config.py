@@ -50,6 +50,15 @@ def test_defaults_come_from_the_properties_file():
         assert config[key] == value, key
 
 
+def test_what_is_changed_in_one_configuration_is_in_no_other():
+    for _ in range(2):
+        config = build()
+        assert config["metrics"] == ["Recall", "MRR", "NDCG", "Hit", "Precision"]
+        config["metrics"].append("MAP")
+        config["eval_args"]["split"]["RS"][0] = 0.5
+        config["additional_feat_suffix"] = []
+
+
 def test_files_override_properties_and_config_dict_overrides_files(write_yaml):
     file = write_yaml("damping_strength: 0.125\nepochs: 7\ncg_max_iterations: 9\n")
     assert build()["damping_strength"] != 0.125
