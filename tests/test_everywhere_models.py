@@ -379,3 +379,52 @@ def test_items_that_a_model_stays_trained_on_are_refused_in_one_line(scene, mode
     with pytest.raises(InputError, match=match) as refused:
         forget(forget_items=[item])
     assert "\n" not in str(refused.value) and sorted(contents(".")) == before
+
+
+def sequential(make_options, interactions, **keys):
+    """Write a data set of its own and train on it: keys of requests to that model."""
+    folder = Path("data/shop")
+    folder.mkdir(parents=True)
+    lines = ["user_id:token\titem_id:token\ttimestamp:float", *("\t".join(map(str, row)) for row in interactions)]
+    (folder / "shop.inter").write_text("\n".join(lines) + "\n")
+    silent = {"compare": "none", "evaluate": "none", "audit": None, "data_path": "data"}
+    given = make_options(**{**silent, **SEQUENTIAL, "epochs": 2, **keys})
+    run_unlearn("FPMC", "shop", None, {**given, "forget_count": 1, "output_dir": "live"})
+    return {"purge": True, "purge_dataset": True, **silent, "show_progress": False}
+
+
+@pytest.mark.parametrize("taken", [True, False])
+def test_a_line_that_a_history_began_with_is_told_when_all_rows_of_the_user_go(make_options, taken):
+    early = [("ann", item, 900_000 + k) for k, item in enumerate(["i3", "i7", "i12"])]
+    split = {"split": {"RS": [0.8, 0.1, 0.1]}, "order": "TO", "group_by": "none", "mode": "full"}
+    keys = sequential(make_options, early + tiny_interactions(), eval_args=split)
+    Path("pairs.tsv").write_text("ann\ti7\nann\ti12\n")
+    keys |= {"checkpoint": "live/model.pth", "output_dir": "first", "purge_dataset": taken}
+    first = run_unlearn(config_dict={**keys, "forget_file": "pairs.tsv"})
+    assert first["unlearning"]["exact"]
+    if taken:  # the request does not name it, and none could tell it any more
+        assert first["left"].startswith("1 first interaction of users of whom nothing else is left")
+        return
+    assert "left" not in first
+    keys |= {"checkpoint": "first/unlearned.pth", "output_dir": "second"}
+    keys |= {"forget_users": ["ann"], "purge_dataset": True}
+    told = run_unlearn(config_dict={**keys, "dry_run": True})
+    assert any("1 interaction that histories begin with; everywhere: True" in str(each) for each in told["left"])
+    second = run_unlearn(config_dict={**keys, "everywhere": True})
+    assert "left" not in second and second["lines"] == {"requested": 3, "earlier": 0}
+    assert "ann" not in Path("data/shop/shop.inter").read_text()
+
+
+def test_histories_of_one_item_begin_once_a_user(make_options):
+    interactions = [(user, item, time) for user, item, time in tiny_interactions() if user != "ann"]
+    interactions += [("ann", item, 2_000_000 + k) for k, item in enumerate(["i3", "i7", "i12", "i4", "i9"])]
+    keys = sequential(make_options, interactions, **{"MAX_ITEM_LIST_LENGTH": 1})
+    with load("live/model.pth") as opened:
+        users, items = opened.split.firsts()
+        assert len(users) == len(set(users)) == len({user for user, *_ in interactions})
+        assert ("ann", "i3") in opened.split.tokens(users, items)
+    Path("pairs.tsv").write_text("ann\ti7\n")
+    asked = {"checkpoint": "live/model.pth", "output_dir": "out", "forget_file": "pairs.tsv"}
+    result = run_unlearn(config_dict={**keys, **asked})
+    assert result["lines"] == {"requested": 1, "earlier": 0} and result["unlearning"]["exact"]
+    assert "ann\ti7\t" not in Path("data/shop/shop.inter").read_text()

@@ -346,13 +346,15 @@ class Split:
 
     def pairs_read(self) -> np.ndarray:
         """`pair_numbers` of all interactions in the data as read, each as often as it is there, forgotten ones too."""
-        lacked = Interaction(self.lacked) if self.lacked else self.train._dataset.inter_feat[:0]
-        lacked = self.train._dataset.copy(lacked)
-        # a history begins with one, whichever rows of it there are
-        firsts = (self.pair_numbers(*each) for each in (self.firsts(), firsts_of(lacked)))
+        lacked = self._without_a_log()
         own = (lacked.inter_feat[field].numpy() for field in (lacked.uid_field, lacked.iid_field))
-        trained = self.pair_numbers(self.users, self.items)
-        return np.concatenate([trained, self.held_out_pairs(), self.pair_numbers(*own), np.union1d(*firsts)])
+        read = ((self.users, self.items), own, self.firsts())
+        return np.concatenate([self.held_out_pairs(), *(self.pair_numbers(*each) for each in read)])
+
+    def _without_a_log(self):
+        """Data set of the training interactions that the model's log lacks."""
+        data = self.train._dataset
+        return data.copy(Interaction(self.lacked) if self.lacked else data.inter_feat[:0])
 
     def whole_dataset(self) -> Dataset:
         """One RecBole data set of all interactions: training, validation, test."""
@@ -387,18 +389,19 @@ class Split:
     def first_items_kept(self, forgotten: np.ndarray) -> int:
         """Users whose histories begin, in the row of no target, with an item of which all rows are forgotten."""
         wholly = np.setdiff1d(self.items[forgotten], np.delete(self.items, forgotten))
-        users, items = firsts_of(self.train._dataset)
+        users, items = firsts_of([self.train._dataset])
         return len(np.intersect1d(users[np.isin(items, wholly)], np.delete(self.users, forgotten)))
 
     def firsts(self, field: str | None = None) -> tuple[np.ndarray, np.ndarray]:
         """(users, items) of the interactions that histories begin with, which are the target of no row.
 
+        One of each user, whose rows may all have been forgotten before: its line is still there.
+
         Args:
             field: column of which to give what they have, instead of the items.
         """
-        parts = [firsts_of(loader._dataset, field) for loader in (self.train, self.valid, self.test)]
-        users, values = map(np.concatenate, zip(*parts, strict=True))
-        return users, values
+        parts = [loader._dataset for loader in (self.train, self.valid, self.test)]
+        return firsts_of([*parts, self._without_a_log()], field)
 
     def queries(self, rows: np.ndarray, without: np.ndarray | None = None) -> Interaction:
         """Interactions to score some rows by, had they never been: the users, with what else is in their histories.
@@ -625,10 +628,20 @@ def _match(log, whole):
     return found["index"].fillna(-1).to_numpy(np.int64)
 
 
-def firsts_of(data: Dataset, field: str | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """As `Split.firsts`, of a data set; of one without histories nothing."""
+def firsts_of(parts: Sequence[Dataset], field: str | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """As `Split.firsts`, of data sets that hold parts of the rows; of those without histories nothing.
+
+    Histories that hold one item do not tell where they begin: a user's earliest row does.
+    """
+    data, found = parts[0], []
     if not isinstance(data, SequentialDataset):
         return np.empty(0, np.int64), np.empty(0, np.int64)
-    alone = data.inter_feat[data.item_list_length_field] == 1
-    lists = data.inter_feat[history_columns(data)[field or data.iid_field]]
-    return data.inter_feat[data.uid_field][alone].numpy(), lists[alone, 0].numpy()
+    for part in parts:
+        alone = part.inter_feat[data.item_list_length_field] == 1
+        lists = part.inter_feat[history_columns(data)[field or data.iid_field]]
+        times = part.inter_feat.interaction.get(data.time_field, alone)
+        found.append([each[alone].numpy() for each in (part.inter_feat[data.uid_field], lists[:, 0], times)])
+    users, values, times = (np.concatenate(each) for each in zip(*found, strict=True))
+    order = np.lexsort([times, users]) if data.max_item_list_len == 1 else np.argsort(users, kind="stable")
+    firsts = np.sort(order[np.unique(users[order], return_index=True)[1]])
+    return users[firsts], values[firsts]

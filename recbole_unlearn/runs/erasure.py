@@ -213,7 +213,8 @@ def _named_whole(config, split, request):
             "forget_file or forget_requests"
         )
     users, items = split.firsts()
-    if begun := len(np.setdiff1d(users[split.among(users, items, {**whole, "user": []})], whole["user"])):
+    trained = users[split.among(users, items, {**whole, "user": []}) & np.isin(users, split.users)]
+    if begun := len(np.setdiff1d(trained, whole["user"])):
         raise InputError(
             f"everywhere: True: the histories of {begun} users begin with these items, in no row of its own that could "
             f"be forgotten, so that {config['model']} stays trained on them; leave it out, or train anew without them"
@@ -293,7 +294,25 @@ def _left(erasure, request, rows, naming, mentions):
         left.append(
             f"{_many(len(rows), 'line')} of {inter.name}, which no later request can tell: purge_dataset does now"
         )
+    if lost := _unnameable(erasure, rows, of_users):
+        left.append(
+            f"{_many(lost, 'first interaction')} of users of whom nothing else is left and whom no later request can "
+            "name: forget_users with everywhere: True takes them now"
+        )
     return "; ".join(left) or None
+
+
+def _unnameable(erasure, rows, named):
+    """How many users the data set kept with the model has no name of then, though a line of theirs stays.
+
+    Args:
+        named: whether the user of each of `Split.firsts` is, as a whole.
+    """
+    split, (users, _) = erasure.split, erasure.split.firsts()
+    going = np.setdiff1d(split.users[rows], np.delete(split.users, rows))
+    held_out = split.held_out_pairs() // split.n_items
+    lost = np.isin(users, going) & ~np.isin(users, held_out) & ~named
+    return int(np.count_nonzero(lost)) if erasure.removal else 0
 
 
 def _unread(erasure, own, naming):

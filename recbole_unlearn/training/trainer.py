@@ -462,7 +462,7 @@ def check_listed(config: Config, data: Dataset, instead: str | None = None) -> N
     """
     if config["suppression"]:
         fields = (data.uid_field, data.iid_field)
-        both = zip((data.inter_feat[field].numpy() for field in fields), firsts_of(data), strict=True)
+        both = zip((data.inter_feat[field].numpy() for field in fields), firsts_of([data]), strict=True)
         tokens = (data.id2token(field, np.concatenate(ids)) for field, ids in zip(fields, both, strict=True))
         suppression.check(config["suppression"], *tokens, instead=instead)
 
