@@ -393,13 +393,13 @@ def sequential(make_options, interactions, **keys):
     return {"purge": True, "purge_dataset": True, **silent, "show_progress": False}
 
 
-@pytest.mark.parametrize("taken", [True, False])
-def test_a_line_that_a_history_began_with_is_told_when_all_rows_of_the_user_go(make_options, taken):
+@pytest.mark.parametrize("taken, everywhere", [(True, False), (True, True), (False, False)])
+def test_a_line_that_a_history_began_with_is_told_when_all_rows_of_the_user_go(make_options, taken, everywhere):
     early = [("ann", item, 900_000 + k) for k, item in enumerate(["i3", "i7", "i12"])]
     split = {"split": {"RS": [0.8, 0.1, 0.1]}, "order": "TO", "group_by": "none", "mode": "full"}
     keys = sequential(make_options, early + tiny_interactions(), eval_args=split)
     Path("pairs.tsv").write_text("ann\ti7\nann\ti12\n")
-    keys |= {"checkpoint": "live/model.pth", "output_dir": "first", "purge_dataset": taken}
+    keys |= {"checkpoint": "live/model.pth", "output_dir": "first", "purge_dataset": taken, "everywhere": everywhere}
     first = run_unlearn(config_dict={**keys, "forget_file": "pairs.tsv"})
     assert first["unlearning"]["exact"]
     if taken:  # the request does not name it, and none could tell it any more

@@ -213,8 +213,9 @@ def _named_whole(config, split, request):
             "forget_file or forget_requests"
         )
     users, items = split.firsts()
-    trained = users[split.among(users, items, {**whole, "user": []}) & np.isin(users, split.users)]
-    if begun := len(np.setdiff1d(trained, whole["user"])):
+    histories = np.union1d(split.users, _held_out_users(split))
+    begun = np.intersect1d(users[split.among(users, items, {**whole, "user": []})], histories)
+    if begun := len(np.setdiff1d(begun, whole["user"])):
         raise InputError(
             f"everywhere: True: the histories of {begun} users begin with these items, in no row of its own that could "
             f"be forgotten, so that {config['model']} stays trained on them; leave it out, or train anew without them"
@@ -245,7 +246,9 @@ def left_over(
     config, split, inter = erasure.config, erasure.split, erasure.inter
     tokens = [split.named(request.whole(split)) for request, _ in asked]
     if config["everywhere"]:
-        return [_by_others(found, names) for found in inter_file.strangers(inter, config, tokens)]
+        found = [_by_others(each, names) for each in inter_file.strangers(inter, config, tokens)]
+        lost = (_unnameable(erasure, request, rows) for request, rows in asked)
+        return ["; ".join(filter(None, each)) or None for each in zip(found, lost, strict=True)]
     mentions = _found(inter_file.mentions, erasure, tokens, f"the files beside {inter.name} say")
     naming = _found(inter_file.pairs_naming, erasure, tokens, f"{inter.name} says")
     each = zip(asked, naming, mentions, strict=True)
@@ -294,25 +297,24 @@ def _left(erasure, request, rows, naming, mentions):
         left.append(
             f"{_many(len(rows), 'line')} of {inter.name}, which no later request can tell: purge_dataset does now"
         )
-    if lost := _unnameable(erasure, rows, of_users):
-        left.append(
-            f"{_many(lost, 'first interaction')} of users of whom nothing else is left and whom no later request can "
-            "name: forget_users with everywhere: True takes them now"
-        )
-    return "; ".join(left) or None
+    return "; ".join(filter(None, [*left, _unnameable(erasure, request, rows)])) or None
 
 
-def _unnameable(erasure, rows, named):
-    """How many users the data set kept with the model has no name of then, though a line of theirs stays.
+def _unnameable(erasure, request, rows):
+    """In words, of how many users a line stays though the data kept with the model will not name them; None: none."""
+    split, (users, items) = erasure.split, erasure.split.firsts()
+    going = np.setdiff1d(split.users[rows], [*np.delete(split.users, rows), *_held_out_users(split)])
+    lost = np.isin(users, going) & ~split.among(users, items, request.named(split))
+    if not (erasure.removal and lost.any()):
+        return None
+    return (
+        f"{_many(np.count_nonzero(lost), 'first interaction')} of users of whom nothing else is left and whom no later "
+        "request can name: forget_users with everywhere: True takes them now"
+    )
 
-    Args:
-        named: whether the user of each of `Split.firsts` is, as a whole.
-    """
-    split, (users, _) = erasure.split, erasure.split.firsts()
-    going = np.setdiff1d(split.users[rows], np.delete(split.users, rows))
-    held_out = split.held_out_pairs() // split.n_items
-    lost = np.isin(users, going) & ~np.isin(users, held_out) & ~named
-    return int(np.count_nonzero(lost)) if erasure.removal else 0
+
+def _held_out_users(split):
+    return split.held_out_pairs() // split.n_items
 
 
 def _unread(erasure, own, naming):
