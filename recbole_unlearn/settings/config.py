@@ -3,7 +3,6 @@
 import copy
 import os
 from collections.abc import Mapping
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -64,12 +63,6 @@ def extended(config: Config, changes: Mapping[str, Any]) -> "UnlearnConfig":
     recbole_keys.check_choice("learner", new["learner"], recbole_keys.CHOICES["learner"])
     new._check_own()
     return new
-
-
-@cache
-def _defaults(file, *_):
-    """What a file of defaults says, as RecBole reads it; read again where it has changed since."""
-    return yaml.load(Path(file).read_text("utf-8"), Loader=yaml.FullLoader)  # with RecBole's floats: 1e-05 is one
 
 
 class UnlearnConfig(Config):
@@ -166,9 +159,8 @@ class UnlearnConfig(Config):
             self.internal_config_dict["eval_batch_size"] = of_recbole
 
     def _update_internal_config_dict(self, file):
-        stat = os.stat(file)
-        found = copy.deepcopy(_defaults(str(file), stat.st_mtime_ns, stat.st_size))
-        self.internal_config_dict.update(found or {})
+        found = recbole_keys.defaults_in(Path(file))
+        self.internal_config_dict.update(found)
         return found
 
     def _check_own(self):

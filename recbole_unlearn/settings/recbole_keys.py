@@ -5,6 +5,7 @@ training's value or none.
 """
 
 import codecs
+import copy
 import difflib
 import inspect
 import math
@@ -378,10 +379,18 @@ def _check_model(config):
 def model_defaults(model_class):
     """RecBole's properties of a model, or of the one that a class of the user's own is derived from."""
     file = RECBOLE / "properties" / "model" / f"{recbole_name(model_class)}.yaml"
-    if not file.is_file():
-        return {}
-    content = yaml.load(file.read_text("utf-8"), Loader=yaml.FullLoader)  # with RecBole's floats: 1e-05 is one
-    return content or {}
+    return defaults_in(file) if file.is_file() else {}
+
+
+def defaults_in(file: Path) -> dict[str, Any]:
+    """What a file of defaults says, as RecBole reads it; it is parsed again where it has changed since."""
+    stat = file.stat()
+    return copy.deepcopy(_parsed(file, stat.st_mtime_ns, stat.st_size))
+
+
+@cache
+def _parsed(file, *_):
+    return yaml.load(file.read_text("utf-8"), Loader=yaml.FullLoader) or {}  # with RecBole's floats: 1e-05 is one
 
 
 def recbole_name(model_class):
