@@ -230,21 +230,9 @@ def onward(typing, start, place):
     return start(start, types.int64), lambda context, builder, signature, args: builder.gep(args[0], [args[1]])
 
 
-@intrinsic(prefer_literal=True)
-def take(typing, length, start, place):
-    """The ``length`` numbers from the ``place``-th on after a pointer; ``length`` a constant."""
-    vector = Vector(length.literal_value, start.dtype)
-
-    def emit(context, builder, signature, args):
-        where = builder.bitcast(builder.gep(args[1], [args[2]]), context.get_value_type(vector).as_pointer())
-        return builder.load(where, align=start.dtype.bitwidth // 8)
-
-    return vector(length, start, types.int64), emit
-
-
 @intrinsic
 def take_like(typing, x, start, place):
-    """`take` of as many numbers as a vector ``x`` has: for functions whose callers are of several widths."""
+    """As many numbers as a vector ``x`` has, from the ``place``-th on after a pointer."""
 
     def emit(context, builder, signature, args):
         where = builder.bitcast(builder.gep(args[1], [args[2]]), args[0].type.as_pointer())

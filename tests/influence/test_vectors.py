@@ -21,7 +21,7 @@ from recbole_unlearn.influence.vectors import (
     root,
     spread,
     store,
-    take,
+    take_like,
     widen,
     zeros,
 )
@@ -62,8 +62,9 @@ def test_arithmetic_and_pointers_agree_with_numpy(rows, K):
     def run(A, number, out):
         start = pointer(A, A.shape[1])
         prefetch(start, 5)
-        x, y = take(K, start, 3), take(K, start, A.shape[1])
-        put(pointer(out, 2), 1, number * x - root(y * y) / (x + spread(K, number)))
+        numbers = spread(K, number)
+        x, y = take_like(numbers, start, 3), take_like(numbers, start, A.shape[1])
+        put(pointer(out, 2), 1, number * x - root(y * y) / (x + numbers))
         return start[4]
 
     out = np.zeros(K + 4, rows.dtype)
