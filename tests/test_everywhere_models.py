@@ -16,6 +16,7 @@ from recbole_unlearn.data.forget import ForgetRequest
 from recbole_unlearn.data.split import pairwise_loader
 from recbole_unlearn.errors import InputError
 from recbole_unlearn.quick_start import run_unlearn
+from recbole_unlearn.testing import write_dataset
 from recbole_unlearn.unlearner import load
 
 FEATURE = "SECRETTOWN"
@@ -383,11 +384,8 @@ def test_items_that_a_model_stays_trained_on_are_refused_in_one_line(scene, mode
 
 def sequential(make_options, interactions, **keys):
     """Write a data set of its own and train on it: keys of requests to that model."""
-    folder = Path("data/shop")
-    folder.mkdir(parents=True)
-    lines = ["user_id:token\titem_id:token\ttimestamp:float", *("\t".join(map(str, row)) for row in interactions)]
-    (folder / "shop.inter").write_text("\n".join(lines) + "\n")
-    silent = {"compare": "none", "evaluate": "none", "audit": None, "data_path": "data"}
+    silent = {"compare": "none", "evaluate": "none", "audit": None}
+    silent["data_path"] = write_dataset("data", "shop", interactions)
     given = make_options(**{**silent, **SEQUENTIAL, "epochs": 2, **keys})
     run_unlearn("FPMC", "shop", None, {**given, "forget_count": 1, "output_dir": "live"})
     return {"purge": True, "purge_dataset": True, **silent, "show_progress": False}

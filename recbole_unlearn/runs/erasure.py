@@ -214,7 +214,7 @@ def _named_whole(config, split, request):
         )
     users, items = split.firsts()
     histories = np.union1d(split.users, _held_out_users(split))
-    begun = np.intersect1d(users[split.among(users, items, {**whole, "user": []})], histories)
+    begun = users[split.among(users, items, {**whole, "user": []}) & np.isin(users, histories)]
     if begun := len(np.setdiff1d(begun, whole["user"])):
         raise InputError(
             f"everywhere: True: the histories of {begun} users begin with these items, in no row of its own that could "
@@ -303,9 +303,11 @@ def _left(erasure, request, rows, naming, mentions):
 def _unnameable(erasure, request, rows):
     """In words, of how many users a line stays though the data kept with the model will not name them; None: none."""
     split, (users, items) = erasure.split, erasure.split.firsts()
-    going = np.setdiff1d(split.users[rows], [*np.delete(split.users, rows), *_held_out_users(split)])
-    lost = np.isin(users, going) & ~split.among(users, items, request.named(split))
-    if not (erasure.removal and lost.any()):
+    if not (erasure.removal and len(users)):
+        return None
+    left = np.concatenate([np.delete(split.users, rows), _held_out_users(split)])
+    lost = np.isin(users, np.setdiff1d(split.users[rows], left)) & ~split.among(users, items, request.named(split))
+    if not lost.any():
         return None
     return (
         f"{_many(np.count_nonzero(lost), 'first interaction')} of users of whom nothing else is left and whom no later "
