@@ -392,24 +392,25 @@ def sequential(make_options, interactions, **keys):
 
 
 @pytest.mark.parametrize("taken, everywhere", [(True, False), (True, True), (False, False)])
-def test_a_line_that_a_history_began_with_is_told_when_all_rows_of_the_user_go(make_options, taken, everywhere):
+def test_a_line_that_a_history_began_with_goes_when_the_user_is_named(make_options, taken, everywhere):
+    """After all rows of the user went, with their lines or not: the data that lie with the log do not know the user."""
     early = [("ann", item, 900_000 + k) for k, item in enumerate(["i3", "i7", "i12"])]
     split = {"split": {"RS": [0.8, 0.1, 0.1]}, "order": "TO", "group_by": "none", "mode": "full"}
     keys = sequential(make_options, early + tiny_interactions(), eval_args=split)
     Path("pairs.tsv").write_text("ann\ti7\nann\ti12\n")
     keys |= {"checkpoint": "live/model.pth", "output_dir": "first", "purge_dataset": taken, "everywhere": everywhere}
     first = run_unlearn(config_dict={**keys, "forget_file": "pairs.tsv"})
-    assert first["unlearning"]["exact"]
-    if taken:  # the request does not name it, and none could tell it any more
-        assert first["left"].startswith("1 first interaction of users of whom nothing else is left")
-        return
-    assert "left" not in first
-    keys |= {"checkpoint": "first/unlearned.pth", "output_dir": "second"}
+    assert first["unlearning"]["exact"] and "left" not in first
+    keys |= {"checkpoint": "first/unlearned.pth", "output_dir": "second", "everywhere": False}
     keys |= {"forget_users": ["ann"], "purge_dataset": True}
-    told = run_unlearn(config_dict={**keys, "dry_run": True})
-    assert any("1 interaction that histories begin with; everywhere: True" in str(each) for each in told["left"])
+    if taken:
+        with pytest.raises(InputError, match="was not read with 1 user of the request, which its files name .* True"):
+            run_unlearn(config_dict=keys)
+    else:
+        told = run_unlearn(config_dict={**keys, "dry_run": True})
+        assert any("1 interaction that histories begin with; everywhere: True" in str(each) for each in told["left"])
     second = run_unlearn(config_dict={**keys, "everywhere": True})
-    assert "left" not in second and second["lines"] == {"requested": 3, "earlier": 0}
+    assert "left" not in second and second["lines"] == {"requested": 1 if taken else 3, "earlier": 0}
     assert "ann" not in Path("data/shop/shop.inter").read_text()
 
 

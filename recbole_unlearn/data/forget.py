@@ -4,12 +4,12 @@ import copy
 import csv
 import math
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from datetime import date, datetime, timezone
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -18,13 +18,14 @@ from recbole.config import Config
 from recbole_unlearn.data import requests
 from recbole_unlearn.data.atomic_file import column_types, file_exists, read_columns
 from recbole_unlearn.data.frozen_data import is_frozen
-from recbole_unlearn.data.tokens import ids, nearest, read_tokens
+from recbole_unlearn.data.tokens import ids, known_tokens, nearest, read_tokens
 from recbole_unlearn.errors import InputError
 from recbole_unlearn.storage.files import read_text
 
 if TYPE_CHECKING:
     from recbole_unlearn.data.split import Split
 
+Tokens: TypeAlias = Mapping[str, list[Any]]  # by ``user`` and ``item``; by ``pair``, (user token, item token)
 BEGUN, TRAINED, HELD_OUT = range(3)  # interactions: those that histories begin with, and which rows are of
 
 
@@ -36,11 +37,13 @@ class ForgetRequest:
         kind: one of `KINDS`; the key is ``forget_<kind>``.
         value: what the key holds, as its reader in `STRATEGIES` returns it.
         seed: of every random draw.
+        unread: what is named beside ``value``, that the data set was not read with and its files name.
     """
 
     kind: str
     value: Any
     seed: int = 2020
+    unread: Tokens = field(default_factory=dict)
 
     @classmethod
     def from_config(cls, config: Config) -> "ForgetRequest":
@@ -88,7 +91,7 @@ class ForgetRequest:
         """
         _, select = STRATEGIES[self.kind]
         rows = select(split, self.value, np.random.default_rng(self.seed))
-        if len(rows) == 0 and any(map(len, self.named(split).values())):
+        if len(rows) == 0 and (self.unread or any(map(len, self.named(split).values()))):
             if beyond or (split.config["purge_dataset"] and self.forgotten_before(split)):
                 return rows
             raise InputError(
@@ -126,6 +129,35 @@ class ForgetRequest:
         elif self.kind == "requests":
             users, items = requests.pairs(split, self.value)  # pyright: ignore
         return {**self.whole(split), "pair": np.unique(split.pair_numbers(users, items))}
+
+    def lacking(self, split: "Split") -> Tokens:
+        """What this names that the data set, as it was read, does not know."""
+        alone: dict[str, list[str]] = {}
+        pairs: Iterable[tuple[str, str]] = ()
+        if self.kind in ("users", "items"):
+            alone[self.kind[:-1]] = self.value
+        elif self.kind == "file":
+            pairs = zip(*self.value.columns, strict=True)
+        elif self.kind == "requests":
+            alone, pairs = requests.tokens(self.value)
+        found: dict[str, list[Any]] = {"pair": split.never_read(list(pairs))}
+        for of, named in alone.items():
+            known = known_tokens(split, of)
+            found[of] = [each for each in named if each not in known]
+        return {of: sorted(set(each)) for of, each in found.items() if each}
+
+    def without(self, unread: Tokens) -> "ForgetRequest":
+        """The rest of it, with these, that its ``value`` names, in ``unread``."""
+        gone = {of: set(each) for of, each in unread.items()}
+        value = self.value
+        if self.kind in ("users", "items"):
+            value = value.without(gone.get(self.kind[:-1], ()))
+        elif self.kind == "file":
+            kept = [pair for pair in zip(*value.columns, strict=True) if pair not in gone.get("pair", ())]
+            value = replace(value, columns=([user for user, _ in kept], [item for _, item in kept]))
+        elif self.kind == "requests":
+            value = requests.without(value, gone)
+        return replace(self, value=value, unread=unread)
 
     def forgotten_before(self, split: "Split") -> int:
         """How many interactions this names that were forgotten before and are in the data set still."""
@@ -207,7 +239,8 @@ class PairsOfFile:
 def _pairs_file(key, value, config):
     path = _path(key, value, config)
     header = f"{config['USER_ID_FIELD']}:token", f"{config['ITEM_ID_FIELD']}:token"
-    pairs = _read_pairs(path, header)
+    if not (pairs := _read_pairs(path, header)):
+        raise InputError(f"{path} is empty: it names nobody; name at least one pair of user and item")
     return PairsOfFile(path, ([user for user, _ in pairs], [item for _, item in pairs]))
 
 
@@ -528,11 +561,12 @@ def _of_spam(split, accounts, rng):
 
 
 def _in_requests(split, table, rng):
-    return np.unique(np.concatenate(requests.rows_of(split, table)))
+    return np.unique(np.concatenate([np.empty(0, np.int64), *requests.rows_of(split, table)]))
 
 
 def _in_file(split, value, rng):
-    return rows_of_pairs(split, zip(*value.columns, strict=True), value.path)
+    pairs = list(zip(*value.columns, strict=True))
+    return rows_of_pairs(split, pairs, value.path) if pairs else np.empty(0, np.int64)
 
 
 def rows_of_pairs(split, pairs, where):

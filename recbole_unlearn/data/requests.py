@@ -2,8 +2,9 @@
 
 import csv
 import io
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -69,14 +70,30 @@ def batches(table: pd.DataFrame, together: int = 1) -> list[pd.DataFrame]:
 
 def whole(split: "Split", table: pd.DataFrame) -> dict[str, np.ndarray]:
     """Users and items that a request names alone, by ``user`` and ``item``: ids, int64, sorted."""
-    alone = {"user": table["item"] == "", "item": table["user"] == ""}
-    return {field: np.unique(ids(split, field, table.loc[named, field].tolist())) for field, named in alone.items()}
+    alone, _ = tokens(table)
+    return {field: np.unique(ids(split, field, named)) for field, named in alone.items()}
 
 
 def pairs(split: "Split", table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
     """Users and items of the pairs that a request names: ids, int64."""
-    named = table[(table["user"] != "") & (table["item"] != "")]
-    return ids(split, "user", named["user"].tolist()), ids(split, "item", named["item"].tolist())
+    _, named = tokens(table)
+    return ids(split, "user", [user for user, _ in named]), ids(split, "item", [item for _, item in named])
+
+
+def tokens(table: pd.DataFrame) -> tuple[dict[str, list[str]], list[tuple[str, str]]]:
+    """Tokens of users and items that requests name alone, by ``user`` and ``item``, and the pairs that they name."""
+    alone = {"user": table["item"] == "", "item": table["user"] == ""}
+    pairs = table[~(alone["user"] | alone["item"])]
+    named = {field: table.loc[own, field].tolist() for field, own in alone.items()}
+    return named, list(zip(pairs["user"], pairs["item"], strict=True))
+
+
+def without(table: pd.DataFrame, gone: Mapping[str, Collection[Any]]) -> pd.DataFrame:
+    """The requests that name none of these: tokens by ``user`` and ``item``, (user token, item token) by ``pair``."""
+    nothing = {(token, "") for token in gone.get("user", ())} | {("", token) for token in gone.get("item", ())}
+    nothing |= set(gone.get("pair", ()))
+    kept = [pair not in nothing for pair in zip(table["user"], table["item"], strict=True)]
+    return table[np.array(kept, bool)].reset_index(drop=True)
 
 
 def rows_of(split: "Split", table: pd.DataFrame) -> list[np.ndarray]:

@@ -351,6 +351,13 @@ class Split:
         read = ((self.users, self.items), own, self.firsts())
         return np.concatenate([self.held_out_pairs(), *(self.pair_numbers(*each) for each in read)])
 
+    def never_read(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+        """Those of some (user token, item token) that are no interactions of the data as read, nor forgotten before."""
+        if not pairs:
+            return []
+        known = np.concatenate([self.pairs_read(), self.pair_numbers(*self.earlier)])
+        return [pair for pair, there in zip(pairs, np.isin(self.numbers_of(pairs), known), strict=True) if not there]
+
     def _without_a_log(self):
         """Data set of the training interactions that the model's log lacks."""
         data = self.train._dataset

@@ -4,7 +4,7 @@ import ast
 import difflib
 import numbers
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -29,6 +29,12 @@ class TakenApart(list):
     """Tokens that one text was read as; ``text`` is that text, which could be a token itself."""
 
     text: str | None = None
+
+    def without(self, gone: Collection[str]) -> "TakenApart":
+        """The others."""
+        left = TakenApart(token for token in self if token not in gone)
+        left.text = self.text
+        return left
 
 
 def split_list(text: str) -> list[str] | None:
@@ -88,18 +94,23 @@ def _text(key, value):
     raise InputError(f"{key} holds {value!r}, which is no text any more; put the token in quotes, as it is in the data")
 
 
-def ids(split: "Split", field: str, tokens: Sequence[str]) -> np.ndarray:
-    """Ids of user (``field='user'``) or item tokens, int64 ``[tokens]``; InputError for one that the data set lacks."""
+def known_tokens(split: "Split", field: str) -> dict[str, int]:
+    """Ids of the user (``field='user'``) or item tokens that a data set has."""
     data = split.train._dataset
     known = data.field2token_id[data.uid_field if field == "user" else data.iid_field]
-    known = {token: i for token, i in known.items() if i != 0}
+    return {token: i for token, i in known.items() if i != 0}
+
+
+def ids(split: "Split", field: str, tokens: Sequence[str]) -> np.ndarray:
+    """Ids of user (``field='user'``) or item tokens, int64 ``[tokens]``; InputError for one that the data set lacks."""
+    known = known_tokens(split, field)
     if (text := getattr(tokens, "text", None)) in known:
         raise InputError(f"{text!r} is one {field} token, and could be read as several; give a list: [{text!r}]")
     unknown = [token for token in tokens if token not in known]
     if unknown:
         more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
-        hint = nearest(unknown[0], known)
-        raise InputError(f"unknown {field} token {str(unknown[0])!r}{more} in data set {data.dataset_name!r}{hint}")
+        hint, name = nearest(unknown[0], known), split.train._dataset.dataset_name
+        raise InputError(f"unknown {field} token {str(unknown[0])!r}{more} in data set {name!r}{hint}")
     _check_unambiguous(field, [token for token in tokens if isinstance(token, FromNumber)], known)
     return np.array([known[token] for token in tokens], dtype=np.int64)
 

@@ -19,15 +19,14 @@ import pandas as pd
 
 from recbole_unlearn.data.forget import ForgetRequest
 from recbole_unlearn.data.requests import rows_of
-from recbole_unlearn.data.tokens import ids
 from recbole_unlearn.errors import InputError
 from recbole_unlearn.quick_start import run_unlearn
 from recbole_unlearn.requests.queue import NOTHING_LEFT, Queue
 from recbole_unlearn.runs import output
-from recbole_unlearn.runs.erasure import Erasure, data_file, left_over
+from recbole_unlearn.runs.erasure import NO_ROWS, Erasure, data_file, in_files, left_over, unknown
 from recbole_unlearn.settings.given import Given, parse_value
 from recbole_unlearn.settings.keys import FORGET, PATHS, PERSONAL
-from recbole_unlearn.storage import audit, inter_file, purging, suppression
+from recbole_unlearn.storage import audit, purging, suppression
 from recbole_unlearn.storage.files import (
     Locked,
     in_one_line,
@@ -161,20 +160,22 @@ def _looked_up(
     served, refused, done, left, forgotten = {}, {}, {}, {}, []
     config, split, listed = opened.config, opened.split(), output.suppression_list(opened.config)
     erasure, asked = Erasure(config, split, opened.stored), {}  # what is refused of no request is none's fault
+    lacking = ForgetRequest("requests", _table(pending)).lacking(split) if config["everywhere"] else {}
+    unread = in_files(erasure.inter, config, lacking)
     for request in pending:
-        table = _table([request])
-        if not _unknown(split, table):
-            asked[request["id"]] = ForgetRequest("requests", table), rows_of(split, table)[0]
+        table, kind, tokens = _table([request]), request["kind"], json.loads(request["tokens"])
+        asking, each = ForgetRequest("requests", table), tuple(tokens) if kind == "pair" else tokens[0]
+        if each in unread.get(kind, ()):
+            asked[request["id"]] = asking.without({kind: [each]}), NO_ROWS
+        elif not _unknown(split, request):
+            asked[request["id"]] = asking, rows_of(split, table)[0]
     notes = dict(zip(asked, left_over(erasure, asked.values(), names=False), strict=True))
     for request in pending:
         name, kind, tokens = request["id"], request["kind"], json.loads(request["tokens"])
-        named, unknown = {kind: tokens}, [] if name in asked else _unknown(split, _table([request]))
-        whole = {} if kind == "pair" else named
-        if unknown and not _forgotten(queue, kind, tokens, listed):
-            refused[name] = f"unknown {unknown[0]} token"
-        elif unknown and config["everywhere"] and (files := inter_file.naming(erasure.inter, config, whole)):
-            refused[name] = f"the data do not know it any more, but {', '.join(files)} still does: edit that yourself"
-        elif unknown:
+        named, strange = {kind: tokens}, [] if name in asked else _unknown(split, request)
+        if strange and not _forgotten(queue, kind, tokens, listed):
+            refused[name] = f"unknown {strange[0]} token"
+        elif strange:
             done[name] = NOTHING_LEFT
             forgotten.append((kind, *tokens))
         else:
@@ -226,17 +227,10 @@ def _forgotten(queue, kind, tokens, listed):
     return any(queue.forgotten(*each) or (listed and suppression.lists(listed, *each)) for each in covered)
 
 
-def _unknown(split, table):
-    """Fields, ``user`` and ``item``, of a request's token that the data set does not know."""
-    return [field for field in ("user", "item") if table[field][0] and not _known(split, field, table[field][0])]
-
-
-def _known(split, field, token):
-    """Whether the data set has a token, or none is named."""
-    try:
-        return token == "" or len(ids(split, field, [token])) == 1
-    except InputError:
-        return False
+def _unknown(split, request):
+    """As `unknown`, of a request of a queue."""
+    user, item = _pair(request)
+    return unknown(split, (user, item))
 
 
 def _table(requests):

@@ -8,13 +8,15 @@ from typing import Any
 import numpy as np
 
 from recbole_unlearn.data import frozen_data
-from recbole_unlearn.data.forget import ForgetRequest
+from recbole_unlearn.data.forget import ForgetRequest, Tokens
 from recbole_unlearn.data.knowledge import own_entities
 from recbole_unlearn.data.split import Split
+from recbole_unlearn.data.tokens import FromNumber, known_tokens
 from recbole_unlearn.errors import InputError
 from recbole_unlearn.storage import inter_file, purging
 
 NOBODY: Mapping[str, np.ndarray] = {}
+NOTHING: Tokens = {}
 NO_ROWS = NO_PAIRS = np.empty(0, np.int64)
 
 
@@ -30,6 +32,7 @@ class Erasure:
         stored: content of the checkpoint, None of one that is to be trained.
         rows: of the split, that are forgotten.
         whole: of what nothing is to stay: ids by ``user`` and ``item``, `Split.pair_numbers` by ``pair``.
+        unread: of what nothing is to stay that the data set does not know, as of `ForgetRequest`.
 
     Attributes:
         inter (Path): the user's interactions file, which need not be there.
@@ -47,8 +50,9 @@ class Erasure:
         stored: Mapping[str, Any] | None,
         rows: np.ndarray = NO_ROWS,
         whole: Mapping[str, np.ndarray] = NOBODY,
+        unread: Tokens = NOTHING,
     ) -> None:
-        self.config, self.split, self.rows, self.whole = config, split, rows, whole
+        self.config, self.split, self.rows, self.whole, self.unread = config, split, rows, whole, unread
         self.inter = data_file(config, stored)
         self.removal = self._removal(bool((stored or {}).get("data"))) if config["purge_dataset"] else {}
         if config["purge"]:
@@ -63,14 +67,16 @@ class Erasure:
         request: ForgetRequest,
         rows: np.ndarray | None = None,
     ) -> "Erasure":
-        """That of a request by the keys of its run; ``rows``: that it names, where they are known.
+        """That of a request by the keys of its run; ``rows``: that it names, where it has been told apart.
 
         Raises:
             InputError: nobody is named as a whole, though that is asked for, nothing would be left of a part of the
                 data, or the original or the data set could not be purged.
         """
-        rows = request.rows(split, beyond_rows(config)) if rows is None else rows
-        return cls(config, split, stored, rows, _whole_of(config, split, request, rows))
+        if rows is None:
+            request = told_apart(config, split, stored, request)
+            rows = request.rows(split, beyond_rows(config))
+        return cls(config, split, stored, rows, _whole_of(config, split, request, rows), request.unread)
 
     def _removal(self, frozen):
         inter, split = self.inter, self.split
@@ -90,7 +96,12 @@ class Erasure:
             )
         earlier = inter_file.plainly(inter, self.config, split.pairs_of(self.before))
         pairs = [*self._own, *earlier]
-        return {"inter": inter, "config": self.config, "pairs": pairs, "whole": split.named(self.whole)}
+        return {
+            "inter": inter,
+            "config": self.config,
+            "pairs": pairs,
+            "whole": all_named(split, self.whole, self.unread),
+        }
 
     @cached_property
     def before(self) -> np.ndarray:
@@ -111,7 +122,7 @@ class Erasure:
     def _own(self):
         """Pairs of tokens that the request itself takes out of the data file."""
         held_out = np.intersect1d(self.whole.get("pair", NO_PAIRS), self.split.held_out_pairs())
-        return [*self.split.pairs(self.rows), *self.split.pairs_of(held_out)]
+        return [*self.split.pairs(self.rows), *self.split.pairs_of(held_out), *self.unread.get("pair", ())]
 
     @cached_property
     def _kept(self):
@@ -180,6 +191,65 @@ class Erasure:
         return "; ".join(kept) or None
 
 
+def told_apart(config, split: Split, stored: Mapping[str, Any] | None, request: ForgetRequest) -> ForgetRequest:
+    """A request whose `ForgetRequest.unread` is what it names that the files have and the data set was not read with.
+
+    That was dropped by a filter, or is new since. Its lines go with ``everywhere``, and such a request is refused
+    without, where it names somebody of whom there is nothing else.
+
+    Raises:
+        InputError: as said; or a model would stay trained on facts of such items.
+    """
+    lacking = request.lacking(split)
+    if request.kind == "requests" and not config["everywhere"]:  # passes over what nobody trained on
+        lacking = {of: [each for each in own if of != "pair" or unknown(split, each)] for of, own in lacking.items()}
+    inter = data_file(config, stored)
+    unread = in_files(inter, config, lacking)
+    if not unread:
+        return request
+    if not config["everywhere"]:
+        many = " and ".join(_many(len(each), of) for of, each in unread.items())
+        raise InputError(
+            f"the data set was not read with {many} of the request, which its files name (dropped by a filter, or new "
+            "since); purge, purge_dataset and everywhere: True take their lines"
+        )
+    if guessed := [each for own in unread.values() for each in own if isinstance(each, FromNumber)]:
+        raise InputError(f"the token {guessed[0]} was given as a number, and the data set does not know it; quote it")
+    facts = inter_file.beside(inter, "kg").name
+    if hasattr(split.train._dataset, "kg_feat") and any(
+        facts in each for each in inter_file.mentions(inter, config, [{"item": unread.get("item", [])}])
+    ):
+        raise InputError(
+            f"everywhere: True: {config['model']} would stay trained on facts of items that no interaction is of; take "
+            "their lines out of the files yourself, and train anew"
+        )
+    return request.without(unread)
+
+
+def unknown(split: Split, pair: tuple[str, str]) -> list[str]:
+    """Fields, ``user`` and ``item``, of a pair's token that the data set does not know; an empty one names nobody."""
+    each = zip(("user", "item"), pair, strict=True)
+    return [field for field, token in each if token and token not in known_tokens(split, field)]
+
+
+def in_files(inter: Path, config, named: Tokens) -> Tokens:
+    """Of tokens, by ``user`` and ``item``, and pairs of tokens, by ``pair``, those that files of the data set name."""
+    asked = [(of, each) for of, tokens in named.items() for each in tokens]
+    wholes = [{"user": each[:1]} if of == "pair" else {of: [each]} for of, each in asked]
+    lines, files = inter_file.pairs_naming(inter, config, wholes), inter_file.mentions(inter, config, wholes)
+    found: dict[str, list[Any]] = {}
+    for (of, each), pairs, others in zip(asked, lines, files, strict=True):
+        if each in pairs if of == "pair" else pairs or others:
+            found.setdefault(of, []).append(each)
+    return found
+
+
+def all_named(split: Split, whole: Mapping[str, np.ndarray], unread: Tokens) -> dict[str, list[str]]:
+    """Tokens of users and items: those of ids, and those that the data set does not know."""
+    known = split.named(whole)
+    return {of: [*known.get(of, []), *unread.get(of, [])] for of in ("user", "item")}
+
+
 def data_file(config, stored: Mapping[str, Any] | None) -> Path:
     """The user's interactions file, which need not be there."""
     earlier = (stored or {}).get("data")
@@ -207,7 +277,7 @@ def _whole_of(config, split, request, rows):
 def _named_whole(config, split, request):
     """As `_whole_of`, with ``everywhere``: what is named."""
     whole = request.named(split)
-    if not any(map(len, whole.values())):
+    if not (request.unread or any(map(len, whole.values()))):
         raise InputError(
             "everywhere: True takes users and items as a whole, and pairs that are named: forget_users, forget_items, "
             "forget_file or forget_requests"
@@ -244,11 +314,9 @@ def left_over(
         names: whether to name files which the data set is not read from.
     """
     config, split, inter = erasure.config, erasure.split, erasure.inter
-    tokens = [split.named(request.whole(split)) for request, _ in asked]
+    tokens = [all_named(split, request.whole(split), request.unread) for request, _ in asked]
     if config["everywhere"]:
-        found = [_by_others(each, names) for each in inter_file.strangers(inter, config, tokens)]
-        lost = (_unnameable(erasure, request, rows) for request, rows in asked)
-        return ["; ".join(filter(None, each)) or None for each in zip(found, lost, strict=True)]
+        return [_by_others(each, names) for each in inter_file.strangers(inter, config, tokens)]
     mentions = _found(inter_file.mentions, erasure, tokens, f"the files beside {inter.name} say")
     naming = _found(inter_file.pairs_naming, erasure, tokens, f"{inter.name} says")
     each = zip(asked, naming, mentions, strict=True)
@@ -297,22 +365,7 @@ def _left(erasure, request, rows, naming, mentions):
         left.append(
             f"{_many(len(rows), 'line')} of {inter.name}, which no later request can tell: purge_dataset does now"
         )
-    return "; ".join(filter(None, [*left, _unnameable(erasure, request, rows)])) or None
-
-
-def _unnameable(erasure, request, rows):
-    """In words, of how many users a line stays though the data kept with the model will not name them; None: none."""
-    split, (users, items) = erasure.split, erasure.split.firsts()
-    if not (erasure.removal and len(users)):
-        return None
-    left = np.concatenate([np.delete(split.users, rows), _held_out_users(split)])
-    lost = np.isin(users, np.setdiff1d(split.users[rows], left)) & ~split.among(users, items, request.named(split))
-    if not lost.any():
-        return None
-    return (
-        f"{_many(np.count_nonzero(lost), 'first interaction')} of users of whom nothing else is left and whom no later "
-        "request can name: forget_users with everywhere: True takes them now"
-    )
+    return "; ".join(left) or None
 
 
 def _held_out_users(split):

@@ -22,7 +22,7 @@ from recbole_unlearn.evaluation.exposure import exposure
 from recbole_unlearn.evaluation.geometry import embeddings, geometry
 from recbole_unlearn.reports import tables
 from recbole_unlearn.runs import output
-from recbole_unlearn.runs.erasure import Erasure, beyond_rows
+from recbole_unlearn.runs.erasure import Erasure, beyond_rows, told_apart
 from recbole_unlearn.runs.result import Result
 from recbole_unlearn.runs.stream import Served, serve
 from recbole_unlearn.settings.conflicts import check_sizes, to_train
@@ -56,6 +56,9 @@ class Run:
         self.output = output.output_folder(config, looks=config["dry_run"])
         output.check_paths(config, self.output, given.files, saved)
         self.split = checkpoint.split() if checkpoint else Split.seeded(config)
+        if saved:
+            stored = checkpoint.stored if checkpoint else None
+            self.request = told_apart(config, self.split, stored, self.request)
         self.rows = self.request.rows(self.split, saved and beyond_rows(config))
         check_sizes(config, self.split)
         arguments = (given.model, given.dataset, None, plain(given.values))
@@ -168,7 +171,8 @@ class Run:
         if self.request.kind == "requests":
             unlearner.model = unlearner.trained.copy()
             together, every, progress = (config[key] for key in ("request_batch", "drift_every", "show_progress"))
-            served = serve(unlearner, self.request.value, scratch, together, every, progress)
+            unread = sum(map(len, self.request.unread.values()))
+            served = serve(unlearner, self.request.value, scratch, together, every, progress, unread)
             unlearned = served.unlearned
         else:
             unlearned = unlearner.unlearn(self.rows, show_progress=config["show_progress"])
@@ -254,7 +258,7 @@ class Run:
             if trail:
                 result["audit"] = {"file": str(trail), "request": secrets.token_hex(8)}
             tables.write(output.lasting(result), folder)
-            output.suppress(self.suppression, self.split, self.rows, self.request.named(self.split))
+            output.suppress(self.suppression, self.split, self.rows, self.request)
             output.record(result, trained, unlearned, trail, requests)
         output.purge(result, self.config, trained.path, self.erasure, trail)
         tables.write(output.lasting(result), folder)

@@ -39,7 +39,7 @@ class Served:
         return {"batches": self.batches, "drift": self.drift, "empty": self.empty, "retrain": self.retrain}
 
 
-def serve(unlearner, table, scratch, together=1, drift_every=0, show_progress=False):
+def serve(unlearner, table, scratch, together=1, drift_every=0, show_progress=False, unread=0):
     """Serve requests on an open model, one after the other.
 
     Args:
@@ -48,13 +48,14 @@ def serve(unlearner, table, scratch, together=1, drift_every=0, show_progress=Fa
         scratch (Path): folder for retrained models.
         together (int): requests (or times) to serve at once.
         drift_every (int): compare with a retrained model whenever this many requests have been served; 0: never.
+        unread (int): requests beside these, which name nothing that the data set was read with.
 
     Returns:
         Served
     """
     split = unlearner.split
     wanted = rows_of(split, table)
-    served, drifts, empty, n_served, retrain, last = [], [], 0, 0, None, None
+    served, drifts, empty, n_served, retrain, last = [], [], unread, unread, None, None
     groups = list(batches(table, together))
     unlearner.hurry(len(groups))
     for group in tqdm(groups, "Requests", ncols=100, disable=not show_progress):
@@ -77,8 +78,8 @@ def serve(unlearner, table, scratch, together=1, drift_every=0, show_progress=Fa
     details = {
         "requests": n_served,
         "batches": len(served),
-        "median_seconds": float(np.median(seconds)),
-        "longest_seconds": max(seconds),
+        "median_seconds": float(np.median(seconds or [0.0])),
+        "longest_seconds": max(seconds, default=0.0),
         "replays_of_all_rows": sum(batch["all_rows"] for batch in served),
         "settled_seconds": settled.seconds if settled else None,
         "exact": unlearner.settled,

@@ -130,13 +130,6 @@ def _asking(path, form, tokens):
         yield path, named, asking
 
 
-def naming(inter: Path, config: Config, whole: Whole) -> list[str]:
-    """Names of the data set's files that have lines of users or items, the ``.inter`` file included."""
-    form = reading(config, whole)
-    own = [inter] if form["whole"] and inter.is_file() and names_any(inter, form, ()) else []
-    return [path.name for path in (*own, *(beside(inter, ending) for ending in others(inter, config, whole)))]
-
-
 def strangers(inter: Path, config: Config, wholes: Sequence[Whole]) -> list[dict[str, int]]:
     """Of each of ``wholes``: other files in the folder, by name, and how many of their lines have a token of these.
 
