@@ -195,13 +195,13 @@ class InfluenceUnlearner:
         """What forgetting some rows of the log would give; nothing changes before `apply`.
 
         Args:
-            rows: sorted ints; empty: the weights come back unchanged, but where facts are to go.
+            rows: sorted ints; empty: the weights come back unchanged, but where facts or features are to go.
 
         Raises:
             InputError: a step that was asked for is none (`Undone`), or the result is not finite.
         """
         rows, problem = np.asarray(rows, np.int64), self.problem
-        if len(rows) == 0 and not (len(self.split.unlinked) and self.will_be_exact(rows)):
+        if len(rows) == 0 and not (self.split.stale and self.will_be_exact(rows)):
             details = {"chosen": UNTRAINED, "unchanged": True, "exact": self.settled}
             return Unlearned(dict(problem.state_dict), self.method, 0.0, details, problem.snapshots, self.training)
         way = self.way
@@ -296,7 +296,7 @@ class InfluenceUnlearner:
     @property
     def settled(self) -> bool:
         """Whether the weights are those of training without all that was ever forgotten, exactly."""
-        begun = inexact(self.trained.stored) or len(self.forgotten) or len(self.split.unlinked)
+        begun = inexact(self.trained.stored) or len(self.forgotten) or self.split.stale
         return self.training is not None or not begun
 
     def apply(self, rows: np.ndarray, unlearned: Unlearned) -> None:

@@ -24,6 +24,7 @@ from recbole_unlearn.compat.recbole_models import is_recboles
 from recbole_unlearn.data.fingerprint import HELD_OUT, by_user, held_out_checksum, surroundings, tokens_checksum
 from recbole_unlearn.data.histories import ENDS, history_columns
 from recbole_unlearn.data.sampling import ROW
+from recbole_unlearn.data.scaling import NAMELESS
 from recbole_unlearn.storage.files import replacing, write_atomically
 
 if TYPE_CHECKING:
@@ -73,8 +74,6 @@ class Frozen:
             part = getattr(judged, name)._dataset
             self.tables[name] = _columns(part.inter_feat, np.delete(np.arange(len(part)), out.get(name, [])))
         self.lengths = dict(self.data.field2seqlen)
-        if is_recboles(split.config.model_class):  # a user's own may have weights for as many as there are
-            self._narrow()
         nameless = {
             field: np.union1d(self._nameless(field), (whole or {}).get(part, NOBODY))
             for part, field in (("user", self.data.uid_field), ("item", self.data.iid_field))
@@ -85,11 +84,13 @@ class Frozen:
         for name in self.data.feat_name_list:
             if name != "inter_feat":
                 self._take_table(name, rest, nameless)
+        if is_recboles(split.config.model_class):  # a user's own may have weights for as many as there are
+            self._narrow()
         for fields in self._numberings():
             gone = self._unnamed(fields, nameless)
             for field in fields:
                 for n in gone[gone <= len(self.tokens[field])]:
-                    self.tokens[field][n - 1] = f"[forgotten {n}]"
+                    self.tokens[field][n - 1] = NAMELESS.format(n)
         named = {
             part: tokens_checksum(["[PAD]", *self.tokens[field]])
             for part, field in (("users", self.data.uid_field), ("items", self.data.iid_field))
@@ -113,7 +114,7 @@ class Frozen:
         return np.setdiff1d(self._ids([field], parts), self._ids([field], self.tables.values()))
 
     def _narrow(self):
-        """Cut lists that interactions have in columns, and in histories of these, to the longest that is left.
+        """Cut lists that tables have in columns, and histories of these, to the longest that is left.
 
         Else their width would tell how many entries one had that is gone.
         """
@@ -132,6 +133,11 @@ class Frozen:
                 for part in PARTS:
                     self.tables[part][column] = self.tables[part][column].take(range(width), axis)
                 self.lengths[column] = (self.lengths[column][0], width) if axis == 2 else width
+        for name in self.tables.keys() - PARTS:
+            for column, values in self.tables[name].items():
+                if data.field2type.get(column) == FeatureType.TOKEN_SEQ:  # of numbers it gives weights their shape
+                    self.lengths[column] = max(1, _longest(values, 1))
+                    self.tables[name][column] = values[:, : self.lengths[column]]
 
     def _ids(self, fields, tables):
         """What tables have in some columns, and in the histories of these: ids, without padding."""

@@ -1,24 +1,32 @@
-"""Columns of interactions that RecBole scales to 0..1, by the smallest and the largest value of all rows."""
+"""Columns of numbers in which rows owe something to others.
 
-from collections.abc import Iterable
+RecBole scales some to 0..1, by the smallest and the largest value of all rows, and fills what is missing by their mean.
+"""
+
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import torch
 from recbole.config import Config
 from recbole.data.dataset import Dataset
+from recbole.data.interaction import Interaction
 from recbole.utils import FeatureType
 
 from recbole_unlearn.data.histories import history_columns
 from recbole_unlearn.errors import InputError
 
+NAMELESS = "[forgotten {}]"  # instead of the token of an id that has lost its name
 Limits = dict[str, tuple[float, float]]
 
 
 def scaled(config: Config, data: Dataset) -> list[str]:
-    """Names of the columns of numbers that ``normalize_all`` or ``normalize_field`` has scaled."""
+    """Names of the columns of numbers of interactions that ``normalize_all`` or ``normalize_field`` has scaled."""
+    return [name for name in data.inter_feat.columns if _is_scaled(config, data, name)]
+
+
+def _is_scaled(config, data, name):
     fields = data.float_like_fields if config["normalize_all"] else config["normalize_field"] or []
-    columns = data.inter_feat.columns
-    return [name for name in fields if name in columns and data.field2type.get(name) == FeatureType.FLOAT]
+    return name in fields and data.field2type.get(name) == FeatureType.FLOAT
 
 
 def check_scaled(config: Config, data: Dataset) -> None:
@@ -62,6 +70,45 @@ def rescale(data: Dataset, before: Limits, after: Limits) -> None:
             there = torch.arange(columns[field].shape[1]) < columns[data.item_list_length_field][:, None]
             there = there[:, :, None] if pairs else there
             columns[field] = torch.where(there, _between(columns[field], low, high, pairs), columns[field])
+
+
+def tables_without(config: Config, data: Dataset, gone: Mapping[str, np.ndarray]) -> dict[str, Interaction]:
+    """The tables of users and items that would hold other numbers without the lines of some, by attribute of ``data``.
+
+    RecBole's tables have a row for each id. That of padding has no line, so that it tells what is missing is filled by;
+    of a number that happens to be the same to the last digit nobody can tell.
+
+    Args:
+        gone: ids by ``user`` and ``item``, beside those who have no names any more.
+    """
+    found = {}
+    for part, owner in (("user", data.uid_field), ("item", data.iid_field)):
+        table = getattr(data, f"{part}_feat", None)
+        if table is None or not len(gone.get(part, ())):
+            continue
+        there = ~np.isin(np.arange(len(table)), gone[part])
+        there &= [str(token) != NAMELESS.format(n) for n, token in enumerate(data.field2id_token[owner])]
+        columns = {
+            name: column if data.field2type.get(name) != FeatureType.FLOAT else _anew(config, data, name, column, there)
+            for name, column in table.interaction.items()
+        }
+        if any(columns[name] is not column for name, column in table.interaction.items()):
+            found[f"{part}_feat"] = Interaction(columns)
+    return found
+
+
+def _anew(config, data, name, column, there):
+    """A table's column as RecBole makes it of the rows that are ``there``; itself where that changes nothing."""
+    values = value(column.numpy()).astype(np.float64)
+    filled = values == values[0]
+    own = values[there & ~filled]
+    rest = np.where(there & ~filled, values, own.mean() if len(own) else 0.0)
+    if len(own) and _is_scaled(config, data, name):
+        rest = _between(torch.from_numpy(rest), own.min(), own.max(), False).numpy()
+    changed = torch.from_numpy(rest).to(column.dtype)
+    if torch.equal(changed[there], torch.from_numpy(value(column.numpy()))[there]):
+        return column
+    return torch.stack([changed, column[:, 1]], dim=1) if column.ndim > 1 else changed
 
 
 def _between(values, low, high, pairs):

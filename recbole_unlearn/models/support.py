@@ -92,6 +92,7 @@ NO_STEP = {  # models that are trained again only, and why
 }
 DENSE = "learner: sparse_adam takes sparse ones alone; take another learner"
 KINDS = (ModelType.GENERAL, ModelType.KNOWLEDGE, ModelType.SEQUENTIAL)
+FEATURED = ("DIN", "FDSA", "GRU4RecF", "SASRecF")  # read the tables of users and items
 NEEDS = {"NCL": "faiss", "KGIN": "torch_scatter", "MCCLK": "torch_scatter"}
 PRELOADED = {"GRU4RecKG": ("ent_id",), "KSR": ("ent_id", "rel_id")}
 
@@ -105,6 +106,11 @@ def refused(model_class: type[AbstractRecommender]) -> bool:
     """Whether a class of model can be unlearned from under no configuration."""
     lists = getattr(model_class, "input_type", None) == InputType.LISTWISE
     return recbole_name(model_class) in REFUSED or lists or model_class.type not in KINDS
+
+
+def reads_tables(model_class: type[AbstractRecommender]) -> bool:
+    """Whether models of a class may compute by features of users or items."""
+    return recbole_name(model_class) in FEATURED or not is_recboles(model_class)
 
 
 def no_step(config: Config) -> str | None:

@@ -10,9 +10,11 @@ import numpy as np
 from recbole_unlearn.data import frozen_data
 from recbole_unlearn.data.forget import ForgetRequest, Tokens
 from recbole_unlearn.data.knowledge import own_entities
+from recbole_unlearn.data.scaling import tables_without
 from recbole_unlearn.data.split import Split
 from recbole_unlearn.data.tokens import FromNumber, known_tokens
 from recbole_unlearn.errors import InputError
+from recbole_unlearn.models.support import reads_tables
 from recbole_unlearn.storage import inter_file, purging
 
 NOBODY: Mapping[str, np.ndarray] = {}
@@ -138,13 +140,25 @@ class Erasure:
         items = self.split.token("item", self.whole.get("item", NO_ROWS))
         return own_entities(self.split.train._dataset, map(str, items))
 
-    def check_unlinked(self, exact: bool) -> None:
-        """Raises InputError where a model would stay trained on facts that are to go."""
-        if len(self.unlinked) and not exact:
+    @cached_property
+    def stale(self) -> bool:
+        """Whether the model was trained on what goes of the tables beside interactions: facts, or features of others
+        that are scaled, or filled in, by the numbers of these."""
+        data, model = self.split.train._dataset, self.config.model_class
+        return len(self.unlinked) > 0 or (reads_tables(model) and bool(tables_without(self.config, data, self.whole)))
+
+    def rest_of(self, split: Split) -> None:
+        """Have what remains of a split be without these lines and facts, too."""
+        split.unlisted, split.unlinked, split.stale = self.whole, self.unlinked, self.stale
+
+    def check_stale(self, exact: bool) -> None:
+        """Raises InputError where a model would stay trained on what is to go."""
+        if self.stale and not exact:
+            facts, scaled = f"the facts of {len(self.unlinked)} of these items", "features scaled by those of these"
             raise InputError(
-                f"everywhere: True: {self.config['model']} would stay trained on the facts of {len(self.unlinked)} of "
-                "these items, since this request is not served by training again; give method: replay and "
-                "replay_rows: all"
+                f"everywhere: True: {self.config['model']} would stay trained on "
+                f"{facts if len(self.unlinked) else scaled}, since this request is not served by training again; give "
+                "method: replay and replay_rows: all"
             )
 
     @cached_property

@@ -62,7 +62,7 @@ def _way(run, unlearner: InfluenceUnlearner) -> dict[str, Any]:
         "memory": None,
         "guard": found.sentence if found else None,
     }
-    if len(run.rows) or len(run.erasure.unlinked) or settled and not unlearner.settled:
+    if len(run.rows) or run.erasure.stale or settled and not unlearner.settled:
         return told
     stays = {"chosen": UNTRAINED, "exact": unlearner.settled, "validated": False, "seconds": 0.0}
     return told | dict.fromkeys(("coupling", "epochs")) | stays

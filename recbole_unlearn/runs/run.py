@@ -72,7 +72,7 @@ class Run:
         stored = checkpoint.stored if checkpoint else None
         self.erasure = Erasure.of(config, self.split, stored, self.request, self.rows)
         if self.unlearner and self.request.kind != "requests":
-            self.erasure.check_unlinked(self.unlearner.will_be_exact(self.rows))
+            self.erasure.check_stale(self.unlearner.will_be_exact(self.rows))
         self.lines = self.erasure.lines  # of the file as it is now
         self.left = self.erasure.left(self.request) if saved else None
         self.suppression = output.suppression_list(config) if saved else None
@@ -167,7 +167,7 @@ class Run:
         unlearner.warm_up()
         setup_seconds = perf_counter() - start
         config, served = self.config, None
-        self.split.unlinked = self.erasure.unlinked  # not before: the guard trained on all of them again
+        self.erasure.rest_of(self.split)  # not before: the guard trained on all of them again
         if self.request.kind == "requests":
             unlearner.model = unlearner.trained.copy()
             together, every, progress = (config[key] for key in ("request_batch", "drift_every", "show_progress"))
@@ -177,7 +177,7 @@ class Run:
         else:
             unlearned = unlearner.unlearn(self.rows, show_progress=config["show_progress"])
             unlearner.apply(self.rows, unlearned)
-        self.erasure.check_unlinked(unlearned.training is not None)
+        self.erasure.check_stale(unlearned.training is not None)
         self.logger.info(f"forgot {len(self.rows)} interactions in {unlearned.seconds:.3g} s")
         return setup_seconds, unlearned, served
 
