@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import SEQUENTIAL
+from recbole.data.utils import create_samplers, get_dataloader
 from recbole.trainer import Trainer
 
 import recbole_unlearn as ru
@@ -17,7 +18,7 @@ from recbole_unlearn.devices import copies
 from recbole_unlearn.errors import InputError
 from recbole_unlearn.influence.coupling import Fresh
 from recbole_unlearn.quick_start import run_unlearn
-from recbole_unlearn.settings.config import changed
+from recbole_unlearn.settings.config import UnlearnConfig, changed
 from recbole_unlearn.storage import checkpoints
 from recbole_unlearn.storage.triple_log import TripleLog
 from recbole_unlearn.testing import flat
@@ -114,10 +115,15 @@ def by_recbole(unlearner, rows, folder):
     trainer = Trainer(changed(config, checkpoint_dir=str(folder)), model)
     scores = {}
 
+    judged = split.judged_without(rows)
+    parts = [loader.dataset, judged.valid.dataset, judged.test.dataset]
+    _, sampler, _ = create_samplers(config, loader.dataset, parts)  # forgotten items are candidates again
+    valid = get_dataloader(config, "valid")(config, parts[1], sampler, shuffle=False)
+
     def seen(epoch, score):
         scores[epoch] = score, copies(model.state_dict())
 
-    trainer.fit(batches, split.judged_without(rows).valid, verbose=False, saved=False, callback_fn=seen)
+    trainer.fit(batches, valid, verbose=False, saved=False, callback_fn=seen)
     best = max(epoch for epoch, (score, _) in scores.items() if score == trainer.best_valid_score)
     return best + 1, len(trainer.train_loss_dict), before, scores[best][1]
 
@@ -275,3 +281,19 @@ def test_rates_that_changed_are_refused(original):
         rates = log.metadata["rates"]
         log.metadata["rates"] = [[0.02, rates[0][1]], *rates[1:]]
         assert "learning rate of later epochs" in str(WAY.refuses(problem_of(trained, WAY)))
+
+
+def test_metrics_that_count_interactions_count_what_each_model_was_trained_on(make_options, data_path, tmp_path):
+    keys = make_options(epochs=2, eval_step=0, metrics=["NDCG", "AveragePopularity"], topk=[10], compare="retrain")
+    config = UnlearnConfig("BPR", "tiny", config_dict=keys)
+    split = Split.seeded(config)
+    popular = np.argsort(-np.bincount(split.items), kind="stable")[:5]
+    rows, asked = np.flatnonzero(np.isin(split.items, popular)), {"forget_items": split.token("item", popular).tolist()}
+    found = run_unlearn("BPR", "tiny", None, {**keys, **asked, "output_dir": str(tmp_path / "out")})
+    for name, gone in (("original", rows[:0]), ("unlearned", rows), ("retrained", rows)):
+        model = new_model(config, split)
+        model.load_state_dict(torch.load(found["files"][name], weights_only=True)["state_dict"])
+        trainer = Trainer(changed(config, checkpoint_dir=str(tmp_path)), model)
+        trainer.eval_collector.data_collect(split.remaining(gone))
+        own = trainer.evaluate(split.test, load_best_model=False, show_progress=False)["averagepopularity@10"]
+        assert found["models"][name]["ranking"]["full"]["averagepopularity@10"] == pytest.approx(own, abs=1e-4)

@@ -24,6 +24,7 @@ from recbole.sampler import KGSampler, RepeatableSampler, Sampler
 from recbole.sampler.sampler import AbstractSampler
 from recbole.utils import ModelType, init_seed
 
+from recbole_unlearn.compat.recbole_models import runs_recboles
 from recbole_unlearn.data.dataset import faster
 from recbole_unlearn.data.fingerprint import (
     HELD_OUT,
@@ -396,6 +397,20 @@ class Split:
             rescale(judged, before, after)
             setattr(split, name, self._resized(getattr(self, name), dataset=judged))
         return split
+
+    def validation_without(self, forgotten: np.ndarray) -> EvalLoader:
+        """The validation data as RecBole makes them of what remains: what is forgotten is ranked like any other item.
+
+        Args:
+            forgotten: rows.
+        """
+        judged, sampler = self.judged_without(forgotten), self.valid._sampler
+        if not (len(forgotten) and isinstance(sampler, AbstractSampler) and runs_recboles(sampler)):
+            return judged.valid
+        built = [self.remaining_dataset(forgotten), judged.valid._dataset, judged.test._dataset]
+        counted = _joined(built) if self.repeatable else built[0]  # which that sampler alone looks at
+        _, sampler, _ = create_samplers(self.config, counted, built)
+        return self._resized(judged.valid, sampler)
 
     def first_items_kept(self, forgotten: np.ndarray) -> int:
         """Users whose histories begin, in the row of no target, with an item of which all rows are forgotten."""

@@ -32,7 +32,7 @@ from recbole_unlearn.storage.files import in_one_line, scratch_folder
 from recbole_unlearn.storage.paths import MODEL, RETRAINED, UNLEARNED
 from recbole_unlearn.training.fit import distance, new_model, train, train_paired
 from recbole_unlearn.training.trained import Checkpoint, Trained, not_paired
-from recbole_unlearn.training.trainer import check_listed, judge
+from recbole_unlearn.training.trainer import check_listed, count_in, judge
 from recbole_unlearn.unlearner import InfluenceUnlearner
 from recbole_unlearn.unlearners.base import Unlearned
 
@@ -158,7 +158,6 @@ class Run:
             _, trainer, seconds = train(config, self.split, folder / MODEL)
             unlearner = self._opened(Checkpoint.written(folder / MODEL, config))
             unlearner.check(config["show_progress"])
-            trainer.eval_collector.data_collect(self.split.train)
         return unlearner, seconds, trainer
 
     def _forget(self, unlearner: InfluenceUnlearner, scratch: Path) -> tuple[float, Unlearned, Served | None]:
@@ -214,6 +213,7 @@ class Run:
                 ranks[name] = forgetting.percentiles(model, split, rows)
                 evaluated[name] |= {"forget_auc": float(ranks[name].mean())}
             data = split if name == "original" else judged
+            count_in(trainer, split.remaining_dataset(rows[:0] if name == "original" else rows))
             figures = ranking.evaluate(trainer, model, data, config["seed"], config["show_progress"])
             evaluated[name] |= {"ranking": figures}
             if len(split.spam):

@@ -98,7 +98,7 @@ def train(config, split, path, forgotten=None, seed=None, log_negatives=True):
     trainer.saved_model_file = str(path)
     trainer.log_negatives = log_negatives and trainer.log_negatives
     start = perf_counter()
-    valid = split.judged_without(_rows(forgotten)).valid
+    valid = split.validation_without(_rows(forgotten))
     try:
         trainer.fit(loader, valid, verbose=True, saved=True, show_progress=config["show_progress"])
     except (ValueError, RuntimeError) as error:
@@ -264,7 +264,7 @@ def trained_again(
 
         if validated:
             assert isinstance(epochs, Fresh)
-            valid = split.judged_without(gone).valid
+            valid = split.validation_without(gone)
             epochs = epochs.first(_validated(trainer, rest, valid, train_epoch, bar is not None))
             kept = {number: weights for number, weights in kept.items() if number <= len(epochs)}
         else:

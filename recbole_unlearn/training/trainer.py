@@ -3,6 +3,7 @@
 import secrets
 from pathlib import Path
 from time import perf_counter
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -487,8 +488,13 @@ def make_trainer(config: Config, model: AbstractRecommender, trains: bool = True
 def judge(config: Config, split: Split, model: AbstractRecommender) -> Trainer:
     """A trainer that only evaluates, models like this one, and has seen the split's training data."""
     trainer = make_trainer(config, model, trains=False)
-    trainer.eval_collector.data_collect(split.train)
+    count_in(trainer, split.train._dataset)
     return trainer
+
+
+def count_in(trainer: Trainer, data: Dataset) -> None:
+    """Have metrics that count interactions (popularity, coverage) count those of a data set."""
+    trainer.eval_collector.data_collect(SimpleNamespace(dataset=data))
 
 
 def load_best(trainer: Trainer) -> dict[str, Any]:
