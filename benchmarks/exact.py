@@ -26,7 +26,8 @@ from recbole_unlearn.data.forget import ForgetRequest
 from recbole_unlearn.evaluation.churn import churn
 from recbole_unlearn.evaluation.forgetting import query_scores
 from recbole_unlearn.settings.conflicts import DERIVED_FORMS
-from recbole_unlearn.training.fit import new_model, train, train_paired
+from recbole_unlearn.training.again import train_paired
+from recbole_unlearn.training.fit import new_model, train
 from recbole_unlearn.training.trained import Checkpoint
 from recbole_unlearn.unlearner import InfluenceUnlearner
 from recbole_unlearn.unlearners.replay import Replay

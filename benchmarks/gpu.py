@@ -79,7 +79,8 @@ def one(options):
     from recbole_unlearn import InfluenceUnlearner
     from recbole_unlearn.comparison.seeds import opened, quiet
     from recbole_unlearn.evaluation.forgetting import percentiles
-    from recbole_unlearn.training.fit import flat_weights, new_model, train, train_paired
+    from recbole_unlearn.training.again import train_paired
+    from recbole_unlearn.training.fit import flat_weights, new_model, train
 
     name, device, epochs = options.model, options.device, options.epochs
     found = {"epochs": epochs}

@@ -267,7 +267,7 @@ def again(unlearner, rows, shift=0.0):
     """`train_paired` of an unlearner's model without some rows. ``shift``: relative noise of the initial weights."""
     import torch
 
-    from recbole_unlearn.training import fit as training
+    from recbole_unlearn.training import again as training
 
     begin, noise = training.begin, torch.Generator().manual_seed(0)
 

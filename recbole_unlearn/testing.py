@@ -27,7 +27,8 @@ from recbole_unlearn.data.split import Split
 from recbole_unlearn.devices import copies
 from recbole_unlearn.errors import InputError
 from recbole_unlearn.settings.config import UnlearnConfig
-from recbole_unlearn.training.fit import train, train_paired
+from recbole_unlearn.training.again import train_paired
+from recbole_unlearn.training.fit import train
 from recbole_unlearn.training.trained import same_weights
 from recbole_unlearn.unlearner import InfluenceUnlearner, load
 from recbole_unlearn.unlearners.base import Way

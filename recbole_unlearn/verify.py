@@ -19,8 +19,9 @@ from recbole_unlearn.devices import copies
 from recbole_unlearn.errors import InputError
 from recbole_unlearn.settings.given import Given
 from recbole_unlearn.storage.paths import check_path
+from recbole_unlearn.training.again import begin, train_paired
 from recbole_unlearn.training.compiled import LOGGED
-from recbole_unlearn.training.fit import LIMIT, begin, distance, new_model, train_paired
+from recbole_unlearn.training.fit import LIMIT, distance, new_model
 from recbole_unlearn.training.trained import Checkpoint, inexact, seed_of
 
 

@@ -1,6 +1,6 @@
 """Training again as the way of every model: against a loop over the log, the original, one request for two, and files.
 
-The knowledge graph, histories, dropout and negatives of all of them; see `recbole_unlearn.training.fit.trained_again`.
+The knowledge graph, histories, dropout and negatives of all of them; see `training.again.trained_again`.
 """
 
 import shutil
@@ -20,7 +20,8 @@ from recbole_unlearn.influence.coupling import Paired
 from recbole_unlearn.quick_start import run_unlearn
 from recbole_unlearn.storage.triple_log import TripleLog
 from recbole_unlearn.testing import flat
-from recbole_unlearn.training.fit import new_model, recorded, train, train_paired
+from recbole_unlearn.training.again import recorded, train_paired
+from recbole_unlearn.training.fit import new_model, train
 from recbole_unlearn.training.trained import Trained, same_weights
 from recbole_unlearn.unlearner import load
 from recbole_unlearn.unlearners.any_loss import AnyLoss

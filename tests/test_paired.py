@@ -12,7 +12,7 @@ from recbole_unlearn.data.orders import BatchOrder
 from recbole_unlearn.data.sampling import Played
 from recbole_unlearn.errors import InputError
 from recbole_unlearn.influence.coupling import Paired
-from recbole_unlearn.training.fit import recorded, train_paired
+from recbole_unlearn.training.again import recorded, train_paired
 from recbole_unlearn.training.trained import Checkpoint
 from recbole_unlearn.unlearner import InfluenceUnlearner
 from recbole_unlearn.unlearners.replay import Replay

@@ -197,7 +197,7 @@ class Comparison:
         return self._evaluate(forgotten.model, rows, True, other) | costs
 
     def retrained(self, seed, rows, paired=False):
-        """What `methods.retrain.Retrain` gives, from the cache; or the ``paired`` run, see `fit.train_paired`."""
+        """What `methods.retrain.Retrain` gives, from the cache; or the ``paired`` run, see `again.train_paired`."""
         run = SeedRun.without(seed, rows, paired)
         state = read(self.trained.path(run))
         model = new_model(self.config, self.split, seed, self.split.remaining_dataset(rows))

@@ -25,8 +25,9 @@ from recbole_unlearn.influence.threads import limit_threads
 from recbole_unlearn.settings.config import UnlearnConfig, changed
 from recbole_unlearn.storage import checkpoints
 from recbole_unlearn.storage.files import locked, remove, scratch_folder, write_atomically
+from recbole_unlearn.training.again import train_paired
 from recbole_unlearn.training.compiled import refusal
-from recbole_unlearn.training.fit import LIMIT, distance, new_model, train, train_paired, training_settings
+from recbole_unlearn.training.fit import LIMIT, distance, new_model, train, training_settings
 from recbole_unlearn.training.trainer import make_trainer
 
 CHECKED_EPOCHS = 5  # of compiled training against RecBole's

@@ -46,7 +46,7 @@ def weight_distance(first: Sequence[np.ndarray], second: Sequence[np.ndarray]) -
     """l2 distance of two models' embeddings, ``((P, Q), (P, Q))`` (UBPR, Figure 6).
 
     Between models of the same initialisation: rotating P and Q together changes no score, but the distance. Where
-    order or negatives of the training differ, it holds the noise of training too; `fit.train_paired` shares both.
+    order or negatives of the training differ, it holds the noise of training too; `again.train_paired` shares both.
     """
     return float(np.sqrt(sum(np.sum((a.astype(np.float64) - b) ** 2) for a, b in zip(first, second, strict=True))))
 

@@ -30,7 +30,8 @@ from recbole_unlearn.settings.given import Given
 from recbole_unlearn.settings.shown import hidden, plain, public
 from recbole_unlearn.storage.files import in_one_line, scratch_folder
 from recbole_unlearn.storage.paths import MODEL, RETRAINED, UNLEARNED
-from recbole_unlearn.training.fit import distance, new_model, train, train_paired
+from recbole_unlearn.training.again import train_paired
+from recbole_unlearn.training.fit import distance, new_model, train
 from recbole_unlearn.training.trained import Checkpoint, Trained, not_paired
 from recbole_unlearn.training.trainer import check_listed, count_in, judge
 from recbole_unlearn.unlearner import InfluenceUnlearner

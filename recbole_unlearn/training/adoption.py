@@ -23,7 +23,8 @@ from recbole_unlearn.storage import checkpoints
 from recbole_unlearn.storage.files import file_checksum, in_one_line, scratch_folder
 from recbole_unlearn.storage.triple_log import TripleLog
 from recbole_unlearn.training import compiled
-from recbole_unlearn.training.fit import LIMIT, distance, nan_said, new_model, was_validated
+from recbole_unlearn.training.again import was_validated
+from recbole_unlearn.training.fit import LIMIT, distance, nan_said, new_model
 from recbole_unlearn.training.trainer import make_trainer
 
 

@@ -31,7 +31,8 @@ from recbole_unlearn.storage import checkpoints, purging
 from recbole_unlearn.storage.files import locked
 from recbole_unlearn.storage.triple_log import TripleLog, log_path
 from recbole_unlearn.training import adoption
-from recbole_unlearn.training.fit import new_model, recorded, redraws
+from recbole_unlearn.training.again import recorded, redraws
+from recbole_unlearn.training.fit import new_model
 
 
 @dataclass(frozen=True)
@@ -215,7 +216,7 @@ class Trained:
 
     @property
     def redraws(self) -> tuple[int, ...]:
-        """Seed of what requests draw; see `fit.redraws`."""
+        """Seed of what requests draw; see `again.redraws`."""
         return redraws(self.config["seed"] if self.seed is None else self.seed, self.log)
 
     def recorded(self) -> Recorded:

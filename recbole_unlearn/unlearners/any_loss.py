@@ -22,7 +22,8 @@ from recbole_unlearn.models.support import BATCH_NORM, no_step
 from recbole_unlearn.models.view import View
 from recbole_unlearn.storage.checkpoints import check_finite
 from recbole_unlearn.training import compiled
-from recbole_unlearn.training.fit import Beginning, new_model
+from recbole_unlearn.training.again import Beginning
+from recbole_unlearn.training.fit import new_model
 from recbole_unlearn.training.trained import Trained
 from recbole_unlearn.unlearners.base import Change, NewTraining, Problem, Unlearned, spread
 from recbole_unlearn.unlearners.influence import Influence, conjugate, descended, warn_unless_converged

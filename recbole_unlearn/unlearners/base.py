@@ -24,7 +24,8 @@ from recbole_unlearn.influence.recorded import Recorded, marked
 from recbole_unlearn.influence.sharding import Shard
 from recbole_unlearn.models.losses import fixed_randomness
 from recbole_unlearn.storage.triple_log import snapshot_due
-from recbole_unlearn.training.fit import Again, Beginning, new_model, trained_again
+from recbole_unlearn.training.again import Again, Beginning, trained_again
+from recbole_unlearn.training.fit import new_model
 from recbole_unlearn.training.trained import Trained
 
 SEEN = 8192  # rows whose loss tells whether a step holds
