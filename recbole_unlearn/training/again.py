@@ -90,6 +90,21 @@ def was_validated(stored: dict[str, Any]) -> bool:
     return stored.get("best_valid_score") not in (np.inf, -np.inf)
 
 
+@dataclass(frozen=True)
+class Onward:
+    """Where a training is taken up that is not begun anew.
+
+    Attributes:
+        epochs: that are done.
+        state_dict: of the model then.
+        optimizer: state of the optimiser then, as torch gives it.
+    """
+
+    epochs: int
+    state_dict: dict[str, torch.Tensor]
+    optimizer: dict[str, Any]
+
+
 @dataclass
 class Again:
     """What a training came to.
@@ -120,6 +135,7 @@ def trained_again(
     bar: str | None = None,
     compiled: bool = False,
     validated: bool = False,
+    onward: Onward | None = None,
 ) -> Again:
     """Train on given epochs, with nothing of other rows in graph, histories or facts.
 
@@ -134,8 +150,10 @@ def trained_again(
         compiled: whether our kernels may train, where they can; else RecBole's own trainer does.
         validated: whether RecBole's validation, with nothing of other rows, chooses among epochs that are `Fresh`,
             and stops early; else all are trained.
+        onward: where to take it up, by the model's own trainer; what it draws then is other than it would have been.
     """
     static, numbers = config["negatives"] == "static", set(snapshots)
+    done = onward.epochs if onward else 0
     with (
         fixed_randomness(0),
         scratch_folder() as folder,
@@ -155,15 +173,18 @@ def trained_again(
             keep_draws(first, model, rest._dataset)
             if beginning.log is not None:
                 begin(model, beginning.log)
+        if onward:
+            model.load_state_dict(onward.state_dict)
+            trainer.optimizer.load_state_dict(onward.optimizer)
         initial, position = flat_weights(model), split.positions_without(gone)
         group = trainer.optimizer.param_groups[0]
-        by_kernels = compiled and not not_again(config, model, group, pairwise_loader(rest))
+        by_kernels = compiled and not onward and not not_again(config, model, group, pairwise_loader(rest))
         if by_kernels and type(model) in LOGGED:
             play = _by_kernels(Kernels(trainer, rest._dataset, position), iter(epochs))
         else:
             whole = split.remaining(np.empty(0, np.int64), beginning.seed)
             trainer.equip(pairwise_loader(whole), static)
-            played = _Coupled(whole, epochs, position, rest, beside=first)
+            played = _Coupled(whole, epochs, position, rest, beside=first, done=done)
             if by_kernels and played.facts:
                 played.set_mode(KGDataLoaderState.RSKG)
             play = _by_kernels(BatchKernels(trainer), repeat(played)) if by_kernels else _by_trainer(trainer, played)
@@ -183,8 +204,9 @@ def trained_again(
             kept = {number: weights for number, weights in kept.items() if number <= len(epochs)}
         else:
             repeats = isinstance(epochs, Paired) and not by_kernels and beginning.validated and len(split.valid) > 0
+            repeats = repeats and not onward
             between = _Validations(trainer, rest, lambda: split.judged_without(gone).valid, repeats)
-            for number in tqdm(range(len(epochs)), bar, ncols=100, disable=bar is None):
+            for number in tqdm(range(done, len(epochs)), bar, ncols=100, disable=bar is None):
                 trainer.begin_epoch(number)
                 train_epoch(number)
                 if number + 1 < len(epochs):
@@ -257,11 +279,12 @@ class _Coupled(Played):
     Args:
         beside: a model of the same class that is thrown away, to draw with: the one that is trained is to see no row
             that is gone, whatever it keeps of the batches that it sees.
+        done: number of the first epochs, which are passed over.
         others: as for `Played`.
     """
 
-    def __init__(self, loader, epochs, position, rest, beside):
-        super().__init__(loader, epochs, position, rest)
+    def __init__(self, loader, epochs, position, rest, beside, done=0):
+        super().__init__(loader, map(epochs.epoch, range(done, len(epochs))), position, rest)
         self.n_rows, self.beside = epochs.n_rows, beside
         self.draws = bool(self.rest.config["transform"])  # what is done to a batch may be random (BERT4Rec's masks)
         self.before = None

@@ -22,7 +22,7 @@ from recbole_unlearn.models.support import BATCH_NORM, no_step
 from recbole_unlearn.models.view import View
 from recbole_unlearn.storage.checkpoints import check_finite
 from recbole_unlearn.training import compiled
-from recbole_unlearn.training.again import Beginning
+from recbole_unlearn.training.again import Beginning, Onward, trained_again
 from recbole_unlearn.training.fit import new_model
 from recbole_unlearn.training.trained import Trained
 from recbole_unlearn.unlearners.base import Change, NewTraining, Problem, Unlearned, spread
@@ -287,13 +287,18 @@ class AnyLoss(Problem):
         return [*between, self.epochs] if between else []
 
     def follow(self, stops: list[int], after: After, way: Influence, show_progress: bool = False) -> Change:
-        """The change of the weights over the training, how it was found, and the snapshots with it."""
+        """The change of the weights over the training, how it was found, and the snapshots with it.
+
+        As many as `Influence.last_epochs` of the last epochs are trained again, from where the step has come to then:
+        what is left of its error is followed by the training itself.
+        """
+        taken_up = self._taken_up(stops, way)
         before = self._without(after.rows[:0])  # its weights are to move: not those of the user's model
         sizes = [value.numel() for value in before.parameters]
         change = torch.zeros(sum(sizes), dtype=torch.float64)
         snapshots, found = {0: np.array(self.snapshots[0], np.float32)}, {"stops": stops, "iterations": 0}
         pace = self.pace(before, stops)
-        for start, stop in pairwise([0, *stops]):
+        for start, stop in pairwise([0, *(stop for stop in stops if stop <= taken_up)]):
             weights, epochs = self._weights(stop), np.arange(start, stop)
             before.load(weights)
             after.view.load(weights)
@@ -309,9 +314,46 @@ class AnyLoss(Problem):
             report.converged &= found.get("converged", True)
             found |= asdict(report) | {"gradient_norm": float(z.norm())}
         found["curvature_triples"] = self._triples_of(after.view, found["iterations"], self._step_triples)
+        if taken_up < self.epochs:
+            found["last_epochs"] = self.epochs - taken_up
+            change, snapshots = self._trained_on(after, change, taken_up, pace[taken_up], snapshots, show_progress)
         details = {**self.details(after, change), "step_norm": float(change.norm())}
         details |= {"rows_shortened": shortened} if shortened else {}
         return Change(change, {**details, **found}, snapshots)
+
+    def _taken_up(self, stops, way):
+        """After how many epochs training is taken up again: the first of the stops that there is time for."""
+        refused = self._params or not self.recorded.ordered() or self.not_replayed("all")
+        refused = refused or self.own_draws or self.out_of_order()
+        return next((stop for stop in stops if not refused and self.epochs - stop <= way.last_epochs), self.epochs)
+
+    def _trained_on(self, after, change, epochs, pace, snapshots, show_progress):
+        """The change at the end, and the snapshots, where training goes on from a change after so many epochs.
+
+        Adam's second moments then are those of the end by the parameters' pace. Its first ones, the mean of some ten
+        batches, are left out, and the batches are the original's.
+        """
+        state = copies(self.weights)
+        for name, value in self._moved(self._weights(epochs), change).items():
+            state[name] = torch.from_numpy(value).to(state[name].dtype)
+        optimizer, share = self.trained.optimizer, epochs / self.epochs
+        beta, moments = optimizer["param_groups"][0]["betas"][1], {}
+        for n, each in optimizer["state"].items():
+            steps, now = float(each["step"]), float(each["step"]) * share
+            grown = (1 - beta**now) / (1 - beta**steps) * pace[n] ** 2
+            squares = {key: value * grown for key, value in each.items() if key.endswith("exp_avg_sq")}
+            first = torch.zeros_like(each["exp_avg"])
+            moments[n] = {**squares, "exp_avg": first, "step": torch.as_tensor(now, dtype=torch.float32)}
+        again = trained_again(
+            self.config,
+            self.split,
+            self._coupled(after.rows, "paired"),
+            self.beginning,
+            {number for number in self.snapshots if number > epochs},
+            "Unlearn" if show_progress else None,
+            onward=Onward(epochs, state, {**optimizer, "state": moments}),
+        )
+        return _flat(again.trainer.model) - _flat(self.view.model), snapshots | again.snapshots
 
     def _descended(self, view, epochs, way, pull, damping, show_progress):
         """An implicit step along the training, by the Hessian; by Gauss-Newton where that is too far from convex."""

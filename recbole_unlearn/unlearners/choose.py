@@ -28,6 +28,7 @@ STEP = (
     "log_epochs",
     "curvature_triples",
     "undone_limit",
+    "last_epochs",
     "cg_tolerance",
     "cg_max_iterations",
 )
@@ -131,7 +132,11 @@ def _of_any_loss(problem, way):
         if no_step and not exact:
             longer = f"{known}, longer than exact_seconds, but no step is there for {problem.name}: {no_step}"
             return replace(way.replay, rows="all"), f"auto: {longer}"
-        return (way.replay if exact else way.influence), f"auto: {known}"
+        if exact:
+            return way.replay, f"auto: {known}"
+        there_is_time_for = int(problem.epochs * way.replay.exact_seconds / seconds)
+        last = max(way.influence.last_epochs, there_is_time_for)
+        return replace(way.influence, last_epochs=last), f"auto: {known}"
     if isinstance(way, Reoptimise):
         raise InputError(f"method: {way.name} is not for {problem.name}; use method: replay or influence")
     if reason := way.refuses(problem):

@@ -40,6 +40,7 @@ class Influence:
     change, the loss of what remains, tells whether it is one at all (`Problem.undone`).
 
     Attributes: as the keys of properties/overall.yaml; ``params`` is ``unlearn_params``.
+        last_epochs: of a step along the training, how many of the last epochs may be trained again after it.
         forgotten_stay: whether the forgotten triples stay in H, and their edges in the graph, as in equation (7).
     """
 
@@ -54,6 +55,7 @@ class Influence:
     cg_tolerance: float = 1e-3
     cg_max_iterations: int = 200
     undone_limit: float = 0.25
+    last_epochs: int = 0
     forgotten_stay: bool = False
 
     @property
