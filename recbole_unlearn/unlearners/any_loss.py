@@ -373,7 +373,7 @@ class AnyLoss(Problem):
         return self._gradient(view, some, self._one_epoch_each(some, [epoch]), weight)
 
     def moments(self) -> dict[int, dict[str, torch.Tensor]]:
-        optimizer, view = self.trained.optimizer, self.view
+        optimizer, view = self.trained.optimizer, self.view.of_all()  # the next request may change others
         group = optimizer["param_groups"][0]
         if "betas" not in group:
             return {}
