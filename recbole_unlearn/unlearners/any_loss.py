@@ -36,7 +36,7 @@ STAYS = 1e12  # damping, a triple, of a weight that never had a gradient
 # each. Smaller batches are noise in the Hessian, which the change grows by: HRM went 1.3 of its way by 60 of 1024.
 STOPS, STEPS, STEP_TRIPLES = 6, 30, 2048
 LEAST_SEEN = 1 / 4  # of all triples, in the batches of a stop: of rows in none of them curvature is missing
-BATCHES_ANEW = 20  # that moments anew are the mean of
+BATCHES_ANEW = 20  # that moments anew are the mean of, at least
 MOMENT_BATCHES = 2  # of training, at each snapshot, that tell how large gradients were
 PROBE = 256  # rows that tell whether a model holds the data itself
 ROUNDING = 1e-6  # of a row's loss in float32
@@ -377,12 +377,16 @@ class AnyLoss(Problem):
         group = optimizer["param_groups"][0]
         if "betas" not in group:
             return {}
-        rng, rows = np.random.default_rng(0), min(self.recorded.batch_rows, np.count_nonzero(~self.absent))
-        weight = np.full(rows, 1.0 if view.traits.sums else 1 / rows)
+        rng, kept = np.random.default_rng(0), np.flatnonzero(~self.absent)
+        size = min(self.recorded.batch_rows, len(kept))
+        batches = max(-(-len(kept) // size), BATCHES_ANEW)  # every row's turn comes: else its user may have no moments
+        orders = [rng.permutation(kept) for _ in range(-(-batches * size // len(kept)))]
+        weight = np.full(size, 1.0 if view.traits.sums else 1 / size)
         l2 = self.weight_decay * _joined(view.parameters)
         squares = torch.zeros_like(l2)
-        for _ in range(BATCHES_ANEW):
-            squares += (self._some_gradient(view, self.epochs - 1, weight, rng) + l2).square() / BATCHES_ANEW
+        for some in np.sort(np.concatenate(orders)[: batches * size].reshape(batches, size), axis=1):
+            negatives = self._one_epoch_each(some, [self.epochs - 1])
+            squares += (self._gradient(view, some, negatives, weight) + l2).square() / batches
         parts = dict(zip(view.named, squares.split([value.numel() for value in view.parameters]), strict=True))
         found = {}
         for n, (name, value) in enumerate(view.model.named_parameters()):
