@@ -321,12 +321,19 @@ class Problem(ABC):
 
     @cached_property
     def _user_tables(self):
-        """Names of parameters with a row for each user."""
-        model, n_users = self.trained.model, self.split.n_users
-        embeddings = {f"{name}.weight" for name, each in model.named_modules() if isinstance(each, torch.nn.Embedding)}
-        embeddings = embeddings if n_users != self.split.n_items else set()  # whose are they?
-        found = [name for name, value in model.named_parameters() if value.dim() == 2 and len(value) == n_users]
-        return {name for name in found if name in embeddings or "user" in name.lower()}
+        """Names of parameters with a row for each user: those that are longer where there is one user more.
+
+        Others may have as many rows by chance: a table of items, of facts, of positions in a history.
+        """
+        n_users = self.split.n_users
+        found = {name for name, value in self.trained.model.named_parameters() if value.shape[:1] == (n_users,)}
+        try:
+            with fixed_randomness(0):  # building a model sets and uses the random streams of the process
+                wider = new_model(self.config, self.split, self.trained.seed, self.split.with_another_user())
+        except Exception:  # a class of the user's own may take as many users as there are, and no more
+            return {name for name in found if "user" in name.lower()}
+        rows = {name: value.shape[:1] for name, value in wider.named_parameters()}
+        return {name for name in found if rows.get(name) == (n_users + 1,)}
 
     @abstractmethod
     def _changed_by_steps(self) -> list[str]:
