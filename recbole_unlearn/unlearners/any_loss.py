@@ -291,6 +291,7 @@ class AnyLoss(Problem):
         sizes = [value.numel() for value in before.parameters]
         change = torch.zeros(sum(sizes), dtype=torch.float64)
         snapshots, found = {0: np.array(self.snapshots[0], np.float32)}, {"stops": stops, "iterations": 0}
+        held = torch.zeros((), dtype=torch.bool)  # of each row, whether it was at any stop
         pace = self.pace(before, stops)
         for start, stop in pairwise([0, *stops]):
             weights, epochs = self._weights(stop), np.arange(start, stop)
@@ -300,16 +301,18 @@ class AnyLoss(Problem):
             z = self._lost(before, after, epochs, way)
             pull = z + metric * change
             change, report = self._descended(after.view, epochs, way, pull, metric + self._l2, show_progress)
-            change, shortened = self.shortened(change)
+            change, far = self.shortened(change)
+            held = held | far
             if stop != self.epochs:
                 moved = weights | self._moved(weights, change)
                 snapshots[stop] = np.concatenate([np.ravel(value) for value in moved.values()]).astype(np.float32)
             report.iterations += found["iterations"]
             report.converged &= found.get("converged", True)
+            report.change = max(report.change, found.get("change", 0.0))
             found |= asdict(report) | {"gradient_norm": float(z.norm())}
         found["curvature_triples"] = self._triples_of(after.view, found["iterations"], self._step_triples)
         details = {**self.details(after, change), "step_norm": float(change.norm())}
-        details |= {"rows_shortened": shortened} if shortened else {}
+        details |= {"rows_shortened": int(held.sum())} if held.any() else {}
         return Change(change, {**details, **found}, snapshots)
 
     def _descended(self, view, epochs, way, pull, damping, show_progress):

@@ -282,20 +282,23 @@ class Problem(ABC):
     @abstractmethod
     def _metric(self, way) -> Any: ...
 
-    def shortened(self, step: torch.Tensor) -> tuple[torch.Tensor, int]:
-        """A flat change of the weights in which no row of a parameter goes farther than `FARTHEST`, and how many did.
+    def shortened(self, step: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """A flat change of the weights in which no row of a parameter goes farther than `FARTHEST`, and which did.
 
         Measured in the way that training moved the row that it moved most, of the same parameter.
+
+        Returns:
+            The change, and a bool for each row of each parameter, one after another.
         """
-        parts, count = [], 0
+        parts, held = [], []
         for name, now, part in self._parts(step):
             rows = part.view(len(now) if now.dim() else 1, -1)
             farthest = FARTHEST * (now.double() - self.untrained[name].double()).reshape(rows.shape).norm(dim=1).max()
             lengths = rows.norm(dim=1)
             far = lengths > farthest
-            count += int(far.sum())
+            held.append(far)
             parts.append(torch.where(far[:, None], rows * (farthest / lengths)[:, None], rows).view(-1))
-        return torch.cat(parts), count
+        return torch.cat(parts), torch.cat(held)
 
     def renewed(self, rows: np.ndarray, change: Change) -> Change:
         """A flat change of the weights after which users with nothing left are as new, rows of their own.
