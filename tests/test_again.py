@@ -410,6 +410,19 @@ def test_moments_that_a_purge_keeps_of_approximate_results_are_measured_on_what_
         again.forget(count=3)
 
 
+def test_moments_are_measured_of_what_a_step_was_told_to_leave_too(original, tmp_path):
+    """The next request may change it: what has none would count as never trained, and stay."""
+    shutil.copytree(original("GRU4Rec, CE, no dropout").parent, tmp_path / "old")
+    step = {"method": "influence", "cg_max_iterations": 2, "log_epochs": 1, "curvature_triples": 128}
+    asked = {"checkpoint": str(tmp_path / "old/model.pth"), "purge": True, "output_dir": str(tmp_path / "out")}
+    some_of_it = {"forget_ratio": 0.05, "unlearn_params": "item_*", "compare": "none", "evaluate": "none"}
+    run_unlearn(config_dict={**asked, **step, **some_of_it})
+    with load(tmp_path / "out/unlearned.pth", config_dict={**step, "unlearn_params": None}) as again:
+        before = copies(again.state_dict)
+        after = again.forget(count=3).state_dict
+    assert [name for name in before if torch.equal(before[name], after[name])] == []
+
+
 def test_auto_takes_it_where_training_is_short(original):
     with load(original("NGCF, no dropout"), config_dict={"cg_max_iterations": 2}) as unlearner:
         assert unlearner.method == "replay" and "training takes about" in unlearner.chosen

@@ -528,6 +528,15 @@ def test_the_pace_of_the_training_is_that_of_adams_moments(trained, of, tmp_path
     np.testing.assert_allclose(problem.pace(view, [1, 2])[1], np.divide(*roots), rtol=0.1)
 
 
+def test_moments_anew_are_of_everybody_who_is_left(trained, monkeypatch):
+    """Whose rows are in none of the batches that they are measured in would count as never trained."""
+    monkeypatch.setattr(any_loss, "BATCHES_ANEW", 1)
+    *_, split, _, _, model, unlearner = trained("FPMC", train_batch_size=64)
+    number = [name for name, _ in model.named_parameters()].index("UI_emb.weight")
+    squares = unlearner.problem.moments()[number]["exp_avg_sq"]
+    assert np.array_equal(np.flatnonzero(squares.any(1)), np.unique(split.users))
+
+
 def test_snapshots_forget_too(trained):
     config, split, stored, log, model, unlearner = trained("FPMC")
     rows = some_rows(split, 20)[0]

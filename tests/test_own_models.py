@@ -3,13 +3,15 @@
 import numpy as np
 import pytest
 import torch
+from conftest import SEQUENTIAL
 from recbole.model.general_recommender import BPR
-from torch.nn import Embedding, Parameter
+from torch.nn import Embedding, Linear, Parameter
 
 from recbole_unlearn.data.split import Split
 from recbole_unlearn.training.fit import train
 from recbole_unlearn.training.trained import same_weights
 from recbole_unlearn.unlearner import load
+from recbole_unlearn.unlearners.base import Change
 from recbole_unlearn.unlearners.influence import Influence
 from recbole_unlearn.unlearners.replay import Replay
 
@@ -96,6 +98,38 @@ class Counted(Plain):
         return super().score(users, items) / (1 + self.history_item_len[users])
 
 
+USERS = 38  # ids of the tiny data set
+
+
+class Crowded(Plain):
+    """Everything has as many rows as there are users, by chance."""
+
+    def __init__(self, config, dataset):
+        super().__init__(config, dataset)
+        self.tastes, self.biases = Embedding(self.n_users, 8), Parameter(torch.zeros(self.n_users))
+        self.items, self.entities, self.relations = (Embedding(USERS, 8) for _ in range(3))
+        self.user_positions, self.user_layer = Embedding(USERS, 8), Linear(8, USERS)
+
+    def score(self, users, items):
+        user_e, some = self.tastes(users), items % USERS
+        near = self.items(some) + self.entities(some) + self.relations(some % 3) + self.user_positions(some % 5)
+        return (
+            super().score(users, items) + (user_e * near).sum(1) + self.user_layer(user_e).sum(1) + self.biases[users]
+        )
+
+
+class Measured(Plain):
+    """Knows its users by something else than the data, and can be built for no others."""
+
+    def __init__(self, config, dataset):
+        super().__init__(config, dataset)
+        self.user_embedding.weight.data.copy_(torch.linspace(-1, 1, USERS * 8).view(USERS, 8))
+        self.places = Embedding(USERS, 8)
+
+    def score(self, users, items):
+        return super().score(users, items) + (self.user_embedding(users) * self.places(items % USERS)).sum(1)
+
+
 OWN = [Remembering, Popular, Factored, Timed, Counted]
 
 
@@ -106,7 +140,7 @@ def original(make_config, tmp_path):
     def make(model, **keys):
         columns = {"inter": ["user_id", "item_id", "timestamp"]}
         fixed = {"shuffle": False, "epochs": 3, "eval_step": 0, "load_col": columns, "checkpoint_dir": str(tmp_path)}
-        config = make_config(model, **fixed, **keys)
+        config = make_config(model, **{**fixed, **keys})
         train(config, Split.seeded(config), tmp_path / "model.pth")
         return tmp_path / "model.pth"
 
@@ -152,6 +186,28 @@ def test_users_who_are_as_new_after_a_step_begin_with_nothing_of_what_they_had(o
         found = unlearner.forget(rows=np.flatnonzero(split.users == split.users[60]))
         assert found.details["users_renewed"] == 1
         torch.testing.assert_close(found.state_dict["user_embedding.weight"][split.users[60]], torch.zeros(8))
+
+
+@pytest.mark.parametrize(
+    ("model", "keys", "theirs"),
+    [
+        (Crowded, {}, {"user_embedding.weight", "tastes.weight", "biases"}),
+        (Measured, {}, {"user_embedding.weight"}),
+        ("SASRec", {**SEQUENTIAL, "MAX_ITEM_LIST_LENGTH": USERS, "hidden_size": 8, "inner_size": 8}, set()),
+    ],
+)
+def test_what_is_not_the_users_is_not_renewed_with_them(original, model, keys, theirs):
+    """However many rows it has; and nothing is drawn from the streams of the process."""
+    with load(original(model, **keys), way=Influence(), model=None if keys else model) as unlearner:
+        split, problem, before = unlearner.split, unlearner.problem, unlearner.state_dict
+        assert split.n_users == USERS
+        rows, stream = np.flatnonzero(split.users == split.users[60]), torch.get_rng_state()
+        step = torch.zeros(sum(value.numel() for value in unlearner.model.parameters()), dtype=torch.float64)
+        after = problem.moved(problem.renewed(rows, Change(step, {})).step)
+    assert torch.equal(torch.get_rng_state(), stream)
+    for name in before:
+        changed = (after[name] != before[name]).view(len(before[name]), -1).any(1)
+        assert set(np.flatnonzero(changed)) == ({split.users[60]} if name in theirs else set()), name
 
 
 def test_a_step_moves_what_is_trained_alone(original):

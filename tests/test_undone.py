@@ -146,13 +146,15 @@ def test_no_row_goes_farther_than_twice_what_training_moved_any_of_its_parameter
         sizes = [value.numel() for value in named.values()]
         rng = torch.Generator().manual_seed(1)
         step = 1e-3 * torch.randn(sum(sizes), generator=rng, dtype=torch.float64)
-        assert torch.equal(problem.shortened(step)[0], step) and problem.shortened(step)[1] == 0
+        assert torch.equal(problem.shortened(step)[0], step) and not problem.shortened(step)[1].any()
         first = next(iter(named))
         far = step.clone()
         far[: named[first][0].numel()] *= 1e9  # the first row of the first parameter
-        found, count = problem.shortened(far)
+        found, held = problem.shortened(far)
         row = found[: named[first][0].numel()]
-        assert count == 1 and float(row.norm()) == pytest.approx(2 * float(ways[first].flatten(1).norm(dim=1).max()))
+        assert held.sum() == held[0] == 1 and float(row.norm()) == pytest.approx(
+            2 * float(ways[first].flatten(1).norm(dim=1).max())
+        )
         assert torch.equal(found[len(row) :], far[len(row) :])
         assert torch.allclose(row / row.norm(), far[: len(row)] / far[: len(row)].norm())
 
@@ -171,6 +173,26 @@ def test_rows_that_hardly_anything_damps_are_held_and_counted(original, name):
             held += int((moved.norm(dim=1) > (1 - 1e-5) * 2 * way.norm(dim=1).max()).sum())
     assert held == found.details["rows_shortened"] > 0
     assert max(longest.values()) == pytest.approx(1, abs=1e-5)
+
+
+def test_along_the_training_rows_are_counted_that_were_held_at_any_stop(original, monkeypatch):
+    """Each once."""
+    monkeypatch.setattr("recbole_unlearn.unlearners.base.FARTHEST", 0.05)
+    with load(original("FPMC"), way=NOT_FAR) as unlearner:
+        problem, log, before = unlearner.problem, unlearner.log, unlearner.state_dict
+        found = unlearner.unlearn(some(unlearner.split))
+        *between, _ = found.details["stops"]
+        ends = [
+            [log.named(np.asarray(each, np.float32)) for each in (log.snapshot(n), found.snapshots[n])] for n in between
+        ]
+        held = []
+        for then, now in [*ends, (before, found.state_dict)]:
+            held.append(set())
+            for n, _ in unlearner.model.named_parameters():
+                way = (problem.untrained[n] - before[n]).double().view(len(before[n]), -1).norm(dim=1).max()
+                moved = np.linalg.norm(np.float64(now[n]) - np.float64(then[n]), axis=1)
+                held[-1] |= {(n, row) for row in np.flatnonzero(moved > (1 - 1e-4) * 0.05 * float(way))}
+    assert found.details["rows_shortened"] == len(set().union(*held)) > len(held[-1])
 
 
 @pytest.mark.parametrize("name", MODELS)

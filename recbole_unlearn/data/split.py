@@ -18,7 +18,7 @@ from recbole.data.dataloader import (
     TrainDataLoader,
 )
 from recbole.data.dataset import Dataset, SequentialDataset
-from recbole.data.interaction import Interaction
+from recbole.data.interaction import Interaction, cat_interactions
 from recbole.data.utils import create_samplers, get_dataloader
 from recbole.sampler import KGSampler, RepeatableSampler, Sampler
 from recbole.sampler.sampler import AbstractSampler
@@ -318,6 +318,27 @@ class Split:
         """
         gone = marked(self.n_rows, self.data_row[forgotten])
         return self._part(np.flatnonzero(~gone), gone, held_out)
+
+    def with_another_user(self) -> Dataset:
+        """RecBole data set of the training interactions, and of one user more, who is as the last row's."""
+        data = self.train._dataset
+        field, tokens = data.uid_field, data.field2id_token[data.uid_field]
+
+        def longer(feat):
+            last = feat[len(feat) - 1 :]
+            return cat_interactions([feat, Interaction({**last.interaction, field: 0 * last[field] + self.n_users})])
+
+        wider = data.copy(longer(data.inter_feat))
+        wider.user_feat = None if data.user_feat is None else longer(data.user_feat)
+        wider.field2id_token = {  # columns that name users too have the same tokens
+            name: np.append(each, "another user") if each is tokens else each
+            for name, each in data.field2id_token.items()
+        }
+        wider._preloaded_weight = {
+            name: np.concatenate([each, each[-1:]]) if name == field else each
+            for name, each in data._preloaded_weight.items()
+        }
+        return wider
 
     def positions_without(self, forgotten: np.ndarray) -> np.ndarray:
         """Row of `remaining_dataset` of each row of the log, int64 ``[rows]``; -1 of the forgotten ones."""

@@ -1,6 +1,7 @@
 """A model on one data set: the losses of rows of the triple log, as a function of its parameters."""
 
 from collections.abc import Mapping, Sequence
+from copy import copy
 from fnmatch import fnmatchcase
 from functools import reduce
 from operator import add
@@ -72,6 +73,13 @@ class View:
         with torch.no_grad():
             for name, value in self.model.named_parameters():
                 value.copy_(torch.as_tensor(weights[name]))
+
+    def of_all(self) -> "View":
+        """The same view, of all parameters that are trained."""
+        view = copy(self)
+        view.named = chosen_parameters(self.model)
+        view.parameters = list(view.named.values())
+        return view
 
     def _facts(self, loader, batch):
         """A fixed sample of the knowledge graph, with corrupted tails."""

@@ -37,7 +37,7 @@ STAYS = 1e12  # damping, a triple, of a weight that never had a gradient
 # each. Smaller batches are noise in the Hessian, which the change grows by: HRM went 1.3 of its way by 60 of 1024.
 STOPS, STEPS, STEP_TRIPLES = 6, 30, 2048
 LEAST_SEEN = 1 / 4  # of all triples, in the batches of a stop: of rows in none of them curvature is missing
-BATCHES_ANEW = 20  # that moments anew are the mean of
+BATCHES_ANEW = 20  # that moments anew are the mean of, at least
 MOMENT_BATCHES = 2  # of training, at each snapshot, that tell how large gradients were
 PROBE = 256  # rows that tell whether a model holds the data itself
 ROUNDING = 1e-6  # of a row's loss in float32
@@ -297,6 +297,7 @@ class AnyLoss(Problem):
         sizes = [value.numel() for value in before.parameters]
         change = torch.zeros(sum(sizes), dtype=torch.float64)
         snapshots, found = {0: np.array(self.snapshots[0], np.float32)}, {"stops": stops, "iterations": 0}
+        held = torch.zeros((), dtype=torch.bool)  # of each row, whether it was at any stop
         pace = self.pace(before, stops)
         for start, stop in pairwise([0, *(stop for stop in stops if stop <= taken_up)]):
             weights, epochs = self._weights(stop), np.arange(start, stop)
@@ -306,19 +307,21 @@ class AnyLoss(Problem):
             z = self._lost(before, after, epochs, way)
             pull = z + metric * change
             change, report = self._descended(after.view, epochs, way, pull, metric + self._l2, show_progress)
-            change, shortened = self.shortened(change)
+            change, far = self.shortened(change)
+            held = held | far
             if stop != self.epochs:
                 moved = weights | self._moved(weights, change)
                 snapshots[stop] = np.concatenate([np.ravel(value) for value in moved.values()]).astype(np.float32)
             report.iterations += found["iterations"]
             report.converged &= found.get("converged", True)
+            report.change = max(report.change, found.get("change", 0.0))
             found |= asdict(report) | {"gradient_norm": float(z.norm())}
         found["curvature_triples"] = self._triples_of(after.view, found["iterations"], self._step_triples)
         if taken_up < self.epochs:
             found["last_epochs"] = self.epochs - taken_up
             change, snapshots = self._trained_on(after, change, taken_up, pace[taken_up], snapshots, show_progress)
         details = {**self.details(after, change), "step_norm": float(change.norm())}
-        details |= {"rows_shortened": shortened} if shortened else {}
+        details |= {"rows_shortened": int(held.sum())} if held.any() else {}
         return Change(change, {**details, **found}, snapshots)
 
     def _taken_up(self, stops, way):
@@ -416,16 +419,20 @@ class AnyLoss(Problem):
         return self._gradient(view, some, self._one_epoch_each(some, [epoch]), weight)
 
     def moments(self) -> dict[int, dict[str, torch.Tensor]]:
-        optimizer, view = self.trained.optimizer, self.view
+        optimizer, view = self.trained.optimizer, self.view.of_all()  # the next request may change others
         group = optimizer["param_groups"][0]
         if "betas" not in group:
             return {}
-        rng, rows = np.random.default_rng(0), min(self.recorded.batch_rows, np.count_nonzero(~self.absent))
-        weight = np.full(rows, 1.0 if view.traits.sums else 1 / rows)
+        rng, kept = np.random.default_rng(0), np.flatnonzero(~self.absent)
+        size = min(self.recorded.batch_rows, len(kept))
+        batches = max(-(-len(kept) // size), BATCHES_ANEW)  # every row's turn comes: else its user may have no moments
+        orders = [rng.permutation(kept) for _ in range(-(-batches * size // len(kept)))]
+        weight = np.full(size, 1.0 if view.traits.sums else 1 / size)
         l2 = self.weight_decay * _joined(view.parameters)
         squares = torch.zeros_like(l2)
-        for _ in range(BATCHES_ANEW):
-            squares += (self._some_gradient(view, self.epochs - 1, weight, rng) + l2).square() / BATCHES_ANEW
+        for some in np.sort(np.concatenate(orders)[: batches * size].reshape(batches, size), axis=1):
+            negatives = self._one_epoch_each(some, [self.epochs - 1])
+            squares += (self._gradient(view, some, negatives, weight) + l2).square() / batches
         parts = dict(zip(view.named, squares.split([value.numel() for value in view.parameters]), strict=True))
         found = {}
         for n, (name, value) in enumerate(view.model.named_parameters()):

@@ -283,20 +283,23 @@ class Problem(ABC):
     @abstractmethod
     def _metric(self, way) -> Any: ...
 
-    def shortened(self, step: torch.Tensor) -> tuple[torch.Tensor, int]:
-        """A flat change of the weights in which no row of a parameter goes farther than `FARTHEST`, and how many did.
+    def shortened(self, step: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """A flat change of the weights in which no row of a parameter goes farther than `FARTHEST`, and which did.
 
         Measured in the way that training moved the row that it moved most, of the same parameter.
+
+        Returns:
+            The change, and a bool for each row of each parameter, one after another.
         """
-        parts, count = [], 0
+        parts, held = [], []
         for name, now, part in self._parts(step):
             rows = part.view(len(now) if now.dim() else 1, -1)
             farthest = FARTHEST * (now.double() - self.untrained[name].double()).reshape(rows.shape).norm(dim=1).max()
             lengths = rows.norm(dim=1)
             far = lengths > farthest
-            count += int(far.sum())
+            held.append(far)
             parts.append(torch.where(far[:, None], rows * (farthest / lengths)[:, None], rows).view(-1))
-        return torch.cat(parts), count
+        return torch.cat(parts), torch.cat(held)
 
     def renewed(self, rows: np.ndarray, change: Change) -> Change:
         """A flat change of the weights after which users with nothing left are as new, rows of their own.
@@ -322,12 +325,19 @@ class Problem(ABC):
 
     @cached_property
     def _user_tables(self):
-        """Names of parameters with a row for each user."""
-        model, n_users = self.trained.model, self.split.n_users
-        embeddings = {f"{name}.weight" for name, each in model.named_modules() if isinstance(each, torch.nn.Embedding)}
-        embeddings = embeddings if n_users != self.split.n_items else set()  # whose are they?
-        found = [name for name, value in model.named_parameters() if value.dim() == 2 and len(value) == n_users]
-        return {name for name in found if name in embeddings or "user" in name.lower()}
+        """Names of parameters with a row for each user: those that are longer where there is one user more.
+
+        Others may have as many rows by chance: a table of items, of facts, of positions in a history.
+        """
+        n_users = self.split.n_users
+        found = {name for name, value in self.trained.model.named_parameters() if value.shape[:1] == (n_users,)}
+        try:
+            with fixed_randomness(0):  # building a model sets and uses the random streams of the process
+                wider = new_model(self.config, self.split, self.trained.seed, self.split.with_another_user())
+        except Exception:  # a class of the user's own may take as many users as there are, and no more
+            return {name for name in found if "user" in name.lower()}
+        rows = {name: value.shape[:1] for name, value in wider.named_parameters()}
+        return {name for name in found if rows.get(name) == (n_users + 1,)}
 
     @abstractmethod
     def _changed_by_steps(self) -> list[str]:

@@ -91,9 +91,9 @@ class Influence:
             return problem.follow(stops, after, self, show_progress)
         z = problem.lost(after, self)
         step, report, n_triples = problem.solve(after, z, self, show_progress)
-        step, shortened = (step, 0) if self.forgotten_stay else problem.shortened(step)
+        step, held = (step, torch.zeros(0)) if self.forgotten_stay else problem.shortened(step)
         details = {"curvature_triples": n_triples, "step_norm": float(step.norm()), "gradient_norm": problem.norm(z)}
-        details |= {"rows_shortened": shortened} if shortened else {}
+        details |= {"rows_shortened": int(held.sum())} if held.any() else {}
         return Change(step, {**problem.details(after, step), **details, **asdict(report)})
 
 
