@@ -25,7 +25,7 @@ from recbole_unlearn.runs import output
 from recbole_unlearn.runs.erasure import Erasure, beyond_rows, told_apart
 from recbole_unlearn.runs.result import Result
 from recbole_unlearn.runs.stream import Served, serve
-from recbole_unlearn.settings.conflicts import check_sizes, to_train
+from recbole_unlearn.settings.conflicts import check_sizes, judged, to_train
 from recbole_unlearn.settings.given import Given
 from recbole_unlearn.settings.shown import hidden, plain, public
 from recbole_unlearn.storage.files import in_one_line, scratch_folder
@@ -51,7 +51,7 @@ class Run:
     def __init__(self, given: Given, held: ExitStack, saved: bool = True):
         self.held, self.saved = held, saved
         checkpoint = Checkpoint.open(given, held)
-        self.config = config = checkpoint.config if checkpoint else to_train(given)
+        self.config = config = judged(checkpoint.config) if checkpoint else to_train(given)
         self.request = ForgetRequest.from_config(config)
         self.output = output.output_folder(config, looks=config["dry_run"])
         output.check_paths(config, self.output, given.files, saved)

@@ -33,6 +33,7 @@ from recbole_unlearn.models.losses import fixed_randomness
 from recbole_unlearn.models.support import DENSE
 from recbole_unlearn.settings import keys
 from recbole_unlearn.settings.config import changed
+from recbole_unlearn.settings.recbole_keys import validating
 from recbole_unlearn.settings.shown import plain
 from recbole_unlearn.storage import checkpoints
 from recbole_unlearn.storage.files import remove, scratch_folder
@@ -230,7 +231,7 @@ def trained_again(
         gone = np.flatnonzero(~epochs.kept)
         rest = split.remaining(gone)
         model = new_model(config, split, beginning.seed, rest._dataset)
-        own = changed(config, checkpoint_dir=str(folder), suppression=None, log_wandb=False)
+        own = changed(config, checkpoint_dir=str(folder), suppression=None, log_wandb=False, **validating(config))
         trainer: Any = make_trainer(own, model)
         first = new_model(config, split, beginning.seed, split.remaining_dataset(beginning.without))
         start = perf_counter()
