@@ -95,7 +95,7 @@ class Run:
             self.logger.info(str(config))
         self.logger.info(described(self.split.train._dataset))
         if checkpoint and checkpoint.stock:
-            self.logger.info(f"{checkpoint.stock}, which RecBole wrote, is adopted as {checkpoint.path}")
+            self.logger.info(f"{checkpoint.stock}, which has no log, is adopted as {checkpoint.path}")
 
     def _opened(self, checkpoint):
         """The unlearner of a checkpoint, which all ranks share."""
