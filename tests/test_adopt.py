@@ -15,9 +15,10 @@ import scipy.sparse
 import torch
 from conftest import SEQUENTIAL
 from recbole.model.general_recommender.bpr import BPR
-from recbole.quick_start import load_data_and_model
+from recbole.quick_start import load_data_and_model, run_recbole
 from test_crash import KILLED, Dying
 from test_crash_stream import exit_status
+from test_trainer import train_stock
 
 from recbole_unlearn.errors import InputError
 from recbole_unlearn.quick_start import run_unlearn
@@ -147,6 +148,37 @@ def test_a_checkpoint_of_an_older_environment_is_adopted(tmp_path):
         assert opened.forget(users=["u20"]).details["exact"]
 
 
+@pytest.mark.parametrize("name", ["bpr", "negatives", "popularity", "early", "sampled", "unjudged"])
+def test_what_recboles_own_trainer_wrote_beside_this_package_is_adopted(make_options, tmp_path, name):
+    """In a process that has imported it, where the checkpoint is no pickle of RecBole's."""
+    options = make_options(seed=7, **TRAININGS[name][1])
+    path = Path(train_stock(options, tmp_path / "hand").saved_model_file)
+    content = path.read_bytes()
+    with load(path) as opened:
+        assert opened.forget(users=["u20"]).details["exact"]
+    kept, _ = checkpoints.load(adopted(path))
+    assert path.read_bytes() == content and kept["triple_log"]["adopted"]["distance"] < 1e-5
+    assert all(torch.equal(kept["state_dict"][key], value) for key, value in raw(path).items())
+
+
+def test_a_training_of_ours_that_kept_no_log_is_adopted(make_options, tmp_path):
+    options = make_options(seed=7, log_negatives=False, checkpoint_dir=str(tmp_path / "saved"))
+    run_recbole("BPR", "tiny", config_dict=options)
+    (path,) = (tmp_path / "saved").glob("*.pth")
+    assert not log_path(path).exists()
+    with load(path) as opened:
+        assert opened.forget(users=["u20"]).details["exact"]
+    load(adopted(path)).close()
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 5])
+def test_a_checkpoint_that_was_loaded_and_written_anew_is_adopted(stock, protocol):
+    path = stock("bpr")
+    torch.save(torch.load(path, weights_only=False), path, pickle_protocol=protocol)
+    load(path).close()
+    assert adopted(path).is_file()
+
+
 def _adopt(path, n):
     Dying(n).start()
     load(path).close()
@@ -234,7 +266,7 @@ def test_run_unlearn_takes_it_and_then_what_it_adopted(stock, monkeypatch, caplo
     keys = {"forget_count": 5, "compare": "none", "show_progress": False, "state": "INFO"}
     with caplog.at_level("INFO"):
         first = run_unlearn(config_dict={"checkpoint": str(path), "output_dir": "one", **keys})
-    assert f"{path}, which RecBole wrote, is adopted as {adopted(path)}" in caplog.text
+    assert f"{path}, which has no log, is adopted as {adopted(path)}" in caplog.text
     assert first["guard"]["checked"] == "replayed" and first["files"]["original"] == str(adopted(path))
     monkeypatch.setattr(adoption, "adopt", lambda *_: pytest.fail("it is adopted already"))
     for number, each in enumerate((path, adopted(path))):
@@ -268,6 +300,23 @@ def test_a_file_that_was_not_adopted_from_it_is_left_alone(stock, stock_files):
     load(path).close()
     shutil.copy(stock_files / "negatives.pth", path)
     assert "was not adopted from" in refusal(path)
+
+
+@pytest.mark.parametrize("by_hand", [True, False])
+def test_a_checkpoint_of_no_epoch_is_refused_for_that(make_options, tmp_path, by_hand):
+    options = make_options(epochs=0)
+    if by_hand:
+        path = Path(train_stock(options, tmp_path / "saved").saved_model_file)
+    else:
+        run_recbole("BPR", "tiny", config_dict={**options, "checkpoint_dir": str(tmp_path / "saved")})
+        (path,) = (tmp_path / "saved").glob("*.pth")
+    assert "is of epoch -1 of 0, which no training ended with" in refusal(path)
+
+
+def test_a_model_to_compare_with_is_refused_for_what_it_is(finished, tmp_path, monkeypatch):
+    monkeypatch.setattr(adoption, "adopt", lambda *_: pytest.fail("it trained"))
+    path = Path(shutil.copy(finished[1] / "retrained.pth", tmp_path))
+    assert "no triple log: it was trained to be compared with" in refusal(path)
 
 
 def test_edited_weights_are_refused_with_their_distance(stock, make_split):

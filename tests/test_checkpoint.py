@@ -133,7 +133,7 @@ def test_a_checkpoint_without_one_of_its_parts_is_refused(path, key):
 def test_a_checkpoint_trained_without_log_is_refused_with_what_to_do(path):
     edit(path, lambda state: state.pop("triple_log"))
     shutil.rmtree(log_path(path))
-    assert "log_negatives" in refusal(path)
+    assert "no triple log" in (said := refusal(path)) and "adopts it" in said
 
 
 def test_a_checkpoint_whose_log_is_gone_is_refused(path):

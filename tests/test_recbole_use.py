@@ -80,6 +80,70 @@ def test_the_weights_are_those_of_recbole_alone(recbole, monkeypatch, model):
     assert ours.keys() == stock.keys() and all(torch.equal(ours[name], stock[name]) for name in ours)
 
 
+@pytest.fixture
+def labelled(write_data, interactions, tmp_path):
+    """Function (*users) -> ``data_path`` of the tiny data set, each interaction with a label, these users' turned."""
+
+    def write(*turned):
+        path = write_data(tmp_path / "-".join(("labelled", *turned)), "tiny", interactions)
+        lines = ["user_id:token\titem_id:token\tlabel:float"]
+        lines += [
+            f"{user}\t{item}\t{(n % 3 > 0) ^ (user in turned):d}" for n, (user, item, _) in enumerate(interactions)
+        ]
+        (Path(path) / "tiny" / "tiny.inter").write_text("\n".join(lines) + "\n")
+        return path
+
+    return write
+
+
+LABELED = {
+    "load_col": {"inter": ["user_id", "item_id", "label"]}, "train_neg_sample_args": None, "mlp_hidden_size": [8],
+    "eval_args": {"split": {"RS": [0.8, 0.1, 0.1]}, "order": "RO", "group_by": None, "mode": "labeled"},
+    "metrics": ["AUC", "LogLoss"], "valid_metric": "AUC",
+}  # fmt: skip
+
+
+def test_a_model_judged_by_labels_forgets_exactly_where_nothing_is_judged(recbole, labelled):
+    path = recbole("NeuMF", data_path=labelled(), **LABELED)
+    with recbole_unlearn.load(path) as opened:
+        assert opened.guard.distance == 0
+        assert all(opened.forget(users=[user]).details["exact"] for user in ("u20", "u17"))
+        opened.save("saved.pth")
+    keys = {"evaluate": "none", "purge": True, "purge_dataset": True}
+    for number, each in enumerate(("saved.pth", "out0/unlearned.pth")):
+        assert request(each, output_dir=f"out{number}", **keys)["unlearning"]["exact"]
+    keys = {"evaluate": "none", "method": "replay", "replay_rows": "all", "replay_epochs": "validated"}
+    # by the training's own validation, whatever else a request names
+    assert request("out1/unlearned.pth", metrics=["NDCG"], **keys)["unlearning"]["exact"]
+
+
+def test_nothing_of_forgotten_labels_is_left(recbole, labelled):
+    found = []
+    for data in (labelled(), labelled("u20")):
+        path = recbole("NeuMF", data_path=data, eval_step=0, **LABELED)
+        with recbole_unlearn.load(path) as opened:
+            before = torch.cat([value.clone().ravel() for value in opened.state_dict.values()])
+            assert opened.forget(users=["u20"]).details["coupling"] == "paired"
+            found.append((before, torch.cat([value.ravel() for value in opened.state_dict.values()])))
+    (before, after), (turned, forgotten) = found
+    assert not torch.equal(before, turned) and torch.equal(after, forgotten) and not torch.equal(before, after)
+
+
+def test_where_a_model_judged_by_labels_would_be_judged_the_line_says_what_to_give(recbole, labelled):
+    path = recbole("NeuMF", data_path=labelled(), **LABELED)
+    for keys, says in (({}, "AUC judges predicted values"), ({"metrics": ["NDCG"]}, "mode of valid is labeled")):
+        with pytest.raises(InputError, match=f"{says}.* or evaluate: none$"):
+            request(path, **keys)
+    assert not Path("out").exists()
+
+
+def test_a_metric_that_validation_misses_is_missed_by_what_validates_alone(recbole):
+    path = recbole(epochs=2, eval_step=1, metrics=["MRR", "NDCG"], valid_metric="MRR@10")
+    with pytest.raises(InputError, match="valid_metric MRR@10 is none of the metrics.* or compare: none$"):
+        request(path, metrics=["NDCG"], compare="retrain")
+    assert set(request(path, metrics=["NDCG"])["models"]["unlearned"]["ranking"]["full"]) >= {"ndcg@5", "ndcg@10"}
+
+
 def test_what_is_not_saved_leaves_nothing(recbole, tmp_path):
     assert recbole(saved=False) is None
     assert not list((tmp_path / "saved").iterdir())

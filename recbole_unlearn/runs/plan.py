@@ -69,7 +69,7 @@ def _way(run, unlearner: InfluenceUnlearner) -> dict[str, Any]:
 
 
 def _adopted(run):
-    """Of a checkpoint that RecBole wrote, nothing is known before it is adopted."""
+    """Of a checkpoint without a log, nothing is known before it is adopted."""
     chosen = f"{run.checkpoint.stock} is adopted first, that is trained again by its seed"
     unknown = ("method", "exact", "coupling", "epochs", "validated", "seconds", "memory", "guard")
     return dict.fromkeys(unknown) | {"chosen": chosen}
@@ -94,7 +94,7 @@ def _left(run) -> list[dict[str, str]]:
         ("the request, and copies of data and models elsewhere", "wherever you keep them", "stay; they are yours"),
     ]
     if run.checkpoint.stock:
-        found.insert(0, ("RecBole's own checkpoint", run.checkpoint.stock, "stays; it is yours"))
+        found.insert(0, ("the checkpoint without a log", run.checkpoint.stock, "stays; it is yours"))
     if run.saved:
         found.append(("the new model, its log, results", config["output_dir"] or "a new folder", "are written"))
     if run.trail:

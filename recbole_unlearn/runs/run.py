@@ -25,7 +25,7 @@ from recbole_unlearn.runs import output
 from recbole_unlearn.runs.erasure import Erasure, beyond_rows, told_apart
 from recbole_unlearn.runs.result import Result
 from recbole_unlearn.runs.stream import Served, serve
-from recbole_unlearn.settings.conflicts import check_sizes, to_train
+from recbole_unlearn.settings.conflicts import check_sizes, judged, to_train
 from recbole_unlearn.settings.given import Given
 from recbole_unlearn.settings.shown import hidden, plain, public
 from recbole_unlearn.storage.files import in_one_line, scratch_folder
@@ -52,7 +52,7 @@ class Run:
     def __init__(self, given: Given, held: ExitStack, saved: bool = True):
         self.held, self.saved = held, saved
         checkpoint = Checkpoint.open(given, held)
-        self.config = config = checkpoint.config if checkpoint else to_train(given)
+        self.config = config = judged(checkpoint.config) if checkpoint else to_train(given)
         self.request = ForgetRequest.from_config(config)
         self.output = output.output_folder(config, looks=config["dry_run"])
         output.check_paths(config, self.output, given.files, saved)
@@ -96,7 +96,7 @@ class Run:
             self.logger.info(str(config))
         self.logger.info(described(self.split.train._dataset))
         if checkpoint and checkpoint.stock:
-            self.logger.info(f"{checkpoint.stock}, which RecBole wrote, is adopted as {checkpoint.path}")
+            self.logger.info(f"{checkpoint.stock}, which has no log, is adopted as {checkpoint.path}")
 
     def _opened(self, checkpoint):
         """The unlearner of a checkpoint, which all ranks share."""

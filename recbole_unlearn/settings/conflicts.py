@@ -119,7 +119,20 @@ def ranks(given: Given) -> dict[str, Any]:
 
 def to_train(given: Given) -> UnlearnConfig:
     """The configuration of a request that trains its own model. InputError where that could not forget."""
-    return trainable(supported(UnlearnConfig(*given.arguments)))
+    return judged(trainable(supported(UnlearnConfig(*given.arguments))), trains=True)
+
+
+def judged(config: UnlearnConfig, trains: bool = False) -> UnlearnConfig:
+    """The configuration. InputError where a run cannot judge its models, or validate one that it trains, as it says.
+
+    Args:
+        trains: whether it trains the original too.
+    """
+    if config["evaluate"] != "none" or config["drift_every"]:
+        recbole_keys.check_judged(config)
+    if config["eval_step"] > 0 and (trains or config["compare"] == "retrain" or config["drift_every"]):
+        recbole_keys.check_validated(config, "" if trains or config["drift_every"] else ", or compare: none")
+    return config
 
 
 def trainable(config: UnlearnConfig) -> UnlearnConfig:
@@ -162,7 +175,6 @@ def supported(config: UnlearnConfig) -> UnlearnConfig:
     """The configuration. InputError where its model cannot forget, or not in the way that it asks for."""
     if reason := refusal(config):
         raise InputError(reason)
-    recbole_keys.check_judged(config)
     if config["log_wandb"] and "wandb" not in sys.modules and importlib.util.find_spec("wandb") is None:
         raise InputError("log_wandb: True needs the package wandb, which is not installed; install it, or leave it out")
     if config["model"] not in DERIVED_FORMS or config["unlearn_params"]:

@@ -401,19 +401,44 @@ def recbole_name(model_class):
 
 
 def check_judged(config):
-    """Raises InputError for metrics that say nothing of a pairwise model's ranking, or that RecBole cannot compute."""
+    """Raises InputError where models are to be judged by what says nothing of a ranking."""
+    instead = "evaluate: none" + (" without drift_every" if config["drift_every"] else "")
     for name in config["metrics"]:
         if metric_types[name.lower()] != EvaluatorType.RANKING:
             raise InputError(
-                f"metrics: {name} judges predicted values, not a ranking; give Recall, NDCG, Hit or the like"
+                f"metrics: {name} judges predicted values, not a ranking; give Recall, NDCG, Hit or the like, or "
+                f"{instead}"
             )
     for phase, mode in config["eval_args"]["mode"].items():
         if mode == "labeled":
-            raise InputError(f"eval_args: mode of {phase} is labeled, which judges values; give full, uniN or popN")
+            raise InputError(
+                f"eval_args: mode of {phase} is labeled, which judges values; give full, uniN or popN, or {instead}"
+            )
+
+
+def check_validated(config, instead=""):
+    """Raises InputError where RecBole's validation would miss the metric that it chooses the best epoch by.
+
+    Args:
+        instead: what else may be given, to end the line with.
+    """
     names = [metric.lower() for metric in config["metrics"]]
-    computed = [name if name in WITHOUT_CUTOFF else f"{name}@{k}" for name in names for k in config["topk"]]
+    values = {name for name in names if metric_types[name] == EvaluatorType.VALUE} | set(WITHOUT_CUTOFF)
+    computed = dict.fromkeys(name if name in values else f"{name}@{k}" for name in names for k in config["topk"])
     if config["valid_metric"].lower() not in computed:
-        raise InputError(f"valid_metric {config['valid_metric']} is none of the metrics at topk: {', '.join(computed)}")
+        raise InputError(
+            f"valid_metric {config['valid_metric']} is none of the metrics at topk: {', '.join(computed)}; give it "
+            f"among them{instead}"
+        )
+
+
+def validating(config):
+    """RecBole's keys of a validation that computes ``valid_metric`` alone, whatever a request has models judged by."""
+    name, _, cutoff = config["valid_metric"].partition("@")
+    if name.lower() not in metric_types:  # a training that never validated may name any
+        return {}
+    topk = {"topk": [int(cutoff)]} if cutoff.isdecimal() else {}
+    return {"metrics": [name], "eval_type": metric_types[name.lower()], **topk}
 
 
 def alike(key, first, second):

@@ -95,7 +95,7 @@ def _log_folder(path, state):
 
 
 def read(path: Path | str, logged: bool = True) -> dict[str, Any]:
-    """Content of a checkpoint file: plain values and tensors; ``stock`` is True in one that RecBole wrote without us.
+    """Content of a checkpoint file: plain values and tensors, whether this package wrote it or RecBole itself.
 
     Args:
         logged: whether it must have been trained with a triple log.
@@ -136,9 +136,9 @@ def read(path: Path | str, logged: bool = True) -> dict[str, Any]:
 
 
 def _content(path):
-    """What a file holds that this package wrote, or RecBole itself."""
+    """What a file holds, in either form."""
     if stock.wrote(path):
-        return {**stock.read(path), "stock": True}
+        return stock.read(path)
     try:
         return devices.read(path)
     except pickle.UnpicklingError:  # which says how to run what it holds
@@ -150,8 +150,8 @@ def _check_logged(path, state):
     tie = state.get("triple_log")
     if not isinstance(state["config"], dict) or tie is None:
         raise InputError(
-            f"checkpoint {path} has no triple log: it was trained without recbole_unlearn, or with log_negatives: "
-            "False; train again with recbole_unlearn imported and log_negatives: True"
+            f"checkpoint {path} has no triple log; recbole_unlearn.load({str(path)!r}) adopts it, by training again, "
+            "where that ends in its weights"
         )
     if isinstance(tie, dict) and isinstance(reason := tie.get("missing"), str):
         raise InputError(f"checkpoint {path} has no triple log: {reason}; train anew to get one")

@@ -19,14 +19,17 @@ import torch
 MAX_PICKLE = 4 << 20  # bytes; RecBole's have some thousand, and their tensors lie elsewhere
 MAX_TUPLES = 20_000  # of a pickle: Python's hash of one in one in one goes as deep as they do
 MAX_VALUES, MAX_DEPTH = 1_000_000, 40
+MAX_PLACES = 1 << 20  # of what a pickle remembers: more than values fit into it
 CONFIG = ("recbole.config.configurator", "Config")
+GLOBAL = f"c{CONFIG[0]}\n{CONFIG[1]}\n"
 ENUMS = "recbole.utils.enum_type"
-# What a pickle of RecBole is made of. None of these takes from the registry of extensions, or a place in memory that
-# the pickle chooses.
+# What a pickle of RecBole is made of, in its protocol or in torch's, in which others write it anew. None of these takes
+# from the registry of extensions; places in memory that the pickle chooses are below `MAX_PLACES`.
 OPCODES = frozenset(
     "PROTO FRAME STOP MARK MEMOIZE BINGET LONG_BINGET NONE NEWTRUE NEWFALSE BININT BININT1 BININT2 LONG1 BINFLOAT "
     "SHORT_BINUNICODE BINUNICODE SHORT_BINBYTES BINBYTES EMPTY_LIST APPEND APPENDS EMPTY_DICT SETITEM SETITEMS "
-    "EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 STACK_GLOBAL NEWOBJ REDUCE BUILD BINPERSID".split()
+    "EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 STACK_GLOBAL NEWOBJ REDUCE BUILD BINPERSID "
+    "GLOBAL BINPUT LONG_BINPUT".split()
 )
 DTYPES = {
     "FloatStorage": torch.float32, "DoubleStorage": torch.float64, "HalfStorage": torch.float16,
@@ -37,10 +40,11 @@ SCALARS = ("f8", "f4", "f2", "i8", "i4", "i2", "i1", "u8", "u4", "u2", "u1", "b1
 
 
 def wrote(path: Path | str) -> bool:
-    """Whether a file of torch's holds a pickle in RecBole's protocol that names its ``Config``; ours are in another."""
+    """Whether a file of torch's holds a pickle that names RecBole's ``Config``; ours hold plain values."""
     with zipfile.ZipFile(path) as file:
         contents = [file.read(name) for name in _pickles(file)]
-    return len(contents) == 1 and contents[0].startswith(b"\x80\x04") and CONFIG[0].encode() in contents[0]
+    # torch's protocol, in which ours are, names in another way than it writes text, which may say anything
+    return len(contents) == 1 and (CONFIG[0] if contents[0][1:2] > b"\x03" else GLOBAL).encode() in contents[0]
 
 
 def read(path: Path | str) -> dict[str, Any]:
@@ -84,8 +88,8 @@ def _check_opcodes(content):
     if len(content) > MAX_PICKLE:
         raise pickle.UnpicklingError("its pickle is larger than RecBole's are")
     tuples = 0
-    for opcode, _, _ in pickletools.genops(content):
-        if opcode.name not in OPCODES:
+    for opcode, argument, _ in pickletools.genops(content):
+        if opcode.name not in OPCODES or opcode.name == "LONG_BINPUT" and int(argument or 0) > MAX_PLACES:
             raise pickle.UnpicklingError(f"its pickle has {opcode.name}, which RecBole's have not")
         tuples += "TUPLE" in opcode.name
     if tuples > MAX_TUPLES:
@@ -186,6 +190,7 @@ class _Reader(pickle.Unpickler):
             ("torch", "device", _device),
             ("torch._utils", "_rebuild_tensor_v2", _tensor),
             ("torch._utils", "_rebuild_parameter", lambda tensor, *_: tensor),
+            ("_codecs", "encode", _bytes),
             ("numpy", "dtype", _Kind),
             ("numpy.core.multiarray", "scalar", _scalar),
             ("numpy._core.multiarray", "scalar", _scalar),
@@ -219,6 +224,12 @@ class _Reader(pickle.Unpickler):
 
 def _device(kind, index=None):
     return f"{kind}" if index is None else f"{kind}:{index}"
+
+
+def _bytes(text, encoding):
+    if type(text) is not str or encoding != "latin1":
+        raise pickle.UnpicklingError("it holds bytes that are none")
+    return text.encode(encoding)
 
 
 def _scalar(kind, content):

@@ -1,4 +1,4 @@
-"""Checkpoints that RecBole wrote without this package: their log is made by training again, and proved by its end.
+"""Checkpoints without a log, RecBole's own above all: it is made by training again, and proved by its end.
 
 Split, initial weights, order of the rows and negatives follow from the seed and the data. Where training again ends in
 the stored weights, what it drew is what was drawn then. Where it does not, one approximate step may still be taken, if
@@ -59,12 +59,18 @@ def check_origin(path: Path, stored: dict[str, Any], stock: Path) -> None:
         )
 
 
+def check_epoch(stock: Path, stored: dict[str, Any]) -> None:
+    """Raises InputError where a checkpoint was not trained for some of its epochs."""
+    epoch, epochs = stored["epoch"], stored["config"].get("epochs")
+    if not (type(epoch) is type(epochs) is int and 0 <= epoch < epochs):
+        raise InputError(
+            f"checkpoint {stock} is of epoch {epoch!r} of {epochs!r}, which no training ended with; give one of a "
+            "trained model"
+        )
+
+
 def check(stock: Path, stored: dict[str, Any], config: UnlearnConfig, split: Split) -> None:
-    """Raises InputError where a model on these data would have weights of other sizes than the stored ones, or was
-    not trained for some of its epochs."""
-    epoch = stored["epoch"]
-    if type(epoch) is not int or not 0 <= epoch < config["epochs"]:
-        raise InputError(f"checkpoint {stock} is of epoch {epoch!r} of {config['epochs']}; give one of a trained model")
+    """Raises InputError where a model on these data would have weights of other sizes than the stored ones."""
     now = {name: list(value.shape) for name, value in new_model(config, split).state_dict().items()}
     then = {name: list(value.shape) for name, value in stored["state_dict"].items()}
     for name in sorted(now.keys() | then.keys()):
@@ -79,10 +85,10 @@ def check(stock: Path, stored: dict[str, Any], config: UnlearnConfig, split: Spl
 def adopt(
     stock: Path, stored: dict[str, Any], config: UnlearnConfig, split: Split, path: Path
 ) -> tuple[dict[str, Any], TripleLog]:
-    """Write a checkpoint with a log that has the weights of one that RecBole wrote; returns its content and its log.
+    """Write a checkpoint with a log that has the weights of one without; returns its content and its log.
 
     Args:
-        stock: RecBole's file, which stays as it is.
+        stock: the file without a log, which stays as it is.
         stored: its content.
         config: its configuration.
         split: its data, as its seed splits them; nobody has used the train loader.

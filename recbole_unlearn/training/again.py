@@ -27,11 +27,12 @@ from recbole_unlearn.influence.recorded import Adam, Recorded, marked
 from recbole_unlearn.models.draws import keep_draws
 from recbole_unlearn.models.losses import fixed_randomness
 from recbole_unlearn.settings.config import changed
+from recbole_unlearn.settings.recbole_keys import validating
 from recbole_unlearn.storage import checkpoints
 from recbole_unlearn.storage.files import scratch_folder
 from recbole_unlearn.storage.triple_log import TripleLog
 from recbole_unlearn.training.compiled import LOGGED, BatchKernels, Kernels, not_again
-from recbole_unlearn.training.fit import flat_weights, nan_said, new_model
+from recbole_unlearn.training.fit import COMPARED, flat_weights, nan_said, new_model
 from recbole_unlearn.training.trainer import load_best, make_trainer
 
 
@@ -59,7 +60,8 @@ def train_paired(config, split, path, original, forgotten, seed):
     if not paired.recorded.ordered():
         raise InputError(f"the order of batches of {log.path} is not known; train again")
     again = trained_again(config, split, paired, Beginning.of(seed, stored, log))
-    checkpoints.save(path, checkpoint_state(again.trainer, len(paired) - 1))
+    state = checkpoint_state(again.trainer, len(paired) - 1)
+    checkpoints.save(path, {**state, "triple_log": {"missing": COMPARED}})
     return again.trainer.model, again.seconds
 
 
@@ -162,7 +164,7 @@ def trained_again(
         gone = np.flatnonzero(~epochs.kept)
         rest = split.remaining(gone)
         model = new_model(config, split, beginning.seed, rest._dataset)
-        own = changed(config, checkpoint_dir=str(folder), suppression=None, log_wandb=False)
+        own = changed(config, checkpoint_dir=str(folder), suppression=None, log_wandb=False, **validating(config))
         trainer: Any = make_trainer(own, model)
         first = new_model(config, split, beginning.seed, split.remaining_dataset(beginning.without))
         start = perf_counter()

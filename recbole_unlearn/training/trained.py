@@ -37,14 +37,14 @@ from recbole_unlearn.training.fit import new_model
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint before there is data or a model: of our trainer, or of RecBole's own, to be adopted.
+    """A checkpoint before there is data or a model: of a training with a log, or of one without, to be adopted.
 
     Attributes:
         path: its file; of one to be adopted, where the adopted one will lie.
         config: what it was trained with, and what the request says.
         stored: its content.
         log: its triple log; None before it is adopted.
-        stock: RecBole's own file that it was, or is to be, adopted from; None: there is none.
+        stock: file without a log that it was, or is to be, adopted from; None: there is none.
     """
 
     path: Path
@@ -69,7 +69,9 @@ class Checkpoint:
         _hold(named, held, looks=looks)
         path, stock, verify = Path(named), None, distributed.leads()
         stored, log = checkpoints.read(path, logged=False), None
-        if stored.get("stock"):
+        if stored.get("triple_log") is None:
+            adoption.check_epoch(path, stored)
+            stored["config"].pop("log_negatives", None)  # it is to have a log
             stock, path = path, adoption.adopted_path(path, given.get("checkpoint_dir"))
             _hold(path, held, new=True, looks=looks)
             if path.exists():
@@ -91,7 +93,7 @@ class Checkpoint:
                     "and then delete it yourself and forget from the adopted one"
                 )
             raise InputError(
-                f"purge: True would leave {stock}, which RecBole wrote and which knows what is to be forgotten too; "
+                f"purge: True would leave {stock}, which has no log and knows what is to be forgotten too; "
                 f"{then}, or leave purge out"
             )
         return cls(path, config, stored, log, stock)
@@ -109,7 +111,7 @@ class Checkpoint:
         return split
 
     def trained(self, split: Split, seed: int | None = None) -> "Trained":
-        """The training, on its data; one of RecBole's own is adopted now.
+        """The training, on its data; one without a log is adopted now.
 
         ``seed`` is that of the training, for models whose structure is drawn at random; default: the configuration's.
         """
@@ -185,7 +187,9 @@ class Trained:
         asked = {key: value for key, value in trainer.config.external_config_dict.items() if key in keys.KEYS}
         check_open(Given.read(config_dict={**asked, **changes}))
         if getattr(trainer, "triple_log", None) is None:
-            reason = getattr(trainer, "no_log", None) or "it was not fitted by one of our trainers, with saved=True"
+            reason = getattr(trainer, "no_log", None) or (
+                "it was not fitted by one of our trainers, for an epoch or more, with saved=True and log_negatives"
+            )
             raise InputError(f"the trainer has no triple log: {reason}")
         path = Path(trainer.saved_model_file)
         if not path.is_absolute() and (beside := trainer.triple_log.path.with_name(path.name)).is_file():
