@@ -419,7 +419,7 @@ def smoke(options):
 
 SHIFT = 1e-6  # of initial weights, relative
 SEED = 2020
-STEPS = "along the training", "and the last quarter", "one step"  # the first is the default, with snapshots
+STEPS = "along the training", "and the last third", "one step"  # the first is the default, with snapshots
 POINTWISE = "DMF NeuMF NAIS FISM NNCF RippleNet"  # general and knowledge-aware models that RecBole trains on labels
 ONLY_CE = ("BERT4Rec", "GRU4RecCPR", "SASRecCPR", "RepeatNet")  # sequential models that RecBole has no BPR loss for,
 ONLY_BPR = ("FPMC", "TransRec", *VECTORS)  # or no cross entropy, which is the default of all others
@@ -483,7 +483,7 @@ def one(options):
             return percentiles(model, split, rows) - before
 
         n = unlearner.log.n_epochs
-        ways = dict(zip(STEPS, ({}, {"last_epochs": max(n // 4, 1)}, {"log_epochs": n}), strict=True))
+        ways = dict(zip(STEPS, ({}, {"last_epochs": max(n // 3, 1)}, {"log_epochs": n}), strict=True))
         for step, settings in () if options.only_exact else ways.items():
             way = replace(Influence(), **settings)
             if step != STEPS[-1] and not unlearner.problem.stops(way):
@@ -672,7 +672,7 @@ def models(options):
         "that is said). *Exact* (`method: replay`): training again without the forgotten rows, with the original's "
         "random numbers, by its own trainer (BPR, LightGCN, FPMC, TransRec, LINE and CFKG by kernels). *Guard*: how "
         "far the same with nothing forgotten ends from the stored weights, over the training's way. *Step* (`method: "
-        "influence`): what is taken where exactness would last too long; *and the last quarter*: with at most so many "
+        "influence`): what is taken where exactness would last too long; *and the last third*: with at most so many "
         "of the last epochs trained again after it (`last_epochs`). *Way to exact*: change of the forget-set AUC "
         "by the step over that by the exact request; *correlation*: of the changes of the forgotten interactions' "
         "percentiles. *Exact with itself*: the same of training again from initial weights a millionth away, what any "
