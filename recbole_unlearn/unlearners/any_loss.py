@@ -333,30 +333,39 @@ class AnyLoss(Problem):
     def _trained_on(self, after, change, epochs, pace, snapshots, show_progress):
         """The change at the end, and the snapshots, where training goes on from a change after so many epochs.
 
-        Adam's second moments then are those of the end by the parameters' pace. Its first ones, the mean of some ten
-        batches, are left out, and the batches are the original's.
+        It goes on twice, with the rows and without, by the same random numbers: what the two have in common cancels,
+        such as the rounding of the snapshot, and moments of Adam that are not those of the time.
         """
-        state = copies(self.weights)
-        for name, value in self._moved(self._weights(epochs), change).items():
-            state[name] = torch.from_numpy(value).to(state[name].dtype)
-        optimizer, share = self.trained.optimizer, epochs / self.epochs
-        beta, moments = optimizer["param_groups"][0]["betas"][1], {}
+        numbers = {number for number in self.snapshots if number > epochs}
+        ends = []
+        for rows, moved in ((after.rows[:0], torch.zeros_like(change)), (after.rows, change)):
+            state = copies(self.weights)
+            for name, value in self._moved(self._weights(epochs), moved).items():
+                state[name] = torch.from_numpy(value).to(state[name].dtype)
+            onward = Onward(epochs, state, self._optimizer_then(epochs, pace))
+            bar, coupled = "Unlearn" if show_progress else None, self._coupled(rows, "paired")
+            ends.append(trained_again(self.config, self.split, coupled, self.beginning, numbers, bar, onward=onward))
+        with_rows, without = ends
+        for number in numbers & with_rows.snapshots.keys():
+            change = without.snapshots[number] - with_rows.snapshots[number]
+            snapshots[number] = np.asarray(self.snapshots[number], np.float32) + change
+        return _flat(without.trainer.model) - _flat(with_rows.trainer.model), snapshots
+
+    def _optimizer_then(self, epochs, pace):
+        """The optimiser's state after so many epochs: second moments are those of the end by the parameters' pace.
+
+        The first ones, means of some ten batches, are left out.
+        """
+        optimizer, moments = self.trained.optimizer, {}
+        beta = optimizer["param_groups"][0]["betas"][1]
         for n, each in optimizer["state"].items():
-            steps, now = float(each["step"]), float(each["step"]) * share
+            steps = float(each["step"])
+            now = steps * epochs / self.epochs
             grown = (1 - beta**now) / (1 - beta**steps) * pace[n] ** 2
             squares = {key: value * grown for key, value in each.items() if key.endswith("exp_avg_sq")}
-            first = torch.zeros_like(each["exp_avg"])
-            moments[n] = {**squares, "exp_avg": first, "step": torch.as_tensor(now, dtype=torch.float32)}
-        again = trained_again(
-            self.config,
-            self.split,
-            self._coupled(after.rows, "paired"),
-            self.beginning,
-            {number for number in self.snapshots if number > epochs},
-            "Unlearn" if show_progress else None,
-            onward=Onward(epochs, state, {**optimizer, "state": moments}),
-        )
-        return _flat(again.trainer.model) - _flat(self.view.model), snapshots | again.snapshots
+            first = {"exp_avg": torch.zeros_like(each["exp_avg"]), "step": torch.as_tensor(now, dtype=torch.float32)}
+            moments[n] = squares | first
+        return {**optimizer, "state": moments}
 
     def _descended(self, view, epochs, way, pull, damping, show_progress):
         """An implicit step along the training, by the Hessian; by Gauss-Newton where that is too far from convex."""
