@@ -289,18 +289,18 @@ def test_whose_training_rows_went_before_is_erased_and_listed_too(here, command,
     assert json.loads(command("receipt", "q.db", "again"))["receipt"]["exact"]
 
 
-def test_who_is_unknown_by_now_is_not_done_while_a_file_names_them(here, command):
-    Path("data/tiny/tiny.user").write_text(f"user_id:token\tage:float\n{SECRET_USER}\t3\nu20\t4\n")
+def test_who_is_unknown_by_now_and_in_a_file_again_goes_from_there(here, command):
+    users = f"user_id:token\tage:float\n{SECRET_USER}\t3\nu20\t4\n"
+    Path("data/tiny/tiny.user").write_text(users)
     command("add", "q.db", "--user", SECRET_USER, "--id", "first")
     command(*SERVE, *EVERYWHERE[:-1])
     with Path("data/tiny/tiny.user").open("a") as file:
         file.write(f"{SECRET_USER}\t3\n")
-    for state in ("failed", "done"):
-        command("add", "q.db", "--user", SECRET_USER, "--id", "again")
-        said = command(*SERVE, *EVERYWHERE, status=int(state == "failed"))
-        assert said.startswith(f"again: {state}, ") and ("tiny.user" in said) == (state == "failed")
-        assert suppression.lists("gone.list", "user", [SECRET_USER]) == (state == "done")
-        Path("data/tiny/tiny.user").write_text("user_id:token\tage:float\nu20\t4\n")
+    for name, said in (("again", "0 interactions"), ("twice", "nothing")):
+        command("add", "q.db", "--user", SECRET_USER, "--id", name)
+        assert command(*SERVE, *EVERYWHERE).startswith(f"{name}: done, {said}")
+        assert suppression.lists("gone.list", "user", [SECRET_USER])
+        assert Path("data/tiny/tiny.user").read_text() == users.replace(f"{SECRET_USER}\t3\n", "")
 
 
 def test_an_unfinished_purge_of_who_is_held_out_alone_is_made_up_for(here, command, monkeypatch):

@@ -11,6 +11,7 @@ from conftest import SECRET_USER, inside, tiny_interactions
 from recbole_unlearn.data.split import Split
 from recbole_unlearn.errors import InputError
 from recbole_unlearn.quick_start import run_unlearn
+from recbole_unlearn.runs.erasure import Erasure
 from recbole_unlearn.settings.config import UnlearnConfig
 from recbole_unlearn.unlearner import load
 
@@ -75,7 +76,7 @@ def test_tables_are_those_that_recbole_makes_of_what_remains(tmp_path, make_opti
     split, rest = (made(tmp_path / name, make_options, **scaled) for name in ("all", "rest"))
     before = split.train.dataset
     ids = {of: np.array([before.field2token_id[f"{of}_id"][token]]) for of, token in gone.items()}
-    split.unlisted = ids
+    Erasure(split.config, split, None, whole=ids).rest_of(split)
     after = split.remaining_dataset(
         np.flatnonzero(np.isin(split.users, ids["user"]) | np.isin(split.items, ids["item"]))
     )

@@ -3,7 +3,7 @@
 RecBole scales some to 0..1, by the smallest and the largest value of all rows, and fills what is missing by their mean.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 import torch
@@ -72,14 +72,17 @@ def rescale(data: Dataset, before: Limits, after: Limits) -> None:
             columns[field] = torch.where(there, _between(columns[field], low, high, pairs), columns[field])
 
 
-def tables_without(config: Config, data: Dataset, gone: Mapping[str, np.ndarray]) -> dict[str, Interaction]:
+def tables_without(
+    config: Config, data: Dataset, gone: Mapping[str, np.ndarray], given: Callable[[str, str], Iterable[str] | None]
+) -> dict[str, Interaction]:
     """The tables of users and items that would hold other numbers without the lines of some, by attribute of ``data``.
 
-    RecBole's tables have a row for each id. That of padding has no line, so that it tells what is missing is filled by;
-    of a number that happens to be the same to the last digit nobody can tell.
+    RecBole's tables have a row for each id, padding's too, for which there is no line.
 
     Args:
         gone: ids by ``user`` and ``item``, beside those who have no names any more.
+        given: of 'user' or 'item' and a column, the tokens whose line has a number there; None: nobody knows, and what
+            is the number that padding has counts as missing.
     """
     found = {}
     for part, owner in (("user", data.uid_field), ("item", data.iid_field)):
@@ -88,23 +91,23 @@ def tables_without(config: Config, data: Dataset, gone: Mapping[str, np.ndarray]
             continue
         there = ~np.isin(np.arange(len(table)), gone[part])
         there &= [str(token) != NAMELESS.format(n) for n, token in enumerate(data.field2id_token[owner])]
-        columns = {
-            name: column if data.field2type.get(name) != FeatureType.FLOAT else _anew(config, data, name, column, there)
-            for name, column in table.interaction.items()
-        }
+        columns = dict(table.interaction)
+        for name, column in table.interaction.items():
+            if data.field2type.get(name) == FeatureType.FLOAT:
+                values = value(column.numpy()).astype(np.float64)
+                tokens = given(part, name)
+                own = values != values[0] if tokens is None else np.isin(data.field2id_token[owner], list(tokens))
+                columns[name] = _anew(column, values, there & own, there, _is_scaled(config, data, name))
         if any(columns[name] is not column for name, column in table.interaction.items()):
             found[f"{part}_feat"] = Interaction(columns)
     return found
 
 
-def _anew(config, data, name, column, there):
-    """A table's column as RecBole makes it of the rows that are ``there``; itself where that changes nothing."""
-    values = value(column.numpy()).astype(np.float64)
-    filled = values == values[0]
-    own = values[there & ~filled]
-    rest = np.where(there & ~filled, values, own.mean() if len(own) else 0.0)
-    if len(own) and _is_scaled(config, data, name):
-        rest = _between(torch.from_numpy(rest), own.min(), own.max(), False).numpy()
+def _anew(column, values, own, there, scaled):
+    """A table's column as RecBole makes it of the rows' ``own`` values; itself where that changes nothing of others."""
+    rest = np.where(own, values, values[own].mean() if own.any() else 0.0)
+    if own.any() and scaled:
+        rest = _between(torch.from_numpy(rest), values[own].min(), values[own].max(), False).numpy()
     changed = torch.from_numpy(rest).to(column.dtype)
     if torch.equal(changed[there], torch.from_numpy(value(column.numpy()))[there]):
         return column

@@ -41,7 +41,7 @@ from recbole_unlearn.data.frozen_data import frozen_dataset, is_frozen
 from recbole_unlearn.data.histories import history_columns
 from recbole_unlearn.data.knowledge import KEY, LinkedDataset, drop_facts
 from recbole_unlearn.data.sampling import DrawnAgain
-from recbole_unlearn.data.scaling import Limits, check_scaled, limits, rescale, scaled, tables_without, value
+from recbole_unlearn.data.scaling import Limits, check_scaled, limits, rescale, scaled, value
 from recbole_unlearn.data.spam import draw_spam
 from recbole_unlearn.errors import InputError
 from recbole_unlearn.influence.recorded import marked
@@ -131,7 +131,7 @@ class Split:
         data_row: row in RecBole's training data set of each of these, int64 ``[rows]``.
         spam: rows that ``forget_spam`` added to the training data, int64; they come last of their user.
         n_users, n_items: sizes of the id spaces, padding id 0 included.
-        unlisted: ids of users and items, by ``user`` and ``item``, whose lines in tables what remains knows nothing of.
+        tables: of users and items, by attribute of a data set, that what remains has instead of those that were read.
         unlinked: ids of entities of which what remains (`remaining`, `remaining_dataset`) has no facts, int64.
         stale: whether the model was trained on what goes with these lines and facts.
         lacked: columns of the training interactions that are in the data as read and that the model's log lacks.
@@ -139,7 +139,7 @@ class Split:
         doubtful: how many interactions the model lacks of which nobody can tell whether they were forgotten or are new.
     """
 
-    unlisted: Mapping[str, np.ndarray] = {}
+    tables: Mapping[str, Interaction] = {}
     unlinked: np.ndarray = np.empty(0, np.int64)
     stale: bool = False
     lacked: Mapping[str, torch.Tensor] = {}
@@ -503,7 +503,7 @@ class Split:
             rebuild_histories(part, data, rows, gone)
         gone = self._gone(gone, held_out)
         rescale(part, self._limits(np.zeros_like(gone)), self._limits(gone))
-        for name, table in tables_without(self.config, data, self.unlisted).items():
+        for name, table in self.tables.items():
             setattr(part, name, table)
         if len(self.unlinked):
             drop_facts(part, self.unlinked)

@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
+from recbole.data.interaction import Interaction
 
 from recbole_unlearn.data import frozen_data
 from recbole_unlearn.data.forget import ForgetRequest, Tokens
@@ -144,12 +146,25 @@ class Erasure:
     def stale(self) -> bool:
         """Whether the model was trained on what goes of the tables beside interactions: facts, or features of others
         that are scaled, or filled in, by the numbers of these."""
-        data, model = self.split.train._dataset, self.config.model_class
-        return len(self.unlinked) > 0 or (reads_tables(model) and bool(tables_without(self.config, data, self.whole)))
+        return len(self.unlinked) > 0 or (reads_tables(self.config.model_class) and bool(self.tables))
+
+    @cached_property
+    def tables(self) -> dict[str, Interaction]:
+        """The tables of users and items whose numbers are others without the lines that go."""
+        return tables_without(self.config, self.split.train._dataset, self.whole, self._given)
+
+    def _given(self, part, column):
+        """Tokens of users or items with a number in a column of their file; None: it cannot be read any more."""
+        path, form = inter_file.beside(self.inter, part), inter_file.reading(self.config)
+        form["fields"] = [form["fields"][part == "item"], column]
+        try:
+            return {values[0] for _, values in inter_file.records(path, form) if values and _is_number(values[1])}
+        except InputError:
+            return None
 
     def rest_of(self, split: Split) -> None:
         """Have what remains of a split be without these lines and facts, too."""
-        split.unlisted, split.unlinked, split.stale = self.whole, self.unlinked, self.stale
+        split.tables, split.unlinked, split.stale = self.tables, self.unlinked, self.stale
 
     def check_stale(self, exact: bool) -> None:
         """Raises InputError where a model would stay trained on what is to go."""
@@ -262,6 +277,10 @@ def all_named(split: Split, whole: Mapping[str, np.ndarray], unread: Tokens) -> 
     """Tokens of users and items: those of ids, and those that the data set does not know."""
     known = split.named(whole)
     return {of: [*known.get(of, []), *unread.get(of, [])] for of in ("user", "item")}
+
+
+def _is_number(text):
+    return not np.isnan(pd.to_numeric(text, errors="coerce"))
 
 
 def data_file(config, stored: Mapping[str, Any] | None) -> Path:

@@ -134,7 +134,7 @@ def _of_any_loss(problem, way):
             return replace(way.replay, rows="all"), f"auto: {longer}"
         if exact:
             return way.replay, f"auto: {known}"
-        there_is_time_for = int(problem.epochs * way.replay.exact_seconds / seconds)
+        there_is_time_for = int(problem.epochs * way.replay.exact_seconds / seconds / 2)  # with the rows and without
         last = max(way.influence.last_epochs, there_is_time_for)
         return replace(way.influence, last_epochs=last), f"auto: {known}"
     if isinstance(way, Reoptimise):
