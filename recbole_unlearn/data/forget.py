@@ -239,8 +239,7 @@ class PairsOfFile:
 def _pairs_file(key, value, config):
     path = _path(key, value, config)
     header = f"{config['USER_ID_FIELD']}:token", f"{config['ITEM_ID_FIELD']}:token"
-    if not (pairs := _read_pairs(path, header)):
-        raise InputError(f"{path} is empty: it names nobody; name at least one pair of user and item")
+    pairs = _read_pairs(path, header)
     return PairsOfFile(path, ([user for user, _ in pairs], [item for _, item in pairs]))
 
 

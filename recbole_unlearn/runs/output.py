@@ -20,7 +20,7 @@ from recbole_unlearn.data.split import Split
 from recbole_unlearn.errors import InputError
 from recbole_unlearn.influence.coupling import Fresh, Paired
 from recbole_unlearn.influence.recorded import marked
-from recbole_unlearn.runs.erasure import Erasure, all_named
+from recbole_unlearn.runs.erasure import NOTHING, Erasure, all_named
 from recbole_unlearn.settings.config import is_bare
 from recbole_unlearn.settings.keys import PATHS
 from recbole_unlearn.settings.shown import public
@@ -327,15 +327,15 @@ def suppression_list(config):
     return path
 
 
-def suppress(path, split, rows, request):
-    """Put what was forgotten on the suppression list: what a request names, pairs of other rows."""
+def suppress(path, split, rows, named, unread=NOTHING):
+    """Put what was forgotten on the suppression list: what was named (`ForgetRequest.named`, ``unread``), pairs of
+    other rows."""
     if path is None:
         return
-    named, unread = request.named(split), request.unread
     entries = [(field, token) for field, tokens in all_named(split, named, unread).items() for token in tokens]
     others = rows[~split.among(split.users[rows], split.items[rows], {**named, "user": named.get("user", [])})]
     numbers = split.pair_numbers(split.users[others], split.items[others])
-    pairs = [*split.pairs_of(np.union1d(numbers, named["pair"])), *unread.get("pair", ())]
+    pairs = [*split.pairs_of(np.union1d(numbers, named.get("pair", numbers[:0]))), *unread.get("pair", ())]
     suppression.add(path, [*entries, *(("pair", *pair) for pair in pairs)])
 
 

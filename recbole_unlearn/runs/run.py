@@ -259,7 +259,8 @@ class Run:
             if trail:
                 result["audit"] = {"file": str(trail), "request": secrets.token_hex(8)}
             tables.write(output.lasting(result), folder)
-            output.suppress(self.suppression, self.split, self.rows, self.request)
+            named, unread = self.request.named(self.split), self.request.unread
+            output.suppress(self.suppression, self.split, self.rows, named, unread)
             output.record(result, trained, unlearned, trail, requests)
         output.purge(result, self.config, trained.path, self.erasure, trail)
         tables.write(output.lasting(result), folder)
