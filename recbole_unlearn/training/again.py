@@ -66,33 +66,6 @@ def train_paired(config, split, path, original, forgotten, seed):
 
 
 @dataclass(frozen=True)
-class Beginning:
-    """Where a training's random numbers came from, beside those that are recorded.
-
-    Attributes:
-        seed: of the initial weights, and of what is drawn in training.
-        without: rows of the split that were not there, sorted ints.
-        log: that may hold the initial weights; None: they are drawn by the seed.
-        validated: whether RecBole's validation came between its epochs, which may draw (BERT4Rec's masks).
-    """
-
-    seed: int | None = None
-    without: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
-    log: TripleLog | None = None
-    validated: bool = False
-
-    @classmethod
-    def of(cls, seed: int | None, stored: dict[str, Any], log: TripleLog) -> "Beginning":
-        """That of a checkpoint's training: where it validated, there is a score."""
-        return cls(seed, log=log, validated=was_validated(stored))
-
-
-def was_validated(stored: dict[str, Any]) -> bool:
-    """Whether a checkpoint's training validated: else its best score is RecBole's first one, or, by a purge, gone."""
-    return stored.get("best_valid_score") not in (np.inf, -np.inf)
-
-
-@dataclass(frozen=True)
 class Onward:
     """Where a training is taken up that is not begun anew.
 
@@ -105,6 +78,35 @@ class Onward:
     epochs: int
     state_dict: dict[str, torch.Tensor]
     optimizer: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """Where a training's random numbers came from, beside those that are recorded.
+
+    Attributes:
+        seed: of the initial weights, and of what is drawn in training.
+        without: rows of the split that were not there, sorted ints.
+        log: that may hold the initial weights; None: they are drawn by the seed.
+        validated: whether RecBole's validation came between its epochs, which may draw (BERT4Rec's masks).
+        onward: where to take it up, by the model's own trainer, instead: what it draws then is other than it was.
+    """
+
+    seed: int | None = None
+    without: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
+    log: TripleLog | None = None
+    validated: bool = False
+    onward: Onward | None = None
+
+    @classmethod
+    def of(cls, seed: int | None, stored: dict[str, Any], log: TripleLog) -> "Beginning":
+        """That of a checkpoint's training: where it validated, there is a score."""
+        return cls(seed, log=log, validated=was_validated(stored))
+
+
+def was_validated(stored: dict[str, Any]) -> bool:
+    """Whether a checkpoint's training validated: else its best score is RecBole's first one, or, by a purge, gone."""
+    return stored.get("best_valid_score") not in (np.inf, -np.inf)
 
 
 @dataclass
@@ -137,7 +139,6 @@ def trained_again(
     bar: str | None = None,
     compiled: bool = False,
     validated: bool = False,
-    onward: Onward | None = None,
 ) -> Again:
     """Train on given epochs, with nothing of other rows in graph, histories or facts.
 
@@ -152,9 +153,9 @@ def trained_again(
         compiled: whether our kernels may train, where they can; else RecBole's own trainer does.
         validated: whether RecBole's validation, with nothing of other rows, chooses among epochs that are `Fresh`,
             and stops early; else all are trained.
-        onward: where to take it up, by the model's own trainer; what it draws then is other than it would have been.
     """
     static, numbers = config["negatives"] == "static", set(snapshots)
+    onward = beginning.onward
     done = onward.epochs if onward else 0
     with (
         fixed_randomness(0),
@@ -168,16 +169,7 @@ def trained_again(
         trainer: Any = make_trainer(own, model)
         first = new_model(config, split, beginning.seed, split.remaining_dataset(beginning.without))
         start = perf_counter()
-        if is_recboles(type(model)):  # what is drawn of a graph or histories, when it is built, may come before weights
-            with torch.no_grad():
-                for value, theirs in zip(model.parameters(), first.parameters(), strict=True):
-                    value.copy_(theirs)
-            keep_draws(first, model, rest._dataset)
-            if beginning.log is not None:
-                begin(model, beginning.log)
-        if onward:
-            model.load_state_dict(onward.state_dict)
-            trainer.optimizer.load_state_dict(onward.optimizer)
+        _begin_as(trainer, first, rest._dataset, beginning)
         initial, position = flat_weights(model), split.positions_without(gone)
         group = trainer.optimizer.param_groups[0]
         by_kernels = compiled and not onward and not not_again(config, model, group, pairwise_loader(rest))
@@ -205,8 +197,8 @@ def trained_again(
             epochs = epochs.first(_validated(trainer, rest, valid, train_epoch, bar is not None))
             kept = {number: weights for number, weights in kept.items() if number <= len(epochs)}
         else:
-            repeats = isinstance(epochs, Paired) and not by_kernels and beginning.validated and len(split.valid) > 0
-            repeats = repeats and not onward
+            repeats = isinstance(epochs, Paired) and not (by_kernels or onward) and beginning.validated
+            repeats = repeats and len(split.valid) > 0
             between = _Validations(trainer, rest, lambda: split.judged_without(gone).valid, repeats)
             for number in tqdm(range(done, len(epochs)), bar, ncols=100, disable=bar is None):
                 trainer.begin_epoch(number)
@@ -216,6 +208,24 @@ def trained_again(
         played = len(trainer.train_loss_dict) if validated else len(epochs)
         seconds = perf_counter() - start
         return Again(trainer, torch.from_numpy(initial).double(), seconds, kept, epochs, played)
+
+
+def _begin_as(trainer, first, data, beginning):
+    """Give a trainer's model on some data, and its optimiser, the state that they begin with.
+
+    ``first``: the model on the data that there were when the random numbers were drawn.
+    """
+    model, onward = trainer.model, beginning.onward
+    if is_recboles(type(model)):  # what is drawn of a graph or histories, when it is built, may come before weights
+        with torch.no_grad():
+            for value, theirs in zip(model.parameters(), first.parameters(), strict=True):
+                value.copy_(theirs)
+        keep_draws(first, model, data)
+        if beginning.log is not None:
+            begin(model, beginning.log)
+    if onward:
+        model.load_state_dict(onward.state_dict)
+        trainer.optimizer.load_state_dict(onward.optimizer)
 
 
 class _Validations:

@@ -342,9 +342,9 @@ class AnyLoss(Problem):
             state = copies(self.weights)
             for name, value in self._moved(self._weights(epochs), moved).items():
                 state[name] = torch.from_numpy(value).to(state[name].dtype)
-            onward = Onward(epochs, state, self._optimizer_then(epochs, pace))
+            beginning = replace(self.beginning, onward=Onward(epochs, state, self._optimizer_then(epochs, pace)))
             bar, coupled = "Unlearn" if show_progress else None, self._coupled(rows, "paired")
-            ends.append(trained_again(self.config, self.split, coupled, self.beginning, numbers, bar, onward=onward))
+            ends.append(trained_again(self.config, self.split, coupled, beginning, numbers, bar))
         with_rows, without = ends
         for number in numbers & with_rows.snapshots.keys():
             change = without.snapshots[number] - with_rows.snapshots[number]
