@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import SECRET_ITEM, SECRET_USER, tiny_interactions
+from conftest import SECRET_ITEM, SECRET_USER, inside, tiny_interactions
 from test_crash import KILLED, Dying, forked, strided
 
 from recbole_unlearn.errors import InputError
@@ -43,21 +43,21 @@ def write_all(folder, rows):
         (Path(folder) / f"tiny.{ending}").write_text("\n".join(lines) + "\n")
 
 
+def train_live(make_options, model="BPR", **keys):
+    """Train a model on the data set in the current folder: `live/model.pth`, and nothing of what the run forgot."""
+    given = make_options(data_path="data", forget_count=3, output_dir="live", compare="none", audit=None, **keys)
+    run_unlearn(model, "tiny", None, given)
+    for extra in ("log", "log_tensorboard", "live/unlearned.triples"):
+        shutil.rmtree(extra, ignore_errors=True)
+    os.remove("live/unlearned.pth")
+
+
 @pytest.fixture(scope="module")
 def trained(make_options, tmp_path_factory):
     """A data set with every file, and a model trained on it. No test may change it."""
-    start = tmp_path_factory.mktemp("everywhere")
-    write_all(start / "data/tiny", tiny_interactions())
-    before = os.getcwd()
-    os.chdir(start)
-    try:
-        given = make_options(data_path="data", forget_count=3, output_dir="live", compare="none", audit=None)
-        run_unlearn("BPR", "tiny", None, given)
-        for extra in ("log", "log_tensorboard", "live/unlearned.triples"):
-            shutil.rmtree(start / extra, ignore_errors=True)
-        os.remove("live/unlearned.pth")
-    finally:
-        os.chdir(before)
+    with inside(tmp_path_factory.mktemp("everywhere")) as start:
+        write_all("data/tiny", tiny_interactions())
+        train_live(make_options)
     return start
 
 

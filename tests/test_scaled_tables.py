@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import SECRET_USER, inside, tiny_interactions
+from test_everywhere import train_live
 
 from recbole_unlearn.data.split import Split
 from recbole_unlearn.errors import InputError
@@ -94,10 +95,7 @@ def trained(make_options, tmp_path_factory):
     """A model that reads the prices, and its data. No test may change them."""
     with inside(tmp_path_factory.mktemp("scaled")) as start:
         write_all("data/tiny")
-        given = make_options(data_path="data", compare="none", evaluate="none", audit=None, epochs=2)
-        given |= {"load_col": COLUMNS, **GRU4RECF, "forget_count": 3, "output_dir": "live"}
-        run_unlearn("GRU4RecF", "tiny", None, given)
-        shutil.rmtree("live/unlearned.triples")
+        train_live(make_options, "GRU4RecF", load_col=COLUMNS, evaluate="none", epochs=2, **GRU4RECF)
     return start
 
 

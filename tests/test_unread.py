@@ -1,13 +1,12 @@
 """Whom the data set was not read with: dropped by a filter, or new in the file since the data lie with the log."""
 
-import os
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import inside, tiny_interactions, weights
-from test_everywhere import contents, holders, lines, write_all
+from test_everywhere import contents, holders, lines, train_live, write_all
 
 from recbole_unlearn.errors import InputError
 from recbole_unlearn.quick_start import run_unlearn
@@ -36,11 +35,7 @@ def trained(make_options, tmp_path_factory):
         write_all("data/tiny", [*rows, (*OLD, 17)])
         Path("data/tiny/tiny.kg").write_text(Path("data/tiny/tiny.kg").read_text() + "m.RARE\tr1\tt1\n")
         Path("data/tiny/tiny.link").write_text(Path("data/tiny/tiny.link").read_text() + f"{ITEM}\tm.RARE\n")
-        given = make_options(data_path="data", forget_count=3, output_dir="live", compare="none", audit=None)
-        run_unlearn("BPR", "tiny", None, {**given, **FILTERS, "evaluate": "none", "epochs": 2})
-        for extra in ("log", "log_tensorboard", "live/unlearned.triples"):
-            shutil.rmtree(extra, ignore_errors=True)
-        os.remove("live/unlearned.pth")
+        train_live(make_options, **FILTERS, evaluate="none", epochs=2)
     return start
 
 
@@ -150,10 +145,9 @@ def test_facts_that_a_model_stays_trained_on_are_refused(trained, make_options, 
     tables = {"link": [f"{item}\tm.{item}" for item in items], "kg": [f"m.{item}\tr1\tt1" for item in items]}
     for ending, own in tables.items():
         Path(f"data/tiny/tiny.{ending}").write_text("\n".join([lines(ending)[0], *sorted(own)]) + "\n")
-    given = make_options(data_path="data", forget_count=3, output_dir="live", compare="none", audit=None)
     columns = {"kg": ["head_id", "relation_id", "tail_id"], "link": ["item_id", "entity_id"]}
-    given |= FILTERS | {"load_col": {**FILTERS["load_col"], **columns}, "epochs": 1, "evaluate": "none"}
-    run_unlearn("CKE", "tiny", None, given)
+    keys = FILTERS | {"load_col": {**FILTERS["load_col"], **columns}, "epochs": 1, "evaluate": "none"}
+    train_live(make_options, "CKE", **keys)
     before = sorted(contents("."))
     with pytest.raises(InputError, match="CKE would stay trained on facts of items that no interaction is of"):
         forget(forget_items=[ITEM])
