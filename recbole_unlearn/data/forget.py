@@ -18,7 +18,7 @@ from recbole.config import Config
 from recbole_unlearn.data import requests
 from recbole_unlearn.data.atomic_file import column_types, file_exists, read_columns
 from recbole_unlearn.data.frozen_data import is_frozen
-from recbole_unlearn.data.tokens import ids, known_tokens, nearest, read_tokens
+from recbole_unlearn.data.tokens import ids, is_known, nearest, read_tokens
 from recbole_unlearn.errors import InputError
 from recbole_unlearn.storage.files import read_text
 
@@ -142,8 +142,7 @@ class ForgetRequest:
             alone, pairs = requests.tokens(self.value)
         found: dict[str, list[Any]] = {"pair": split.never_read(list(pairs))}
         for of, named in alone.items():
-            known = known_tokens(split, of)
-            found[of] = [each for each in named if each not in known]
+            found[of] = [each for each in named if not is_known(split, of, each)]
         return {of: sorted(set(each)) for of, each in found.items() if each}
 
     def without(self, unread: Tokens) -> "ForgetRequest":

@@ -419,17 +419,18 @@ class Split:
             setattr(split, name, self._resized(getattr(self, name), dataset=judged))
         return split
 
-    def validation_without(self, forgotten: np.ndarray) -> EvalLoader:
+    def validation_without(self, forgotten: np.ndarray, rest: Dataset) -> EvalLoader:
         """The validation data as RecBole makes them of what remains: what is forgotten is ranked like any other item.
 
         Args:
             forgotten: rows.
+            rest: their `remaining_dataset`.
         """
         judged, sampler = self.judged_without(forgotten), self.valid._sampler
         if not (len(forgotten) and isinstance(sampler, AbstractSampler) and runs_recboles(sampler)):
             return judged.valid
-        built = [self.remaining_dataset(forgotten), judged.valid._dataset, judged.test._dataset]
-        counted = _joined(built) if self.repeatable else built[0]  # which that sampler alone looks at
+        built = [rest, judged.valid._dataset, judged.test._dataset]
+        counted = _joined(built) if self.repeatable else rest  # which that sampler alone looks at
         _, sampler, _ = create_samplers(self.config, counted, built)
         return self._resized(judged.valid, sampler)
 

@@ -167,12 +167,12 @@ def _looked_up(
         asking, each = ForgetRequest("requests", table), tuple(tokens) if kind == "pair" else tokens[0]
         if each in unread.get(kind, ()):
             asked[request["id"]] = asking.without({kind: [each]}), NO_ROWS
-        elif not _unknown(split, request):
+        elif not unknown(split, _pair(request)):
             asked[request["id"]] = asking, rows_of(split, table)[0]
     notes = dict(zip(asked, left_over(erasure, asked.values(), names=False), strict=True))
     for request in pending:
         name, kind, tokens = request["id"], request["kind"], json.loads(request["tokens"])
-        named, strange = {kind: tokens}, [] if name in asked else _unknown(split, request)
+        named, strange = {kind: tokens}, [] if name in asked else unknown(split, _pair(request))
         if strange and not _forgotten(queue, kind, tokens, listed):
             refused[name] = f"unknown {strange[0]} token"
         elif strange:
@@ -225,12 +225,6 @@ def _forgotten(queue, kind, tokens, listed):
     """Whether the queue, or a suppression list, knows that this, or whom it is of, was forgotten as a whole."""
     covered = [(kind, tokens)] + ([("user", tokens[:1]), ("item", tokens[1:])] if kind == "pair" else [])
     return any(queue.forgotten(*each) or (listed and suppression.lists(listed, *each)) for each in covered)
-
-
-def _unknown(split, request):
-    """As `unknown`, of a request of a queue."""
-    user, item = _pair(request)
-    return unknown(split, (user, item))
 
 
 def _table(requests):

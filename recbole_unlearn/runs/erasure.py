@@ -14,7 +14,7 @@ from recbole_unlearn.data.forget import ForgetRequest, Tokens
 from recbole_unlearn.data.knowledge import own_entities
 from recbole_unlearn.data.scaling import tables_without
 from recbole_unlearn.data.split import Split
-from recbole_unlearn.data.tokens import FromNumber, known_tokens
+from recbole_unlearn.data.tokens import FromNumber, is_known
 from recbole_unlearn.errors import InputError
 from recbole_unlearn.models.support import reads_tables
 from recbole_unlearn.storage import inter_file, purging
@@ -99,13 +99,8 @@ class Erasure:
                 "which the file does not tell apart; use forget_file, which forgets all of them"
             )
         earlier = inter_file.plainly(inter, self.config, split.pairs_of(self.before))
-        pairs = [*self._own, *earlier]
-        return {
-            "inter": inter,
-            "config": self.config,
-            "pairs": pairs,
-            "whole": all_named(split, self.whole, self.unread),
-        }
+        pairs, whole = [*self._own, *earlier], all_named(split, self.whole, self.unread)
+        return {"inter": inter, "config": self.config, "pairs": pairs, "whole": whole}
 
     @cached_property
     def before(self) -> np.ndarray:
@@ -158,9 +153,11 @@ class Erasure:
         path, form = inter_file.beside(self.inter, part), inter_file.reading(self.config)
         form["fields"] = [form["fields"][part == "item"], column]
         try:
-            return {values[0] for _, values in inter_file.records(path, form) if values and _is_number(values[1])}
+            lines = [values for _, values in inter_file.records(path, form) if values]
         except InputError:
             return None
+        table = pd.DataFrame(lines, columns=["token", "number"])
+        return set(table["token"][pd.to_numeric(table["number"], errors="coerce").notna()])
 
     def rest_of(self, split: Split) -> None:
         """Have what remains of a split be without these lines and facts, too."""
@@ -258,7 +255,7 @@ def told_apart(config, split: Split, stored: Mapping[str, Any] | None, request: 
 def unknown(split: Split, pair: tuple[str, str]) -> list[str]:
     """Fields, ``user`` and ``item``, of a pair's token that the data set does not know; an empty one names nobody."""
     each = zip(("user", "item"), pair, strict=True)
-    return [field for field, token in each if token and token not in known_tokens(split, field)]
+    return [field for field, token in each if token and not is_known(split, field, token)]
 
 
 def in_files(inter: Path, config, named: Tokens) -> Tokens:
@@ -277,10 +274,6 @@ def all_named(split: Split, whole: Mapping[str, np.ndarray], unread: Tokens) -> 
     """Tokens of users and items: those of ids, and those that the data set does not know."""
     known = split.named(whole)
     return {of: [*known.get(of, []), *unread.get(of, [])] for of in ("user", "item")}
-
-
-def _is_number(text):
-    return not np.isnan(pd.to_numeric(text, errors="coerce"))
 
 
 def data_file(config, stored: Mapping[str, Any] | None) -> Path:
@@ -316,7 +309,7 @@ def _named_whole(config, split, request):
             "forget_file or forget_requests"
         )
     users, items = split.firsts()
-    histories = np.union1d(split.users, _held_out_users(split))
+    histories = np.union1d(split.users, split.held_out_pairs() // split.n_items)
     begun = users[split.among(users, items, {**whole, "user": []}) & np.isin(users, histories)]
     if begun := len(np.setdiff1d(begun, whole["user"])):
         raise InputError(
@@ -399,10 +392,6 @@ def _left(erasure, request, rows, naming, mentions):
             f"{_many(len(rows), 'line')} of {inter.name}, which no later request can tell: purge_dataset does now"
         )
     return "; ".join(left) or None
-
-
-def _held_out_users(split):
-    return split.held_out_pairs() // split.n_items
 
 
 def _unread(erasure, own, naming):

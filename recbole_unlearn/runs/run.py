@@ -57,8 +57,8 @@ class Run:
         self.output = output.output_folder(config, looks=config["dry_run"])
         output.check_paths(config, self.output, given.files, saved)
         self.split = checkpoint.split() if checkpoint else Split.seeded(config)
+        stored = checkpoint.stored if checkpoint else None
         if saved:
-            stored = checkpoint.stored if checkpoint else None
             self.request = told_apart(config, self.split, stored, self.request)
         self.rows = self.request.rows(self.split, saved and beyond_rows(config))
         check_sizes(config, self.split)
@@ -70,7 +70,6 @@ class Run:
         if self.paired and distributed.shared():
             raise InputError("compare: paired trains in one process; leave torchrun and nproc out, or compare: retrain")
         self.unlearner = self._opened(checkpoint) if checkpoint and not (adopts and config["dry_run"]) else None
-        stored = checkpoint.stored if checkpoint else None
         self.erasure = Erasure.of(config, self.split, stored, self.request, self.rows)
         if self.unlearner and self.request.kind != "requests":
             self.erasure.check_stale(self.unlearner.will_be_exact(self.rows))
@@ -159,6 +158,7 @@ class Run:
             _, trainer, seconds = train(config, self.split, folder / MODEL)
             unlearner = self._opened(Checkpoint.written(folder / MODEL, config))
             unlearner.check(config["show_progress"])
+            trainer.eval_collector.data_collect(self.split.train)
         return unlearner, seconds, trainer
 
     def _forget(self, unlearner: InfluenceUnlearner, scratch: Path) -> tuple[float, Unlearned, Served | None]:
@@ -214,7 +214,7 @@ class Run:
                 ranks[name] = forgetting.percentiles(model, split, rows)
                 evaluated[name] |= {"forget_auc": float(ranks[name].mean())}
             data = split if name == "original" else judged
-            count_in(trainer, split.remaining_dataset(rows[:0] if name == "original" else rows))
+            count_in(trainer, split, rows[:0] if name == "original" else rows)
             figures = ranking.evaluate(trainer, model, data, config["seed"], config["show_progress"])
             evaluated[name] |= {"ranking": figures}
             if len(split.spam):

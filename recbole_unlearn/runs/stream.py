@@ -10,7 +10,6 @@ from recbole_unlearn.data.requests import batches, rows_of
 from recbole_unlearn.evaluation import forgetting, ranking
 from recbole_unlearn.settings.conflicts import COHORT
 from recbole_unlearn.training.fit import train
-from recbole_unlearn.training.trainer import count_in
 from recbole_unlearn.unlearners.base import Unlearned
 
 STANDARD_ERRORS = 2  # by which ranking may be worse than a retrained model's; as in `forgetting.verdict`
@@ -134,7 +133,6 @@ def drift(unlearner, scratch):
     config, split, rows = unlearner.config, unlearner.split, unlearner.forgotten
     judged = split.judged_without(rows)
     retrained, trainer, seconds = train(config, split, scratch / "drift.pth", rows, log_negatives=False)
-    count_in(trainer, split.remaining_dataset(rows))
     original = unlearner.trained.copy()
     models = {"original": original, "unlearned": unlearner.model, "retrained": retrained}
     ranks = {name: forgetting.percentiles(model, split, rows) for name, model in models.items()}

@@ -193,7 +193,7 @@ def trained_again(
 
         if validated:
             assert isinstance(epochs, Fresh)
-            valid = split.validation_without(gone)
+            valid = split.validation_without(gone, rest._dataset)
             epochs = epochs.first(_validated(trainer, rest, valid, train_epoch, bar is not None))
             kept = {number: weights for number, weights in kept.items() if number <= len(epochs)}
         else:

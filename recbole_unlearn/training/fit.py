@@ -82,7 +82,7 @@ def train(config, split, path, forgotten=None, seed=None, log_negatives=True):
     if not log_negatives:
         trainer.log_negatives, trainer.no_log = False, COMPARED
     start = perf_counter()
-    valid = split.validation_without(_rows(forgotten))
+    valid = split.validation_without(_rows(forgotten), loader._dataset)
     try:
         trainer.fit(loader, valid, verbose=True, saved=True, show_progress=config["show_progress"])
     except (ValueError, RuntimeError) as error:

@@ -488,13 +488,15 @@ def make_trainer(config: Config, model: AbstractRecommender, trains: bool = True
 def judge(config: Config, split: Split, model: AbstractRecommender) -> Trainer:
     """A trainer that only evaluates, models like this one, and has seen the split's training data."""
     trainer = make_trainer(config, model, trains=False)
-    count_in(trainer, split.train._dataset)
+    trainer.eval_collector.data_collect(split.train)
     return trainer
 
 
-def count_in(trainer: Trainer, data: Dataset) -> None:
-    """Have metrics that count interactions (popularity, coverage) count those of a data set."""
-    trainer.eval_collector.data_collect(SimpleNamespace(dataset=data))
+def count_in(trainer: Trainer, split: Split, rows: np.ndarray) -> None:
+    """Have metrics that count interactions (popularity, coverage), if there are any, count those without some rows."""
+    collector = trainer.eval_collector
+    if any(map(collector.register.need, ("data.count_items", "data.count_users"))):
+        collector.data_collect(SimpleNamespace(dataset=split.remaining_dataset(rows)))
 
 
 def load_best(trainer: Trainer) -> dict[str, Any]:

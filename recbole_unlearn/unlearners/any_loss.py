@@ -289,8 +289,8 @@ class AnyLoss(Problem):
     def follow(self, stops: list[int], after: After, way: Influence, show_progress: bool = False) -> Change:
         """The change of the weights over the training, how it was found, and the snapshots with it.
 
-        As many as `Influence.last_epochs` of the last epochs are trained again, from where the step has come to then:
-        what is left of its error is followed by the training itself.
+        The last epochs are trained, as many as `Influence.last_epochs`, from where the step has come to then: what is
+        left of its error is followed by the training itself.
         """
         taken_up = self._taken_up(stops, way)
         before = self._without(after.rows[:0])  # its weights are to move: not those of the user's model
@@ -326,9 +326,11 @@ class AnyLoss(Problem):
 
     def _taken_up(self, stops, way):
         """After how many epochs training is taken up again: the first of the stops that there is time for."""
-        refused = self._params or not self.recorded.ordered() or self.not_replayed("all")
-        refused = refused or self.own_draws or self.out_of_order()
-        return next((stop for stop in stops if not refused and self.epochs - stop <= way.last_epochs), self.epochs)
+        first = next(stop for stop in stops if self.epochs - stop <= way.last_epochs)
+        refused = self.not_replayed("all") or self.own_draws
+        if first < self.epochs and (refused or self.out_of_order() or not self.recorded.ordered()):
+            return self.epochs
+        return first
 
     def _trained_on(self, after, change, epochs, pace, snapshots, show_progress):
         """The change at the end, and the snapshots, where training goes on from a change after so many epochs.
@@ -347,8 +349,8 @@ class AnyLoss(Problem):
             ends.append(trained_again(self.config, self.split, coupled, beginning, numbers, bar))
         with_rows, without = ends
         for number in numbers & with_rows.snapshots.keys():
-            change = without.snapshots[number] - with_rows.snapshots[number]
-            snapshots[number] = np.asarray(self.snapshots[number], np.float32) + change
+            difference = without.snapshots[number] - with_rows.snapshots[number]
+            snapshots[number] = np.asarray(self.snapshots[number], np.float32) + difference
         return _flat(without.trainer.model) - _flat(with_rows.trainer.model), snapshots
 
     def _optimizer_then(self, epochs, pace):

@@ -40,7 +40,7 @@ class Influence:
     change, the loss of what remains, tells whether it is one at all (`Problem.undone`).
 
     Attributes: as the keys of properties/overall.yaml; ``params`` is ``unlearn_params``.
-        last_epochs: of a step along the training, how many of the last epochs may be trained again after it.
+        last_epochs: of a step along the training, how many of the last epochs may be trained after it.
         forgotten_stay: whether the forgotten triples stay in H, and their edges in the graph, as in equation (7).
     """
 
