@@ -43,6 +43,30 @@ def read(path: Path | str) -> Any:
             return torch.load(path, map_location="cpu", weights_only=True)
 
 
+def torch_stream() -> np.ndarray:
+    """Where torch's random streams stand, of the CPU and of the GPU in use, one after the other: uint8."""
+    stands = [torch.get_rng_state()]
+    if torch.cuda.is_initialized():
+        stands.append(torch.cuda.get_rng_state())
+    return torch.cat(stands).numpy()
+
+
+def set_torch_stream(stands: np.ndarray) -> None:
+    """Put torch's random streams where `torch_stream` found them; of a GPU, where both are of one.
+
+    Raises:
+        ValueError: these are no such streams.
+    """
+    stands, size = torch.from_numpy(np.array(stands)), len(torch.get_rng_state())
+    cpu, gpu = stands[:size], stands[size:]
+    try:
+        torch.set_rng_state(cpu)
+        if len(gpu) and torch.cuda.is_initialized():
+            torch.cuda.set_rng_state(gpu)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"no state of torch's random streams: {error}") from None
+
+
 @contextmanager
 def torch_streams(seed: int) -> Iterator[None]:
     """torch's random streams as after ``torch.manual_seed(seed)``; those before come back, the GPUs' too.

@@ -1,6 +1,7 @@
 """The last epochs trained again after a step along the training: between the step and exactness."""
 
 from dataclasses import replace
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import torch
 from conftest import SEQUENTIAL
 
 from recbole_unlearn.quick_start import run_unlearn
+from recbole_unlearn.storage.triple_log import TripleLog
 from recbole_unlearn.testing import flat
 from recbole_unlearn.unlearner import InfluenceUnlearner, load
 from recbole_unlearn.unlearners.choose import Auto
@@ -19,12 +21,23 @@ GRU4REC = {**SEQUENTIAL, "loss_type": "BPR", "hidden_size": 8, "embedding_size":
 
 
 @pytest.fixture(scope="module")
-def opened(make_options, tmp_path_factory):
-    """An unlearner of a model that was trained for some epochs. No test may change it."""
-    folder = tmp_path_factory.mktemp("last")
-    keys = make_options(epochs=EPOCHS, eval_step=0, learning_rate=0.01, compare="none", evaluate="none", audit=None)
-    run_unlearn("GRU4Rec", "tiny", None, {**keys, **GRU4REC, "forget_count": 5, "output_dir": str(folder / "live")})
-    with load(str(folder / "live/model.pth"), way=Influence()) as unlearner:
+def trained(make_options, tmp_path_factory):
+    """Function: path of a model that was trained for some epochs, with other keys than `GRU4REC`."""
+
+    def train(**others):
+        folder = tmp_path_factory.mktemp("last")
+        keys = make_options(epochs=EPOCHS, eval_step=0, learning_rate=0.01, compare="none", evaluate="none", audit=None)
+        keys |= {**GRU4REC, **others, "forget_count": 5, "output_dir": str(folder / "live")}
+        run_unlearn("GRU4Rec", "tiny", None, keys)
+        return str(folder / "live/model.pth")
+
+    return train
+
+
+@pytest.fixture(scope="module")
+def opened(trained):
+    """An unlearner of such a model. No test may change it."""
+    with load(trained(), way=Influence()) as unlearner:
         yield unlearner
 
 
@@ -73,3 +86,21 @@ def test_a_later_request_goes_on_from_there(opened, rows):
 def test_where_some_parameters_alone_may_change_nothing_is_trained(opened, rows):
     _, details = unlearned(opened, Influence(last_epochs=9, params=("item_embedding.weight",)), rows)
     assert "last_epochs" not in details
+
+
+def test_dropout_has_the_masks_that_it_had(trained, rows):
+    with load(trained(dropout_prob=0.5), way=Influence()) as opened:
+        exact, _ = unlearned(opened, Replay(rows="all"), rows)
+        theirs, _ = unlearned(opened, Influence(last_epochs=9), rows)
+        with patch.object(TripleLog, "torch_stream", return_value=None):
+            others, _ = unlearned(opened, Influence(last_epochs=9), rows)
+        assert (theirs - exact).norm() < 0.8 * (others - exact).norm()
+
+
+def test_a_purge_keeps_nothing_that_the_seed_follows_from(trained, tmp_path):
+    path = trained(dropout_prob=0.5)
+    way = {"checkpoint": path, "method": "influence", "forget_count": 5, "compare": "none", "evaluate": "none"}
+    for purge in False, True:
+        run_unlearn(config_dict={**way, "purge": purge, "output_dir": str(tmp_path / str(purge))})
+        left = list((tmp_path / str(purge) / "unlearned.triples").glob("torch-*.npy"))
+        assert bool(left) != purge

@@ -6,11 +6,11 @@ columns use the smallest unsigned integer type that holds the ids, so 2 bytes a 
 Of an epoch that is drawn again when it is read there is ``stream-NNNNN.npy`` instead, where numpy's stream stood, and
 in the metadata the checksum of its negatives.
 ``weights-NNNNN.npy`` are snapshots of the weights after NNNNN epochs (flat; float16, but float32 of the start), ever
-rarer with time, ``rates-NNNNN.npy`` the learning rates of an epoch's steps (float64), where they are not one, and
-``steps-NNNNN.npy`` the batch of each row (unsigned), where its order cannot be drawn again. The metadata is replaced
-last and atomically: a killed run leaves the last complete epoch. A log from which rows were forgotten has a ``salt``,
-which keys all checksums, so that the metadata alone do not tell who has the old data which rows are missing; all of its
-negatives are stored.
+rarer with time, and ``torch-NNNNN.npy`` (uint8) is where torch's random streams stood then. ``rates-NNNNN.npy`` are the
+learning rates of an epoch's steps (float64), where they are not one, and ``steps-NNNNN.npy`` the batch of each row
+(unsigned), where its order cannot be drawn again. The metadata is replaced last and atomically: a killed run leaves the
+last complete epoch. A log from which rows were forgotten has a ``salt``, which keys all checksums, so that the metadata
+alone do not tell who has the old data which rows are missing; all of its negatives are stored.
 """
 
 import hashlib
@@ -32,7 +32,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from recbole_unlearn.errors import InputError
-from recbole_unlearn.influence.coupling import Epoch
+from recbole_unlearn.influence.coupling import Epoch, Fresh
 from recbole_unlearn.influence.recorded import marked
 from recbole_unlearn.storage.files import read_whole, remove, replacing, sync_folder, temporary_path, write_atomically
 
@@ -247,7 +247,7 @@ class TripleLog:
         if (np.diff(users.astype(np.int64)) < 0).any():
             raise ValueError("anchors must be sorted by user")
         path.mkdir(parents=True, exist_ok=True)
-        for kind in ("epoch", "stream", "weights", "rates", "steps"):
+        for kind in ("epoch", "stream", "weights", "torch", "rates", "steps"):
             for old in path.glob(f"{kind}-*.npy"):
                 old.unlink()
         (path / MARKS).unlink(missing_ok=True)
@@ -324,6 +324,7 @@ class TripleLog:
                 log.rates(epoch)
             for epoch in metadata["snapshots"]:
                 log.snapshot(epoch)
+                log.torch_stream(epoch)
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             if isinstance(error, InputError):
                 raise
@@ -465,16 +466,19 @@ class TripleLog:
         """Name of the class of the optimiser that trained; None: not known."""
         return self.metadata.get("optimizer")
 
-    def add_snapshot(self, n_epochs: int, parameters: Mapping[str, np.ndarray]) -> None:
+    def add_snapshot(
+        self, n_epochs: int, parameters: Mapping[str, np.ndarray], stream: np.ndarray | None = None
+    ) -> None:
         """Keep the weights after ``n_epochs`` epochs (0: the initialisation).
 
         Args:
             parameters: by name, in the order of the flat vector.
+            stream: where torch's random streams stand, see `devices.torch_stream`.
         """
-        self._add_snapshot(n_epochs, parameters)
+        self._add_snapshot(n_epochs, parameters, stream)
         self._write_metadata()
 
-    def _add_snapshot(self, n_epochs, parameters):
+    def _add_snapshot(self, n_epochs, parameters, stream=None):
         """`add_snapshot`, but for the metadata's file."""
         shapes = [[name, list(value.shape)] for name, value in parameters.items()]
         if self.metadata["parameters"] not in (None, shapes):
@@ -483,6 +487,8 @@ class TripleLog:
         flat = np.concatenate([np.asarray(value).ravel() for value in parameters.values()])
         flat = flat.astype(np.float16 if n_epochs else np.float32)  # all of training follows from the start
         self._save(self._numbered("weights", n_epochs), flat)
+        if stream is not None:
+            self._save(self._numbered("torch", n_epochs), stream)
         self.metadata["snapshots"] = sorted({*self.metadata["snapshots"], n_epochs})
 
     def snapshot(self, n_epochs: int) -> np.ndarray:
@@ -491,6 +497,16 @@ class TripleLog:
         file = self._numbered("weights", n_epochs)
         kind = np.float16 if n_epochs or _column(file).dtype == np.float16 else np.float32
         return _load(file, [size], np.dtype(kind))
+
+    def torch_stream(self, n_epochs: int) -> np.ndarray | None:
+        """Where torch's random streams stood after ``n_epochs`` epochs, uint8; None: not known."""
+        file = self._numbered("torch", n_epochs)
+        if file.name not in self.metadata["crc32"]:
+            return None
+        stream = _column(file)
+        if stream.ndim != 1 or stream.dtype != np.uint8:
+            raise InputError(f"triple log: {file} is not where torch's streams stood; train again")
+        return stream
 
     def named(self, flat: np.ndarray) -> dict[str, np.ndarray]:
         """Flat weights of a snapshot, by name and in their shapes."""
@@ -516,7 +532,7 @@ class TripleLog:
             "items.npy",
             MARKS,
             "metadata.json",
-            *(self._numbered("weights", n).name for n in self.snapshots),
+            *(self._numbered(kind, n).name for kind in ("weights", "torch") for n in self.snapshots),
         }
         kept |= {self._numbered(kind, epoch).name for epoch in range(n_epochs) for kind in ("rates", "steps")}
         if "drawn" in self.metadata:
@@ -533,7 +549,7 @@ class TripleLog:
 
     def keep_draws_alone(self) -> None:
         """Delete what tells the course of a training: the batches of its rows, and its weights on the way."""
-        gone = [file for kind in ("weights", "steps") for file in self.path.glob(f"{kind}-*.npy")]
+        gone = [file for kind in ("weights", "torch", "steps") for file in self.path.glob(f"{kind}-*.npy")]
         for file in gone:
             self.metadata["crc32"].pop(file.name, None)
         self.metadata |= {"snapshots": [], "order": None}
@@ -618,7 +634,7 @@ class TripleLog:
                 if not np.isfinite(column).all():
                     raise InputError(f"triple log: {file} holds NaN or infinite {name.split('-')[0]}; train again")
                 continue
-            if name.startswith(("steps-", "stream-")) or name == MARKS:
+            if name.startswith(("steps-", "stream-", "torch-")) or name == MARKS:
                 continue
             largest = self.metadata["n_users" if name == "users.npy" else "n_items"]
             if column.size and (column.min() < 1 or column.max() >= largest):
@@ -646,8 +662,8 @@ class TripleLog:
                 what was forgotten.
             snapshots: number of epochs -> weights that have forgotten, flat; without them the copy
                 has none, since the recorded ones were trained on the forgotten rows.
-            ordered: whether to keep the batch of each row. From it, who knows the seed may find the places where the
-                forgotten rows were.
+            ordered: whether to keep the batch of each row, and where torch's streams stood. From these, which tell the
+                seed, one may find the places where the forgotten rows were.
 
         Returns:
             The new log.
@@ -672,8 +688,9 @@ class TripleLog:
                 steps = epoch.steps(self.n_rows)[keep] if ordered else None
                 rates = None if self.rates(min(number, last)) is None else epoch.rates
                 copy._append(epoch.negatives[keep], None, rates, steps)
+            same = ordered and not isinstance(epochs, Fresh)
             for n_epochs, flat in (snapshots or {}).items():
-                copy._add_snapshot(n_epochs, self.named(flat))
+                copy._add_snapshot(n_epochs, self.named(flat), self.torch_stream(n_epochs) if same else None)
             copy._write_metadata()
             remove(path)
             os.rename(building, path)

@@ -21,6 +21,7 @@ from recbole_unlearn.compat.recbole_models import checkpoint_state, is_recboles,
 from recbole_unlearn.data.orders import BatchOrder
 from recbole_unlearn.data.sampling import Played, positions, streams
 from recbole_unlearn.data.split import Split, pairwise_loader
+from recbole_unlearn.devices import set_torch_stream
 from recbole_unlearn.errors import InputError
 from recbole_unlearn.influence.coupling import Coupling, Fresh, Paired
 from recbole_unlearn.influence.recorded import Adam, Recorded, marked
@@ -73,11 +74,13 @@ class Onward:
         epochs: that are done.
         state_dict: of the model then.
         optimizer: state of the optimiser then, as torch gives it.
+        stream: where torch's random streams stood then, see `devices.torch_stream`; None: not known.
     """
 
     epochs: int
     state_dict: dict[str, torch.Tensor]
     optimizer: dict[str, Any]
+    stream: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -89,7 +92,7 @@ class Beginning:
         without: rows of the split that were not there, sorted ints.
         log: that may hold the initial weights; None: they are drawn by the seed.
         validated: whether RecBole's validation came between its epochs, which may draw (BERT4Rec's masks).
-        onward: where to take it up, by the model's own trainer, instead: what it draws then is other than it was.
+        onward: where to take it up, by the model's own trainer, instead.
     """
 
     seed: int | None = None
@@ -199,6 +202,9 @@ def trained_again(
         else:
             repeats = isinstance(epochs, Paired) and not (by_kernels or onward) and beginning.validated
             repeats = repeats and len(split.valid) > 0
+            if onward and onward.stream is not None:
+                with suppress(ValueError):  # another torch's: masks of dropout are others then, as where none is known
+                    set_torch_stream(onward.stream)
             between = _Validations(trainer, rest, lambda: split.judged_without(gone).valid, repeats)
             for number in tqdm(range(done, len(epochs)), bar, ncols=100, disable=bar is None):
                 trainer.begin_epoch(number)

@@ -38,7 +38,7 @@ from recbole_unlearn.data.sampling import (
     record,
 )
 from recbole_unlearn.data.split import Split, batch_rows, firsts_of, pairwise_loader
-from recbole_unlearn.devices import array, read
+from recbole_unlearn.devices import array, read, torch_stream
 from recbole_unlearn.errors import InputError
 from recbole_unlearn.evaluation.ranks import RankedLoader
 from recbole_unlearn.models.support import refusal, refused
@@ -414,9 +414,9 @@ class _Logging(Trainer):
         return super().evaluate(eval_data, load_best_model, model_file, show_progress)
 
     def _snapshot(self):
-        used = isinstance(self.model, (BPR, LightGCN)) or self.config["MODEL_TYPE"] == ModelType.SEQUENTIAL
-        if used and snapshot_due(self.triple_log.n_epochs):
-            self.triple_log.add_snapshot(self.triple_log.n_epochs, self._weights())
+        sequential, number = self.config["MODEL_TYPE"] == ModelType.SEQUENTIAL, self.triple_log.n_epochs
+        if (sequential or isinstance(self.model, (BPR, LightGCN))) and snapshot_due(number):
+            self.triple_log.add_snapshot(number, self._weights(), torch_stream() if sequential and number else None)
 
     def _weights(self):
         return {name: array(value) for name, value in self.model.named_parameters()}

@@ -344,7 +344,8 @@ class AnyLoss(Problem):
             state = copies(self.weights)
             for name, value in self._moved(self._weights(epochs), moved).items():
                 state[name] = torch.from_numpy(value).to(state[name].dtype)
-            beginning = replace(self.beginning, onward=Onward(epochs, state, self._optimizer_then(epochs, pace)))
+            then = Onward(epochs, state, self._optimizer_then(epochs, pace), self.log.torch_stream(epochs))
+            beginning = replace(self.beginning, onward=then)
             bar, coupled = "Unlearn" if show_progress else None, self._coupled(rows, "paired")
             ends.append(trained_again(self.config, self.split, coupled, beginning, numbers, bar))
         with_rows, without = ends
