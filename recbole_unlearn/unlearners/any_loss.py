@@ -32,6 +32,7 @@ CURVATURE_TRIPLES = {True: "all", False: 65_536}  # of sequential and of other m
 SAMPLED_TRIPLES = 8192  # where all are wanted, but not by batches
 BATCH_TRIPLES = 1024  # of the curvature at a time, where all are wanted at the last weights
 GRADIENT_ROWS = 200_000  # that each part of z is computed on at most
+MEAN_ROWS = 200  # for each forgotten one, that the mean gradient is of: a fourteenth of theirs is its noise then
 STAYS = 1e12  # damping, a triple, of a weight that never had a gradient
 # Snapshots of the weights, at most, that the training is followed along; steps of the descent at each, and triples in
 # each. Smaller batches are noise in the Hessian, which the change grows by: HRM went 1.3 of its way by 60 of 1024.
@@ -63,8 +64,9 @@ class AnyLoss(Problem):
 
     ``theta* = theta + (H + D)^-1 z`` with ``z = grad [L(D; S) - L(D'; S')]``: D the logged triples and S the graph or
     the histories that the model holds, D' and S' the same without the forgotten rows. D' has the negatives that
-    retraining would draw: forgotten items among their users'. H is the curvature of the remaining triples on S', and
-    D the damping.
+    retraining would draw: forgotten items among their users'. Where a batch's loss is a mean, the rows that stay weigh
+    more for those that go: of each of these its distance from the mean gradient is lost, and nothing of what belongs to
+    no row (facts, norms of whole tables). H is the curvature of the remaining triples on S', and D the damping.
 
     Args:
         trained: its model and log are only read.
@@ -545,12 +547,22 @@ class AnyLoss(Problem):
             some = spread(changed, limit)
             negatives, weight = self._one_epoch_each(some, epochs), np.full(len(some), len(changed) / len(some))
             z += self._gradient(before, some, negatives, weight) - self._gradient(after, some, negatives, weight)
-        z += len(rows) * self._terms * self.weight_decay * _joined(before.parameters)
+        if self.view.traits.sums or way.forgotten_stay:
+            z += len(rows) * self._terms * self.weight_decay * _joined(before.parameters)
+        else:
+            z -= len(rows) * self._mean_gradient(before, MEAN_ROWS * len(rows), epochs)
         if self.come_back(way.pool_return):
             kept, drawn, returned, weight = self.returned(rows, epochs)
             # an item is drawn instead of another
             z -= self._gradient(after, kept, returned, weight) - self._gradient(after, kept, drawn, weight)
         return z
+
+    def _mean_gradient(self, view, count, epochs):
+        """Mean of as many rows, at random, of those that there are: of what belongs to no row, all of it."""
+        some = np.flatnonzero(~self.absent)
+        if (count := min(count, self._gradient_rows())) < len(some):
+            some = np.sort(np.random.default_rng(0).choice(some, count, replace=False))
+        return self._gradient(view, some, self._one_epoch_each(some, epochs), np.full(len(some), 1 / len(some)))
 
     def returned(self, rows, epochs):
         """Rows in which retraining would draw other negatives, their negatives before and then, and how often."""
