@@ -23,6 +23,7 @@ from recbole_unlearn.models.support import no_step, traits
 
 FACTS = 255  # of the knowledge graph in each batch
 LARGE_BATCH = 32_768  # triples; graph models propagate once a batch
+LEAST_BATCH = 512  # triples of sequential models, whose histories need room: fewer cost as much
 
 Batch = tuple[Interaction, torch.Tensor]  # rows, and the weight of each one's loss
 
@@ -58,7 +59,11 @@ class View:
         config, rows = self.loader.config, batch_rows(self.loader)
         terms = 1 if self.traits.row_loss else self.loader.times
         sequential = config["MODEL_TYPE"] == ModelType.SEQUENTIAL
-        self.batch_rows = rows if self.traits.batch or sequential else max(LARGE_BATCH // self.loader.times, 1)
+        if self.traits.batch or (sequential and not negatives_of(self.loader)):  # a softmax scores every item
+            self.batch_rows = rows
+        else:
+            least = max(LEAST_BATCH, rows * self.loader.times) if sequential else LARGE_BATCH
+            self.batch_rows = max(least // self.loader.times, 1)
         self.facts = self._facts(loader, rows * terms)
         # what a sum over a batch has once comes as often as there are batches, the last one too: their mean size
         size = len(self.dataset) / -(-len(self.dataset) // rows) if self.traits.sums else rows
