@@ -337,6 +337,21 @@ def test_two_requests_are_one_and_so_are_steps_that_are_settled(original, name, 
         assert same_weights(unlearner.state_dict, at_once) and same_weights(settled.model.state_dict(), at_once)
 
 
+def test_a_step_is_damped_by_the_steps_that_rows_took(original):
+    """Every second of KTUP's epochs is of facts alone: they train items too, and no row pulls."""
+    with load(original("KTUP"), way=Influence()) as unlearner:
+        problem, optimizer = unlearner.problem, unlearner.trained.optimizer
+        named = dict(unlearner.trained.model.named_parameters())
+        users, items = (optimizer["state"][list(named).index(f"{side}_embedding.weight")] for side in ("user", "item"))
+        assert items["step"] > users["step"]
+        sizes = [value.numel() for value in named.values()]
+        found = dict(zip(named, problem.damping(unlearner.way).split(sizes), strict=True))["item_embedding.weight"]
+        squares, group = items["exp_avg_sq"].double().flatten(), optimizer["param_groups"][0]
+        roots = (squares / (1 - group["betas"][1] ** int(items["step"]))).sqrt() + group["eps"]
+        expected = problem.n_triples * roots / (group["lr"] * int(users["step"]))
+        torch.testing.assert_close(found[squares > 0], expected[squares > 0], rtol=1e-6, atol=0)
+
+
 @pytest.mark.parametrize("name", ["FPMC", "GRU4Rec, CE, no dropout"])
 def test_what_is_saved_is_that_training(original, tmp_path, name):
     """Weights, the optimiser's state, and the log without the rows: from which the next request goes on."""

@@ -232,8 +232,19 @@ class AnyLoss(Problem):
             squares = np.zeros(value.numel()) if state is None else array(state["exp_avg_sq"]).ravel()
             steps = 1 if state is None else int(state["step"])
             metric = adam(squares, steps, group["betas"][1], group["eps"], group["lr"], n)
+            metric *= max(steps / self._steps_of_rows, 1.0)  # in the others nothing of rows pulled
             parts.append(np.where(squares > 0, metric, STAYS * n))  # what training never moved stays
         return strength * torch.from_numpy(np.concatenate(parts))
+
+    @cached_property
+    def _steps_of_rows(self):
+        """How many steps training took by its rows, infinite where nobody knows: in others it saw facts alone."""
+        log, found = self.log, 0
+        for epoch in range(self.epochs):
+            if (rates := log.rates(epoch)) is None:
+                return np.inf
+            found += 0 if self.view.facts and _as_before(log, epoch) else len(rates)
+        return found
 
     def check(self, way: Influence) -> None:
         super().check(way)
@@ -679,6 +690,13 @@ class AnyLoss(Problem):
         batches = view.batches(sample, self._one_epoch_each(sample, self.log_epochs(way)), weight)
         outputs = None if way.exact else view.outputs
         return AutogradCurvature(view.parameters, batches, view.loss, outputs), len(sample) * self.split.terms
+
+
+def _as_before(log, epoch):
+    """Whether an epoch is noted down as the one before is: KTUP's of facts alone are."""
+    if not epoch or log.static or log.order[epoch] != log.order[epoch - 1]:
+        return False
+    return np.array_equal(log.epoch(epoch), log.epoch(epoch - 1))
 
 
 def _flat(model):
