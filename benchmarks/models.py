@@ -263,8 +263,11 @@ def trained(config, split, folder):
     return original, unlearner, seconds
 
 
-def again(unlearner, rows, shift=0.0):
-    """`train_paired` of an unlearner's model without some rows. ``shift``: relative noise of the initial weights."""
+def again(unlearner, rows, shift=0.0, masks=None):
+    """`train_paired` of an unlearner's model without some rows.
+
+    ``shift``: relative noise of the initial weights; ``masks``: seed of what training draws itself, such as dropout.
+    """
     import torch
 
     from recbole_unlearn.training import again as training
@@ -276,6 +279,8 @@ def again(unlearner, rows, shift=0.0):
         with torch.no_grad():
             for value in model.parameters() if shift else ():
                 value.mul_(1 + shift * torch.randn(value.shape, generator=noise))
+        if masks is not None:
+            torch.manual_seed(masks)
 
     path, seed = unlearner.trained.path, unlearner.config["seed"]
     with patch.object(training, "begin", shifted):
@@ -420,6 +425,8 @@ def smoke(options):
 SHIFT = 1e-6  # of initial weights, relative
 SEED = 2020
 STEPS = "along the training", "and the last third", "one step"  # the first is the default, with snapshots
+LAW = 2  # of steps: since the second one they take back the mean gradient, and the last epochs have their masks
+AS_BEFORE = ("BPR", "LightGCN", "SGL", "ConvNCF")  # whose steps are those of the first
 POINTWISE = "DMF NeuMF NAIS FISM NNCF RippleNet"  # general and knowledge-aware models that RecBole trains on labels
 ONLY_CE = ("BERT4Rec", "GRU4RecCPR", "SASRecCPR", "RepeatNet")  # sequential models that RecBole has no BPR loss for,
 ONLY_BPR = ("FPMC", "TransRec", *VECTORS)  # or no cross entropy, which is the default of all others
@@ -497,7 +504,7 @@ def one(options):
             changes[step] = judge(result.state_dict)
             unlearned = float((before + changes[step]).mean())
             steps = found.setdefault("steps", {})
-            steps[step] = {"seconds": result.seconds, "unlearned": unlearned, "report": report}
+            steps[step] = {"seconds": result.seconds, "unlearned": unlearned, "report": report, "law": LAW}
             common.tell(found)
         exact = InfluenceUnlearner(training, replace(Replay(), rows="all"))
         exact.warm_up()
@@ -514,6 +521,10 @@ def one(options):
         if options.beside:
             whole, without = (judge(again(unlearner, gone, SHIFT).state_dict()) for gone in (rows[:0], rows))
             found["beside"] = {"shift": float(whole.mean()), **common.toward(without - whole, truth)}
+            common.tell(found)
+        if options.beside and any(isinstance(m, torch.nn.Dropout) and m.p > 0 for m in model.modules()):
+            whole, without = (judge(again(unlearner, gone, masks=SEED + 1).state_dict()) for gone in (rows[:0], rows))
+            found["masks"] = common.toward(without - whole, truth)
         common.tell(found)
 
 
@@ -522,8 +533,8 @@ def full_table(runs):
     lines = [
         "| model | seeds | epochs | forget-set AUC: original | exact | guard | exact, seconds / training's | step "
         "| way to exact | correlation | step, seconds / training's | exact with itself: way, correlation "
-        "| or why not |",
-        "|:--|--:|--:|--:|--:|--:|--:|:--|--:|--:|--:|--:|:--|",
+        "| with other masks | or why not |",
+        "|:--|--:|--:|--:|--:|--:|--:|:--|--:|--:|--:|--:|--:|:--|",
     ]
     works = 0
 
@@ -535,12 +546,13 @@ def full_table(runs):
         done = [each for each in runs[name].values() if "exact" in each]
         why = next((each["failed"] for each in runs[name].values() if "failed" in each), "")
         if not done:
-            lines.append(f"| {name} |{' – |' * 11} {why} |")
+            lines.append(f"| {name} |{' – |' * 12} {why} |")
             continue
         works += 1
-        beside = [
-            f"{each['beside']['way']:.0%}, {each['beside']['correlation']:.3f}" for each in done if "beside" in each
-        ]
+        beside, masks = (
+            "; ".join(f"{each[key]['way']:.0%}, {each[key]['correlation']:.3f}" for each in done if key in each) or "–"
+            for key in ("beside", "masks")
+        )
         shared = [
             name, str(len(done)), ranged([each["epochs"] for each in done], ".0f"),
             mean_sd([each["original"] for each in done]), mean_sd([each["exact"]["unlearned"] for each in done]),
@@ -557,10 +569,11 @@ def full_table(runs):
                     ranged([each["correlation"] for each, _ in steps], ".2f"),
                     f"{np.mean([each['seconds'] / seconds for each, seconds in steps]):.2f}",
                 ]
-                cells = [*shared, step, *figures, "; ".join(beside) or "–", "; ".join(remarks)]
+                old = name not in AS_BEFORE and any(each.get("law") != LAW for each, _ in steps)
+                cells = [*shared, step + " (before)" * old, *figures, beside, masks, "; ".join(remarks)]
                 lines.append(f"| {' | '.join(cells)} |")
         if not any(each.get("steps") for each in done):
-            lines.append(f"| {' | '.join([*shared, *['–'] * 4, '; '.join(beside) or '–', '; '.join(remarks)])} |")
+            lines.append(f"| {' | '.join([*shared, *['–'] * 4, beside, masks, '; '.join(remarks)])} |")
     return works, "\n".join(lines) + "\n"
 
 
@@ -673,10 +686,12 @@ def models(options):
         "random numbers, by its own trainer (BPR, LightGCN, FPMC, TransRec, LINE and CFKG by kernels). *Guard*: how "
         "far the same with nothing forgotten ends from the stored weights, over the training's way. *Step* (`method: "
         "influence`): what is taken where exactness would last too long; *and the last third*: with at most so many "
-        "of the last epochs trained again after it (`last_epochs`). *Way to exact*: change of the forget-set AUC "
+        "of the last epochs trained again after it (`last_epochs`); *(before)*: by the law before the mean gradient "
+        "was taken back (CHANGELOG), not measured anew. *Way to exact*: change of the forget-set AUC "
         "by the step over that by the exact request; *correlation*: of the changes of the forgotten interactions' "
         "percentiles. *Exact with itself*: the same of training again from initial weights a millionth away, what any "
-        "prediction can reach. Seconds of training are with validation.\n\n"
+        "prediction can reach; *with other masks*: with other dropout, whose root is what can be reached by what does "
+        "not know the masks. Seconds of training are with validation.\n\n"
         f"`{common.command(options)}`\n\n"
     )
     title = f"# Every model of RecBole that is trained row by row, on {options.dataset}: {works} of {len(runs)}\n\n"
