@@ -232,7 +232,9 @@ class TripleLog:
         self.negatives = metadata["negatives"]
         self.static = metadata["static"]
         self.dtype = np.dtype(metadata["negative_dtype"])
-        self._streams: dict[int, np.ndarray] = {}  # read at once: a purge may take the files from who still reads
+        # read at once: a purge may take the files from who still reads
+        self._streams: dict[int, np.ndarray] = {}
+        self._torch_streams: dict[int, np.ndarray] = {}
         self._kept: dict[int, np.ndarray] = {}
         self.users = _load(self.path / "users.npy", [self.n_rows], np.dtype(metadata["user_dtype"]))
         self.items = _load(self.path / "items.npy", [self.n_rows], np.dtype(metadata["item_dtype"]))
@@ -489,6 +491,7 @@ class TripleLog:
         self._save(self._numbered("weights", n_epochs), flat)
         if stream is not None:
             self._save(self._numbered("torch", n_epochs), stream)
+            self._torch_streams[n_epochs] = stream
         self.metadata["snapshots"] = sorted({*self.metadata["snapshots"], n_epochs})
 
     def snapshot(self, n_epochs: int) -> np.ndarray:
@@ -503,10 +506,11 @@ class TripleLog:
         file = self._numbered("torch", n_epochs)
         if file.name not in self.metadata["crc32"]:
             return None
-        stream = _column(file)
-        if stream.ndim != 1 or stream.dtype != np.uint8:
-            raise InputError(f"triple log: {file} is not where torch's streams stood; train again")
-        return stream
+        if n_epochs not in self._torch_streams:
+            stream = self._torch_streams[n_epochs] = np.array(_column(file))
+            if stream.ndim != 1 or stream.dtype != np.uint8:
+                raise InputError(f"triple log: {file} is not where torch's streams stood; train again")
+        return self._torch_streams[n_epochs]
 
     def named(self, flat: np.ndarray) -> dict[str, np.ndarray]:
         """Flat weights of a snapshot, by name and in their shapes."""
