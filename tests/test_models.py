@@ -193,9 +193,11 @@ def test_normalised_rows_of_zeros_do_not_spoil_the_exact_hessian():
     torch.testing.assert_close(found, expected)
 
 
+@pytest.mark.parametrize("share", [-np.inf, np.inf], ids=["less the mean", "whole"])
 @pytest.mark.parametrize("name", ["LightGCN", "NGCF", "GRU4Rec", "GRU4Rec, CE"])
-def test_z_is_the_gradient_of_what_the_objective_loses(trained, name):
+def test_z_is_the_gradient_of_what_the_objective_loses(trained, monkeypatch, name, share):
     """Against central differences of the objective itself, in float64, the structure included."""
+    monkeypatch.setattr(any_loss, "MEAN_SHARE", share)
     config, split, stored, log, model, unlearner = trained(name)
     rows = some_rows(split, 9)[0]
     problem, way = unlearner.problem, replace(unlearner.way, log_epochs=1)
@@ -216,8 +218,8 @@ def test_z_is_the_gradient_of_what_the_objective_loses(trained, name):
     def lost():
         total = objective(before, everything, negatives, np.ones(len(everything)))
         total -= objective(after, kept, negatives[kept], np.ones(len(kept)))
-        # the others weigh more in their batches
-        total -= objective(before, everything, negatives, np.full(len(everything), len(rows) / len(everything)))
+        if share < 0:  # the others weigh more in their batches
+            total -= objective(before, everything, negatives, np.full(len(everything), len(rows) / len(everything)))
         if returned:
             chosen, drawn, instead, weight = returned
             total -= objective(after, chosen, instead, weight) - objective(after, chosen, drawn, weight)

@@ -1,5 +1,6 @@
 """Any pairwise model of RecBole, by automatic differentiation through its own loss."""
 
+import math
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property, lru_cache
 from itertools import pairwise
@@ -32,7 +33,7 @@ CURVATURE_TRIPLES = {True: "all", False: 65_536}  # of sequential and of other m
 SAMPLED_TRIPLES = 8192  # where all are wanted, but not by batches
 BATCH_TRIPLES = 1024  # of the curvature at a time, where all are wanted at the last weights
 GRADIENT_ROWS = 200_000  # that each part of z is computed on at most
-MEAN_ROWS = 200  # for each forgotten one, that the mean gradient is of: a fourteenth of theirs is its noise then
+MEAN_ROWS, MEAN_SHARE = 1024, 0.5  # twice so many tell how long the mean gradient is; from which share of z it counts
 STAYS = 1e12  # damping, a triple, of a weight that never had a gradient
 # Snapshots of the weights, at most, that the training is followed along; steps of the descent at each, and triples in
 # each. Smaller batches are noise in the Hessian, which the change grows by: HRM went 1.3 of its way by 60 of 1024.
@@ -66,7 +67,8 @@ class AnyLoss(Problem):
     the histories that the model holds, D' and S' the same without the forgotten rows. D' has the negatives that
     retraining would draw: forgotten items among their users'. Where a batch's loss is a mean, the rows that stay weigh
     more for those that go: of each of these its distance from the mean gradient is lost, and nothing of what belongs to
-    no row (facts, norms of whole tables). H is the curvature of the remaining triples on S', and D the damping.
+    no row (facts, norms of whole tables). Where that mean is little of z, it is left out. H is the curvature of the
+    remaining triples on S', and D the damping.
 
     Args:
         trained: its model and log are only read.
@@ -558,22 +560,31 @@ class AnyLoss(Problem):
             some = spread(changed, limit)
             negatives, weight = self._one_epoch_each(some, epochs), np.full(len(some), len(changed) / len(some))
             z += self._gradient(before, some, negatives, weight) - self._gradient(after, some, negatives, weight)
-        if self.view.traits.sums or way.forgotten_stay:
-            z += len(rows) * self._terms * self.weight_decay * _joined(before.parameters)
+        if not (self.view.traits.sums or way.forgotten_stay) and self._mean_counts(before, len(rows), epochs, z):
+            present = np.flatnonzero(~self.absent)
+            z -= len(rows) * self._mean_gradient(before, spread(present, limit), epochs)
         else:
-            z -= len(rows) * self._mean_gradient(before, MEAN_ROWS * len(rows), epochs)
+            z += len(rows) * self._terms * self.weight_decay * _joined(before.parameters)
         if self.come_back(way.pool_return):
             kept, drawn, returned, weight = self.returned(rows, epochs)
             # an item is drawn instead of another
             z -= self._gradient(after, kept, returned, weight) - self._gradient(after, kept, drawn, weight)
         return z
 
-    def _mean_gradient(self, view, count, epochs):
-        """Mean of as many rows, at random, of those that there are: of what belongs to no row, all of it."""
-        some = np.flatnonzero(~self.absent)
-        if (count := min(count, self._gradient_rows())) < len(some):
-            some = np.sort(np.random.default_rng(0).choice(some, count, replace=False))
-        return self._gradient(view, some, self._one_epoch_each(some, epochs), np.full(len(some), 1 / len(some)))
+    def _mean_counts(self, view, count, epochs, z):
+        """Whether the mean gradient of all rows, times a count of them, is a good part of z; else it is left out.
+
+        Its square is that of two halves of a sample, whose noise is not the same.
+        """
+        present = np.random.default_rng(0).permutation(np.flatnonzero(~self.absent))
+        halves = np.array_split(present[: 2 * MEAN_ROWS], 2)
+        first, second = (self._mean_gradient(view, np.sort(half), epochs) for half in halves)
+        square = float(first @ second)
+        return count * math.copysign(abs(square) ** 0.5, square) > MEAN_SHARE * float(z.norm())
+
+    def _mean_gradient(self, view, rows, epochs):
+        """Mean of the gradients of some rows: of what belongs to no row, all of it."""
+        return self._gradient(view, rows, self._one_epoch_each(rows, epochs), np.full(len(rows), 1 / max(len(rows), 1)))
 
     def returned(self, rows, epochs):
         """Rows in which retraining would draw other negatives, their negatives before and then, and how often."""
