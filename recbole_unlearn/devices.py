@@ -57,8 +57,8 @@ def set_torch_stream(stands: np.ndarray) -> None:
     Raises:
         ValueError: these are no such streams.
     """
-    stands, size = torch.from_numpy(np.array(stands)), len(torch.get_rng_state())
-    cpu, gpu = stands[:size], stands[size:]
+    both, size = torch.from_numpy(np.array(stands)), len(torch.get_rng_state())
+    cpu, gpu = both[:size], both[size:]
     try:
         torch.set_rng_state(cpu)
         if len(gpu) and torch.cuda.is_initialized():
