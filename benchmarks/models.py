@@ -518,14 +518,13 @@ def one(options):
         if options.guarded:
             found["guard"] = exact.check().distance
             common.tell(found)
-        if options.beside:
-            whole, without = (judge(again(unlearner, gone, SHIFT).state_dict()) for gone in (rows[:0], rows))
-            found["beside"] = {"shift": float(whole.mean()), **common.toward(without - whole, truth)}
+        others = {"beside": {"shift": SHIFT}} if options.beside else {}
+        if others and any(isinstance(m, torch.nn.Dropout) and m.p > 0 for m in model.modules()):
+            others["masks"] = {"masks": SEED + 1}
+        for key, changed in others.items():
+            whole, without = (judge(again(unlearner, gone, **changed).state_dict()) for gone in (rows[:0], rows))
+            found[key] = {"shift": float(whole.mean()), **common.toward(without - whole, truth)}
             common.tell(found)
-        if options.beside and any(isinstance(m, torch.nn.Dropout) and m.p > 0 for m in model.modules()):
-            whole, without = (judge(again(unlearner, gone, masks=SEED + 1).state_dict()) for gone in (rows[:0], rows))
-            found["masks"] = common.toward(without - whole, truth)
-        common.tell(found)
 
 
 def full_table(runs):

@@ -96,22 +96,25 @@ def _text(key, value):
 
 def is_known(split: "Split", field: str, token: str) -> bool:
     """Whether a data set has a user (``field='user'``) or item token."""
+    return _numbered(split, field).get(token, 0) != 0
+
+
+def _numbered(split, field):
+    """RecBole's own ids of tokens, 0 of its padding."""
     data = split.train._dataset
-    return data.field2token_id[data.uid_field if field == "user" else data.iid_field].get(token, 0) != 0
+    return data.field2token_id[data.uid_field if field == "user" else data.iid_field]
 
 
 def ids(split: "Split", field: str, tokens: Sequence[str]) -> np.ndarray:
     """Ids of user (``field='user'``) or item tokens, int64 ``[tokens]``; InputError for one that the data set lacks."""
-    data = split.train._dataset
-    known = data.field2token_id[data.uid_field if field == "user" else data.iid_field]
-    known = {token: i for token, i in known.items() if i != 0}
+    known = {token: i for token, i in _numbered(split, field).items() if i != 0}
     if (text := getattr(tokens, "text", None)) in known:
         raise InputError(f"{text!r} is one {field} token, and could be read as several; give a list: [{text!r}]")
     unknown = [token for token in tokens if token not in known]
     if unknown:
         more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
-        hint = nearest(unknown[0], known)
-        raise InputError(f"unknown {field} token {str(unknown[0])!r}{more} in data set {data.dataset_name!r}{hint}")
+        hint, name = nearest(unknown[0], known), split.train._dataset.dataset_name
+        raise InputError(f"unknown {field} token {str(unknown[0])!r}{more} in data set {name!r}{hint}")
     _check_unambiguous(field, [token for token in tokens if isinstance(token, FromNumber)], known)
     return np.array([known[token] for token in tokens], dtype=np.int64)
 

@@ -240,13 +240,13 @@ class AnyLoss(Problem):
 
     @cached_property
     def _steps_of_rows(self):
-        """How many steps training took by its rows, infinite where nobody knows: in others it saw facts alone."""
-        log, found = self.log, 0
-        for epoch in range(self.epochs):
-            if (rates := log.rates(epoch)) is None:
+        """How many steps training took by its rows, where others were by facts alone; infinite where nobody knows."""
+        found = 0
+        for epoch in range(self.epochs if self.view.facts else 0):
+            if (rates := self.log.rates(epoch)) is None:
                 return np.inf
-            found += 0 if self.view.facts and _as_before(log, epoch) else len(rates)
-        return found
+            found += 0 if _as_before(self.log, epoch) else len(rates)
+        return found or np.inf
 
     def check(self, way: Influence) -> None:
         super().check(way)
@@ -428,7 +428,8 @@ class AnyLoss(Problem):
         for at, number in enumerate(numbers):
             view.load(self._weights(number))
             for _ in range(MOMENT_BATCHES):
-                gradient = self._some_gradient(view, min(number, self.epochs - 1), np.full(rows, 1 / rows), rng)
+                some = np.sort(rng.choice(kept, rows, replace=False))
+                gradient = self._mean_gradient(view, some, [min(number, self.epochs - 1)])
                 squares[at] += [float(part.square().sum()) for part in gradient.split(sizes)]
         decay = self.trained.optimizer["param_groups"][0]["betas"][1] ** (len(kept) / rows)  # an epoch's
         moments, moment = [], np.zeros(len(sizes))
@@ -439,11 +440,6 @@ class AnyLoss(Problem):
         with np.errstate(divide="ignore", invalid="ignore"):
             paces = {stop: np.sqrt(moments[stop - 1] / moments[-1]) for stop in stops}
         return {stop: np.where(np.isfinite(pace) & (pace > 0), pace, 1.0) for stop, pace in paces.items()}
-
-    def _some_gradient(self, view, epoch, weight, rng):
-        """Gradient of as many remaining rows, at random, as have a weight, with their negatives of an epoch."""
-        some = np.sort(rng.choice(np.flatnonzero(~self.absent), len(weight), replace=False))
-        return self._gradient(view, some, self._one_epoch_each(some, [epoch]), weight)
 
     def moments(self) -> dict[int, dict[str, torch.Tensor]]:
         optimizer, view = self.trained.optimizer, self.view.of_all()  # the next request may change others
